@@ -17,8 +17,9 @@ import psutil
 import tyro
 from PIL import Image
 
-from sdpersonal.concepts.concept import Concept, make_thumbnail
+from sdpersonal.concepts.concept import Concept
 from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.config import GenerateRequest
 from sdpersonal.prompts import Token
 from support import browser as browsers

@@ -17,7 +17,8 @@ import tyro
 from PIL import Image
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.prompts import Token
 

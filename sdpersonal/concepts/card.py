@@ -1,11 +1,11 @@
-"""The card: facts about a concept. It may come from strangers, so its fields are fixed, short and plain text."""
+"""The card: facts about a concept. It may come from anybody, so its fields are fixed, short and plain text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -14,10 +14,12 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    ModelWrapValidatorHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     ValidationError,
+    model_validator,
 )
 
 from ..config import ConceptKind
@@ -28,7 +30,8 @@ from .strict_safetensors import damaged_file_error, parse_strict_json
 MAX_CARD_BYTES = 200_000  # characters of JSON
 
 BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
-BASE_TITLES = {  # names for display
+Consent = Literal["yes", "no", "unknown"]
+BASE_TITLES: dict[BaseKind, str] = {  # names for display
     "tiny": "the built-in base of sdpersonal",
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
@@ -42,17 +45,11 @@ CONSENT_TEXTS = {
 BASE_LABELS = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}  # where there is little space
 
 
-def strip_unsafe_characters(text: object) -> object:
+def strip_unsafe_characters(text: str) -> str:
     """Remove control, bidirectional and invisible characters; line ends and unusual spaces become spaces."""
-    if not isinstance(text, str):
-        return text  # pydantic refuses it
     if text.isprintable():
         return text.strip()  # the common case; a listing reads ten texts per concept
     return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()
-
-
-def _text_type(limit: int) -> type[str]:
-    return Annotated[str, Field(max_length=limit), BeforeValidator(strip_unsafe_characters)]
 
 
 def _check_date(text: str) -> str:
@@ -66,7 +63,14 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Scalar = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | _text_type(500) | None
+_STRIP = BeforeValidator(lambda value: strip_unsafe_characters(value) if isinstance(value, str) else value)
+Text50 = Annotated[str, Field(max_length=50), _STRIP]  # plain text of at most 50 characters
+Text100 = Annotated[str, Field(max_length=100), _STRIP]
+Text150 = Annotated[str, Field(max_length=150), _STRIP]
+Text200 = Annotated[str, Field(max_length=200), _STRIP]
+Text500 = Annotated[str, Field(max_length=500), _STRIP]
+Text2000 = Annotated[str, Field(max_length=2000), _STRIP]
+Scalar: TypeAlias = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text500 | None
 Key = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 
 
@@ -80,36 +84,42 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    token: _text_type(150) = ""
-    title: _text_type(100) = ""
-    description: _text_type(2000) = ""
+    token: Text150 = ""
+    title: Text100 = ""
+    description: Text2000 = ""
     kind: ConceptKind = "object"
-    class_noun: _text_type(100) = ""
+    class_noun: Text100 = ""
     base: BaseKind
-    base_name: _text_type(200) = ""
-    method: _text_type(50) = ""
+    base_name: Text200 = ""
+    method: Text50 = ""
     steps: Annotated[StrictInt, Field(ge=0, le=10_000_000)] = 0
     created: Annotated[str, AfterValidator(_check_date)] = Field(default_factory=utc_now)
-    author: _text_type(100) = ""
-    license: _text_type(100) = ""
-    consent: Literal["yes", "no", "unknown"] = "unknown"
-    consent_note: _text_type(500) = ""
-    trigger_words: Annotated[tuple[_text_type(100), ...], Field(max_length=16)] = ()
-    prompts: Annotated[tuple[_text_type(500), ...], Field(max_length=16)] = ()
+    author: Text100 = ""
+    license: Text100 = ""
+    consent: Consent = "unknown"
+    consent_note: Text500 = ""
+    trigger_words: Annotated[tuple[Text100, ...], Field(max_length=16)] = ()
+    prompts: Annotated[tuple[Text500, ...], Field(max_length=16)] = ()
     recipe: Annotated[dict[Key, Scalar], Field(max_length=64)] = {}
     scores: Annotated[dict[Key, FiniteFloat], Field(max_length=64)] = {}
 
-    def __init__(self, **fields: object):
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_with_user_error(cls, fields: object, build: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            super().__init__(**fields)
+            return build(fields)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field_name = printable(".".join(str(part) for part in first["loc"]) or "its fields")
-            reason = printable(first["msg"])
-            if first["type"] == "string_too_long":
-                limit = first["ctx"]["max_length"]
-                reason = f"it must be text of up to {limit:,} characters, got {len(first['input']):,}"
-            raise UserError(f"The card's {field_name} cannot be kept: {reason}.") from error
+            raise _field_error(error) from error
+
+
+def _field_error(error: ValidationError) -> UserError:
+    first = error.errors(include_url=False)[0]
+    field_name = printable(".".join(str(part) for part in first["loc"]) or "its fields")
+    reason = printable(first["msg"])
+    if first["type"] == "string_too_long":
+        limit = first["ctx"]["max_length"]
+        reason = f"it must be text of up to {limit:,} characters, got {len(first['input']):,}"
+    return UserError(f"The card's {field_name} is not valid: {reason}.")
 
 
 EDITABLE_FIELDS = frozenset(Card.model_fields) - {"token", "base", "created"}  # by users; the others are fixed
@@ -126,11 +136,17 @@ def edit_card(card: Card, changes: Mapping[str, object]) -> Card:
         raise UserError(f"The card's {printable(', '.join(sorted(refused)))} cannot be changed.")
     updates = dict(changes)
     for key in {"recipe", "scores"} & updates.keys():
-        merged = getattr(card, key) | dict(updates[key])
+        merged = getattr(card, key) | _as_mapping(key, updates[key])
         updates[key] = {name: value for name, value in merged.items() if value not in (None, "")}
     if isinstance(licence := updates.get("license"), str):
         updates["license"] = spdx_name(licence.strip())
-    return Card(**(card.model_dump() | updates))
+    return Card.model_validate(card.model_dump() | updates)
+
+
+def _as_mapping(key: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"The card's {key} must be a mapping of names to values, not {type(value).__name__}.")
+    return value
 
 
 def parse_card(text: str, name: str) -> Card:
@@ -144,6 +160,6 @@ def parse_card(text: str, name: str) -> Card:
     if not isinstance(fields, dict):
         raise damaged_file_error(name, "its card is not a JSON object")
     try:
-        return Card(**fields)
+        return Card.model_validate(fields)
     except UserError as error:
         raise UserError(f"{printable(name)} is refused. {error.message}", error.hint) from error

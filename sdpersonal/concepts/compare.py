@@ -68,19 +68,16 @@ def compare(a: Concept, b: Concept) -> Similarity:
     if a.card.base != b.card.base:
         raise UserError(
             f"{a.token} is made for {BASE_TITLES[a.card.base]}, {b.token} for {BASE_TITLES[b.card.base]}: "
-            "their numbers mean different things."
+            "concepts for different bases cannot be compared."
         )
     encoders = {key: embedding_cosine(a.vectors[key], b.vectors[key]) for key in a.vectors.keys() & b.vectors.keys()}
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
         return Similarity(vectors, encoders, None, {}, None)
-    if unsupported := next(
-        (concept for concept in (a, b) if needs_base(concept.lora) or not is_possible(concept.lora)), None
-    ):
-        note = (
-            f"{unsupported.token} changes layers as {unsupported.lora.kinds}, which cannot be compared without a base."
-        )
-        return Similarity(vectors, encoders, None, {}, None, note)
+    for token, lora in ((a.token, a.lora), (b.token, b.lora)):
+        if needs_base(lora) or not is_possible(lora):
+            note = f"{token} changes layers as {lora.kinds}, which cannot be compared without a base."
+            return Similarity(vectors, encoders, None, {}, None, note)
     lora_a, lora_b = (plain_lora(concept).lora for concept in (a, b))
     return Similarity(vectors, encoders, *lora_cosines(lora_a, lora_b), lora_overlap(lora_a, lora_b))
 
@@ -95,14 +92,16 @@ def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
     names = str(a.token), str(b.token)
     if a.card.base != b.card.base:
         fact = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
-        return Conflict(names, "base", f"{fact}: no base can draw both.", is_fatal=True)
+        return Conflict(names, "base", f"{fact}: no base can generate both.", is_fatal=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
     pair = compare(a, b)
     if pair.lora is not None and pair.lora > UNRELATED_COSINE:
-        fact = f"Their LoRAs do in part the same (cosine {pair.lora:.2f}, {pair.overlap:.0%} of directions shared)"
+        fact = (
+            f"Their LoRAs partly make the same change (cosine {pair.lora:.2f}, {pair.overlap:.0%} of directions shared)"
+        )
         return Conflict(
-            names, "lora", f"{fact}; together they do too much of it.", strengths=_balanced_strengths(pair.lora)
+            names, "lora", f"{fact}; together they make too much of it.", strengths=_balanced_strengths(pair.lora)
         )
     if pair.vectors is not None and pair.vectors > PARALLEL_COSINE:
         fact = f"Their vectors are nearly parallel (cosine {pair.vectors:.2f})"
@@ -110,7 +109,7 @@ def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
     noun, styles = a.card.class_noun.casefold(), "style" in (a.card.kind, b.card.kind)
     if noun and noun == b.card.class_noun.casefold() and not styles:
         fact = f"Both are a {a.card.class_noun}"
-        return Conflict(names, "subject", f"{fact}; in one picture they may melt into one.", strengths=(0.8, 0.8))
+        return Conflict(names, "subject", f"{fact}; in one image they may blend into one.", strengths=(0.8, 0.8))
     return None
 
 
@@ -136,9 +135,9 @@ def embedding_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((table if len(a) < len(b) else table.T).max(axis=1).mean())
 
 
-def _normalize(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+def _normalize(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
 
 
 # --- LoRAs ------------------------------------------------------------------------------------------------------------
@@ -163,12 +162,12 @@ def lora_cosines(a: Lora, b: Lora) -> tuple[float, dict[str, float]]:
     """Return the cosine of all changes as one vector, and of each layer that both LoRAs change."""
     norms_a, norms_b = ({name: inner_product(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b))
     shared = {name: inner_product(a.layers[name], b.layers[name]) for name in a.layers if name in b.layers}
-    whole = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
+    total_norm = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
     cosines = {
         name: value / scale if (scale := math.sqrt(norms_a[name] * norms_b[name])) > 0 else 0.0
         for name, value in shared.items()
     }
-    return (sum(shared.values()) / whole if whole > 0 else 0.0), cosines
+    return (sum(shared.values()) / total_norm if total_norm > 0 else 0.0), cosines
 
 
 def lora_overlap(a: Lora, b: Lora) -> float:

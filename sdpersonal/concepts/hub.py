@@ -15,7 +15,7 @@ from ..errors import DiskFull, UserError
 from ..prompts import Token, printable
 from . import exporters
 from .concept import Concept
-from .importers.diffusers import FILES
+from .importers.embeddings import DIFFUSERS_FILES
 from .importers.folders import read_folder
 from .importers.hub_repositories import (
     HUB_TAG,
@@ -30,7 +30,7 @@ from .model_card import GRID_FILE, model_card
 from .thumbnail import reencode_thumbnail
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
     from PIL import Image
 
 _MAX_IMAGE_BYTES = 50_000_000  # bytes
@@ -46,8 +46,8 @@ class RepositoryFile:
     purpose: str
 
 
-def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> list[RepositoryFile]:
-    """Build every file that `push` sends. pictures: PNGs generated with this concept, which become one grid.
+def files_to_push(concept: Concept, hub_id: str, image_paths: Sequence[Path] = ()) -> list[RepositoryFile]:
+    """Build every file that `push` sends. image_paths: PNGs generated with this concept, which become one grid.
 
     Raises UserError for an image not generated with it, and for a person without recorded consent.
     """
@@ -57,8 +57,8 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
             f"{concept.token} shows a person, and its card does not say that they agree.",
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
-    images = [_read_own_image(path, concept) for path in pictures]
-    native = exporters.sdpersonal_file.write(concept)
+    images = [_read_own_image(path, concept) for path in image_paths]
+    native = exporters.simple.native(concept)
     prompts = [prompt for _, prompt in images]
     grid = _image_grid(concept, [image for image, _ in images])
     card = model_card(concept, native, hub_id, prompts, grid is not None)
@@ -70,12 +70,12 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
     if exporters.diffusers.is_possible(concept):
         export = exporters.diffusers.write(concept)
         files += [RepositoryFile(name, data, "the same for diffusers") for name, data in export.files.items()]
-    files += [RepositoryFile(GRID_FILE, grid, "pictures drawn with it, for the model card")] if grid else []
+    files += [RepositoryFile(GRID_FILE, grid, "images generated with it, for the model card")] if grid else []
     return files
 
 
 def push(
-    concept: Concept, sent: Sequence[RepositoryFile], hub_id: str, public: bool = False, api: HfApi | None = None
+    concept: Concept, files: Sequence[RepositoryFile], hub_id: str, public: bool = False, api: HfApi | None = None
 ) -> str:
     """Push the files as one commit, creating a private repository (or a public one) if needed; return the page's URL.
 
@@ -92,10 +92,12 @@ def push(
         # These calls answer or fail at once and go first: the others have no timeout.
         repository = _repository_info(api, hub_id)
         api.whoami()
-        stale = _replaceable_files(repository, hub_id) - {file.name for file in sent}
+        stale = _replaceable_files(repository, hub_id) - {file.name for file in files}
         if repository is None:
             api.create_repo(hub_id, private=not public, exist_ok=True)
-        changes = [CommitOperationAdd(file.name, file.data) for file in sent]
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(file.name, file.data) for file in files
+        ]
         changes += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(hub_id, changes, commit_message=f"Add {concept.token}")
     except UserError:
@@ -124,19 +126,21 @@ def _check_hub_id(hub_id: str) -> str:
 def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
     """Return an image and its prompt if its recipe names this concept's identity; this keeps photos out."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
 
     data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            recipe = json.loads(picture.text[_RECIPE])
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:
+            texts = opened.text if isinstance(opened, PngImageFile) else {}
+            recipe = json.loads(texts[_RECIPE])
             used = {part["sha256"] for part in recipe["concepts"]}
-            image, prompt = picture.convert("RGB"), str(recipe["prompt"])
+            image, prompt = opened.convert("RGB"), str(recipe["prompt"])
     except Exception:  # Pillow raises many kinds; a photo has no recipe
         used = set()
     if concept.identity not in used:
         raise UserError(
-            f"{printable(str(path))} is not a picture that was drawn with {concept.token}.",
-            "Draw some: sdpersonal generate",
+            f"{printable(str(path))} is not an image generated with {concept.token}.",
+            "Generate some: sdpersonal generate",
         )
     return image, prompt
 
@@ -150,15 +154,15 @@ def _image_grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None
     if images:
         return encode_png(captioned_grid([(image, "") for image in images], tile_size=256))
     if concept.thumbnail:
-        with Image.open(io.BytesIO(reencode_thumbnail(concept.thumbnail))) as picture:
-            return encode_png(picture.convert("RGB"))
+        with Image.open(io.BytesIO(reencode_thumbnail(concept.thumbnail))) as image:
+            return encode_png(image.convert("RGB"))
     return None
 
 
 # --- the repository ---------------------------------------------------------------------------------------------------
 
 
-def _repository_info(api: HfApi, hub_id: str):
+def _repository_info(api: HfApi, hub_id: str) -> ModelInfo | None:
     """Return the Hub's information on a repository; None if it does not exist."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -170,13 +174,13 @@ def _repository_info(api: HfApi, hub_id: str):
         return None
 
 
-def _replaceable_files(there, hub_id: str) -> set[str]:
+def _replaceable_files(info: ModelInfo | None, hub_id: str) -> set[str]:
     """Return the names of files from an earlier push. Raises UserError where others would be overwritten."""
-    names = {sibling.rfilename for sibling in (there.siblings or ())} - {".gitattributes"} if there else set()
-    tags = (there.tags or ()) if there else ()
-    ours = {"README.md", GRID_FILE, *FILES, find_native(names, tags)}
-    if names - {"README.md"} and (HUB_TAG not in tags or names - ours):
-        raise UserError(f"{hub_id} is there already and holds something else.", "Choose another name.")
+    names = {sibling.rfilename for sibling in (info.siblings or ())} - {".gitattributes"} if info else set()
+    tags = (info.tags or ()) if info else ()
+    pushed_names = {"README.md", GRID_FILE, *DIFFUSERS_FILES, find_native(names, tags)}
+    if names - {"README.md"} and (HUB_TAG not in tags or names - pushed_names):
+        raise UserError(f"{hub_id} already exists on the Hub and holds other files.", "Choose another name.")
     return names - {"README.md"}
 
 
@@ -185,7 +189,7 @@ def _hub_error(error: Exception, hub_id: str) -> UserError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("The disk is full; nothing was sent.", "Make room and run it again.")
     if status == 401:
-        return UserError("The Hub does not know your login.", "Log in again: hf auth login")
+        return UserError("The Hub does not accept your login.", "Log in again: hf auth login")
     if status == 403:
         return UserError(f"You may not write to {hub_id}.", "Its owner must be you, and the login a write token.")
     if status == 429:
@@ -193,7 +197,7 @@ def _hub_error(error: Exception, hub_id: str) -> UserError:
     if status:
         return UserError(f"The Hub refused {hub_id} (HTTP {status}): {printable(_reason(error))}", "Try again later.")
     return UserError(
-        "I cannot reach the Hub, or the connection broke; nothing has changed there.", "Go online and try again."
+        "The Hub cannot be reached, or the connection broke; nothing has changed there.", "Go online and try again."
     )
 
 

@@ -1,4 +1,4 @@
-"""Names, shapes and checks of layer changes that are not a plain LoRA, and conversion of those that equal one.
+"""Names, shapes and checks of layer changes that are not a plain LoRA.
 
 A change is a layer's tensors under the names that LyCORIS gives them, with `lora_unet_...` before the first dot:
 
@@ -12,19 +12,23 @@ A change is a layer's tensors under the names that LyCORIS gives them, with `lor
     OFT of inputs    oft_R.weight (n, b (b - 1) / 2), and here oft_terms                    (PEFT, OneTrainer)
     DoRA             dora_scale beside a LoRA, LoHa or LoKr                                 (arXiv 2402.09353)
 
-This module needs numpy only; `weight_deltas` computes the new weights. Sources of names and shapes: LyCORIS
-`modules/*.py`, PEFT `tuners/oft/layer.py`, `tuners/lora/dora.py`, ComfyUI `comfy/weight_adapter`.
+This module needs numpy only; `weight_deltas` computes the new weights, `plain_lora` the LoRA that equals a change.
+Sources of names and shapes: LyCORIS `modules/*.py`, PEFT `tuners/oft/layer.py`, `tuners/lora/dora.py`, ComfyUI
+`comfy/weight_adapter`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 Change = Mapping[str, np.ndarray]
 """One layer's tensors, keyed by the part of their names after the layer's name and its dot."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of such tensors, by the same keys."""
 
 MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would turn every image to noise
 MAX_NUMBERS = 1 << 26  # in one weight: twice the largest of SDXL
@@ -52,11 +56,11 @@ _MARKS = {  # a tensor that only one form has -> that form
     "on_input": "IA3", "oft_blocks": "OFT", "oft_R.weight": "OFT of inputs",
     **dict.fromkeys(_LOHA, "LoHa"), **dict.fromkeys(_LOKR, "LoKr"), **dict.fromkeys(_GLORA, "GLoRA"),
 }  # fmt: skip
-_BIASES = {"diff_b", "b_norm"}
+BIASES = {"diff_b", "b_norm"}
 _SCALED = ("LoRA", "LoHa", "LoKr")  # forms that DoRA can rescale
 _NEEDS_WEIGHT = {"IA3", "GLoRA", "OFT", "BOFT", "OFT of inputs", "set"}
 _ONE_NUMBER = {"alpha", "on_input", "on_bias", "oft_terms"}
-SUFFIXES = frozenset().union(*(must | may for must, may in _FORMS.values()), _BIASES, {"dora_scale"})
+SUFFIXES = frozenset().union(*(required | optional for required, optional in _FORMS.values()), BIASES, {"dora_scale"})
 PLAIN = frozenset({"lora_up.weight", "lora_down.weight", "alpha"})  # tensors of a plain LoRA layer
 
 
@@ -66,10 +70,10 @@ def form(names: Iterable[str]) -> str:
     marks = {_MARKS[name] for name in names if name in _MARKS}
     if len(marks) > 1:
         return ""
-    return marks.pop() if marks else "bias" if names and names <= _BIASES else ""
+    return marks.pop() if marks else "bias" if names and names <= BIASES else ""
 
 
-def kind(change: Change | Mapping[str, tuple[int, ...]]) -> str:
+def kind(change: Change | Shapes) -> str:
     """Return the kind as text: "LoHa", "DoRA", "BOFT", ... `change` holds arrays or shapes by name."""
     name = form(change)
     if "dora_scale" in change:
@@ -83,21 +87,24 @@ def kind(change: Change | Mapping[str, tuple[int, ...]]) -> str:
     return {"full": "full weights", "set": "full weights", "norm": "norms", "bias": "biases"}.get(name, name)
 
 
-def kinds(changes: Iterable[Change | Mapping[str, tuple[int, ...]]]) -> str:
+def kinds(changes: Iterable[Change | Shapes]) -> str:
     """Return all kinds as text, the commonest first; empty without changes."""
-    counts: dict[str, int] = {}
-    for change in changes:
-        counts[name] = counts.get(name := kind(change), 0) + 1
+    counts = Counter(map(kind, changes))
     return " and ".join(sorted(counts, key=lambda name: (-counts[name], name)))
 
 
-def is_whole(names: Iterable[str]) -> bool:
+def is_complete(names: Iterable[str]) -> bool:
     """Return whether tensors of these names make exactly one change, of one form."""
     names = set(names)
     name = form(names)
-    must, may = _FORMS.get(name, (set(), set()))
-    beside = _BIASES | ({"dora_scale"} if name in _SCALED else set())
-    return bool(name) and must <= names <= must | may | beside
+    required, optional = _FORMS.get(name, (set(), set()))
+    extra = BIASES | ({"dora_scale"} if name in _SCALED else set())
+    return bool(name) and required <= names <= required | optional | extra
+
+
+def is_plain(names: Iterable[str]) -> bool:
+    """Return whether a layer's tensors are those of a plain LoRA."""
+    return set(names) <= PLAIN
 
 
 def needs_weight(change: Change) -> bool:
@@ -105,7 +112,7 @@ def needs_weight(change: Change) -> bool:
     return "dora_scale" in change or "on_bias" in change or form(change) in _NEEDS_WEIGHT
 
 
-def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+def weight_size(change: Change | Shapes) -> tuple[int, int]:
     """Return (rows, numbers per row) of the weight that the shapes fit; 0 where unknown. Norms have rows of 1.
 
     The shapes must have passed `problem`, except those of a LoRA, which may come from anywhere.
@@ -138,21 +145,21 @@ def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     return next(shapes[key][0] for key in ("diff_b", "b_norm") if key in shapes), 0
 
 
-def _ia3_outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+def _ia3_outline(change: Change | Shapes) -> tuple[int, int]:
     """Return the outline of IA3: (0, 0) for shapes alone, since only the value of `on_input` tells the scaled side."""
     weight, on_input = change["weight"], change["on_input"]
-    if isinstance(weight, tuple) or not on_input.size:
+    if isinstance(weight, tuple) or isinstance(on_input, tuple) or not on_input.size:
         return 0, 0
     if not on_input.flat[0]:
         return weight.size, 0
     return 0, weight.size if weight.ndim < 4 else 0
 
 
-def problem(change: Change) -> str | None:
+def find_problem(change: Change) -> str | None:
     """Return what is wrong with the tensors, or None where they can be used. Nothing large is computed."""
     name = form(change)
-    if not is_whole(change):
-        return f"its tensors {', '.join(sorted(change))[:200]} make no change that is known"
+    if not is_complete(change):
+        return f"its tensors {', '.join(sorted(change))[:200]} make no known change"
     if not {value.dtype for value in change.values()} <= {np.dtype(np.float32), np.dtype(np.float16)}:
         return "weights must be float32 or float16"
     shapes = {key: value.shape for key, value in change.items()}
@@ -160,7 +167,7 @@ def problem(change: Change) -> str | None:
         return f"its {bad_key} is not one number"
     if not all(math.prod(shape) for shape in shapes.values()):
         return "it is empty"
-    if not all(len(shape) == 1 for key, shape in shapes.items() if key in _BIASES | {"w_norm"}):
+    if not all(len(shape) == 1 for key, shape in shapes.items() if key in BIASES | {"w_norm"}):
         return "a bias or the weight of a norm has one axis"
     if not _CHECKS.get(name, lambda shapes: True)(shapes):
         return (
@@ -171,15 +178,15 @@ def problem(change: Change) -> str | None:
 
 def fits(change: Change, shape: tuple[int, ...]) -> bool:
     """Return whether tensors that passed `problem` are a change of a weight of that shape."""
-    rows, width = outline(change)
+    rows, width = weight_size(change)
     inner = math.prod(shape[1:])
     if rows not in (0, shape[0]) or width not in (0, inner):
         return False
-    if any(change[key].size != shape[0] for key in _BIASES & change.keys()):
+    if any(change[key].size != shape[0] for key in BIASES & change.keys()):
         return False
     name = form(change)
     if name == "IA3":
-        return len(shape) > 1 and change["weight"].size == shape[1 if number(change, "on_input") else 0]
+        return len(shape) > 1 and change["weight"].size == shape[1 if scalar(change, "on_input") else 0]
     if name == "OFT of inputs":
         return inner % block_size(change["oft_R.weight"].shape[1]) == 0
     if "dora_scale" in change:
@@ -189,7 +196,7 @@ def fits(change: Change, shape: tuple[int, ...]) -> bool:
 
 
 def _bounds_problem(change: Change, name: str) -> str | None:
-    rows, width = outline(change)
+    rows, width = weight_size(change)
     if rows * max(width, 1) > MAX_NUMBERS or max(rows, width) > MAX_NUMBERS:
         return f"a weight of {rows} x {width} is in no Stable Diffusion"
     if "dora_scale" in change and not _dora_fits(change["dora_scale"].shape, rows, width):
@@ -197,20 +204,20 @@ def _bounds_problem(change: Change, name: str) -> str | None:
     if not all(np.isfinite(value).all() for value in change.values()):
         return "it holds numbers that are not finite"
     if name in ("LoRA", "LoHa", "LoKr", "GLoRA") and "alpha" in change:
-        alpha, rank = number(change, "alpha"), rank_of(change)
+        alpha, rank = scalar(change, "alpha"), rank_of(change)
         if rank and not abs(alpha) <= MAX_ALPHA_PER_RANK * rank:
             return f"alpha {alpha:g} with rank {rank} is out of bounds"
-    if name == "OFT of inputs" and not 0 <= number(change, "oft_terms", 5) <= 100:
+    if name == "OFT of inputs" and not 0 <= scalar(change, "oft_terms", 5) <= 100:
         return "its oft_terms are out of bounds"
     return None
 
 
-def number(change: Change, name: str, default: float = 0.0) -> float:
+def scalar(change: Change, name: str, default: float = 0.0) -> float:
     """Return a single-number tensor of the change, such as alpha, as a float."""
     return float(change[name].reshape(())) if name in change else default
 
 
-def rank_of(change: Change | Mapping[str, tuple[int, ...]]) -> int:
+def rank_of(change: Change | Shapes) -> int:
     """Return the rank that divides alpha; 0 where none does: LoKr of two whole matrices, full changes, rotations."""
     shapes = {name: _shape(value) for name, value in change.items()}
     name = form(shapes)
@@ -224,7 +231,7 @@ def rank_of(change: Change | Mapping[str, tuple[int, ...]]) -> int:
 def scale_of(change: Change) -> float:
     """Return alpha / r. kohya's and LyCORIS' rule: a missing alpha, or 0, means the rank."""
     rank = rank_of(change)
-    return (number(change, "alpha") or rank) / rank if rank else 1.0
+    return (scalar(change, "alpha") or rank) / rank if rank else 1.0
 
 
 def block_size(numbers: int) -> int:
@@ -235,15 +242,13 @@ def block_size(numbers: int) -> int:
 
 # --- shapes that must match -------------------------------------------------------------------------------------------
 
-_Shapes = Mapping[str, tuple[int, ...]]
 
-
-def _shape(value: object) -> tuple[int, ...]:
+def _shape(value: np.ndarray | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else value.shape
 
 
-def _lora_fits(shapes: _Shapes) -> bool:
-    up, down, mid = (shapes.get(f"lora_{part}.weight") for part in ("up", "down", "mid"))
+def _lora_fits(shapes: Shapes) -> bool:
+    up, down, mid = shapes["lora_up.weight"], shapes["lora_down.weight"], shapes.get("lora_mid.weight")
     if len(up) < 2 or len(down) < 2:
         return False
     rank = down[0]
@@ -252,7 +257,7 @@ def _lora_fits(shapes: _Shapes) -> bool:
     return mid is None or (len(mid) == 4 and mid[:2] == (rank, rank) and math.prod(down[2:]) == 1)
 
 
-def _loha_fits(shapes: _Shapes) -> bool:
+def _loha_fits(shapes: Shapes) -> bool:
     if ("hada_t1" in shapes) != ("hada_t2" in shapes) or any(len(shapes[key]) < 2 for key in _LOHA):
         return False
     first, second = ({part: shapes[f"hada_w{i}_{part}"] for part in "ab"} for i in (1, 2))
@@ -270,10 +275,10 @@ def _loha_fits(shapes: _Shapes) -> bool:
     return fit and cores[0][2:] == cores[1][2:] and (first["a"][1], first["b"][1]) == (second["a"][1], second["b"][1])
 
 
-def _lokr_fits(shapes: _Shapes) -> bool:
+def _lokr_fits(shapes: Shapes) -> bool:
     for i in (1, 2):
-        whole, factors = f"lokr_w{i}" in shapes, [f"lokr_w{i}_{part}" in shapes for part in "ab"]
-        if whole == all(factors) or any(factors) != all(factors):
+        matrix, factors = f"lokr_w{i}" in shapes, [f"lokr_w{i}_{part}" in shapes for part in "ab"]
+        if matrix == all(factors) or any(factors) != all(factors):
             return False
     if any(len(shapes[key]) < 2 or len(shapes[key]) > 4 for key in shapes.keys() & (_LOKR | {"lokr_t2"})):
         return False
@@ -293,16 +298,19 @@ def _lokr_fits(shapes: _Shapes) -> bool:
     return True
 
 
-def _kron_sides(shapes: _Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
+def _kron_sides(shapes: Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ((a, b), (c, d)) for w1 (a, b) and w2 (c, d); d includes the kernel."""
-    first = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])
+    if "lokr_w1" in shapes:
+        rows, columns = shapes["lokr_w1"]
+    else:
+        rows, columns = shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1]
     if "lokr_t2" in shapes:
         second = (shapes["lokr_w2_a"][1], shapes["lokr_w2_b"][1] * math.prod(shapes["lokr_t2"][2:]))
     elif "lokr_w2" in shapes:
         second = (shapes["lokr_w2"][0], math.prod(shapes["lokr_w2"][1:]))
     else:
         second = (shapes["lokr_w2_a"][0], math.prod(shapes["lokr_w2_b"][1:]))
-    return first, second
+    return (rows, columns), second
 
 
 def _dora_fits(scale: tuple[int, ...], rows: int, width: int) -> bool:
@@ -311,14 +319,14 @@ def _dora_fits(scale: tuple[int, ...], rows: int, width: int) -> bool:
     return size == rows or (scale[:1] == (1,) and width % size == 0)
 
 
-def _glora_fits(shapes: _Shapes) -> bool:
+def _glora_fits(shapes: Shapes) -> bool:
     a1, a2, b1, b2 = (shapes[f"{key}.weight"] for key in ("a1", "a2", "b1", "b2"))
     if any(len(shape) < 2 for shape in (a1, a2, b1, b2)) or math.prod(a1[2:] + a2[2:] + b1[2:]) != 1:
         return False
     return a1[1] == a2[0] <= MAX_RANK and b1[1] == b2[0] <= MAX_RANK and a1[0] == a2[1] == b2[1]
 
 
-def _oft_fits(shapes: _Shapes) -> bool:
+def _oft_fits(shapes: Shapes) -> bool:
     blocks = shapes["oft_blocks"]
     if len(blocks) not in (3, 4) or blocks[-1] != blocks[-2] or blocks[-1] > MAX_BLOCK:
         return False
@@ -330,7 +338,7 @@ def _oft_fits(shapes: _Shapes) -> bool:
     return math.prod(shapes.get("rescale", (rows,))) == rows
 
 
-def _inner_oft_fits(shapes: _Shapes) -> bool:
+def _inner_oft_fits(shapes: Shapes) -> bool:
     blocks = shapes["oft_R.weight"]
     return len(blocks) == 2 and 2 <= block_size(blocks[1]) <= MAX_BLOCK
 
@@ -345,82 +353,3 @@ _CHECKS = {
     "full": lambda shapes: len(shapes["diff"]) in (1, 2, 4),
     "set": lambda shapes: len(shapes["set_weight"]) in (1, 2, 4),
 }
-
-
-# --- conversion to a LoRA ---------------------------------------------------------------------------------------------
-
-
-def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return float32 (down, up) whose product is exactly the change, if a rank of `most` suffices; else None.
-
-    down (r, in[, k, k]), up (out, r[, 1, 1]), the scale in `up`. shape: the weight's, where the tensors may be flat.
-    Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
-    LoKr's factors are Kronecker products. DoRA and changes that depend on the weight or change a bias give None.
-    """
-    if not 0 < exact_rank(change) <= most:
-        return None
-    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}[form(change)]
-    down, up = build({key: value.astype(np.float32) for key, value in change.items()})
-    kernel = shape[2:] if shape else down.shape[2:]
-    down = down.reshape(len(down), -1, *kernel)
-    up = (up * np.float32(scale_of(change))).reshape(len(up), -1, *(1 for _ in kernel))
-    return np.ascontiguousarray(down), np.ascontiguousarray(up)
-
-
-def exact_rank(change: Change) -> int:
-    """Return the rank of the plain LoRA that equals it; 0 where none does, or usually only one of full rank."""
-    name = form(change)
-    if needs_weight(change) or change.keys() & _BIASES:
-        return 0
-    if name == "LoRA":
-        return rank_of(change)
-    if name == "LoHa":
-        axis = 0 if "hada_t1" in change else 1
-        return change["hada_w1_a"].shape[axis] * change["hada_w2_a"].shape[axis]
-    if name != "LoKr" or "lokr_w2_a" not in change:
-        return 0
-    first = change["lokr_w1_a"].shape[1] if "lokr_w1_a" in change else min(change["lokr_w1"].shape)
-    return first * change["lokr_w2_a"].shape[0 if "lokr_t2" in change else 1]
-
-
-_Factors = tuple[np.ndarray, np.ndarray]
-
-
-def _of_tucker(change: Change) -> _Factors:
-    up, down = change["lora_up.weight"], change["lora_down.weight"]
-    if "lora_mid.weight" in change:
-        down = np.einsum("mnxy,ni->mixy", change["lora_mid.weight"], down.reshape(len(down), -1))
-    return down, up.reshape(len(up), -1)
-
-
-def _of_loha(change: Change) -> _Factors:
-    a1, a2 = change["hada_w1_a"], change["hada_w2_a"]
-    b1, b2 = change["hada_w1_b"], change["hada_w2_b"]
-    if "hada_t1" in change:
-        a1, a2 = a1.T, a2.T
-        b1 = np.einsum("ijxy,jc->icxy", change["hada_t1"], b1)
-        b2 = np.einsum("ijxy,jc->icxy", change["hada_t2"], b2)
-    rank = a1.shape[1] * a2.shape[1]
-    up = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), rank)
-    down = (b1[:, None] * b2[None, :]).reshape(rank, *b1.shape[1:])
-    return down, up
-
-
-def _of_lokr(change: Change) -> _Factors:
-    w2 = _second(change)
-    if "lokr_w1_a" in change:
-        first = change["lokr_w1_a"], change["lokr_w1_b"]
-    else:
-        w1 = change["lokr_w1"]  # (a, b): the smaller side is the rank
-        first = (np.eye(len(w1), dtype=np.float32), w1) if len(w1) <= w1.shape[1] else (w1, np.eye(w1.shape[1]))
-    up = np.kron(first[0], w2[0])
-    kernel = w2[1].shape[2:]
-    down = np.kron(first[1].reshape(*first[1].shape, *(1 for _ in kernel)), w2[1])
-    return down.astype(np.float32), up.astype(np.float32)
-
-
-def _second(change: Change) -> _Factors:
-    """Return the second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
-    if "lokr_t2" in change:
-        return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])
-    return change["lokr_w2_a"], change["lokr_w2_b"]

@@ -18,19 +18,22 @@ from ..config.text_checks import check_path
 from ..errors import UnknownConcept, UserError
 from ..prompts import Token, printable
 from .card import Card, edit_card
-from .concept import Concept, check_token, concept_from_bytes, concept_to_chunks, describe_contents, read_header
-from .importers.folders import read_path, united
+from .concept import Concept, check_token, describe_contents
+from .concept_file import concept_from_bytes, concept_to_chunks, read_header
+from .importers.folders import join_concepts, read_path
 from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
-TAKEN = (
-    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
+TAKEN_HINT = (
+    "Give it another name with --as '<owner/name>', overwrite it with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
-OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
+OTHER_PART_HINT = (
+    "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
+)
 
 
-class Taken(UserError):
+class TokenTaken(UserError):
     """Raised when another concept in the library has the name."""
 
 
@@ -116,7 +119,7 @@ class Library:
 
     def entries(self) -> list[Entry]:
         """List every concept by owner, name and version; a damaged file's entry says what is wrong with it."""
-        tokens_and_files = sorted(self._files(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].version))
+        tokens_and_files = sorted(self._files(), key=lambda pair: pair[0])
         entries = (self._entry(token, file) for token, file in tokens_and_files)
         return [entry for entry in entries if entry is not None]
 
@@ -124,7 +127,7 @@ class Library:
         """Return the entry for `token`: the newest version, unless the token names one."""
         entry = self._entry(self._resolve(token))
         if entry is None:
-            raise UnknownConcept(f"{token} was removed just now.")
+            raise UnknownConcept(f"{token} was just removed by another process.")
         return entry
 
     def get(self, token: str | Token) -> Concept:
@@ -176,9 +179,9 @@ class Library:
 
     def import_(self, path: str | os.PathLike, as_: str | Token | None = None, replace: bool = False) -> Token:
         """Import a file or folder of any supported format as its token or `as_`; `replace` allows a taken one."""
-        return self.add_foreign(read_path(path, None if as_ is None else Token.of(as_)), replace)
+        return self.add_imported(read_path(path, None if as_ is None else Token.of(as_)), replace)
 
-    def add_foreign(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
+    def add_imported(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
         """Add an imported concept like `add`, but as a new version of an existing name only with `count_up`.
 
         A part that an export split off is joined with the other part if that is in the library; a part of a full
@@ -221,16 +224,16 @@ class Library:
             ]
             existing = self._matching(moves[0][1] if old.version else new) if moves else []
             if existing:
-                raise UserError(f"{existing[-1]} is here already.", "Choose another name.")
+                raise UserError(f"{existing[-1]} is already in the library.", "Choose another name.")
             for source, target in moves:
                 self._move(source, target)
-            storage.remove_empty_folder(self.folder / resolved.owner)
+            storage.remove_empty_folder(self._path(resolved).parent)
         return [target for _, target in moves]
 
-    def remove(self, token: str | Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
+    def remove(self, token: str | Token, all_versions: bool = False, move_to: Library | None = None) -> list[Token]:
         """Delete the version that `token` names, or all with `all_versions`. Returns the deleted tokens.
 
-        into: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
+        move_to: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
         """
         token = Token.of(token)
         resolved = self._resolve(token)
@@ -238,17 +241,22 @@ class Library:
             versions = self._matching(resolved if token.version else resolved.unversioned())
             if len(versions) > 1 and not all_versions:
                 names = printable(", ".join(str(version) for version in versions))
-                raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
+                raise UserError(
+                    f"{resolved.unversioned()} has several versions: {names}.",
+                    "Name one, or delete all: --all-versions.",
+                )
             for version in versions:
-                storage.remove(self._path(version)) if into is None else into.move_in(self._path(version), version)
-            storage.remove_empty_folder(self.folder / resolved.owner)
+                path = self._path(version)
+                storage.remove(path) if move_to is None else move_to.move_in(path, version)
+            storage.remove_empty_folder(self._path(resolved).parent)
         return versions
 
     def move_in(self, path: Path, token: Token) -> None:
         """Move a concept's file from elsewhere on this disk to the free path of `token`, atomically."""
-        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not lead outside the library
-        storage.make_folder(self.folder / token.owner)
-        storage.rename(path, self._path(token))
+        target = self._path(token)
+        storage.resolve_inside(self.folder, target.parent.name)  # a linked folder must not lead outside the library
+        storage.make_folder(target.parent)
+        storage.rename(path, target)
 
     def sweep(self) -> int:
         """Remove half-written files of killed processes; return how many there were."""
@@ -265,10 +273,10 @@ class Library:
             self.sweep()
             yield
 
-    def _owners(self) -> list[os.DirEntry]:
+    def _owners(self) -> list[os.DirEntry[str]]:
         return [entry for entry in _scan(self.folder) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
 
-    def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
+    def _files(self) -> Iterator[tuple[Token, os.DirEntry[str]]]:
         """Yield every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
@@ -279,7 +287,10 @@ class Library:
         return (token for token, _ in self._files())
 
     def _path(self, token: Token) -> Path:
-        return self.folder.joinpath(token.owner, _file_name(token))
+        """Return the path of a token with owner and version."""
+        if token.owner is None:
+            raise ValueError(f"{token} has no owner, so no file in a library.")
+        return self.folder / token.owner / _file_name(token)
 
     def _matching(self, token: Token) -> list[Token]:
         """List the tokens that `token` matches, oldest version first. Only the folder of a named owner is scanned."""
@@ -295,7 +306,7 @@ class Library:
         matching = self._matching(token)
         if not matching:
             raise UnknownConcept(f"No concept {token}.", self._suggestion(token))
-        owners = sorted({match.owner for match in matching})
+        owners = sorted({str(match.owner) for match in matching})
         if len(owners) > 1:
             names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
             raise UserError(f"Several concepts are called {token}.", f"Write {printable(names, 200)}.")
@@ -316,17 +327,17 @@ class Library:
             return f"The library {printable(str(self.folder))} is empty."
         return "See: sdpersonal concepts list"
 
-    def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
+    def _safe_path(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Path:
         """Return a concept's path, never outside the library even if links lead there. seen: saves a disk access."""
         path = self._path(token)
-        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are never listed
-            storage.resolve_inside(self.folder, token.owner, path.name)
+        if dir_entry.is_symlink() if dir_entry else os.path.islink(path):  # linked folders are never listed
+            storage.resolve_inside(self.folder, path.parent.name, path.name)
         return path
 
-    def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
+    def _entry(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Entry | None:
         """Return the entry, or None if the file has vanished since it was listed."""
         try:
-            path = self._safe_path(token, seen)
+            path = self._safe_path(token, dir_entry)
             header = read_header(path, thumbnail=False)
         except (UserError, OSError) as error:
             if not os.path.lexists(path := self._path(token)):
@@ -356,11 +367,11 @@ class Library:
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 header = read_header(self._safe_path(token), thumbnail=False)
-                whole, header_whole = concept.whole or concept.identity, header.whole or header.identity
-                if whole != header_whole or not (concept.whole or header.whole):
+                full_identity = concept.part_of or concept.identity
+                if full_identity != (header.part_of or header.identity) or not (concept.part_of or header.part_of):
                     continue
                 other = self._load(token)
-                joined = dataclasses.replace(united([other, concept], token), token=token)
+                joined = dataclasses.replace(join_concepts([other, concept], token), token=token)
                 if joined.identity != other.identity:
                     storage.write_bytes(self._path(token), *concept_to_chunks(joined))
                 return token
@@ -373,13 +384,13 @@ class Library:
         existing = self._matching(concept.token)  # all versions, or the one that the token names
         if existing and not replace and not (count_up and concept.token.version is None):
             raise self._already_there_error(concept, existing[-1])
-        newest = existing[-1].version if existing else 0
+        newest = (existing[-1].version or 0) if existing else 0
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
         path = self._path(token)
         data = concept_to_chunks(dataclasses.replace(concept, token=token))
         try:
-            storage.resolve_inside(self.folder, token.owner)  # as in `place`
+            storage.resolve_inside(self.folder, path.parent.name)  # as in `move_in`
             storage.make_folder(path.parent)
             storage.write_bytes(path, *data)
         except UserError:
@@ -387,25 +398,26 @@ class Library:
             raise
         return token
 
-    def _move(self, at: Token, to: Token) -> None:
+    def _move(self, old: Token, new: Token) -> None:
         """Move with a single rename: a crash leaves either the old token or the new one."""
-        self.move_in(self._path(at), to)
+        self.move_in(self._path(old), new)
         # The header repeats the token for other programs; on a full disk the old token stays there, which is harmless.
         with suppress(UserError):
-            storage.write_bytes(self._path(to), *concept_to_chunks(self._load(to)))
+            storage.write_bytes(self._path(new), *concept_to_chunks(self._load(new)))
 
-    def _already_there_error(self, concept: Concept, taken: Token) -> UserError:
-        entry = self._entry(taken)
+    def _already_there_error(self, concept: Concept, existing: Token) -> UserError:
+        entry = self._entry(existing)
         old_identity = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
             new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
-            return Taken(
-                f"{taken} is here already with {old_part} alone, the new one is {new_part} alone.",
-                OTHER_PART,
+            return TokenTaken(
+                f"{existing} is already in the library with {old_part} alone, the new one is {new_part} alone.",
+                OTHER_PART_HINT,
             )
-        return Taken(
-            f"{taken} is here already with other content (here {old_identity}, the new one {concept.identity[:8]}).",
-            TAKEN,
+        return TokenTaken(
+            f"{existing} is already in the library with other content "
+            f"(here {old_identity}, the new one {concept.identity[:8]}).",
+            TAKEN_HINT,
         )
 
 
@@ -422,7 +434,7 @@ def _token_from_path(owner: str, file_name: str) -> Token | None:
     return None
 
 
-def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
+def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -31,7 +31,7 @@ def spdx_name(text: str) -> str:
     try:
         return canonicalize_license_expression(text)
     except InvalidLicenseExpression:
-        raise UserError(f"{printable(text)} is not a licence that I know.", _suggestion(text)) from None
+        raise UserError(f"{printable(text)} is not a known licence.", _suggestion(text)) from None
 
 
 def hub_licence(licence: str) -> dict[str, str]:

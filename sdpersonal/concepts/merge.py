@@ -11,23 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import UserError
 from ..prompts import MAX_STRENGTH, Mention, Token
-from .card import BASE_TITLES, Card
+from .card import BASE_TITLES, Card, Consent, Scalar
 from .compare import scaled_factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
 from .plain_lora import plain_lora
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class MergeResult:
     """A merged concept and what the merge lost.
 
-    vectors: how they were merged ("average", "concatenation", or "" without any). kept: the share of the LoRA's energy
-    (squared Frobenius norm over all layers) left after conversion to plain LoRA and truncation to `rank`; 1 if exact.
+    vectors: how they were merged ("average", "concatenation", or "" without any). energy_kept: the share of the LoRA's
+    energy (squared Frobenius norm over all layers) left after conversion to plain LoRA and truncation to `rank`; 1 if
+    exact.
     left_out: changes of biases and norms were left out.
     """
 
@@ -42,10 +46,10 @@ def merge(
 ) -> MergeResult:
     """Merge `parts` at their strengths into a concept called `token`.
 
-    Vectors with the same number of rows are averaged, weighted by strength. With `concatenate`, and where the numbers
-    differ, the rows are concatenated, each multiplied by its strength.
+    Concepts with as many vectors as each other are averaged, weighted by strength. With `concatenate`, and where the
+    numbers differ, the vectors are concatenated, each multiplied by its strength.
     rank: truncate each layer of the LoRA to this rank.
-    Raises UserError for parts of different base kinds, fewer than two parts, too many rows, strengths that give no
+    Raises UserError for parts of different base kinds, fewer than two parts, too many vectors, strengths that give no
     usable average, and parts whose weight changes depend on their base.
     """
     _check_parts(parts)
@@ -54,7 +58,7 @@ def merge(
     )
     plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
     lora, share = _merge_loras([(part.lora, strength) for part, strength in plain], rank) if plain else (None, 1.0)
-    share *= min((part.kept for part, _ in plain), default=1.0)
+    share *= min((part.energy_kept for part, _ in plain), default=1.0)
     left_out = any(part.left_out for part, _ in plain)
     return MergeResult(
         Concept(token, _merge_cards(parts, token, rank, method), vectors, lora),
@@ -66,7 +70,7 @@ def merge(
 
 def _check_parts(parts: Sequence[tuple[Concept, float]]) -> None:
     if len(parts) < 2:
-        raise UserError("Merging takes two concepts at least.", "For example: <me/a:0.6> <me/b:0.4>")
+        raise UserError("Merging needs at least two concepts.", "For example: <me/a:0.6> <me/b:0.4>")
     first = parts[0][0]
     for concept, strength in parts:
         if concept.card.base != first.card.base:
@@ -88,7 +92,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
     widths = {key: {concept.vectors[key].shape[1] for concept, _ in parts} for key in parts[0][0].vectors}
     if any(len(width) > 1 for width in widths.values()):
         raise UserError("Their vectors differ in width: they are made for different text encoders.")
-    counts = {len(rows) for concept, _ in parts for rows in concept.vectors.values()}
+    counts = {len(array) for concept, _ in parts for array in concept.vectors.values()}
     if concatenate or len(counts) > 1:
         return _concatenate_vectors(parts), "concatenation"
     weights = np.array([strength for _, strength in parts], np.float64)
@@ -97,7 +101,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
             f"The strengths of the concepts that have vectors sum to {weights.sum():.3g}; that gives no average.",
             "Give the one to be kept more strength than those to be taken away: <me/a:1> <me/b:-0.5>.",
         )
-    weights /= weights.sum()  # so that the rows keep the norm of a word's embedding
+    weights /= weights.sum()  # so that the vectors keep the norm of a word's embedding
     merged = {
         key: np.tensordot(weights, np.stack([concept.vectors[key] for concept, _ in parts]), 1).astype(np.float32)
         for key in widths
@@ -108,7 +112,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
 def _concatenate_vectors(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
     if negative := next((concept for concept, strength in parts if strength < 0), None):
         raise UserError(
-            f"The vectors of {negative.token} cannot stand beside others at a negative strength.",
+            f"The vectors of {negative.token} cannot be concatenated at a negative strength.",
             "Give it a positive one, or merge concepts with as many vectors, without --concatenate.",
         )
     total = sum(len(next(iter(concept.vectors.values()))) for concept, _ in parts)
@@ -166,34 +170,36 @@ def _truncate_layer(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, how: str) -> Card:
+def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, vector_method: str) -> Card:
     """Build the merged card: fields on which the parts agree, and the parts themselves in the recipe."""
     cards = [concept.card for concept, _ in parts]
     names = " + ".join(str(Mention(concept.token, strength)) for concept, strength in parts)
-    recipe: dict[str, object] = {f"part_{i}": str(c.token) for i, (c, _) in enumerate(parts[:16], 1)}
+    recipe: dict[str, Scalar] = {f"part_{i}": str(c.token) for i, (c, _) in enumerate(parts[:16], 1)}
     recipe |= {f"strength_{i}": float(strength) for i, (_, strength) in enumerate(parts[:16], 1)}
     return Card(
         token=str(token),
         title=f"{len(parts)} concepts merged",
         description=f"Merged of {names}"[:2000],
-        kind=_common_value([card.kind for card in cards]) or "object",
-        class_noun=_common_value([card.class_noun for card in cards]),
+        kind=_common_value([card.kind for card in cards], "object"),
+        class_noun=_common_value([card.class_noun for card in cards], ""),
         base=cards[0].base,
-        base_name=_common_value([card.base_name for card in cards]),
+        base_name=_common_value([card.base_name for card in cards], ""),
         method="merged",
-        license=_common_value([card.license for card in cards]),
+        license=_common_value([card.license for card in cards], ""),
         consent=_merge_consent(cards),
-        author=_common_value([card.author for card in cards]),
+        author=_common_value([card.author for card in cards], ""),
         trigger_words=tuple(dict.fromkeys(word for card in cards for word in card.trigger_words))[:16],
-        recipe=recipe | {"rank": rank, "vectors": how},
+        recipe=recipe | {"rank": rank, "vectors": vector_method},
     )
 
 
-def _common_value(facts: list[str]) -> str:
-    return facts[0] if len(set(facts)) == 1 else ""
+def _common_value(values: list[_Value], default: _Value) -> _Value:
+    return values[0] if len(set(values)) == 1 else default
 
 
-def _merge_consent(cards: Sequence[Card]) -> str:
+def _merge_consent(cards: Sequence[Card]) -> Consent:
     """Return the weakest consent of the parts that show a person, the others need none; "unknown" without any."""
     consents = [card.consent for card in cards if card.kind == "person"]
-    return next((least for least in ("no", "unknown") if least in consents), "yes" if consents else "unknown")
+    if "no" in consents:
+        return "no"
+    return "yes" if consents and "unknown" not in consents else "unknown"

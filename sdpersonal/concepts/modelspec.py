@@ -71,15 +71,16 @@ def kohya_metadata(
 
 
 def to_data_url(data: bytes) -> str:
+    """Return the image as a data URL."""
     return data_url(data, media_type(data) or "")
 
 
 def from_data_url(url: str) -> bytes:
     """Decode the image in a data URL. Raises ValueError unless `media_type` supports it."""
     try:
-        picture = base64.b64decode(url.partition(";base64,")[2], validate=True)
+        image = base64.b64decode(url.partition(";base64,")[2], validate=True)
     except (ValueError, binascii.Error) as error:
         raise ValueError("its thumbnail is not base64") from error
-    if not media_type(picture):
-        raise ValueError("its thumbnail is not a small PNG, JPEG or WebP picture")
-    return picture
+    if not media_type(image):
+        raise ValueError("its thumbnail is not a small PNG, JPEG or WebP image")
+    return image

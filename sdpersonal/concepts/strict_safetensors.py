@@ -29,7 +29,7 @@ _SINGLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BO
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's type, shape and place: bytes begin..end of the payload."""
+    """One tensor's type and shape, and its bytes begin..end of the payload."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,36 +46,36 @@ class TensorLayout:
     payload_start: int  # bytes from the start of the file
 
 
-def parse_layout(data: bytes, name: str, longest: int = MAX_HEADER) -> TensorLayout:
-    """Parse the layout of a whole file, whose header has at most `longest` bytes.
+def parse_layout(data: bytes, name: str, max_header: int = MAX_HEADER) -> TensorLayout:
+    """Parse the layout of a whole file, whose header has at most `max_header` bytes.
 
     Raises UserError, naming the file `name` and what is wrong with it.
     """
-    return parse_head_layout(data[: 8 + longest], len(data), name, longest)
+    return parse_head_layout(data[: 8 + max_header], len(data), name, max_header)
 
 
-def parse_head_layout(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> TensorLayout:
+def parse_head_layout(head: bytes, size: int, name: str, max_header: int = MAX_HEADER) -> TensorLayout:
     """Parse the layout of a file of `size` bytes from its first bytes; `head` must hold the header."""
     try:
-        length = header_length(head, size, longest)
-        return _build_layout(_parse_header(head[8 : 8 + length]), 8 + length, size, ours=longest <= MAX_HEADER)
+        length = header_length(head, size, max_header)
+        return _build_layout(_parse_header(head[8 : 8 + length]), 8 + length, size, is_native=max_header <= MAX_HEADER)
     except ValueError as error:
-        raise not_read(head, size, name, str(error)) from error
+        raise unreadable_header_error(head, size, name, str(error)) from error
 
 
-def not_read(head: bytes, size: int, name: str, problem: str) -> UserError:
+def unreadable_header_error(head: bytes, size: int, name: str, problem: str) -> UserError:
     """Return the error for an unreadable header: the file is of another kind, or else `problem`."""
     kind = recognise(head, size)
     return damaged_file_error(name, problem) if kind.group in ("safetensors", "unknown") else kind.refusal(name)
 
 
-def header_length(head: bytes, size: int, longest: int = MAX_HEADER) -> int:
+def header_length(head: bytes, size: int, max_header: int = MAX_HEADER) -> int:
     """Return the number of JSON bytes that follow the first 8. Raises ValueError."""
     if len(head) < 8:
         raise ValueError("it is empty" if not head else "it ends early")
     length = int.from_bytes(head[:8], "little")
-    if length > longest:
-        raise ValueError(f"its header is longer than {longest // 10**6} MB, or it is no safetensors file")
+    if length > max_header:
+        raise ValueError(f"its header is longer than {max_header // 10**6} MB, or it is no safetensors file")
     if 8 + length > size:
         raise ValueError("it ends early")
     return length
@@ -87,12 +87,12 @@ def damaged_file_error(name: str, problem: str) -> UserError:
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice in its JSON")
+        raise ValueError("a key appears twice in its JSON")
     return values
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} stands in its JSON")
+    raise ValueError(f"its JSON contains {word}")
 
 
 def _parse_short_int(digits: str) -> int:
@@ -169,13 +169,14 @@ def _parse_header(raw: bytes) -> dict[str, object]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("its header is not UTF-8 text") from error
-    if not text.startswith("{"):
+    header = parse_strict_json(text) if text.startswith("{") else None
+    if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
-    return parse_strict_json(text)
+    return header
 
 
-def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) -> TensorLayout:
-    """Check a header and build its layout. ours: single numbers too must be of a type that `serialize` writes."""
+def _build_layout(header: dict[str, object], start: int, size: int, is_native: bool) -> TensorLayout:
+    """Check a header and build its layout. is_native: single numbers too must be of a type that `serialize` writes."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not all text")
@@ -183,7 +184,7 @@ def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) 
         raise ValueError("it holds no tensors")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
-    tensors = {name: _parse_tensor_info(name, entry, ours) for name, entry in header.items()}
+    tensors = {name: _parse_tensor_info(name, entry, is_native) for name, entry in header.items()}
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):
         if info.begin != position:
@@ -194,17 +195,17 @@ def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) 
     return TensorLayout(metadata, tensors, start)
 
 
-def _parse_tensor_info(name: str, entry: object, ours: bool) -> TensorInfo:
+def _parse_tensor_info(name: str, entry: object, is_native: bool) -> TensorInfo:
     if not (0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()):
         raise ValueError(f"{printable(name)} is not a name for a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {printable(name)} is not described as the format wants")
+        raise ValueError(f"tensor {printable(name)} is not described as the format requires")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    sound = _are_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
-    width = _width(dtype, not ours and sound and math.prod(shape) == 1)
+    is_valid = _are_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
+    width = _width(dtype, not is_native and is_valid and math.prod(shape) == 1)
     if not width:
-        raise ValueError(f"tensor {printable(name)} is of type {printable(str(dtype), 20)}; I read F16, BF16 and F32")
-    if not sound:
+        raise ValueError(f"tensor {printable(name)} is of type {printable(str(dtype), 20)}, not F16, BF16 or F32")
+    if not is_valid:
         raise ValueError(f"tensor {printable(name)} has an impossible shape")
     if not (_are_whole_numbers(offsets) and len(offsets) == 2):
         raise ValueError(f"tensor {printable(name)} has impossible offsets")

@@ -45,10 +45,10 @@ def reencode_thumbnail(data: bytes, side: int = MAX_SIDE) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-                if picture.width * picture.height > _MAX_PIXELS:
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+                if image.width * image.height > _MAX_PIXELS:
                     raise ValueError("too many pixels")
-                picture.draft("RGB", (side, side))  # a large JPEG is decoded at reduced size
-                return make_thumbnail(picture, side)
+                image.draft("RGB", (side, side))  # a large JPEG is decoded at reduced size
+                return make_thumbnail(image, side)
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise UserError("The thumbnail is not a PNG, JPEG or WebP picture that can be read.") from error
+        raise UserError("The thumbnail is not a PNG, JPEG or WebP image that can be read.") from error

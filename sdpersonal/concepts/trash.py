@@ -52,7 +52,7 @@ class Trash:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
         name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
         storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
-        self.library.remove(token, all_versions, into=Library(self.folder / name))
+        self.library.remove(token, all_versions, move_to=Library(self.folder / name))
         self.empty(RETENTION)
         return self._read(name)
 
@@ -62,8 +62,8 @@ class Trash:
             deletion = self._read(name)
             for token in deletion.tokens:
                 if token in self.library.versions(token):
-                    problem = f"{token} cannot come back: its place was taken by another."
-                    raise UserError(problem, "Rename or delete that one first.")
+                    message = f"{token} cannot be restored: another concept has its name now."
+                    raise UserError(message, "Rename or delete that one first.")
             for entry in deletion.entries:
                 self.library.move_in(entry.path, entry.token)
             self._discard(deletion)
@@ -77,14 +77,14 @@ class Trash:
                 return deletion
         raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
 
-    def empty(self, older: timedelta = timedelta(0)) -> int:
-        """Delete permanently what was deleted at least `older` ago; return the number of concepts."""
+    def empty(self, older_than: timedelta = timedelta(0)) -> int:
+        """Delete permanently what was deleted at least `older_than` ago; return the number of concepts."""
         deleted, now = 0, datetime.now(UTC)
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
             for name in self._names():
                 deletion = self._read(name)
-                if now - deletion.deleted_at >= older or not deletion.entries:
+                if now - deletion.deleted_at >= older_than or not deletion.entries:
                     self._discard(deletion)
                     deleted += len(deletion.entries)
         return deleted

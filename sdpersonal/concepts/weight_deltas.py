@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layer_changes import Change, block_size, form, number, scale_of
+from .layer_changes import Change, block_size, form, scalar, scale_of
 
 _NEUMANN = 5  # terms of PEFT's Neumann series where a file does not give a number
 
@@ -24,12 +24,12 @@ def weight_change(change: Change, weight: Tensor) -> Tensor | None:
     name = form(change)
     if name == "bias":
         return None
-    whole = weight.detach().float()
-    parts = {key: torch.tensor(value, dtype=torch.float32, device=whole.device) for key, value in change.items()}
+    weight = weight.detach().float()
+    parts = {key: torch.tensor(value, dtype=torch.float32, device=weight.device) for key, value in change.items()}
     if build := _PLAIN.get(name):
-        plain = build(parts).reshape(whole.shape) * scale_of(change)
-        return _dora(whole, plain, parts["dora_scale"]) if "dora_scale" in parts else plain
-    return _BUILD[name](whole, parts, change)
+        plain = build(parts).reshape(weight.shape) * scale_of(change)
+        return _dora(weight, plain, parts["dora_scale"]) if "dora_scale" in parts else plain
+    return _BUILD[name](weight, parts, change)
 
 
 def bias_change(change: Change, bias: Tensor) -> Tensor | None:
@@ -37,7 +37,7 @@ def bias_change(change: Change, bias: Tensor) -> Tensor | None:
     values = next((change[key] for key in ("diff_b", "b_norm") if key in change), None)
     if values is not None:
         return torch.tensor(values, dtype=torch.float32, device=bias.device)
-    if number(change, "on_bias"):
+    if scalar(change, "on_bias"):
         scale = torch.tensor(change["weight"], dtype=torch.float32, device=bias.device)
         return bias.detach().float() * scale.flatten()
     return None
@@ -81,14 +81,14 @@ _PLAIN = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "full": lambda parts: par
 
 def _dora(weight: Tensor, plain: Tensor, scale: Tensor) -> Tensor:
     """Apply DoRA. scale (1, in[, 1, 1]): norms of columns, over all axes but the input's; (out, ...): norms of rows."""
-    moved = weight + plain
+    changed = weight + plain
     if scale.shape[0] == 1 and weight.shape[0] != 1:
         axes = [axis for axis in range(weight.ndim) if axis != 1]
         shape = (1, -1, *(1 for _ in weight.shape[2:]))
     else:
         axes, shape = list(range(1, weight.ndim)), (-1, *(1 for _ in weight.shape[1:]))
-    lengths = moved.square().sum(axes, keepdim=True).sqrt()
-    return moved * (scale.reshape(shape) / (lengths + torch.finfo(torch.float32).eps)) - weight
+    lengths = changed.square().sum(axes, keepdim=True).sqrt()
+    return changed * (scale.reshape(shape) / (lengths + torch.finfo(torch.float32).eps)) - weight
 
 
 # --- changes that depend on the weight --------------------------------------------------------------------------------
@@ -100,46 +100,46 @@ def _set(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
 
 def _ia3(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     scale = parts["weight"].flatten()
-    if number(change, "on_input"):
+    if scalar(change, "on_input"):
         return weight * scale.view(1, -1, *(1 for _ in weight.shape[2:]))
     return weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
 
 
 def _glora(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     a1, a2, b1, b2 = (parts[f"{key}.weight"].flatten(1) for key in ("a1", "a2", "b1", "b2"))
-    turned = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
-    return ((b1 @ b2).reshape(weight.shape) + turned) * scale_of(change)
+    rotated = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
+    return ((b1 @ b2).reshape(weight.shape) + rotated) * scale_of(change)
 
 
 def _oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     """Rotate the outputs: R^T W by blocks; BOFT does so in stages that pair rows further and further apart."""
     blocks = parts["oft_blocks"]  # (n, b, b), or (m, n, b, b)
-    rotations = _cayley(_bounded(blocks - blocks.mT, number(change, "alpha") * len(weight)))
-    turned = weight.flatten(1)
+    rotations = _cayley(_bounded(blocks - blocks.mT, scalar(change, "alpha") * len(weight)))
+    rotated = weight.flatten(1)
     if blocks.ndim == 3:
-        turned = (rotations.mT @ turned.view(*blocks.shape[:2], -1)).reshape(turned.shape)
+        rotated = (rotations.mT @ rotated.view(*blocks.shape[:2], -1)).reshape(rotated.shape)
     else:
         for stage, rotation in enumerate(rotations):
-            turned = _butterfly(turned, rotation, blocks.shape[-1] // 2 << stage)
-    turned = turned.view(weight.shape)
+            rotated = _butterfly(rotated, rotation, blocks.shape[-1] // 2 << stage)
+    rotated = rotated.view(weight.shape)
     if "rescale" in parts:
-        turned = turned * parts["rescale"].view(-1, *(1 for _ in weight.shape[1:]))
-    return turned - weight
+        rotated = rotated * parts["rescale"].view(-1, *(1 for _ in weight.shape[1:]))
+    return rotated - weight
 
 
-def _butterfly(rows: Tensor, rotation: Tensor, apart: int) -> Tensor:
-    """Apply one BOFT stage: rotation (n, b, b) of rows (out, in), permuted so that rows `apart` places apart adjoin."""
-    order = torch.arange(len(rows), device=rows.device).view(-1, 2, apart).transpose(1, 2).flatten()
-    turned = (rotation @ rows[order].view(*rotation.shape[:2], -1)).reshape(rows.shape)
-    back = torch.empty_like(turned)
-    back[order] = turned
-    return back
+def _butterfly(rows: Tensor, rotation: Tensor, distance: int) -> Tensor:
+    """Apply one BOFT stage: rotation (n, b, b) of rows (out, in), permuted so that rows `distance` apart adjoin."""
+    order = torch.arange(len(rows), device=rows.device).view(-1, 2, distance).transpose(1, 2).flatten()
+    rotated = (rotation @ rows[order].view(*rotation.shape[:2], -1)).reshape(rows.shape)
+    unpermuted = torch.empty_like(rotated)
+    unpermuted[order] = rotated
+    return unpermuted
 
 
-def _bounded(skew: Tensor, most: float) -> Tensor:
+def _bounded(skew: Tensor, max_norm: float) -> Tensor:
     """Scale skew matrices to a joint norm of at most `most`; 0 means no bound (kohya's and LyCORIS' constraint)."""
     norm = float(torch.linalg.vector_norm(skew)) + 1e-8
-    return skew * (most / norm) if 0 < most < norm else skew
+    return skew * (max_norm / norm) if 0 < max_norm < norm else skew
 
 
 def _cayley(skew: Tensor) -> Tensor:
@@ -159,11 +159,11 @@ def _inner_oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tens
     rows, columns = torch.triu_indices(size, size, 1, device=skew.device)
     skew[:, rows, columns] = triangles
     skew = skew - skew.mT
-    terms = round(number(change, "oft_terms", _NEUMANN))
+    terms = round(scalar(change, "oft_terms", _NEUMANN))
     rotations = _neumann(skew, terms) if terms else _cayley(-skew)
     flat = weight.reshape(len(weight), -1, size)
-    turned = torch.einsum("onk,nck->onc" if len(rotations) > 1 else "onk,zck->onc", flat, rotations)
-    return turned.reshape(weight.shape) - weight
+    rotated = torch.einsum("onk,nck->onc" if len(rotations) > 1 else "onk,zck->onc", flat, rotations)
+    return rotated.reshape(weight.shape) - weight
 
 
 def _neumann(skew: Tensor, terms: int) -> Tensor:

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ..concepts.concept import Lora, LoraLayer
-from ..concepts.layer_changes import Change, as_lora, exact_rank, fits
+from ..concepts.layer_changes import Change, fits
+from ..concepts.plain_lora import as_lora, exact_rank
 from ..concepts.weight_deltas import bias_change, weight_change
 from ..errors import UserError
 

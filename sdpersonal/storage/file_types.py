@@ -65,7 +65,7 @@ LFS = FileType("placeholder", "Git-LFS pointer", "a Git-LFS pointer: the file it
 
 
 def _image(name: str) -> FileType:
-    return FileType("image", name, f"a {name} image", "Images go into a folder to train on.")
+    return FileType("image", name, f"a {name} image", "Photos to train on go into a folder.")
 
 
 def _archive(name: str) -> FileType:

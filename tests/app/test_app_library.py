@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import ROOT
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.prompts import Token

@@ -28,8 +28,10 @@ from sdpersonal.app.backend.library.concept_details import (
 from sdpersonal.app.backend.library.import_export import PROGRAMS, import_uploads, make_export_download
 from sdpersonal.app.backend.library.tiles import concept_tiles, thumbnail_data_url
 from sdpersonal.app.backend.workspace import Workspace
-from sdpersonal.concepts.concept import Concept, concept_to_bytes, make_thumbnail
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card, concept, lora, vectors
@@ -173,11 +175,11 @@ def test_the_card_is_filled_in(workspace):
 @pytest.mark.parametrize(
     "values, says",
     [
-        ({"license": "do what you want"}, "is not a licence that I know"),
-        ({"title": "x" * 101}, "title cannot be kept"),
-        ({"kind": "<script>"}, "kind cannot be kept"),
+        ({"license": "do what you want"}, "is not a known licence"),
+        ({"title": "x" * 101}, "title is not valid"),
+        ({"kind": "<script>"}, "kind is not valid"),
         ({"title": 3}, "title must be text"),
-        ({"prompts": "a\n" * 17}, "prompts cannot be kept"),
+        ({"prompts": "a\n" * 17}, "prompts is not valid"),
         ({"description": ["x"]}, "description must be text"),
     ],
 )
@@ -200,7 +202,7 @@ def test_a_rename_takes_all_versions(workspace):
     assert concept_details(workspace.library, "<goose>").versions == ("<me/goose-v1>", "<me/goose-v2>")
     with pytest.raises(UserError, match="has no version"):
         rename_all_versions(workspace.library, "<me/goose>", "<me/swan-v3>")
-    with pytest.raises(UserError, match="is here already"):
+    with pytest.raises(UserError, match="is already in the library"):
         rename_all_versions(workspace.library, "<me/goose>", "<you/ink>")
 
 
@@ -219,7 +221,7 @@ def test_two_versions_beside_each_other(workspace):
 
 
 def test_several_are_checked(workspace):
-    assert "no base can draw both" in check_conflicts(workspace.library, ["<me/duck>", "<me/photo>"])
+    assert "no base can generate both" in check_conflicts(workspace.library, ["<me/duck>", "<me/photo>"])
     assert (
         check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"])
         == "No conflicts: they can be used in one prompt."
@@ -277,7 +279,7 @@ def test_a_lora_and_its_words_dropped_together_are_one(workspace):
 def test_a_name_that_is_taken_asks_what_to_do(workspace):
     data = concept_to_bytes(concept("<me/duck>", seed=9))
     (came,) = import_uploads(workspace, "page", drop(workspace, **{"duck.safetensors": data}))
-    assert came.status == "refused" and "is here already with other content" in came.message
+    assert came.status == "refused" and "is already in the library with other content" in came.message
     assert "another name" in came.message and "--" not in came.message
     shutil_again = drop(
         Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "2"),

@@ -15,7 +15,7 @@ from sdpersonal.cli.commands import COMMANDS, GROUPS
 from sdpersonal.cli.commands.generate import GenerateArgs
 from sdpersonal.cli.main import main
 from sdpersonal.cli.parsing import parse_settings
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from support.samples import concept, embedding

@@ -27,7 +27,7 @@ def run(library, *argv):
 
 
 @pytest.mark.parametrize(
-    ("said", "known", "hub"),
+    ("message", "known", "hub"),
     [
         ("mit", "MIT", {"license": "mit"}),
         ("apache-2.0 or mit", "Apache-2.0 OR MIT", {"license": "other", "license_name": "Apache-2.0 OR MIT"}),
@@ -38,12 +38,12 @@ def run(library, *argv):
         ("", "", {}),
     ],
 )
-def test_licences_are_spelt_as_spdx_and_the_hub_spell_them(said, known, hub):
-    assert spdx_name(said) == known and hub_licence(known) == hub
+def test_licences_are_spelt_as_spdx_and_the_hub_spell_them(message, known, hub):
+    assert spdx_name(message) == known and hub_licence(known) == hub
 
 
 @pytest.mark.parametrize(
-    ("said", "fix"),
+    ("message", "fix"),
     [
         ("CC BY 4.0", "Did you mean CC-BY-4.0"),
         ("Apache", "Apache-"),
@@ -53,9 +53,9 @@ def test_licences_are_spelt_as_spdx_and_the_hub_spell_them(said, known, hub):
         ("(" * 500, "For example"),
     ],
 )
-def test_a_licence_that_nobody_knows_is_refused_with_one_that_is(said, fix):
+def test_a_licence_that_nobody_knows_is_refused_with_one_that_is(message, fix):
     with pytest.raises(UserError) as caught:
-        spdx_name(said)
+        spdx_name(message)
     assert fix in caught.value.hint and "\x1b" not in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -87,13 +87,13 @@ def test_an_edit_of_an_older_version_is_of_that_one(library):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ([], "Nothing to change."),
-        (["--licence", "whatever"], "is not a licence that I know"),
+        (["--licence", "whatever"], "is not a known licence"),
         (["--consent", "maybe"], "consent must be one of yes, no, unknown"),
         (["--kind", "animal"], "kind must be one of"),
-        (["--title", "x" * 101], "The card's title cannot be kept"),
+        (["--title", "x" * 101], "The card's title is not valid"),
         (["--steps", "-1"], "steps"),
         (["--recipe", "lr"], "is not NAME=VALUE"),
         (["--recipe", "L R=1"], "The card's recipe"),
@@ -102,7 +102,7 @@ def test_an_edit_of_an_older_version_is_of_that_one(library):
         (["--prompts", *["x"] * 17], "The card's prompts"),
     ],
 )
-def test_bad_facts_change_nothing(library, capsys, argv, said):
+def test_bad_facts_change_nothing(library, capsys, argv, message):
     before = library.find(DUCK).path.read_bytes()
     try:
         code = run(library, "concepts", "edit", "duck", *argv)
@@ -110,7 +110,7 @@ def test_bad_facts_change_nothing(library, capsys, argv, said):
         code = end.code
     err = capsys.readouterr().err
     assert code == 2 and "Traceback" not in err
-    assert said in err or "invalid choice" in err.lower() or "--" in err
+    assert message in err or "invalid choice" in err.lower() or "--" in err
     assert library.find(DUCK).path.read_bytes() == before
 
 

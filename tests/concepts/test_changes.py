@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from sdpersonal.concepts import layer_changes
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.compare import compare
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_from_bytes, concept_to_bytes
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.exporters.readme import concept_facts
 from sdpersonal.concepts.hub import files_to_push
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.merge import merge
-from sdpersonal.concepts.plain_lora import plain_lora
+from sdpersonal.concepts.plain_lora import as_lora, plain_lora
 from sdpersonal.concepts.weight_deltas import bias_change, weight_change
 from sdpersonal.errors import UserError
 from sdpersonal.models.lora import LoraAdapters
@@ -87,7 +88,7 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
     torch.manual_seed(len(form))
     layer = LAYERS[kind]()
     module, tensors = theirs(form, layer)
-    assert layer_changes.problem(tensors) is None and layer_changes.fits(tensors, layer.weight.shape)
+    assert layer_changes.find_problem(tensors) is None and layer_changes.fits(tensors, layer.weight.shape)
     change, bias = weight_change(tensors, layer.weight), None
     if layer.bias is not None:
         bias = bias_change(tensors, layer.bias)
@@ -214,11 +215,11 @@ def test_a_base_predicts_with_pefts_file_as_peft_merges_it(adapter, tiny, tmp_pa
         bare = predicted(tiny)
         with tiny.adapters.active([(concept.lora, 1.0)]):
             ours = predicted(tiny)
-        own, tiny.unet = tiny.unet, merged.eval()
+        original, tiny.unet = tiny.unet, merged.eval()
         try:
             expected = predicted(tiny)
         finally:
-            tiny.unet = own
+            tiny.unet = original
         assert torch.equal(predicted(tiny), bare)
     assert (expected - bare).abs().max() > 1e-2
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
@@ -271,12 +272,12 @@ def test_every_kind_comes_in_under_every_name_and_stays_as_it_is(form, naming):
     concept = read_any(data, "x.safetensors", Token.parse("<me/x>"))
     assert concept.card.base == base and list(concept.lora.changes) == [ours] and not concept.lora.layers
     again = concept_from_bytes(concept_to_bytes(concept), "x")
-    for one in (concept, again):
-        held = one.lora.changes[ours]
-        assert held.keys() == tensors.keys()
-        assert all(np.array_equal(held[key], value.numpy()) for key, value in tensors.items())
-    said = {"LoKr factored": "LoKr"}.get(form, form)
-    assert concept.card.method == concept.lora.kinds == said
+    for first in (concept, again):
+        loaded = first.lora.changes[ours]
+        assert loaded.keys() == tensors.keys()
+        assert all(np.array_equal(loaded[key], value.numpy()) for key, value in tensors.items())
+    output = {"LoKr factored": "LoKr"}.get(form, form)
+    assert concept.card.method == concept.lora.kinds == output
 
 
 def test_a_listing_and_an_import_say_what_kind_it_is(tmp_path, capsys):
@@ -359,12 +360,12 @@ def test_pictures_are_those_of_a_base_with_the_changed_weights(form, tiny, tmp_p
     library.add(Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {name: tensors})))
     request = {"seed": 3, "steps": 3, "size": "64x64", "n": 1}
     [ours] = Generator(tiny, library).generate(GenerateRequest(prompt="a duck <me/x:0.8>", **request))
-    own = layer.weight
-    layer.weight = nn.Parameter(own + 0.8 * weight_change(tensors, own), requires_grad=False)
+    original = layer.weight
+    layer.weight = nn.Parameter(original + 0.8 * weight_change(tensors, original), requires_grad=False)
     try:
         [expected] = Generator(tiny, library).generate(GenerateRequest(prompt="a duck", **request))
     finally:
-        layer.weight = own
+        layer.weight = original
     [bare] = Generator(tiny, library).generate(GenerateRequest(prompt="a duck", **request))
     difference = np.abs(np.asarray(ours.image, int) - np.asarray(expected.image, int))
     assert difference.max() <= 1
@@ -385,8 +386,8 @@ def test_room_for_a_mix_is_what_the_slots_hold(form, tiny):
     diff = {"diff": np.ones(layers[paths[2]].weight.shape, np.float32)}
     mix = [Lora({names[paths[1]]: plain}, tensors), Lora({}, {names[paths[2]]: diff})]
     with tiny.adapters.active([(lora, 0.5) for lora in mix]):
-        held = [part for slot in slots.values() for part in (slot.down, slot.up, slot.full_change) if part is not None]
-        assert tiny.adapters.memory_bytes(mix) == sum(part.nbytes for part in held) > 0
+        every = [part for slot in slots.values() for part in (slot.down, slot.up, slot.full_change)]
+        assert tiny.adapters.memory_bytes(mix) == sum(part.nbytes for part in every if part is not None) > 0
     assert tiny.adapters.memory_bytes(mix[:1]) < tiny.adapters.memory_bytes(mix) and tiny.adapters.memory_bytes([]) == 0
 
 
@@ -411,7 +412,7 @@ def test_factors_become_a_plain_lora_that_does_the_same(form, kind):
     change = torch.tensor(made.up.reshape(len(made.up), -1) @ made.down.reshape(made.rank, -1))
     expected = weight_change(tensors, layer.weight).flatten(1)
     torch.testing.assert_close(change * made.alpha / made.rank, expected, atol=2e-5, rtol=1e-4)
-    assert plain.kept == pytest.approx(1) and plain.note == ""
+    assert plain.energy_kept == pytest.approx(1) and plain.note == ""
 
 
 def test_a_large_change_is_cut_and_says_how_much_is_left():
@@ -421,7 +422,7 @@ def test_a_large_change_is_cut_and_says_how_much_is_left():
     diff = {"diff": (left * values @ right.T).astype(np.float32), "diff_b": np.ones(300, np.float32)}
     plain = plain_lora(Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {"lora_unet_x": diff})))
     assert plain.lora.rank == 64
-    assert plain.kept == pytest.approx((values[:64] ** 2).sum() / (values**2).sum(), rel=1e-4)
+    assert plain.energy_kept == pytest.approx((values[:64] ** 2).sum() / (values**2).sum(), rel=1e-4)
     assert re.fullmatch(r"The LoRA holds \d\d\.\d% of the change and changes of biases .* are left out\.", plain.note)
 
 
@@ -438,20 +439,20 @@ def test_what_a_base_must_tell_is_refused_in_a_sentence_where_a_lora_is_needed(f
             refused()
     assert form in compare(concept, other).note and compare(concept, other).lora is None
     assert export(concept, "native").files and form in dict(concept_facts(concept))["Holds"]
-    assert "pytorch_lora_weights.safetensors" not in {one.name for one in files_to_push(concept, "me/x")}
+    assert "pytorch_lora_weights.safetensors" not in {first.name for first in files_to_push(concept, "me/x")}
 
 
 def test_what_is_a_lora_merges_compares_and_exports():
     name = "lora_unet_mid_block_attentions_0_proj_in"
-    one = held("LoHa", nn.Linear(16, 16), name)[0]
+    first = held("LoHa", nn.Linear(16, 16), name)[0]
     two = dataclasses.replace(held("LoKr factored", nn.Linear(16, 16), name)[0], token=Token.parse("<me/y>"))
-    merged = merge([(one, 1.0), (two, 0.5)], Token.parse("<me/z>")).concept.lora.layers[name]
-    sums = [weight_change(each.lora.changes[name], torch.zeros(16, 16)).numpy() for each in (one, two)]
+    merged = merge([(first, 1.0), (two, 0.5)], Token.parse("<me/z>")).concept.lora.layers[name]
+    sums = [weight_change(item.lora.changes[name], torch.zeros(16, 16)).numpy() for item in (first, two)]
     np.testing.assert_allclose(merged.up @ merged.down, sums[0] + 0.5 * sums[1], atol=1e-5)
     cosine = (sums[0] * sums[1]).sum() / np.linalg.norm(sums[0]) / np.linalg.norm(sums[1])
-    assert compare(one, two).lora == pytest.approx(cosine, abs=1e-5)
-    one = dataclasses.replace(one, card=one.card.model_copy(update={"base": "sd1"}))  # whose models may be narrow
-    out = read_any(export(one, "diffusers").files["pytorch_lora_weights.safetensors"], "x", one.token)
+    assert compare(first, two).lora == pytest.approx(cosine, abs=1e-5)
+    first = dataclasses.replace(first, card=first.card.model_copy(update={"base": "sd1"}))  # whose models may be narrow
+    out = read_any(export(first, "diffusers").files["pytorch_lora_weights.safetensors"], "x", first.token)
     np.testing.assert_allclose(out.lora.layers[name].up @ out.lora.layers[name].down, sums[0], atol=1e-5)
 
 
@@ -466,8 +467,8 @@ SQUARE = ones(4, 4)
 LOHA = dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), SQUARE)
 KRON = {"lokr_w1": SQUARE, "lokr_w2": SQUARE}
 BAD = {
-    "half a LoHa": ({"hada_w1_a": SQUARE, "hada_w1_b": SQUARE}, "no change that is known"),
-    "two forms": ({"diff": SQUARE, "w_norm": SQUARE[0]}, "no change that is known"),
+    "half a LoHa": ({"hada_w1_a": SQUARE, "hada_w1_b": SQUARE}, "no known change"),
+    "two forms": ({"diff": SQUARE, "w_norm": SQUARE[0]}, "no known change"),
     "whole and factored": (KRON | {"lokr_w1_a": SQUARE, "lokr_w1_b": SQUARE}, "do not fit"),
     "no second matrix": ({"lokr_w1": SQUARE}, "do not fit"),
     "a weight too large": ({"lokr_w1": ones(9000, 1), "lokr_w2": ones(9000, 1)}, "in no Stable"),
@@ -478,7 +479,7 @@ BAD = {
     "blocks that are no squares": ({"oft_blocks": ones(2, 3, 4)}, "do not fit"),
     "stages that do not pair": ({"oft_blocks": ones(5, 2, 4, 4)}, "do not fit"),
     "no triangle": ({"oft_R.weight": ones(2, 7)}, "do not fit"),
-    "a DoRA of nothing": ({"dora_scale": SQUARE}, "no change that is known"),
+    "a DoRA of nothing": ({"dora_scale": SQUARE}, "no known change"),
     "a scale of OFT": ({"oft_blocks": ones(2, 2, 2), "rescale": ones(5, 1)}, "do not fit"),
     "empty": ({"diff": ones(0, 4)}, "empty"),
     "doubles": ({"diff": np.ones((4, 4))}, "float32 or float16"),
@@ -514,11 +515,11 @@ def test_large_cores_of_large_ranks_are_not_multiplied():
     tucker = {"hada_w1_a": ones(rank, 8), "hada_w1_b": ones(rank, 2048), "hada_t1": empty}
     loha = tucker | {key.replace("1", "2"): value for key, value in tucker.items()}
     kron = {"lokr_w1": SQUARE, "lokr_w2_a": ones(rank, 8), "lokr_w2_b": ones(rank, 2048), "lokr_t2": empty}
-    assert layer_changes.as_lora(loha, 128) is None and layer_changes.as_lora(kron, 128) is None
+    assert as_lora(loha, 128) is None and as_lora(kron, 128) is None
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_changes_that_cannot_work_are_refused(name):
-    tensors, said = BAD[name]
-    with pytest.raises(UserError, match=said):
+    tensors, message = BAD[name]
+    with pytest.raises(UserError, match=message):
         Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {"lora_unet_x": tensors}))

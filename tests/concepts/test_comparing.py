@@ -35,11 +35,11 @@ def test_cosines_of_rows():
 
 def test_cosines_of_loras_are_those_of_the_changes():
     a, b = lora(0), lora(1, rank=7)
-    whole, each = lora_cosines(a, b)
-    flat = [np.concatenate([change(one.layers[name]).ravel() for name in LAYERS]) for one in (a, b)]
+    whole, item = lora_cosines(a, b)
+    flat = [np.concatenate([change(first.layers[name]).ravel() for name in LAYERS]) for first in (a, b)]
     assert whole == pytest.approx(cosine(*flat), abs=1e-6)
     for name in LAYERS:
-        assert each[name] == pytest.approx(cosine(change(a.layers[name]), change(b.layers[name])), abs=1e-6)
+        assert item[name] == pytest.approx(cosine(change(a.layers[name]), change(b.layers[name])), abs=1e-6)
     assert lora_cosines(a, a)[0] == pytest.approx(1)
     other = Lora({"lora_unet_x": next(iter(b.layers.values()))})
     assert lora_cosines(a, other) == (0, {})
@@ -47,7 +47,9 @@ def test_cosines_of_loras_are_those_of_the_changes():
 
 def principal_overlap(a, b):
     """Of one layer, by SVD of the changes and the principal directions' cosines, as the docstring says it."""
-    (ua, sa, va), (ub, sb, vb) = (np.linalg.svd(change(one).astype(np.float64), full_matrices=False) for one in (a, b))
+    (ua, sa, va), (ub, sb, vb) = (
+        np.linalg.svd(change(first).astype(np.float64), full_matrices=False) for first in (a, b)
+    )
     p, q = sa**2 / (sa**2).sum(), sb**2 / (sb**2).sum()
     size = np.sqrt((p**2).sum() * (q**2).sum())
     both = [
@@ -57,9 +59,9 @@ def principal_overlap(a, b):
 
 
 def test_overlap_is_that_of_the_principal_directions():
-    one, other = (Lora({LAYERS[0]: lora(seed).layers[LAYERS[0]]}) for seed in (0, 1))
-    expected = principal_overlap(one.layers[LAYERS[0]], other.layers[LAYERS[0]])
-    assert lora_overlap(one, other) == pytest.approx(expected, rel=1e-6)
+    first, other = (Lora({LAYERS[0]: lora(seed).layers[LAYERS[0]]}) for seed in (0, 1))
+    expected = principal_overlap(first.layers[LAYERS[0]], other.layers[LAYERS[0]])
+    assert lora_overlap(first, other) == pytest.approx(expected, rel=1e-6)
     a = lora(0)
     assert lora_overlap(a, a) == pytest.approx(1)
     turned = Lora({name: dataclasses.replace(layer, up=-3 * layer.up) for name, layer in a.layers.items()})
@@ -124,22 +126,22 @@ def test_conflicts_are_found_and_named():
 def test_loras_that_share_a_part_are_told_and_those_of_high_rank_alone_are_not(rank):
     """Random ones of rank 16 in layers 16 wide share many directions, by chance; they do nothing that is the same."""
     names = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn{i}_to_{j}" for i in "12" for j in "qkv"]
-    one, other = (
+    first, other = (
         dataclasses.replace(
             embedding(f"<me/a-{seed}>", seed), lora=lora(seed, rank, names=names), card=card(class_noun="")
         )
         for seed in (3, 4)
     )
-    assert compare(one, other).overlap > 0.1 and kinds(one, other) == []
+    assert compare(first, other).overlap > 0.1 and kinds(first, other) == []
     mixed = {
         name: LoraLayer(
             np.concatenate([other.lora.layers[name].down, 0.4 * layer.down]),
             np.concatenate([other.lora.layers[name].up, layer.up], axis=1),
             float(rank),
         )
-        for name, layer in one.lora.layers.items()
+        for name, layer in first.lora.layers.items()
     }
-    [conflict] = find_conflicts([one, dataclasses.replace(other, lora=Lora(mixed))])
+    [conflict] = find_conflicts([first, dataclasses.replace(other, lora=Lora(mixed))])
     assert conflict.kind == "lora" and conflict.strengths == (0.6, 0.6)
 
 
@@ -165,15 +167,15 @@ def run(library, *argv):
 
 def test_diff_says_settings_scores_and_cosines(library, capsys):
     assert run(library, "concepts", "diff", "<duck-v1>", "<duck-v2>") == 0
-    said = capsys.readouterr().out
-    assert said.startswith("<me/duck-v1> | <me/duck-v2>\n") and "recipe.lr" not in said  # what is the same is not said
+    output = capsys.readouterr().out
+    assert output.startswith("<me/duck-v1> | <me/duck-v2>\n") and "recipe.lr" not in output  # equal fields are left out
     for words in ("recipe.seed ", "1 | 2", "scores.likeness", "0.5 | 0.625", "cosine of the LoRAs: "):
-        assert words in said
+        assert words in output
     assert run(library, "concepts", "diff", "<duck-v1>", "<duck-v2>", "--layers", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     expected = compare(library.get(library.entries()[1].token), library.get(library.entries()[2].token))
-    assert found["alike"] == json.loads(json.dumps(dataclasses.asdict(expected)))
-    assert found["different"]["steps"] == [100, 200] and set(found["alike"]["layers"]) == set(LAYERS)
+    assert result["alike"] == json.loads(json.dumps(dataclasses.asdict(expected)))
+    assert result["different"]["steps"] == [100, 200] and set(result["alike"]["layers"]) == set(LAYERS)
 
 
 def test_diff_of_what_cannot_be_compared(library, capsys):
@@ -189,11 +191,11 @@ def test_diff_of_what_cannot_be_compared(library, capsys):
 
 def test_check_says_what_will_go_wrong(library, capsys):
     assert run(library, "concepts", "check", "duck", "<you/ink>", "cat") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "no base can draw both" in said
-        and "Both are a duck" in said
-        and "Try <me/duck-v2:0.8> <you/ink-v1:0.8>" in said
+        "no base can generate both" in output
+        and "Both are a duck" in output
+        and "Try <me/duck-v2:0.8> <you/ink-v1:0.8>" in output
     )
     assert run(library, "concepts", "check", "duck-v1", "duck-v2", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["kind"] == "subject"

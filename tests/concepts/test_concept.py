@@ -21,18 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from sdpersonal.concepts import concept as concepts
-from sdpersonal.concepts.concept import (
-    Concept,
-    Lora,
-    LoraLayer,
-    concept_from_bytes,
-    concept_to_bytes,
-    make_thumbnail,
-    read_header,
-)
-from sdpersonal.concepts.strict_safetensors import MAX_HEADER, MAX_TENSORS, parse_layout
-from sdpersonal.concepts.thumbnail import reencode_thumbnail
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes, read_header
+from sdpersonal.concepts.strict_safetensors import MAX_HEADER, MAX_TENSORS, parse_layout, read_tensor, serialize
+from sdpersonal.concepts.thumbnail import make_thumbnail, reencode_thumbnail
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import LAYER, card, concept, embedding, lora, thumbnail, vectors
@@ -63,14 +55,14 @@ def each(request):
     return KINDS[request.param]
 
 
-def same(one: Concept, other: Concept) -> bool:
-    def numbers(each):
-        yield from sorted(each.vectors.items())
-        for name, layer in sorted(each.lora.layers.items() if each.lora else ()):
+def same(first: Concept, other: Concept) -> bool:
+    def numbers(example):
+        yield from sorted(example.vectors.items())
+        for name, layer in sorted(example.lora.layers.items() if example.lora else ()):
             yield from [(name + "d", layer.down), (name + "u", layer.up), (name + "a", np.float32(layer.alpha))]
 
-    pairs = list(zip(numbers(one), numbers(other), strict=True))
-    facts = (one.token, one.card, one.thumbnail) == (other.token, other.card, other.thumbnail)
+    pairs = list(zip(numbers(first), numbers(other), strict=True))
+    facts = (first.token, first.card, first.thumbnail) == (other.token, other.card, other.thumbnail)
     return facts and all(a == b and x.dtype == y.dtype and np.array_equal(x, y) for (a, x), (b, y) in pairs)
 
 
@@ -94,25 +86,25 @@ def tensor(begin: int, end: int, shape: list, dtype: str = "F32") -> dict:
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read(each):
-    assert same(concept_from_bytes(concept_to_bytes(each), "x"), each)
+def test_what_is_written_is_read(example):
+    assert same(concept_from_bytes(concept_to_bytes(example), "x"), example)
 
 
-def test_the_same_concept_gives_the_same_bytes(each):
-    data = concept_to_bytes(each)
+def test_the_same_concept_gives_the_same_bytes(example):
+    data = concept_to_bytes(example)
     assert concept_to_bytes(concept_from_bytes(data, "x")) == data
-    turned = dataclasses.replace(each, vectors=dict(reversed(each.vectors.items())))
+    turned = dataclasses.replace(example, vectors=dict(reversed(example.vectors.items())))
     assert concept_to_bytes(turned) == data
 
 
-def test_safetensors_reads_the_same_numbers(each):
-    tensors = safetensors.numpy.load(concept_to_bytes(each))
+def test_safetensors_reads_the_same_numbers(example):
+    tensors = safetensors.numpy.load(concept_to_bytes(example))
     expected = {}
-    one_encoder = {"clip_l": "emb_params"} if each.lora is None else {"clip_l": "string_to_param.*"}
-    prefix = f"bundle_emb.{each.token.owner}-{each.token.name}." if each.lora else ""
-    for key, rows in each.vectors.items():
-        expected[prefix + (key if each.card.base == "sdxl" else one_encoder[key])] = rows
-    for name, layer in each.lora.layers.items() if each.lora else ():
+    one_encoder = {"clip_l": "emb_params"} if example.lora is None else {"clip_l": "string_to_param.*"}
+    prefix = f"bundle_emb.{example.token.owner}-{example.token.name}." if example.lora else ""
+    for key, rows in example.vectors.items():
+        expected[prefix + (key if example.card.base == "sdxl" else one_encoder[key])] = rows
+    for name, layer in example.lora.layers.items() if example.lora else ():
         expected[f"{name}.lora_down.weight"] = layer.down
         expected[f"{name}.lora_up.weight"] = layer.up
         expected[f"{name}.alpha"] = np.float32(layer.alpha)
@@ -122,23 +114,25 @@ def test_safetensors_reads_the_same_numbers(each):
     )
 
 
-def test_identity_is_the_sha256_of_all_after_the_header(each):
-    data = concept_to_bytes(each)
+def test_identity_is_the_sha256_of_all_after_the_header(example):
+    data = concept_to_bytes(example)
     [length] = struct.unpack("<Q", data[:8])
     digest = hashlib.sha256(data[8 + length :]).hexdigest()
-    assert each.identity == digest
+    assert example.identity == digest
     assert metadata(data)["modelspec.hash_sha256"] == "0x" + digest
 
 
-def test_identity_does_not_depend_on_name_or_card(each):
-    renamed = dataclasses.replace(each, token=Token("zz", "other", 3), card=card(base=each.card.base, title="Other"))
-    assert renamed.identity == each.identity != dataclasses.replace(KINDS["both"], lora=lora(9)).identity
+def test_identity_does_not_depend_on_name_or_card(example):
+    renamed = dataclasses.replace(
+        example, token=Token("zz", "other", 3), card=card(base=example.card.base, title="Other")
+    )
+    assert renamed.identity == example.identity != dataclasses.replace(KINDS["both"], lora=lora(9)).identity
 
 
 def test_the_header_tells_other_programs_what_they_look_for():
-    found = metadata(concept_to_bytes(KINDS["both"]))
+    header = metadata(concept_to_bytes(KINDS["both"]))
     assert (
-        found.items()
+        header.items()
         >= {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": "sdpersonal-tiny/lora",
@@ -155,9 +149,9 @@ def test_the_header_tells_other_programs_what_they_look_for():
             "sshs_model_hash": KINDS["both"].identity,
         }.items()
     )
-    assert base64.b64decode(found["modelspec.thumbnail"].removeprefix("data:image/webp;base64,")) == thumbnail()
-    assert json.loads(found["sdpersonal.card"])["class_noun"] == "duck"
-    assert list(found) and all(isinstance(value, str) for value in found.values())
+    assert base64.b64decode(header["modelspec.thumbnail"].removeprefix("data:image/webp;base64,")) == thumbnail()
+    assert json.loads(header["sdpersonal.card"])["class_noun"] == "duck"
+    assert list(header) and all(isinstance(value, str) for value in header.values())
 
 
 @pytest.mark.parametrize(
@@ -169,33 +163,33 @@ def test_the_header_tells_other_programs_what_they_look_for():
     ],
 )
 def test_architecture_names(base, recipe, architecture, kohya):
-    found = metadata(concept_to_bytes(Concept(Token("me", "x"), card(base=base, recipe=recipe), lora=lora())))
-    assert found["modelspec.architecture"] == architecture + "/lora"
-    assert found["ss_base_model_version"] == kohya
+    header = metadata(concept_to_bytes(Concept(Token("me", "x"), card(base=base, recipe=recipe), lora=lora())))
+    assert header["modelspec.architecture"] == architecture + "/lora"
+    assert header["ss_base_model_version"] == kohya
     side = recipe.get("resolution", 512)
-    assert found["modelspec.resolution"] == f"{side}x{side}"
+    assert header["modelspec.resolution"] == f"{side}x{side}"
 
 
-def test_keys_stand_in_order(each):
-    data = concept_to_bytes(each)
+def test_keys_stand_in_order(example):
+    data = concept_to_bytes(example)
     [length] = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     assert list(header) == sorted(header) and list(header["__metadata__"]) == sorted(header["__metadata__"])
     assert length % 8 == 0
 
 
-def test_the_header_alone_says_what_a_listing_needs(tmp_path, each):
+def test_the_header_alone_says_what_a_listing_needs(tmp_path, example):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(concept_to_bytes(each))
+    path.write_bytes(concept_to_bytes(example))
     header = read_header(path)
     assert (header.token, header.card, header.thumbnail, header.identity) == (
-        each.token,
-        each.card,
-        each.thumbnail,
-        each.identity,
+        example.token,
+        example.card,
+        example.thumbnail,
+        example.identity,
     )
-    assert header.vectors == len(next(iter(each.vectors.values()), ()))
-    assert header.lora_rank == (each.lora.rank if each.lora else 0)
+    assert header.vectors == len(next(iter(example.vectors.values()), ()))
+    assert header.lora_rank == (example.lora.rank if example.lora else 0)
     assert header.payload_size == len(path.read_bytes()) - struct.unpack("<Q", path.read_bytes()[:8])[0] - 8
 
 
@@ -203,14 +197,14 @@ def test_bfloat16_is_read_exactly():
     numbers = np.array([[1.5, -2.0, 2.0**-70, 65280.0]], np.float32)  # none needs more than 8 significant bits
     payload = (numbers.view("<u4") >> 16).astype("<u2").tobytes()
     data = raw({"t": tensor(0, 8, [1, 4], "BF16")}, payload)
-    assert np.array_equal(concepts.read_tensor(data, parse_layout(data, "x"), "t"), numbers)
+    assert np.array_equal(read_tensor(data, parse_layout(data, "x"), "t"), numbers)
 
 
-def test_vectors_are_copies_and_a_lora_is_the_files_own_bytes(each):
-    found = concept_from_bytes(concept_to_bytes(each), "x")
-    for numbers in found.vectors.values():
+def test_vectors_are_copies_and_a_lora_is_the_files_own_bytes(example):
+    loaded = concept_from_bytes(concept_to_bytes(example), "x")
+    for numbers in loaded.vectors.values():
         numbers += 1  # torch.from_numpy warns about others
-    for layer in found.lora.layers.values() if found.lora else ():
+    for layer in loaded.lora.layers.values() if loaded.lora else ():
         assert layer.down.flags.aligned and not layer.down.flags.writeable and not layer.up.flags.owndata
 
 
@@ -292,7 +286,7 @@ def test_the_header_reader_refuses_the_same(tmp_path):
 def test_what_is_good_for_others_is_not_ours(tmp_path):
     data = raw(GOOD, bytes(4))
     assert parse_layout(data, "x").tensors["t"].shape == (1,)
-    with pytest.raises(UserError, match="not one of our concepts"):
+    with pytest.raises(UserError, match="not a concept file of sdpersonal"):
         concept_from_bytes(data, "x")
 
 
@@ -349,7 +343,7 @@ def test_unknown_tensors_are_named_and_refused(name):
     def add(header):
         header[name] = tensor(2 * 192 * 4, 2 * 192 * 4 + 4, [1])
 
-    with pytest.raises(UserError, match="do not know its tensors " + name):
+    with pytest.raises(UserError, match="it has unknown tensors " + name):
         concept_from_bytes(forged(add, vectors().tobytes() + bytes(4)), "x")
 
 
@@ -442,9 +436,9 @@ def test_layers_of_another_base_are_refused(base, name):
 
 def test_an_incomplete_layer_is_refused():
     whole = concept(vectors={}, lora=lora(names=(LAYER,)))
-    tensors = concepts._tensors(whole)
+    tensors = whole.tensors()
     del tensors[LAYER + ".alpha"]
-    data = b"".join(concepts.serialize(tensors, {"a": "b"})[1:])
+    data = b"".join(serialize(tensors, {"a": "b"})[1:])
 
     def drop(header):
         del header[LAYER + ".alpha"]
@@ -469,8 +463,8 @@ def test_a_concept_holds_something_and_has_an_owner_and_no_odd_name():
 
 
 def test_control_characters_leave_a_card():
-    found = card(title="a\x1b[31m\u202eb\x00c\r\nd\u200b", prompts=("x\ty",), author=" \udcff me ")
-    assert (found.title, found.prompts, found.author) == ("a[31mbc  d", ("x y",), "me")
+    result = card(title="a\x1b[31m\u202eb\x00c\r\nd\u200b", prompts=("x\ty",), author=" \udcff me ")
+    assert (result.title, result.prompts, result.author) == ("a[31mbc  d", ("x y",), "me")
 
 
 def test_markup_stays_the_text_it_is():
@@ -515,8 +509,8 @@ def test_a_card_has_fixed_fields_of_fixed_kinds(fields):
 
 def test_scalars_of_a_recipe_keep_their_type():
     recipe = {"seed": 7, "lr": 1e-4, "flip": True, "note": "x", "crop": None, "one": 1.0}
-    found = concept_from_bytes(concept_to_bytes(concept(card=card(recipe=recipe))), "x").card.recipe
-    assert found == recipe and [type(found[key]) for key in recipe] == [type(value) for value in recipe.values()]
+    loaded = concept_from_bytes(concept_to_bytes(concept(card=card(recipe=recipe))), "x").card.recipe
+    assert loaded == recipe and [type(loaded[key]) for key in recipe] == [type(value) for value in recipe.values()]
 
 
 @pytest.mark.parametrize(
@@ -554,8 +548,8 @@ def test_a_title_of_zeros_is_a_title():
     assert same(concept_from_bytes(concept_to_bytes(odd), "x"), odd)
 
 
-def test_nothing_of_the_user_is_in_the_file(each):
-    data = concept_to_bytes(each)
+def test_nothing_of_the_user_is_in_the_file(example):
+    data = concept_to_bytes(example)
     for secret in (getpass.getuser(), str(Path.home()), socket.gethostname(), str(Path.cwd())):
         assert len(secret) < 5 or secret.encode() not in data
 
@@ -569,15 +563,15 @@ def test_a_thumbnail_is_small_and_only_pixels():
     out = io.BytesIO()
     Image.radial_gradient("L").resize((1000, 700)).convert("RGB").save(out, "JPEG", exif=exif, comment=b"CANARY")
     small = make_thumbnail(Image.open(io.BytesIO(out.getvalue())))
-    found = Image.open(io.BytesIO(small))
-    assert (found.format, found.size, found.info.get("exif"), found.info.get("icc_profile")) == (
+    result = Image.open(io.BytesIO(small))
+    assert (result.format, result.size, result.info.get("exif"), result.info.get("icc_profile")) == (
         "WEBP",
         (512, 358),
         None,
         None,
     )
     assert b"CANARY" not in small and b"CANARY" in out.getvalue()
-    mean = np.asarray(found, float).mean() - np.asarray(Image.open(out), float).mean()
+    mean = np.asarray(result, float).mean() - np.asarray(Image.open(out), float).mean()
     assert abs(mean) < 2
 
 

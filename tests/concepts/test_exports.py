@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.numpy import load
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.exporters import FORMATS, export
 from sdpersonal.concepts.exporters.paths import module_path
 from sdpersonal.concepts.exporters.torch_save import torch_save_bytes
@@ -92,65 +93,67 @@ def answers(base, pipe, prompt: str, pieces, mix):
         added = None
         if kind == "sdxl":
             added = {"text_embeds": encoded[2], "time_ids": condition.added_cond_kwargs["time_ids"]}
-        theirs = pipe.unet(noisy, t, encoded[0], added_cond_kwargs=added).sample
-    return (condition.prompt_embeds, ours), (encoded[0], theirs)
+        reference = pipe.unet(noisy, t, encoded[0], added_cond_kwargs=added).sample
+    return (condition.prompt_embeds, ours), (encoded[0], reference)
 
 
 @pytest.mark.parametrize("even", [True, False])
 def test_diffusers_draws_what_we_draw(model, stock, tmp_path, even):
     kind, folder = model
-    mine = teaching.full_concept(kind, even=even)
-    made = export(mine, "diffusers")
+    original = teaching.full_concept(kind, even=even)
+    made = export(original, "diffusers")
     put(made, tmp_path)
     load_words(stock, tmp_path, kind)
     stock.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     base = load_base(str(folder), device="cpu")
-    rows = {key: torch.from_numpy(value) for key, value in mine.vectors.items()}
+    rows = {key: torch.from_numpy(value) for key, value in original.vectors.items()}
     pieces = [PROMPT[0], rows, PROMPT[1]]
-    (states, ours), (their_states, theirs) = answers(base, stock, made.word.join(PROMPT), pieces, [(mine.lora, 1.0)])
+    (states, ours), (their_states, reference) = answers(
+        base, stock, made.trigger_word.join(PROMPT), pieces, [(original.lora, 1.0)]
+    )
     torch.testing.assert_close(states, their_states, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
     (_, bare), _ = answers(base, stock, PROMPT[0], pieces, [])
     assert (ours - bare).abs().max() > 1e-2
 
 
 def test_diffusers_holds_the_very_rows_and_weights(model, stock, tmp_path):
     kind, _ = model
-    mine = teaching.full_concept(kind)
-    put(export(mine, "diffusers"), tmp_path)
+    original = teaching.full_concept(kind)
+    put(export(original, "diffusers"), tmp_path)
     load_words(stock, tmp_path, kind)
-    for key, end in zip(mine.vectors, ("", "_2"), strict=False):
+    for key, end in zip(original.vectors, ("", "_2"), strict=False):
         tokenizer, encoder = getattr(stock, f"tokenizer{end}"), getattr(stock, f"text_encoder{end}")
         ids = tokenizer.convert_tokens_to_ids(["<me/toy-duck>", "<me/toy-duck>_1", "<me/toy-duck>_2"])
-        assert torch.equal(encoder.get_input_embeddings().weight[ids], torch.from_numpy(mine.vectors[key]))
+        assert torch.equal(encoder.get_input_embeddings().weight[ids], torch.from_numpy(original.vectors[key]))
     stock.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     config = stock.unet.peft_config["default_0"]
     assert config.rank_pattern and config.alpha_pattern
-    found = 0
-    for name, layer in mine.lora.layers.items():
+    count = 0
+    for name, layer in original.lora.layers.items():
         component, path = module_path(name)
         model_ = getattr(stock, component)
         path = path if hasattr(model_, "text_model") else path.removeprefix("text_model.")
-        theirs = model_.get_submodule(path)
-        assert torch.equal(theirs.lora_A["default_0"].weight, torch.from_numpy(layer.down)), name
-        assert torch.equal(theirs.lora_B["default_0"].weight, torch.from_numpy(layer.up)), name
-        assert theirs.scaling["default_0"] == layer.alpha / layer.rank, name
-        found += 1
-    assert found == len(mine.lora.layers) > 50
+        reference = model_.get_submodule(path)
+        assert torch.equal(reference.lora_A["default_0"].weight, torch.from_numpy(layer.down)), name
+        assert torch.equal(reference.lora_B["default_0"].weight, torch.from_numpy(layer.up)), name
+        assert reference.scaling["default_0"] == layer.alpha / layer.rank, name
+        count += 1
+    assert count == len(original.lora.layers) > 50
 
 
 def test_the_words_of_the_sd_concepts_library_load_in_diffusers(model, stock, tmp_path):
     kind, _ = model
-    mine = teaching.full_concept(kind, "vectors")
+    original = teaching.full_concept(kind, "vectors")
     if kind == "sdxl":
         with pytest.raises(UserError, match="knows no SDXL"):
-            export(mine, "sd-concepts-library")
+            export(original, "sd-concepts-library")
         return
-    put(export(mine, "sd-concepts-library"), tmp_path)
+    put(export(original, "sd-concepts-library"), tmp_path)
     stock.load_textual_inversion(str(tmp_path))
     ids = stock.tokenizer.convert_tokens_to_ids(["<me/toy-duck>", "<me/toy-duck>_1", "<me/toy-duck>_2"])
     rows = stock.text_encoder.get_input_embeddings().weight[ids]
-    assert torch.equal(rows, torch.from_numpy(mine.vectors["clip_l"]))
+    assert torch.equal(rows, torch.from_numpy(original.vectors["clip_l"]))
 
 
 def test_the_built_in_base_takes_a_concept_by_diffusers(tiny, tmp_path):
@@ -158,20 +161,20 @@ def test_the_built_in_base_takes_a_concept_by_diffusers(tiny, tmp_path):
 
     from sdpersonal.models.loading import built_in_folder
 
-    mine = concept("<me/duck>", card=card(), vectors={"clip_l": 0.02 * vectors()}, lora=None)
-    made = export(mine, "diffusers")
+    original = concept("<me/duck>", card=card(), vectors={"clip_l": 0.02 * vectors()}, lora=None)
+    made = export(original, "diffusers")
     put(made, tmp_path)
     pipe = DiffusionPipeline.from_pretrained(built_in_folder())
     load_words(pipe, tmp_path, "tiny")
-    (states, ours), (their_states, theirs) = answers(
+    (states, ours), (their_states, reference) = answers(
         tiny,
         pipe,
-        made.word.join(PROMPT),
-        [PROMPT[0], {"clip_l": torch.from_numpy(mine.vectors["clip_l"])}, PROMPT[1]],
+        made.trigger_word.join(PROMPT),
+        [PROMPT[0], {"clip_l": torch.from_numpy(original.vectors["clip_l"])}, PROMPT[1]],
         [],
     )
     torch.testing.assert_close(states, their_states, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
     assert any("no other program has" in note for note in made.notes)
 
 
@@ -189,7 +192,7 @@ def test_every_layer_of_the_published_models_is_named_as_diffusers_names_it(base
 
 @pytest.mark.parametrize("name", ["lora_unet_joint_blocks_0_x", "lora_unet_", "lora_te3_text_model", "lora_unet_a__b"])
 def test_layers_of_other_architectures_are_named(name):
-    with pytest.raises(UserError, match="no Stable Diffusion"):
+    with pytest.raises(UserError, match="in no supported Stable Diffusion"):
         module_path(name)
 
 
@@ -209,93 +212,93 @@ def test_a_torch_file_made_by_hand(shape):
 
 
 def test_the_notebooks_of_the_sd_concepts_library_read_one_vector(tmp_path):
-    mine = concept(card=card(base="sd1"), vectors={"clip_l": vectors(0, 1, 768)}, lora=None)
-    put(export(mine, "sd-concepts-library"), tmp_path)
+    original = concept(card=card(base="sd1"), vectors={"clip_l": vectors(0, 1, 768)}, lora=None)
+    put(export(original, "sd-concepts-library"), tmp_path)
     table = torch.zeros(5, 768)
     loaded = torch.load(tmp_path / "learned_embeds.bin", map_location="cpu")  # as stable_conceptualizer_inference does
     (word,) = loaded
     table[2] = loaded[word]
     assert word == (tmp_path / "token_identifier.txt").read_text() == "<me/duck>"
-    assert torch.equal(table[2:3], torch.from_numpy(mine.vectors["clip_l"]))
+    assert torch.equal(table[2:3], torch.from_numpy(original.vectors["clip_l"]))
     assert (tmp_path / "type_of_concept.txt").read_text() == "object"
 
 
 # --- out and in again -------------------------------------------------------------------------------------------------
 
 
-def same_vectors(found: Concept, mine: Concept) -> None:
-    assert found.vectors.keys() == mine.vectors.keys()
-    assert all(found.vectors[key].tobytes() == mine.vectors[key].tobytes() for key in mine.vectors)
+def same_vectors(actual: Concept, original: Concept) -> None:
+    assert actual.vectors.keys() == original.vectors.keys()
+    assert all(actual.vectors[key].tobytes() == original.vectors[key].tobytes() for key in original.vectors)
 
 
-def same_lora(found: Lora, mine: Lora) -> None:
-    assert found.layers.keys() == mine.layers.keys()
-    for name, layer in mine.layers.items():
-        theirs = found.layers[name]
-        assert theirs.alpha == layer.alpha and theirs.down.dtype == layer.down.dtype, name
-        assert np.array_equal(theirs.down, layer.down) and np.array_equal(theirs.up, layer.up), name
+def same_lora(actual: Lora, original: Lora) -> None:
+    assert actual.layers.keys() == original.layers.keys()
+    for name, layer in original.layers.items():
+        reference = actual.layers[name]
+        assert reference.alpha == layer.alpha and reference.down.dtype == layer.down.dtype, name
+        assert np.array_equal(reference.down, layer.down) and np.array_equal(reference.up, layer.up), name
 
 
 @pytest.mark.parametrize("base", teaching.BASES)
 @pytest.mark.parametrize("format", ["native", "a1111", "comfyui", "invokeai", "kohya"])
 def test_our_own_files_in_a_programs_places_lose_nothing(base, format):
-    mine = teaching.full_concept(base, dtype=np.float16)
+    original = teaching.full_concept(base, dtype=np.float16)
     vectors_seen = lora_seen = False
-    for name, data in export(mine, format).files.items():
+    for name, data in export(original, format).files.items():
         if name == "README.md":
             continue
-        found = read_any(data, name)
-        assert found.card == mine.card.model_copy(update={"token": "<me/toy-duck>"}), name
-        if found.vectors:
+        imported = read_any(data, name)
+        assert imported.card == original.card.model_copy(update={"token": "<me/toy-duck>"}), name
+        if imported.vectors:
             vectors_seen = True
-            same_vectors(found, mine)
-        if found.lora:
+            same_vectors(imported, original)
+        if imported.lora:
             lora_seen = True
-            same_lora(found.lora, mine.lora)
+            same_lora(imported.lora, original.lora)
     assert vectors_seen and lora_seen
 
 
 @pytest.mark.parametrize("base", ["sd1", "sd2"])
 @pytest.mark.parametrize("format", ["diffusers", "sd-concepts-library"])
 def test_words_come_back_under_their_token(base, format):
-    mine = teaching.full_concept(base, "vectors")
-    made = export(mine, format)
-    found = read_any(the_file(made, ".safetensors" if format == "diffusers" else ".bin"), "x")
-    same_vectors(found, mine)
-    assert found.token == Token("me", "toy-duck")
+    original = teaching.full_concept(base, "vectors")
+    made = export(original, format)
+    imported = read_any(the_file(made, ".safetensors" if format == "diffusers" else ".bin"), "x")
+    same_vectors(imported, original)
+    assert imported.token == Token("me", "toy-duck")
 
 
 @pytest.mark.parametrize("base", teaching.BASES)
 def test_a_folder_for_diffusers_comes_back_whole(base, tmp_path):
-    mine = teaching.full_concept(base, dtype=np.float16)
-    found = read_folder(put(export(mine, "diffusers"), tmp_path))
-    same_vectors(found, mine)
-    same_lora(found.lora, mine.lora)
-    assert found.token == Token("me", "toy-duck") and found.card.base == base
-    assert found.card.title == mine.card.title and found.card.license == mine.card.license
+    original = teaching.full_concept(base, dtype=np.float16)
+    imported = read_folder(put(export(original, "diffusers"), tmp_path))
+    same_vectors(imported, original)
+    same_lora(imported.lora, original.lora)
+    assert imported.token == Token("me", "toy-duck") and imported.card.base == base
+    assert imported.card.title == original.card.title and imported.card.license == original.card.license
 
 
 def test_a_folder_for_the_sd_concepts_library_comes_back_with_its_kind(tmp_path):
-    mine = teaching.full_concept("sd2", "vectors")
-    mine = dataclasses.replace(mine, card=mine.card.model_copy(update={"kind": "style"}))
-    found = read_folder(put(export(mine, "sd-concepts-library"), tmp_path))
-    same_vectors(found, mine)
-    assert found.token == Token("me", "toy-duck") and found.card.kind == "style"
+    original = teaching.full_concept("sd2", "vectors")
+    original = dataclasses.replace(original, card=original.card.model_copy(update={"kind": "style"}))
+    imported = read_folder(put(export(original, "sd-concepts-library"), tmp_path))
+    same_vectors(imported, original)
+    assert imported.token == Token("me", "toy-duck") and imported.card.kind == "style"
 
 
 @pytest.mark.parametrize("base", teaching.BASES)
 def test_files_for_onetrainer_come_back(base):
-    mine = teaching.full_concept(base)
-    made = export(mine, "onetrainer")
+    original = teaching.full_concept(base)
+    made = export(original, "onetrainer")
     word = read_any(made.files["embedding/me-toy-duck.safetensors"], "me-toy-duck.safetensors")
-    same_vectors(word, mine)
+    same_vectors(word, original)
     there = load(made.files["lora/me-toy-duck.safetensors"])
-    assert {len(each) for name, each in there.items() if name.endswith("lora_down.weight")} == {3}  # even ranks
+    assert {len(item) for name, item in there.items() if name.endswith("lora_down.weight")} == {3}  # even ranks
     back = read_any(made.files["lora/me-toy-duck.safetensors"], "x").lora
-    kept = {name for name in mine.lora.layers if base != "sdxl" or name.startswith("lora_unet_")}
-    assert back.layers.keys() == kept
+    remaining = {name for name in original.lora.layers if base != "sdxl" or name.startswith("lora_unet_")}
+    assert back.layers.keys() == remaining
     for name, layer in back.layers.items():
-        same_lora(Lora({name: layer}), Lora({name: mine.lora.layers[name]}))
+        same_lora(Lora({name: layer}), Lora({name: original.lora.layers[name]}))
         whole = LoraLayer(
             there[f"{name}.lora_down.weight"], there[f"{name}.lora_up.weight"], float(there[f"{name}.alpha"])
         )
@@ -304,8 +307,8 @@ def test_files_for_onetrainer_come_back(base):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_concept_gives_the_same_bytes(format):
-    mine = teaching.full_concept("sd1")
-    assert export(mine, format) == export(mine, format)
+    original = teaching.full_concept("sd1")
+    assert export(original, format) == export(original, format)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -325,33 +328,33 @@ TYPED = {
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_to_type(format):
     for holds, typed in zip(("vectors", "lora", "both"), TYPED[format], strict=True):
-        mine = teaching.full_concept("sd1", holds)
-        mine = dataclasses.replace(mine, card=mine.card.model_copy(update={"trigger_words": ("sks duck",)}))
+        original = teaching.full_concept("sd1", holds)
+        original = dataclasses.replace(original, card=original.card.model_copy(update={"trigger_words": ("sks duck",)}))
         if typed is None:
             with pytest.raises(UserError, match="has no vectors"):
-                export(mine, format)
+                export(original, format)
             continue
-        made = export(mine, format)
-        assert made.trigger == typed
+        made = export(original, format)
+        assert made.prompt_text == typed
         readme = made.files["README.md"].decode()
         assert f"`{typed}`" in readme and f"a photo of {typed}" in readme
-        assert all(f"`{name}`" in readme for name in made.places) and "CC" in readme
-        assert made.places.keys() | {"README.md"} == made.files.keys()
+        assert all(f"`{name}`" in readme for name in made.destinations) and "CC" in readme
+        assert made.destinations.keys() | {"README.md"} == made.files.keys()
         assert all(re.fullmatch(r"[A-Za-z0-9_./-]+", name) for name in made.files)
 
 
 def test_a_lora_without_a_word_needs_none():
     made = export(teaching.full_concept("sd1", "lora"), "comfyui")
-    assert made.trigger == "" and "Nothing has to be typed" in made.files["README.md"].decode()
+    assert made.prompt_text == "" and "Nothing has to be typed" in made.files["README.md"].decode()
     assert "a photo of a duck" in made.files["README.md"].decode()
-    assert export(teaching.full_concept("sd1", "lora"), "a1111").trigger == "<lora:me-toy-duck:1>"
+    assert export(teaching.full_concept("sd1", "lora"), "a1111").prompt_text == "<lora:me-toy-duck:1>"
 
 
 def test_what_cannot_go_along_is_said():
     notes = " ".join(export(teaching.full_concept("sd1"), "sd-concepts-library").notes)
     assert "LoRA is left out" in notes and "3 vectors" in notes
     full = concept(card=card(method="dreambooth-full", trigger_words=("sks duck",)), vectors={})
-    assert "taught to a whole model" in " ".join(export(full, "a1111").notes)
+    assert "trained on the whole model" in " ".join(export(full, "a1111").notes)
     assert "built-in base" in " ".join(export(full, "a1111").notes)
     assert "cuts a longer prompt" in " ".join(export(teaching.full_concept("sd1"), "invokeai").notes)
 
@@ -360,20 +363,20 @@ def test_text_of_strangers_stays_text():
     evil = "![x](http://evil.example) <script>alert(1)</script> `a` | [b](c) " + '"; rm -rf ~ #'
     words = ("```", "'; touch PWNED; echo '", '") or __import__("os") #')
     for word in words:
-        mine = concept(
+        original = concept(
             card=card(title=evil[:100], description=evil, author=evil[:100], license=evil[:100], trigger_words=(word,)),
             vectors={},
         )
         for format in FORMATS:
             if format == "sd-concepts-library":
                 continue
-            text = export(mine, format).files["README.md"].decode()
+            text = export(original, format).files["README.md"].decode()
             outside = re.sub(r"(`{3,}).*?\n\1", "", text, flags=re.S)
             assert not re.search(r"(?<!\\)<script|(?<!\\)!\[|(?<!\\)\]\(", outside), format
-        shell = re.search(r"```+sh\n(.*?)\n```", export(mine, "kohya").files["README.md"].decode(), re.S)[1]
+        shell = re.search(r"```+sh\n(.*?)\n```", export(original, "kohya").files["README.md"].decode(), re.S)[1]
         command = shell.replace("python gen_img.py", "printf '%s|'")
-        said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
-        assert f"a photo of {word}|" in said and not Path("PWNED").exists()
+        output = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+        assert f"a photo of {word}|" in output and not Path("PWNED").exists()
     front = (
         export(
             concept(card=card(license=evil[:100], base="sd1"), vectors={"clip_l": vectors(width=768)}, lora=None),
@@ -392,14 +395,14 @@ def spoken(data: bytes, depth: int = 0) -> bytes:
     """Everything readable in a file: its bytes, and those of pictures in base64 and of members of archives."""
     import base64
 
-    found = data
+    result = data
     for match in re.findall(rb"base64,([A-Za-z0-9+/=]+)", data):
-        found += base64.b64decode(match)
+        result += base64.b64decode(match)
     if data.startswith(b"PK"):
         archive = zipfile.ZipFile(io.BytesIO(data))
-        found += b"".join(archive.read(name) for name in archive.namelist())
+        result += b"".join(archive.read(name) for name in archive.namelist())
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    return found
+    return result
 
 
 def with_exif() -> bytes:
@@ -414,8 +417,8 @@ def with_exif() -> bytes:
 @pytest.mark.parametrize("format", FORMATS)
 def test_nothing_private_goes_out(format, monkeypatch):
     monkeypatch.setenv("USER", "secretuser")
-    mine = dataclasses.replace(teaching.full_concept("sd1"), thumbnail=with_exif())
-    assert b"SecretCamera" in spoken(concept_to_bytes(mine))  # the canary would be seen
+    original = dataclasses.replace(teaching.full_concept("sd1"), thumbnail=with_exif())
+    assert b"SecretCamera" in spoken(concept_to_bytes(original))  # the canary would be seen
     private = [b"Secret", b"secretuser", b"EXIF", b"Exif", getpass.getuser().encode(), socket.gethostname().encode()]
     private += [
         str(Path.home()).encode(),
@@ -424,7 +427,7 @@ def test_nothing_private_goes_out(format, monkeypatch):
         b"/home/",
         b"+00:00",
     ]
-    for name, data in export(mine, format).files.items():
+    for name, data in export(original, format).files.items():
         text = spoken(data)
         for word in filter(None, private):
             if len(word) > 3:
@@ -451,7 +454,7 @@ def test_the_command_writes_a_new_folder(format, library, capsys):
     made = export(library.get(Token.parse("<me/duck>")), format)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == made.files.keys()
     assert all((folder / name).read_bytes() == data for name, data in made.files.items())
-    assert f"Type: {made.trigger}" in out and all(name in out for name in made.places)
+    assert f"Type: {made.prompt_text}" in out and all(name in out for name in made.destinations)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["concepts", "export", "<me/duck>", "--format", format]) == 2
     assert "is there already.\nGive a folder that is not: --to FOLDER." in capsys.readouterr().err
@@ -461,9 +464,9 @@ def test_the_command_writes_a_new_folder(format, library, capsys):
 def test_json_and_a_folder_of_ones_own(library, capsys):
     argv = ["concepts", "export", "me/duck-v1", "--format", "a1111", "--to", "deep/er/out", "--json"]
     assert main(argv) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["folder"] == "deep/er/out" and told["type"] == "me-duck <lora:me-duck:1>"
-    assert Path("deep/er/out", next(iter(told["files"]))).is_file()
+    output = json.loads(capsys.readouterr().out)
+    assert output["folder"] == "deep/er/out" and output["type"] == "me-duck <lora:me-duck:1>"
+    assert Path("deep/er/out", next(iter(output["files"]))).is_file()
 
 
 def test_what_is_not_there_or_damaged(library, capsys):
@@ -503,9 +506,9 @@ def test_a_full_disk_leaves_nothing(library, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "write", write)
     assert main(["concepts", "export", "<me/duck>", "--format", "kohya"]) == 3
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     monkeypatch.undo()
-    assert "no room in" in told and "Nothing was changed" in told and told.count("\n") <= 2
+    assert "no room in" in output and "Nothing was changed" in output and output.count("\n") <= 2
     assert not list(Path().glob("*kohya*")) and not list(Path().glob(".*sdpersonal-tmp"))
 
 

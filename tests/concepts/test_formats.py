@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import pickles, read_any
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -57,17 +58,17 @@ def test_learned_embeds_are_read_as_torch_reads_them(case, layout):
     if "pickle_protocol" not in layout:  # torch's own careful reader knows protocol 2 only
         assert torch.equal(torch.load(io.BytesIO(data), weights_only=True)["<cat-toy>"], TENSORS[case])
     expected = TENSORS[case].detach().float()
-    found = read_any(data, "learned_embeds.bin")
-    assert found.token == Token("imported", "cat-toy")
-    assert np.array_equal(found.vectors["clip_l"], torch.atleast_2d(expected).numpy())
-    assert found.card.base == {768: "sd1", 1024: "sd2", 192: "tiny"}[expected.shape[-1]]
+    imported = read_any(data, "learned_embeds.bin")
+    assert imported.token == Token("imported", "cat-toy")
+    assert np.array_equal(imported.vectors["clip_l"], torch.atleast_2d(expected).numpy())
+    assert imported.card.base == {768: "sd1", 1024: "sd2", 192: "tiny"}[expected.shape[-1]]
 
 
 @pytest.mark.parametrize("case", TENSORS)
 def test_and_so_are_safetensors(case, tmp_path):
     data = safetensors.torch.save({"<cat-toy>": TENSORS[case].detach().contiguous().clone()}, {"format": "pt"})
-    found = read_any(data, "learned_embeds.safetensors")
-    assert np.array_equal(found.vectors["clip_l"], torch.atleast_2d(TENSORS[case].detach().float()).numpy())
+    imported = read_any(data, "learned_embeds.safetensors")
+    assert np.array_equal(imported.vectors["clip_l"], torch.atleast_2d(TENSORS[case].detach().float()).numpy())
 
 
 def test_tokens_that_are_not_ours_become_ours():
@@ -125,9 +126,9 @@ def test_pictures_and_web_pages_are_told_apart():
 
 def test_our_own_files_are_read_with_a_thumbnail_made_anew():
     first = concept("<me/duck-v3>")
-    found = read_any(concept_to_bytes(first), "x", Token("you", "toy"))
-    assert (found.token, found.identity) == (Token("you", "toy"), first.identity)
-    assert found.thumbnail not in (None, first.thumbnail)
+    imported = read_any(concept_to_bytes(first), "x", Token("you", "toy"))
+    assert (imported.token, imported.identity) == (Token("you", "toy"), first.identity)
+    assert imported.thumbnail not in (None, first.thumbnail)
 
 
 # --- code in files ----------------------------------------------------------------------------------------------------
@@ -258,9 +259,9 @@ def test_compressed_or_crowded_archives_are_refused():
     with zipfile.ZipFile(twice, "w") as archive:
         archive.writestr("a/data.pkl", b"}.")
         archive.writestr("b/data.pkl", b"}.")
-    for each in (bomb, crowd, twice):
+    for item in (bomb, crowd, twice):
         with pytest.raises(UserError, match=r"x.zip is refused"):
-            read_any(each.getvalue(), "x.zip")
+            read_any(item.getvalue(), "x.zip")
 
 
 def test_old_layout_with_a_count_that_lies():
@@ -287,11 +288,11 @@ def test_spoiled_files_give_a_concept_or_a_refusal(chance: random.Random):
         else:
             data[at] = (data[at] + chance.randint(1, 255)) % 256
     try:
-        found = read_any(bytes(data), "x")
+        imported = read_any(bytes(data), "x")
     except UserError as error:
         assert "\n" not in error.message and len(error.message) < 400
     else:
-        assert isinstance(found, Concept)
+        assert isinstance(imported, Concept)
 
 
 def test_no_module_that_could_run_a_pickle_is_used():

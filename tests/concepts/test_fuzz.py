@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_metadata.test_foreign_pictures import SEEDS as PICTURES
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.errors import UserError
@@ -181,12 +182,12 @@ def read(chance: random.Random) -> None:
     data = spoiled(chance)
     began = time.process_time()
     try:
-        found = read_any(data, "x")
+        imported = read_any(data, "x")
     except UserError as error:
         assert str(error).count("\n") <= 1 and len(str(error)) < 600
         assert str(error).replace("\n", "").isprintable()
     else:
-        assert isinstance(found, Concept)
+        assert isinstance(imported, Concept)
     assert time.process_time() - began < SECONDS
 
 
@@ -204,13 +205,13 @@ def read_picture(chance: random.Random) -> None:
     data = spoiled(chance, PICTURES) if chance.random() < 0.5 else other_value(chance, chance.choice(PICTURES))
     began = time.process_time()
     try:
-        found = read_recipe(data, "x.png")
+        result = read_recipe(data, "x.png")
     except UserError as error:
         assert str(error).count("\n") <= 1 and len(str(error)) < 600
         assert str(error).replace("\n", "").isprintable()
     else:
-        assert isinstance(found, Foreign | Recipe)
-        assert isinstance(found, Recipe) or found.refusal or found.fields["prompt"]
+        assert isinstance(result, Foreign | Recipe)
+        assert isinstance(result, Recipe) or result.refusal or result.fields["prompt"]
     assert time.process_time() - began < SECONDS
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts import gallery as gallery_module
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.gallery import write_gallery
 from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.thumbnail import make_thumbnail
@@ -38,11 +38,11 @@ HOSTILE = [
 ]
 
 
-def written(library, found) -> None:
+def written(library, actual) -> None:
     """Put there by hand, which is quicker than `add`."""
-    path = library.folder / found.token.owner / f"{found.token.name}-v{found.token.version}.safetensors"
+    path = library.folder / actual.token.owner / f"{actual.token.name}-v{actual.token.version}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(concept_to_bytes(found))
+    path.write_bytes(concept_to_bytes(actual))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_strangers_text_is_never_markup(page):
     known = {"html", "meta", "title", "style", "header", "h1", "div", "input", "select", "option", "output", "main"}
     known |= {"article", "img", "h2", "button", "code", "p", "span", "details", "summary", "dl", "dt", "dd", "script"}
     assert set(read.tags) <= known and read.tags.count("script") == 1 and read.tags.count("article") == 500
-    assert not [each for each in read.attributes if each[1].startswith("on") or each[1] in ("href", "action", "style")]
+    assert not [item for item in read.attributes if item[1].startswith("on") or item[1] in ("href", "action", "style")]
     assert all(value.startswith("data:image/webp;base64,") for _, name, value in read.attributes if name == "src")
 
 
@@ -107,7 +107,7 @@ def test_it_shows_the_newest_and_nothing_of_this_machine(library, tmp_path, caps
     secrets = [str(Path.home()), os.environ["HOME"], str(tmp_path), os.getcwd(), "IMG_"]
     secrets += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]
     assert not [secret for secret in secrets if secret in text]
-    assert [each.name for each in path.iterdir()] == ["index.html"]
+    assert [item.name for item in path.iterdir()] == ["index.html"]
     assert main(["concepts", "gallery", "--to", str(path), "--library", str(library.folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["concepts"] == 2
     assert (path / "index.html").read_text() == text  # the same library is the same page
@@ -122,18 +122,18 @@ def test_damaged_concepts_and_pictures_are_left_out(library, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("to", "folder", "said"),
+    ("to", "folder", "message"),
     [
         ("page", "none", "No concepts in"),
         ("file", "concepts", "is a file, not a folder"),
         ("/proc/x", "concepts", "/proc/x"),
     ],
 )
-def test_what_cannot_be_done_is_told(library, tmp_path, capsys, to, folder, said):
+def test_what_cannot_be_done_is_told(library, tmp_path, capsys, to, folder, message):
     (tmp_path / "file").write_text("")
     code = main(["concepts", "gallery", "--to", str(tmp_path / to), "--library", str(tmp_path / folder)])
     err = capsys.readouterr().err
-    assert code == 2 and said in err and "Traceback" not in err
+    assert code == 2 and message in err and "Traceback" not in err
 
 
 def test_thumbnails_are_made_anew(library, tmp_path):
@@ -146,14 +146,14 @@ def test_thumbnails_are_made_anew(library, tmp_path):
 
 def test_a_page_of_very_many_has_smaller_ones(library, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "_MANY", 1)
-    told = []
-    path, shown = write_gallery(library.entries(), tmp_path / "page", progress=lambda *done: told.append(done))
-    assert told == [(1, 2), (2, 2)] and shown == 2
-    found = re.findall(r"data:image/webp;base64,([^\"]+)", path.read_text())
-    for data in found:
+    messages = []
+    path, shown = write_gallery(library.entries(), tmp_path / "page", progress=lambda *done: messages.append(done))
+    assert messages == [(1, 2), (2, 2)] and shown == 2
+    match = re.findall(r"data:image/webp;base64,([^\"]+)", path.read_text())
+    for data in match:
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             assert max(picture.size) == 176
-    assert found
+    assert match
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import read_any
-from sdpersonal.concepts.importers.folders import find_concepts, read_folder, read_path, read_source
+from sdpersonal.concepts.importers.folders import read_folder, read_path, read_source
+from sdpersonal.concepts.importers.sources import find_concepts
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -102,9 +103,9 @@ def test_hostile_words_beside_the_tensors_stay_text(tmp_path):
     (tmp_path / "token_identifier.txt").write_text("../../../etc/passwd")
     (tmp_path / "type_of_concept.txt").write_text("\x1b[31m<script>")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n### \x1b[31m<img onerror=x> on Stable Diffusion")
-    found = read_folder(tmp_path)
-    assert found.token == T("<etc/passwd>") and found.card.kind == "object"
-    assert found.card.title == "[31m<img onerror=x>"
+    imported = read_folder(tmp_path)
+    assert imported.token == T("<etc/passwd>") and imported.card.kind == "object"
+    assert imported.card.title == "[31m<img onerror=x>"
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def test_no_name_leads_out_of_the_library(tmp_path, name):
         torch_saved({name or "x": rows(1)}),
     ):
         try:
-            token = library.add_foreign(read_any(data, f"{name}.safetensors"))
+            token = library.add_imported(read_any(data, f"{name}.safetensors"))
         except UserError as error:
             assert error.hint and str(error).replace("\n", "").isprintable()
         else:
@@ -175,25 +176,25 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
 
 def test_tokens_are_never_shared(tmp_path):
     library = Library(tmp_path)
-    one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
-    token = library.add_foreign(read_any(one, "a"))
-    assert library.add_foreign(read_any(one, "b")) == token  # the same file twice
-    with pytest.raises(UserError, match="is here already") as caught:
-        library.add_foreign(read_any(two, "c"))
+    first, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
+    token = library.add_imported(read_any(first, "a"))
+    assert library.add_imported(read_any(first, "b")) == token  # the same file twice
+    with pytest.raises(UserError, match="is already in the library") as caught:
+        library.add_imported(read_any(two, "c"))
     assert "--as" in caught.value.hint and "--replace" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("length", "told"),
+    ("length", "message"),
     [(0.0, True), (0.019, True), (0.021, False), (0.4, False), (7.9, False), (8.1, True), (1e6, True), (1e30, True)],
 )
-def test_vectors_a_twentieth_or_twenty_times_as_long_as_a_words_are_told(length, told):
+def test_vectors_a_twentieth_or_twenty_times_as_long_as_a_words_are_told(length, message):
     """CLIP's own rows are about 0.4 long. It is the longest that counts: a row of zeros beside it does no harm."""
     vectors = torch.zeros(2, 768)
     vectors[1, 7] = length
-    found = read_any(safetensors_bytes({"emb_params": vectors}), "duck.safetensors")
-    assert found.card.recipe == ({"longest_row": round(float(vectors[1, 7]), 4)} if told else {})
-    concept_to_bytes(found)
+    imported = read_any(safetensors_bytes({"emb_params": vectors}), "duck.safetensors")
+    assert imported.card.recipe == ({"longest_row": round(float(vectors[1, 7]), 4)} if message else {})
+    concept_to_bytes(imported)
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0x7FA00000])  # the last: a NaN that signals

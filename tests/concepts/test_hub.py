@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts import hub as ours
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -83,8 +83,8 @@ def test_push_and_pull_give_back_the_same_concept(hub, library, tmp_path, capsys
     other = Library(tmp_path / "other")
     assert run(other, "concepts", "pull", ID) == 0
     assert capsys.readouterr().out == "pulled: <me/duck-v1>\n"
-    found = other.get(Token.parse("<me/duck>"))
-    assert found.identity == concept().identity and found.card.license == "CC-BY-4.0"
+    loaded = other.get(Token.parse("<me/duck>"))
+    assert loaded.identity == concept().identity and loaded.card.license == "CC-BY-4.0"
     assert run(other, "concepts", "pull", f"https://huggingface.co/{ID}", "--as", "<me/toy>", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"pulled": ["<me/toy-v1>"]}
 
@@ -92,18 +92,18 @@ def test_push_and_pull_give_back_the_same_concept(hub, library, tmp_path, capsys
 @pytest.mark.parametrize("word", ["duck", "ink"])
 def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library, tmp_path, capsys, word):
     """By its id on the Hub, of which no other file is fetched; as a folder; and as one among other folders."""
-    one = library.get(Token.parse(f"<{word}>"))
+    first = library.get(Token.parse(f"<{word}>"))
     assert run(library, "concepts", "push", word, ID, "--yes", "--to", str(tmp_path / "all" / "down")) == 0
-    asked = len(hub.asked)
+    requests = len(hub.asked)
     for number, source in enumerate((ID, tmp_path / "all" / "down", tmp_path / "all")):
         other = Library(tmp_path / f"other{number}")
         assert run(other, "concepts", "import", str(source)) == 0
-        found = other.get(one.token.unversioned())
-        assert found.identity == one.identity and found.card == one.card and found.token == one.token
+        loaded = other.get(first.token.unversioned())
+        assert loaded.identity == first.identity and loaded.card == first.card and loaded.token == first.token
         assert run(other, "concepts", "import", str(source)) == 0 and len(other.entries()) == 1
         assert run(other, "concepts", "import", str(source), "--as", "<you/thing>") == 0
-        assert other.get(Token.parse("<you/thing-v1>")).card.license == one.card.license
-    fetched = {line.rpartition("/")[2] for line, _, _ in hub.asked[asked:] if "/resolve/" in line}
+        assert other.get(Token.parse("<you/thing-v1>")).card.license == first.card.license
+    fetched = {line.rpartition("/")[2] for line, _, _ in hub.asked[requests:] if "/resolve/" in line}
     assert fetched == {f"me-{word}.safetensors"}
     cut = tmp_path / "all" / "down" / f"me-{word}.safetensors"
     cut.write_bytes(cut.read_bytes()[:-4])  # it is told, and what stands beside it for diffusers comes in
@@ -111,8 +111,8 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
     assert (
         run(other, "concepts", "import", str(cut.parent)) == 2 and "refused: it ends early" in capsys.readouterr().out
     )
-    found = other.get(one.token.unversioned())
-    assert found.identity == one.identity and found.card == one.card and len(other.entries()) == 1
+    loaded = other.get(first.token.unversioned())
+    assert loaded.identity == first.identity and loaded.card == first.card and len(other.entries()) == 1
 
 
 def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
@@ -134,14 +134,14 @@ def test_nothing_is_sent_before_it_was_shown(hub, library, tmp_path, capsys):
             run(library, "concepts", "push", "duck", ID, *more, "--to", str(tmp_path / f"look{len(more)}{more[:1]}"))
             == 0
         )
-        said = capsys.readouterr().out
-        assert "Nothing was sent. Add --yes to send it." in said
+        text = capsys.readouterr().out
+        assert "Nothing was sent. Add --yes to send it." in text
     assert hub.asked == []
-    shown = {line.split()[0]: float(line.split()[1]) for line in said.splitlines() if " kB  " in line}
+    shown = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if " kB  " in line}
     assert run(library, "concepts", "push", "duck", ID, "--yes", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     sent = hub.repos[ID].files
-    assert {each["name"]: each["size"] for each in told["files"]} == {name: len(data) for name, data in sent.items()}
+    assert {item["name"]: item["size"] for item in output["files"]} == {name: len(data) for name, data in sent.items()}
     assert shown == {name: round(len(data) / 1e3, 1) for name, data in sent.items()}
     looked = {path.name: path.read_bytes() for path in next(tmp_path.glob("look0*")).iterdir()}
     assert looked == sent
@@ -176,12 +176,12 @@ def test_other_peoples_repositories_can_be_pulled(hub, library, capsys):
 
 
 def test_the_model_card_says_what_a_stranger_wants_to_know(hub, library, tmp_path):
-    one = concept(
+    first = concept(
         card=card(license="CC-BY-4.0", scores={"likeness": 0.625}, kind="person", consent="yes", base="sd1"),
         vectors={"clip_l": vectors(0, 2, 768)},
     )
-    drawn = picture(tmp_path / "0.png", one)
-    sent = {each.name: each.data for each in ours.files_to_push(one, ID, [drawn, drawn])}
+    drawn = picture(tmp_path / "0.png", first)
+    sent = {item.name: item.data for item in ours.files_to_push(first, ID, [drawn, drawn])}
     readme = sent["README.md"].decode()
     head = dict(line.split(": ", 1) for line in readme.split("---")[1].strip().splitlines())
     assert json.loads(head["license"]) == "cc-by-4.0" and "v1-5" in head["base_model"]
@@ -200,10 +200,10 @@ def test_the_model_card_says_what_a_stranger_wants_to_know(hub, library, tmp_pat
 
 def test_a_hostile_card_is_plain_text_on_the_page():
     evil = "](http://evil.example) <script>alert(1)</script> ![x](http://evil.example/p.png)\n---\nlicense: mit"
-    one = concept(
+    first = concept(
         card=card(title=evil[:90], description=evil, author="`" * 5, prompts=("```\n<script>",), license=evil[:90])
     )
-    readme = next(each.data.decode() for each in ours.files_to_push(one, ID) if each.name == "README.md")
+    readme = next(item.data.decode() for item in ours.files_to_push(first, ID) if item.name == "README.md")
     front, body = readme.split("\n---\n", 1)
     assert [line.split(":")[0] for line in front.splitlines()[1:]] == [
         "license",
@@ -230,7 +230,7 @@ def test_a_person_who_is_not_known_to_agree_stays_here(hub, library, capsys):
 
 
 def test_no_photo_gets_in_as_a_picture(tmp_path):
-    one = concept()
+    first = concept()
     photo, other = tmp_path / "IMG_0815.jpg", tmp_path / "photo.png"
     Image.radial_gradient("L").save(photo)
     Image.radial_gradient("L").save(other)
@@ -238,12 +238,12 @@ def test_no_photo_gets_in_as_a_picture(tmp_path):
         photo,
         other,
         picture(tmp_path / "x.png", embedding(seed=9)),
-        picture(tmp_path / "y.png", one, concepts=3),
+        picture(tmp_path / "y.png", first, concepts=3),
     ):
-        with pytest.raises(UserError, match="is not a picture that was drawn with <me/duck>"):
-            ours.files_to_push(one, ID, [path])
+        with pytest.raises(UserError, match="is not an image generated with <me/duck>"):
+            ours.files_to_push(first, ID, [path])
     with pytest.raises(UserError):
-        ours.files_to_push(one, ID, [tmp_path / "nowhere.png"])
+        ours.files_to_push(first, ID, [tmp_path / "nowhere.png"])
 
 
 def test_nothing_of_this_machine_is_sent(hub, library, tmp_path):
@@ -270,11 +270,11 @@ def refused(library, capsys, *argv):
 
 def test_logins_that_do_not_do(hub, library, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "y" * 34)
-    assert "does not know your login" in refused(library, capsys, "push", "duck", ID, "--yes")
+    assert "does not accept your login" in refused(library, capsys, "push", "duck", ID, "--yes")
     monkeypatch.delenv("HF_TOKEN")
-    asked = len(hub.asked)
+    requests = len(hub.asked)
     assert "not logged in" in refused(library, capsys, "push", "duck", ID, "--yes")
-    assert len(hub.asked) == asked and hub.repos == {}
+    assert len(hub.asked) == requests and hub.repos == {}
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert "may not write to another/duck" in refused(library, capsys, "push", "duck", "another/duck", "--yes")
 
@@ -297,12 +297,12 @@ def test_names_that_are_none(hub, library, capsys, name):
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(403, "may not write"), (429, "pause"), (500, "HTTP 500"), (413, "HTTP 413")]
+    ("status", "message"), [(403, "may not write"), (429, "pause"), (500, "HTTP 500"), (413, "HTTP 413")]
 )
-def test_refusals_of_the_hub_are_told(hub, library, capsys, status, said, monkeypatch):
+def test_refusals_of_the_hub_are_told(hub, library, capsys, status, message, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the client waits between tries
     hub.fail = {"/commit/": status}
-    assert said in refused(library, capsys, "push", "duck", ID, "--yes")
+    assert message in refused(library, capsys, "push", "duck", ID, "--yes")
     assert hub.repos[ID].files == {}
 
 
@@ -332,7 +332,7 @@ def test_what_the_hub_answers_instead_is_told(hub, library, capsys, monkeypatch)
     hub.repos[ID] = Repo({"x.safetensors": concept_to_bytes(embedding())})
     for status in (403, 429, 500):
         hub.fail = {"/api/models/": status}
-        assert f"does not give out {ID} (HTTP {status})" in refused(library, capsys, "pull", ID)
+        assert f"refuses access to {ID} (HTTP {status})" in refused(library, capsys, "pull", ID)
 
 
 def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
@@ -356,7 +356,7 @@ def test_a_pulled_concept_takes_no_ones_place(hub, library, tmp_path, capsys):
     run(library, "concepts", "push", "duck", ID, "--yes")
     other = Library(tmp_path / "other")
     other.add(concept("<me/duck-v1>", 7))
-    assert "is here already with other content" in refused(other, capsys, "pull", ID)
+    assert "is already in the library with other content" in refused(other, capsys, "pull", ID)
     assert run(other, "concepts", "pull", ID, "--replace") == 0
     assert other.get(Token.parse("<duck>")).identity == concept().identity
 
@@ -387,31 +387,31 @@ def test_without_a_network_it_is_said_within_seconds(library, root, command):
             done = subprocess.run(
                 [*argv, "--library", str(library.folder)], env=environment, capture_output=True, text=True, timeout=120
             )
-            assert done.returncode == 2 and "cannot reach the Hub" in done.stderr, done.stderr
+            assert done.returncode == 2 and "The Hub cannot be reached" in done.stderr, done.stderr
             assert "Traceback" not in done.stderr
             assert float(done.stdout.rpartition("took")[2]) < 10  # five; and five for a machine that does much else
 
 
 def test_the_thumbnail_is_the_picture_where_there_are_none():
     assert thumbnail()
-    names = [each.name for each in ours.files_to_push(concept(), ID)]
+    names = [item.name for item in ours.files_to_push(concept(), ID)]
     assert names[0] == "README.md" and "pictures.png" in names
-    assert "pictures.png" not in [each.name for each in ours.files_to_push(embedding(), ID)]
+    assert "pictures.png" not in [item.name for item in ours.files_to_push(embedding(), ID)]
 
 
-def begins(one) -> bytes:
-    return concept_to_bytes(dataclasses.replace(one, token=one.token.unversioned()))[:2]
+def begins(first) -> bytes:
+    return concept_to_bytes(dataclasses.replace(first, token=first.token.unversioned()))[:2]
 
 
 def test_versions_pushed_one_after_the_other_are_pulled_as_versions(hub, library, tmp_path, capsys):
     # A repository each: the server here calls every commit by one name, and the Hub's cache goes by that.
     other = Library(tmp_path / "other")
     for number in range(3):
-        one = embedding("<me/ink>", seed=number + 5)
+        first = embedding("<me/ink>", seed=number + 5)
         texts = ({"description": "x" * count} for count in range(300))
-        ones = (dataclasses.replace(one, card=one.card.model_copy(update=text)) for text in texts)
-        one = next(each for each in ones if begins(each)[:1] == b"\x80")  # as a pickle does
-        token = library.add(one)
+        ones = (dataclasses.replace(first, card=first.card.model_copy(update=text)) for text in texts)
+        first = next(item for item in ones if begins(item)[:1] == b"\x80")  # as a pickle does
+        token = library.add(first)
         assert run(library, "concepts", "push", str(token), f"{ID}-{number}", "--yes") == 0
         capsys.readouterr()
         if number:
@@ -419,5 +419,5 @@ def test_versions_pushed_one_after_the_other_are_pulled_as_versions(hub, library
             assert "--duplicates versions" in capsys.readouterr().err
         assert run(other, "concepts", "pull", f"{ID}-{number}", "--duplicates", "versions") == 0
         assert run(other, "concepts", "pull", f"{ID}-{number}") == 0  # once more adds nothing
-        assert other.get(Token.parse("<me/ink>")).identity == one.identity
+        assert other.get(Token.parse("<me/ink>")).identity == first.identity
     assert len(other.entries()) == 3 and other.verify() == []

@@ -51,13 +51,13 @@ def saved(request, tmp_path_factory):
 
 def test_our_reading_changes_the_base_as_theirs_does(saved):
     folder, kind, lora = saved
-    theirs = kind.from_pretrained(folder)
-    theirs.load_lora_weights(lora)
-    theirs.fuse_lora()
-    theirs.unload_lora_weights()
+    reference = kind.from_pretrained(folder)
+    reference.load_lora_weights(lora)
+    reference.fuse_lora()
+    reference.unload_lora_weights()
     bare = kind.from_pretrained(folder)
-    found = read_folder(lora)
-    assert {layer.alpha for layer in found.lora.layers.values()} == {3.0}
+    imported = read_folder(lora)
+    assert {layer.alpha for layer in imported.lora.layers.values()} == {3.0}
 
     compared = 0
     models = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
@@ -66,17 +66,17 @@ def test_our_reading_changes_the_base_as_theirs_does(saved):
             continue
         for path, module in getattr(bare, model).named_modules():
             name = f"{prefix}_{_flat(path, prefix)}"
-            layer = found.lora.layers.get(_sgm(name) if found.card.base == "sdxl" else name)
+            layer = imported.lora.layers.get(_sgm(name) if imported.card.base == "sdxl" else name)
             if layer is None:
                 continue
             changed = (
-                getattr(theirs, model).get_submodule(path).weight.detach().numpy() - module.weight.detach().numpy()
+                getattr(reference, model).get_submodule(path).weight.detach().numpy() - module.weight.detach().numpy()
             )
             ours = layer.up.astype(np.float64) @ layer.down * SCALE
             np.testing.assert_allclose(ours, changed, atol=2e-6)
             assert np.abs(changed).max() > 1e-3
             compared += 1
-    assert compared == len(found.lora.layers) >= 16
+    assert compared == len(imported.lora.layers) >= 16
 
 
 def _flat(path: str, prefix: str) -> str:
@@ -129,29 +129,29 @@ def test_folders_of_peft_change_the_base_as_peft_does(pipe, tmp_path, parts, opt
     folder = tmp_path / "my thing"
     changes = {}
     for part in parts:
-        one = "attn2.to_k" if part == "unet" else "self_attn.q_proj"
-        more = {"rslora": {"use_rslora": True}, "patterns": {"rank_pattern": {one: 2}, "alpha_pattern": {one: 9}}}
+        first = "attn2.to_k" if part == "unet" else "self_attn.q_proj"
+        more = {"rslora": {"use_rslora": True}, "patterns": {"rank_pattern": {first: 2}, "alpha_pattern": {first: 9}}}
         place = folder / part if len(parts) > 1 else folder
         prefix = "lora_unet" if part == "unet" else "lora_te"
-        theirs = adapted(getattr(pipe, part), part, place, **more.get(options, {}))
-        changes |= {f"{prefix}_{_flat(path, prefix)}": change for path, change in theirs.items()}
-    found = read_folder(folder)
-    assert str(found.token) == "<imported/my-thing>" and found.card.base == "sd1"
-    assert changes.keys() == found.lora.layers.keys() and len(changes) >= 8
-    for name, layer in found.lora.layers.items():
+        reference = adapted(getattr(pipe, part), part, place, **more.get(options, {}))
+        changes |= {f"{prefix}_{_flat(path, prefix)}": change for path, change in reference.items()}
+    imported = read_folder(folder)
+    assert str(imported.token) == "<imported/my-thing>" and imported.card.base == "sd1"
+    assert changes.keys() == imported.lora.layers.keys() and len(changes) >= 8
+    for name, layer in imported.lora.layers.items():
         ours = layer.up.astype(np.float64) @ layer.down * (layer.alpha / layer.rank)
         np.testing.assert_allclose(ours, changes[name], atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"init_lora_weights": "pissa"}, "began as a part of the base .PEFT's pissa."),
-        ({"init_lora_weights": "olora"}, "began as a part of the base .PEFT's olora."),
-        ({"modules_to_save": ["conv_out"]}, "do not know its tensors"),
+        ({"init_lora_weights": "pissa"}, "was initialized from the base .PEFT's pissa."),
+        ({"init_lora_weights": "olora"}, "was initialized from the base .PEFT's olora."),
+        ({"modules_to_save": ["conv_out"]}, "it has unknown tensors"),
     ],
 )
-def test_variants_of_peft_that_no_plain_lora_equals_are_named(pipe, tmp_path, options, said):
+def test_variants_of_peft_that_no_plain_lora_equals_are_named(pipe, tmp_path, options, message):
     adapted(pipe.unet, "unet", tmp_path / "unet", **options)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_folder(tmp_path)

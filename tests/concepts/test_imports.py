@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import layers, read_any
 from sdpersonal.concepts.importers.embedding_images import _lcg_bytes
-from sdpersonal.concepts.importers.folders import find_concepts, read_folder, read_path
+from sdpersonal.concepts.importers.folders import read_folder, read_path
+from sdpersonal.concepts.importers.sources import find_concepts
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support import foreign, pictures_with
@@ -23,8 +24,8 @@ LAYOUTS = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(20, 255, (96, 64, 3), np.uint8))
 
 
-def same(found: np.ndarray, expected: torch.Tensor) -> bool:
-    return found.dtype == np.float32 and np.array_equal(found, numpy(expected))
+def same(actual: np.ndarray, expected: torch.Tensor) -> bool:
+    return actual.dtype == np.float32 and np.array_equal(actual, numpy(expected))
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -34,11 +35,11 @@ def same(found: np.ndarray, expected: torch.Tensor) -> bool:
 @pytest.mark.parametrize("width", [768, 1024])
 def test_a1111(layout, width):
     vectors = rows(3, width)
-    found = read_any(torch_saved(a1111(vectors), **LAYOUTS[layout]), "my Duck_1.5.pt")
-    assert same(found.vectors["clip_l"], vectors)
-    assert found.token == T("<imported/my-duck-1-5>")  # A1111 calls it as the file is called
-    assert (found.card.base, found.card.steps) == ({768: "sd1", 1024: "sd2"}[width], 3000)
-    assert found.card.base_name == "v1-5-pruned-emaonly"
+    imported = read_any(torch_saved(a1111(vectors), **LAYOUTS[layout]), "my Duck_1.5.pt")
+    assert same(imported.vectors["clip_l"], vectors)
+    assert imported.token == T("<imported/my-duck-1-5>")  # A1111 calls it as the file is called
+    assert (imported.card.base, imported.card.steps) == ({768: "sd1", 1024: "sd2"}[width], 3000)
+    assert imported.card.base_name == "v1-5-pruned-emaonly"
     assert read_any(torch_saved(a1111(vectors)), "learned_embeds.pt").token == T("<imported/duck>")
 
 
@@ -46,8 +47,8 @@ def test_a1111(layout, width):
 @pytest.mark.parametrize("device", ["parameter", "half"])
 def test_the_first_textual_inversions(layout, device):
     vectors = rows(2).half() if device == "half" else rows(2)
-    found = read_any(torch_saved(rinongal(vectors), **LAYOUTS[layout]), "cat statue.pt")
-    assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/cat-statue>")
+    imported = read_any(torch_saved(rinongal(vectors), **LAYOUTS[layout]), "cat statue.pt")
+    assert same(imported.vectors["clip_l"], vectors) and imported.token == T("<imported/cat-statue>")
     assert read_any(torch_saved(rinongal(vectors, "sks")), "a.pt").card.title == "sks"
 
 
@@ -61,23 +62,27 @@ def test_several_placeholders_in_one_file_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_one_tensor_in_a_safetensors_file(key, dtype):
     vectors = rows(2, dtype=dtype)
-    found = read_any(safetensors_bytes({key: vectors}), "duck.safetensors")
-    assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/duck>") and found.card.base == "sd1"
+    imported = read_any(safetensors_bytes({key: vectors}), "duck.safetensors")
+    assert (
+        same(imported.vectors["clip_l"], vectors)
+        and imported.token == T("<imported/duck>")
+        and imported.card.base == "sd1"
+    )
 
 
 @pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
 def test_vectors_for_both_encoders(keys):
     first, second = rows(2, 768), rows(2, 1280)
-    found = read_any(
+    imported = read_any(
         safetensors_bytes(dict(zip(keys, (first, second), strict=True)), {"modelspec.title": "Duck XL"}),
         "x.safetensors",
     )
-    assert same(found.vectors["clip_l"], first) and same(found.vectors["clip_g"], second)
-    assert (found.card.base, found.card.title, found.token) == ("sdxl", "Duck XL", T("<imported/duck-xl>"))
+    assert same(imported.vectors["clip_l"], first) and same(imported.vectors["clip_g"], second)
+    assert (imported.card.base, imported.card.title, imported.token) == ("sdxl", "Duck XL", T("<imported/duck-xl>"))
 
 
 @pytest.mark.parametrize(
-    ("tensors", "header", "said"),
+    ("tensors", "header", "message"),
     [
         ({"clip_g": rows(1, 1280)}, {}, "without its clip_l"),
         (
@@ -91,11 +96,11 @@ def test_vectors_for_both_encoders(keys):
         ({"emp_params": rows(1), "emp_params_out": rows(1)}, {}, "output embeddings"),
         ({"emb_params": torch.full((1, 768), torch.nan)}, {}, "not finite"),
         ({"emb_params": rows(1, 640)}, {}, "width 640"),
-        ({"a": rows(1), "b": rows(1)}, {}, "not of a format"),
+        ({"a": rows(1), "b": rows(1)}, {}, "in no supported format"),
     ],
 )
-def test_embeddings_that_cannot_be_used(tensors, header, said):
-    with pytest.raises(UserError, match=said):
+def test_embeddings_that_cannot_be_used(tensors, header, message):
+    with pytest.raises(UserError, match=message):
         read_any(safetensors_bytes(tensors, header), "duck.safetensors")
 
 
@@ -135,8 +140,8 @@ def test_embeddings_in_pictures():
         pictures_with.png(both, "WEBP", lossless=True),
         pictures_with.png(framed),
     ):
-        found = read_any(data, "renamed.jpg")
-        assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/easy-duck>")
+        imported = read_any(data, "renamed.jpg")
+        assert same(imported.vectors["clip_l"], vectors) and imported.token == T("<imported/easy-duck>")
 
 
 def test_the_known_random_numbers():
@@ -160,11 +165,11 @@ def test_every_layer_has_the_name_that_the_original_code_gives_it(kind):
     for path, original in foreign.originals(kind).items():
         module = foreign.unet(kind).get_submodule(path)
         if path and hasattr(module, "weight"):
-            ours, theirs = foreign.flat_name(path), foreign.flat_name(original)
+            ours, reference = foreign.flat_name(path), foreign.flat_name(original)
             if kind == "sdxl":
-                assert layers.unet_name(ours, kind) == layers.unet_name(theirs, kind) == theirs
+                assert layers.unet_name(ours, kind) == layers.unet_name(reference, kind) == reference
             else:
-                assert layers.unet_name(theirs, kind) == layers.unet_name(ours, kind) == ours
+                assert layers.unet_name(reference, kind) == layers.unet_name(ours, kind) == ours
 
 
 # --- LoRAs ------------------------------------------------------------------------------------------------------------
@@ -173,19 +178,19 @@ def test_every_layer_has_the_name_that_the_original_code_gives_it(kind):
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_kohya(kind, dtype):
-    found = read_any(kohya(kind, dtype), "x.safetensors")
+    imported = read_any(kohya(kind, dtype), "x.safetensors")
     paths = foreign.originals(kind) if kind == "sdxl" else {}
     expected = {
         f"lora_unet_{foreign.flat_name(paths.get(path, path))}": pair
         for path, pair in foreign.matrices(foreign.layers(kind, 7), dtype=dtype).items()
     }
-    assert expected.keys() <= found.lora.layers.keys() and found.card.base == kind
+    assert expected.keys() <= imported.lora.layers.keys() and imported.card.base == kind
     for name, (down, up) in expected.items():
-        layer = found.lora.layers[name]
+        layer = imported.lora.layers[name]
         assert layer.down.dtype == (np.float16 if dtype == torch.float16 else np.float32)
         assert np.array_equal(layer.down, numpy(down)) and np.array_equal(layer.up, numpy(up)) and layer.alpha == 1.0
-    assert found.token == T("<imported/kohya-duck>") and not found.card.trigger_words
-    concept_to_bytes(found)
+    assert imported.token == T("<imported/kohya-duck>") and not imported.card.trigger_words
+    concept_to_bytes(imported)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
@@ -232,8 +237,8 @@ def test_alpha_absent_or_zero_is_the_rank():
     tensors = safetensors.torch.load(kohya("sd1", torch.float32, rank=4))
     without = {key: value for key, value in tensors.items() if not key.endswith("alpha")}
     zero = without | {key: torch.tensor(0.0) for key in tensors if key.endswith("alpha")}
-    for each in (without, zero):
-        assert {layer.alpha for layer in read_any(safetensors_bytes(each), "a.safetensors").lora.layers.values()} == {
+    for item in (without, zero):
+        assert {layer.alpha for layer in read_any(safetensors_bytes(item), "a.safetensors").lora.layers.values()} == {
             4.0
         }
 
@@ -246,8 +251,8 @@ def test_bundled_embeddings(kind, key):
     bundle = {f"bundle_emb.<My-Duck>.{key}": rows(2)}
     if kind == "sdxl":
         bundle = {"bundle_emb.<My-Duck>.clip_l": rows(2), "bundle_emb.<My-Duck>.clip_g": rows(2, 1280)}
-    found = read_any(safetensors_bytes(safetensors.torch.load(kohya(kind)) | bundle), "x.safetensors")
-    assert found.token == T("<imported/my-duck>") and found.lora and same(found.vectors["clip_l"], rows(2))
+    imported = read_any(safetensors_bytes(safetensors.torch.load(kohya(kind)) | bundle), "x.safetensors")
+    assert imported.token == T("<imported/my-duck>") and imported.lora and same(imported.vectors["clip_l"], rows(2))
     more = safetensors.torch.load(kohya(kind)) | bundle | {"bundle_emb.b.clip_l": rows(1)}
     with pytest.raises(UserError, match="several embeddings"):
         read_any(safetensors_bytes(more), "x.safetensors")
@@ -257,16 +262,16 @@ def test_bundled_embeddings(kind, key):
 @pytest.mark.parametrize("naming", ["processor", "lora", "peft"])
 @pytest.mark.parametrize("prefix", ["unet.", "", "base_model.model."])
 def test_diffusers_and_peft_in_every_naming(kind, naming, prefix):
-    found = read_any(foreign.diffusers_lora(kind, naming, prefix=prefix), "duck.safetensors")
+    imported = read_any(foreign.diffusers_lora(kind, naming, prefix=prefix), "duck.safetensors")
     paths = foreign.originals(kind) if kind == "sdxl" else {}
     checked = 0
     for path, (down, up) in foreign.matrices(foreign.layers(kind, 7)).items():
-        if layer := found.lora.layers.get(f"lora_unet_{foreign.flat_name(paths.get(path, path))}"):
+        if layer := imported.lora.layers.get(f"lora_unet_{foreign.flat_name(paths.get(path, path))}"):
             assert (
                 np.array_equal(layer.down, numpy(down)) and np.array_equal(layer.up, numpy(up)) and layer.alpha == 2.0
             )
             checked += 1
-    assert checked == len(found.lora.layers) > 10
+    assert checked == len(imported.lora.layers) > 10
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
@@ -283,9 +288,9 @@ def test_comfyui(kind, pieces):
         for path, pair in foreign.matrices(foreign.text_layers(width), seed=width).items():
             name = f"text_encoders.{encoder}.transformer.{path}"
             tensors |= {f"{name}.{p}.weight": w for p, w in zip(pieces, pair, strict=True)}
-    found = read_any(safetensors_bytes(tensors), "duck.safetensors")
-    theirs = read_any(foreign.kohya(kind, torch.float32, alpha=2.0), "duck.safetensors")
-    assert found.card.base == kind and found.identity == theirs.identity
+    imported = read_any(safetensors_bytes(tensors), "duck.safetensors")
+    reference = read_any(foreign.kohya(kind, torch.float32, alpha=2.0), "duck.safetensors")
+    assert imported.card.base == kind and imported.identity == reference.identity
 
 
 def test_peft_configuration(tmp_path):
@@ -294,16 +299,16 @@ def test_peft_configuration(tmp_path):
     tensors = safetensors.torch.load(foreign.diffusers_lora())
     last = [path for path in foreign.layers("sd1", 7)][-1]
     config = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {last: 16}, "unet.use_rslora": False}
-    found = read_any(
+    imported = read_any(
         safetensors_bytes(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors"
     ).lora.layers
-    special = found.pop(f"lora_unet_{foreign.flat_name(last)}")
-    assert special.alpha == 16.0 and {layer.alpha for layer in found.values()} == {8.0}
+    special = imported.pop(f"lora_unet_{foreign.flat_name(last)}")
+    assert special.alpha == 16.0 and {layer.alpha for layer in imported.values()} == {8.0}
     config["unet.use_rslora"] = True
-    found = read_any(
+    imported = read_any(
         safetensors_bytes(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors"
     ).lora.layers
-    assert special.alpha * 2**0.5 == found[f"lora_unet_{foreign.flat_name(last)}"].alpha
+    assert special.alpha * 2**0.5 == imported[f"lora_unet_{foreign.flat_name(last)}"].alpha
     for bad in (
         "[]",
         "{",
@@ -318,29 +323,29 @@ def test_peft_configuration(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
     bare = {key.replace("unet.", "base_model.model."): value for key, value in tensors.items()}
     (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(bare))
-    found = read_folder(folder)
-    assert found.token == T("<imported/my-adapter>")
-    assert {layer.alpha for layer in found.lora.layers.values()} == {6.0}
+    imported = read_folder(folder)
+    assert imported.token == T("<imported/my-adapter>")
+    assert {layer.alpha for layer in imported.lora.layers.values()} == {6.0}
 
 
 @pytest.mark.parametrize("order", ["old", "new"])
 def test_cloneofsimo(order, tmp_path):
     tensors = foreign.cloneofsimo(order)
-    found = read_any(foreign.cloneofsimo_safetensors(order), "lora_krk.safetensors")
+    imported = read_any(foreign.cloneofsimo_safetensors(order), "lora_krk.safetensors")
     starts = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)]
     starts += [f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)] + ["mid_block.attentions.0"]
-    for number, path in enumerate(each for start in starts for each in foreign.cloneofsimo_paths(start, order)):
-        layer = found.lora.layers[f"lora_unet_{foreign.flat_name(path)}"]
+    for number, path in enumerate(item for start in starts for item in foreign.cloneofsimo_paths(start, order)):
+        layer = imported.lora.layers[f"lora_unet_{foreign.flat_name(path)}"]
         assert np.array_equal(layer.up, tensors[f"unet:{number}:up"].numpy()) and layer.alpha == 1.0
         assert np.array_equal(layer.down, tensors[f"unet:{number}:down"].numpy())
     key = "lora_te_text_model_encoder_layers_3_self_attn_v_proj"
-    assert np.array_equal(found.lora.layers[key].up, tensors["text_encoder:13:up"].numpy())
-    assert same(found.vectors["clip_l"], torch.cat([rows(1, seed=0), rows(1, seed=1)]))
+    assert np.array_equal(imported.lora.layers[key].up, tensors["text_encoder:13:up"].numpy())
+    assert same(imported.vectors["clip_l"], torch.cat([rows(1, seed=0), rows(1, seed=1)]))
     (tmp_path / "lora_weight.pt").write_bytes(foreign.cloneofsimo_list("unet", order))
     (tmp_path / "lora_weight.text_encoder.pt").write_bytes(foreign.cloneofsimo_list("text_encoder", order))
     lists = read_folder(tmp_path, T("<me/krk>"))
-    assert lists.lora.layers.keys() == found.lora.layers.keys()
-    assert all(np.array_equal(lists.lora.layers[name].up, each.up) for name, each in found.lora.layers.items())
+    assert lists.lora.layers.keys() == imported.lora.layers.keys()
+    assert all(np.array_equal(lists.lora.layers[name].up, item.up) for name, item in imported.lora.layers.items())
 
 
 REFUSED = {
@@ -382,7 +387,7 @@ def test_whole_models_are_named_whatever_is_in_them(tmp_path):
         file.truncate(400_000_000)  # no room is taken for what is not there
     with pytest.raises(UserError, match="whole model"):
         read_path(big)
-    with pytest.raises(UserError, match="not of a format"):
+    with pytest.raises(UserError, match="in no supported format"):
         read_any(torch_saved({"state_dict": {"a": rows(1), "b": rows(1)}}), "a.ckpt")
 
 
@@ -407,9 +412,9 @@ def test_sd_concepts_library(tmp_path):
             "README.md": readme,
         },
     )
-    found = read_folder(folder, owner="sd-concepts-library")
-    assert found.token == T("<sd-concepts-library/marc-allante>") and same(found.vectors["clip_l"], rows(1))
-    assert (found.card.kind, found.card.license, found.card.title) == ("style", "mit", "Marc Allante")
+    imported = read_folder(folder, owner="sd-concepts-library")
+    assert imported.token == T("<sd-concepts-library/marc-allante>") and same(imported.vectors["clip_l"], rows(1))
+    assert (imported.card.kind, imported.card.license, imported.card.title) == ("style", "mit", "Marc Allante")
     assert [source.path for source in find_concepts(tmp_path)] == [folder]
 
 
@@ -422,9 +427,9 @@ def test_the_pair_of_sdxl(tmp_path):
             "learned_embeds-steps-500.safetensors": safetensors_bytes({"<duck>": rows(2, seed=9)}),
         },
     )
-    found = read_folder(folder)
-    assert same(found.vectors["clip_l"], rows(2)) and same(found.vectors["clip_g"], rows(2, 1280))
-    assert found.token == T("<imported/duck>") and found.card.base == "sdxl"
+    imported = read_folder(folder)
+    assert same(imported.vectors["clip_l"], rows(2)) and same(imported.vectors["clip_g"], rows(2, 1280))
+    assert imported.token == T("<imported/duck>") and imported.card.base == "sdxl"
 
 
 def test_of_steps_alone_the_last_counts(tmp_path):
@@ -442,8 +447,8 @@ def test_advanced_dreambooth(tmp_path, kind):
         "pytorch_lora_weights.safetensors": foreign.diffusers_lora(kind),
         "corgy_emb.safetensors": safetensors_bytes(embedding),
     }
-    found = read_folder(fill(tmp_path / "corgy", **names))
-    assert found.lora and same(found.vectors["clip_l"], rows(2)) and found.token == T("<imported/corgy>")
+    imported = read_folder(fill(tmp_path / "corgy", **names))
+    assert imported.lora and same(imported.vectors["clip_l"], rows(2)) and imported.token == T("<imported/corgy>")
     names["corgy_emb.safetensors"] = safetensors_bytes({"clip_l": rows(1, 1024)})
     with pytest.raises(UserError, match="two bases"):
         read_folder(fill(tmp_path / "other", **names))
@@ -458,8 +463,10 @@ def test_replicate(tmp_path):
             "special_params.json": '{"TOK": "<s0><s1>"}',
         },
     )
-    found = read_folder(folder)
-    assert found.token == T("<imported/my-model>") and found.lora and same(found.vectors["clip_g"], rows(2, 1280))
+    imported = read_folder(folder)
+    assert (
+        imported.token == T("<imported/my-model>") and imported.lora and same(imported.vectors["clip_g"], rows(2, 1280))
+    )
 
 
 def test_a_folder_of_many(tmp_path):
@@ -467,8 +474,8 @@ def test_a_folder_of_many(tmp_path):
     fill(tmp_path, **{"b.png": pictures_with.with_chunk(a1111(rows(1)), PHOTO), "notes.txt": "x", ".hidden.pt": "x"})
     fill(tmp_path / "deep/repo", **{"learned_embeds.bin": b"x"})
     (tmp_path / "deep/circle").symlink_to(tmp_path)
-    found = [str(source.path.relative_to(tmp_path)) for source in find_concepts(tmp_path)]
-    assert found == ["a.pt", "b.png", "deep/repo"]
+    result = [str(source.path.relative_to(tmp_path)) for source in find_concepts(tmp_path)]
+    assert result == ["a.pt", "b.png", "deep/repo"]
     with pytest.raises(UserError, match="whole model"):
         read_folder(fill(tmp_path / "model", **{"model_index.json": "{}"}))
 
@@ -479,7 +486,7 @@ def test_a_folder_of_many(tmp_path):
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_what_came_in_is_kept_bit_for_bit(kind):
     for data in (kohya(kind), kohya(kind, torch.float32)):
-        found = read_any(data, "duck.safetensors")
-        again = read_any(concept_to_bytes(dataclasses.replace(found, token=T("<me/duck>"))), "x")
-        assert again.identity == found.identity
-        assert all(np.array_equal(again.lora.layers[name].up, each.up) for name, each in found.lora.layers.items())
+        imported = read_any(data, "duck.safetensors")
+        again = read_any(concept_to_bytes(dataclasses.replace(imported, token=T("<me/duck>"))), "x")
+        assert again.identity == imported.identity
+        assert all(np.array_equal(again.lora.layers[name].up, item.up) for name, item in imported.lora.layers.items())

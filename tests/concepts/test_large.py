@@ -30,7 +30,7 @@ def sparse(path, rank: int, more: dict[str, list[int]] | None = None, **header: 
         if ".attentions." in path and hasattr(module, "in_features")
     }
     for name, width, count in (("lora_te1", 768, 12), ("lora_te2", 1280, 32)):
-        inside = dict.fromkeys([f"self_attn_{each}_proj" for each in ("q", "k", "v", "out")], (width, width))
+        inside = dict.fromkeys([f"self_attn_{item}_proj" for item in ("q", "k", "v", "out")], (width, width))
         inside |= {"mlp_fc1": (4 * width, width), "mlp_fc2": (width, 4 * width)}
         for layer in range(count):
             shapes |= {f"{name}_text_model_encoder_layers_{layer}_{part}": shape for part, shape in inside.items()}
@@ -88,5 +88,5 @@ def test_what_is_too_large_or_no_concept_is_told_by_its_head(tmp_path):
         read_path(path)
     path.write_bytes(b"PK\x03\x04")
     os.truncate(path, 3_000_000_000)
-    with pytest.raises(UserError, match="larger than 300 MB, the most of a pickle"):
+    with pytest.raises(UserError, match="larger than 300 MB, the limit for a pickle"):
         read_path(path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdpersonal.concepts.importers import diffusers_lora, layer_shapes, read_any
+from sdpersonal.concepts.importers import layer_shapes, peft, read_any
 from sdpersonal.concepts.importers.folders import read_folder
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -35,8 +35,8 @@ def clip(width: int, layers: int) -> dict[str, tuple[tuple[int, ...], bool]]:
         vocab_size=8, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, projection_dim=width
     )
     with torch.device("meta"):
-        found = real(CLIPTextModelWithProjection(config))
-    return {path if path.startswith("text_") else f"text_model.{path}": facts for path, facts in found.items()}
+        result = real(CLIPTextModelWithProjection(config))
+    return {path if path.startswith("text_") else f"text_model.{path}": facts for path, facts in result.items()}
 
 
 @pytest.mark.parametrize("base", TEXTS)
@@ -47,7 +47,7 @@ def test_tables_are_the_layers_of_the_published_models(base):
     }
     for encoder, (width, layers) in TEXTS[base].items():
         expected |= {f"lora_{encoder}_{flat_name(path)}": facts for path, facts in clip(width, layers).items()}
-    table = layer_shapes.table(base)
+    table = layer_shapes.layer_table(base)
     if base == "sd2":  # the original has a layer more, which nothing reads
         table = {name: shape for name, shape in table.items() if "_layers_23_" not in name}
     assert table == {name: shape for name, (shape, _) in expected.items()}
@@ -56,7 +56,7 @@ def test_tables_are_the_layers_of_the_published_models(base):
 
 def test_the_table_of_the_built_in_base(tiny):
     expected = {f"lora_unet_{flat_name(path)}": shape for path, (shape, _) in real(tiny.unet).items()}
-    table = layer_shapes.table("tiny")
+    table = layer_shapes.layer_table("tiny")
     assert {name: shape for name, shape in table.items() if name.startswith("lora_unet")} == expected
     assert {name for name in tiny.adapters.layers() if name.startswith("lora_te_")} <= table.keys()
 
@@ -102,7 +102,7 @@ def test_parts_of_a_base_tell_which(name):
     base, tensors = PARTIAL[name]
     concept = read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert concept.card.base == base
-    assert concept.lora.layers.keys() | concept.lora.changes.keys() <= layer_shapes.table(base).keys()
+    assert concept.lora.layers.keys() | concept.lora.changes.keys() <= layer_shapes.layer_table(base).keys()
 
 
 FLAT = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -110,7 +110,7 @@ DOTS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("tensors", "message"),
     [
         (lora(DOTS.replace("blocks.0.attentions.0", "blocks.9.attentions.7"), 320, 768), "down_blocks_9_.*is not in"),
         (lora(FLAT, 999, 768), "999 x 768 numbers, where that has 640 x 768"),
@@ -122,12 +122,12 @@ DOTS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
               640, 2048), "transformer_blocks_2_attn2_to_k is not in it"),
         (lora("unet.conv_in", 320, 7, 3, 3), "320 x 63 numbers"),
         ({f"{FLAT}.oft_blocks": torch.zeros(8, 8, 8)}, "64 x any numbers, where that has 640 x 768"),
-        ({f"{DOTS}.diff": torch.ones(320, 768), f"{DOTS}.diff_b": torch.ones(320)}, "bias that layer .*to_k has not"),
+        ({f"{DOTS}.diff": torch.ones(320, 768), f"{DOTS}.diff_b": torch.ones(320)}, "bias, and layer .*to_k has none"),
         ({"lora_unet_down_blocks_0_attentions_0_proj_in.w_norm": torch.ones(320)}, "320 x 1 numbers"),
     ],
 )  # fmt: skip
-def test_layers_that_no_base_has_are_refused_and_named(tensors, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_layers_that_no_base_has_are_refused_and_named(tensors, message):
+    with pytest.raises(UserError, match=message) as caught:
         read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert caught.value.hint
 
@@ -136,8 +136,8 @@ def test_a_file_of_ours_for_a_narrow_base_is_not_taken_for_a_stand_in():
     """Its header says which base; without that it might be for a model built like SD 1.x, a quarter as wide."""
     tensors = lora("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 16, 32, suffixes=PEFTS)
     assert read_any(safetensors_bytes(tensors), "x.safetensors", X).card.base == "sd1"
-    said = {"modelspec.architecture": "sdpersonal-tiny/lora"}
-    assert read_any(safetensors_bytes(tensors, said), "x.safetensors", X).card.base == "tiny"
+    output = {"modelspec.architecture": "sdpersonal-tiny/lora"}
+    assert read_any(safetensors_bytes(tensors, output), "x.safetensors", X).card.base == "tiny"
 
 
 WRAPPED = [
@@ -237,7 +237,7 @@ def test_kohyas_names_keep_kohyas_rule(alpha):
 )
 def test_patterns_that_may_take_for_ever_are_not_run(pattern):
     with pytest.raises(UserError, match="patterns in its alpha_pattern that are not read"):
-        diffusers_lora.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
+        peft.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
 
 
 def test_patterns_are_matched_as_peft_matches_them():
@@ -264,7 +264,7 @@ def test_patterns_are_matched_as_peft_matches_them():
         pattern = "".join(rng.choice(words) for _ in range(rng.integers(1, 6)))
         try:
             re.compile(pattern)
-            ours = diffusers_lora.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
+            ours = peft.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
         except (UserError, re.error):
             continue
         read += 1

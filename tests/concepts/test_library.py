@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from sdpersonal import storage
-from sdpersonal.concepts.concept import concept_from_bytes, concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.library import Entry, Library
 from sdpersonal.errors import DiskFull, UnknownConcept, UserError
 from sdpersonal.prompts import Token
@@ -40,12 +40,12 @@ def tokens(library) -> list[str]:
 
 def state(library) -> dict[str, str]:
     """What a user can get: token -> identity and title."""
-    return {name: (found := library.get(T(name))).identity + found.card.title for name in tokens(library)}
+    return {name: (loaded := library.get(T(name))).identity + loaded.card.title for name in tokens(library)}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != storage.LOCK_NAME)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    result = (path for path in folder.rglob("*") if path.is_file() and path.name != storage.LOCK_NAME)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in result}
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -134,17 +134,17 @@ def test_versions_are_numbers(library):
 def test_what_is_got_is_what_was_added(library):
     first = concept()
     token = library.add(first)
-    found = library.get(token)
-    assert found.token == token and found.card.token == "<me/duck-v1>"
-    assert np.array_equal(found.vectors["clip_l"], first.vectors["clip_l"])
-    assert (found.identity, found.thumbnail) == (first.identity, first.thumbnail)
+    loaded = library.get(token)
+    assert loaded.token == token and loaded.card.token == "<me/duck-v1>"
+    assert np.array_equal(loaded.vectors["clip_l"], first.vectors["clip_l"])
+    assert (loaded.identity, loaded.thumbnail) == (first.identity, first.thumbnail)
     assert concept_from_bytes((library.folder / "me/duck-v1.safetensors").read_bytes(), "x").token == token
 
 
 def test_a_token_with_a_version_is_that_version_for_ever(library):
     assert str(library.add(concept("<me/duck-v7>"))) == "<me/duck-v7>"
     assert str(library.add(concept("<me/duck-v7>"))) == "<me/duck-v7>"
-    with pytest.raises(UserError, match=r"<me/duck-v7> is here already .*here \w{8}, the new one \w{8}"):
+    with pytest.raises(UserError, match=r"<me/duck-v7> is already in the library .*here \w{8}, the new one \w{8}"):
         library.add(concept("<me/duck-v7>", seed=1))
     assert str(library.add(concept("<me/duck-v2>", seed=2))) == "<me/duck-v2>"
     assert library.find(T("<me/duck>")).token.version == 7
@@ -173,7 +173,7 @@ def shelf(library):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("locations", "says"),
     [
         ("<my-cta>", "No concept <my-cta>.\nDid you mean <me/my-cat>?"),
         ("<me/my-cta>", "No concept <me/my-cta>.\nDid you mean <me/my-cat>?"),
@@ -185,10 +185,10 @@ def shelf(library):
         ("<toy-v1>", "Several concepts are called <toy-v1>.\nWrite <me/toy-v1> or <you/toy-v1>."),
     ],
 )
-def test_words_that_mean_nothing_or_too_much(shelf, asked, says):
+def test_words_that_mean_nothing_or_too_much(shelf, locations, says):
     for method in (shelf.get, shelf.find, shelf.remove, lambda token: shelf.rename(token, T("<me/x>"))):
         with pytest.raises(UserError) as caught:
-            method(T(asked))
+            method(T(locations))
         assert str(caught.value) == says
 
 
@@ -217,7 +217,7 @@ def test_renaming_moves_every_version_and_keeps_identity(library):
     for seed in (0, 1):
         library.add(concept(seed=seed))
     before = [entry.identity for entry in library.entries()]
-    assert [str(each) for each in library.rename(T("<duck>"), T("<you/toy>"))] == ["<you/toy-v1>", "<you/toy-v2>"]
+    assert [str(item) for item in library.rename(T("<duck>"), T("<you/toy>"))] == ["<you/toy-v1>", "<you/toy-v2>"]
     assert [entry.identity for entry in library.entries()] == before
     data = (library.folder / "you/toy-v2.safetensors").read_bytes()
     assert concept_from_bytes(data, "x").token == T("<you/toy-v2>") and b"bundle_emb.you-toy." in data
@@ -236,7 +236,7 @@ def test_one_version_can_be_renamed(library):
 def test_renaming_never_takes_a_token(shelf):
     before = tree(shelf.folder)
     for old, new in (("<my-cat>", "<me/toy>"), ("<my-cat-v1>", "<me/my-cat-v2>"), ("<my-cat>", "<my-cat>")):
-        with pytest.raises(UserError, match="is here already"):
+        with pytest.raises(UserError, match="is already in the library"):
             shelf.rename(T(old), T(new))
     with pytest.raises(UserError, match="names a version"):
         shelf.rename(T("<my-cat>"), T("<me/cat-v3>"))
@@ -254,10 +254,10 @@ def test_removing_several_versions_must_be_meant(library):
 
 def test_a_concept_in_use_outlives_its_file(library):
     token = library.add(concept())
-    held = library.get(token)
+    loaded = library.get(token)
     library.add(concept(seed=1), replace=True)
     library.remove(token)
-    assert held.identity == concept().identity
+    assert loaded.identity == concept().identity
 
 
 # --- names and links --------------------------------------------------------------------------------------------------
@@ -338,8 +338,8 @@ def test_files_renamed_or_put_there_by_hand_answer_to_their_path(library):
     library.add(concept())
     folder = library.folder / "me"
     (folder / "duck-v1.safetensors").rename(folder / "goose-v4.safetensors")
-    found = library.get(T("<goose>"))
-    assert found.token == T("<me/goose-v4>") and found.card.token == "<me/goose-v4>"
+    loaded = library.get(T("<goose>"))
+    assert loaded.token == T("<me/goose-v4>") and loaded.card.token == "<me/goose-v4>"
     assert library.entries()[0].card.token == "<me/goose-v4>" and library.verify() == []
 
 
@@ -364,14 +364,14 @@ def test_our_own_files_keep_their_token(library, shared):
 def test_a_clashing_import_asks_for_another_name(library, shared, tmp_path):
     library.add(concept("<friend/duck-v7>", seed=1))
     before = tree(library.folder)
-    with pytest.raises(UserError, match=r"(?s)<friend/duck-v7> is here already with other content.*--as .*--replace"):
+    with pytest.raises(UserError, match=r"(?s)<friend/duck-v7> is already in .* with other content.*--as .*--replace"):
         library.import_(shared)
     foreign = tmp_path / "learned_embeds.bin"
     torch = pytest.importorskip("torch")
     torch.save({"<duck>": torch.ones(768)}, foreign)
     assert library.import_(foreign) == T("<imported/duck-v1>")
     torch.save({"<duck>": torch.zeros(768)}, foreign)
-    with pytest.raises(UserError, match="is here already"):
+    with pytest.raises(UserError, match="is already in the library"):
         library.import_(foreign)
     library.remove(T("<imported/duck>"))
     assert tree(library.folder) == before
@@ -469,9 +469,9 @@ def test_damage_is_listed_named_and_never_deleted(library):
     }
     problems = {entry.token.name: problem for entry, problem in library.verify()}
     assert problems.keys() == {"b", "c", "d"}
-    assert "sha256 differs" in problems["b"] and "ends early" in problems["c"] and "empty" in problems["d"]
+    assert "sha256 is not the one" in problems["b"] and "ends early" in problems["c"] and "empty" in problems["d"]
     assert [path.name for path in library.misplaced_files()] == ["My Cat.safetensors", "cat.safetensors"]
-    with pytest.raises(UserError, match="sha256 differs"):
+    with pytest.raises(UserError, match="sha256 is not the one"):
         library.get(T("<b>"))
     assert library.get(T("<a>")).identity == concept().identity
     library.add(embedding("<me/e>"))
@@ -597,7 +597,7 @@ def test_a_crash_at_any_moment_leaves_each_concept_old_or_new(rounds):
 
 
 def test_no_room_at_any_moment_changes_nothing(rounds):
-    writing = [each for each in CALLS if each[1] in ("_write", "mkdir", "replace", "rename")]
+    writing = [item for item in CALLS if item[1] in ("_write", "mkdir", "replace", "rename")]
     refused = 0
     for n in range(1, rounds.calls(writing) + 1):
         library = rounds.fresh(n)
@@ -686,25 +686,25 @@ def test_the_disk_is_asked_in_the_order_that_survives_a_power_cut(tmp_path, root
             step = []
         elif path.startswith(str(folder)) and storage.LOCK_NAME not in path:
             step.append((name, os.path.relpath(path, folder)))
-    mine, duck, goose = "me", "me/duck-v1.safetensors", "me/goose-v1.safetensors"
-    written = [("fsync", "temporary"), ("rename", duck), ("fsync", mine)]
-    assert done["add"] == [("mkdir", mine), ("fsync", "."), *written]
+    original, duck, goose = "me", "me/duck-v1.safetensors", "me/goose-v1.safetensors"
+    written = [("fsync", "temporary"), ("rename", duck), ("fsync", original)]
+    assert done["add"] == [("mkdir", original), ("fsync", "."), *written]
     assert done["replace"] == done["edit"] == written
-    again = [("fsync", "temporary"), ("rename", goose), ("fsync", mine)]  # the header's token, for other programs
-    assert done["rename"] == [("rename", goose), ("fsync", mine), *again]
-    assert done["remove"] == [("unlink", goose), ("fsync", mine), ("rmdir", mine), ("fsync", ".")]
+    again = [("fsync", "temporary"), ("rename", goose), ("fsync", original)]  # the header's token, for other programs
+    assert done["rename"] == [("rename", goose), ("fsync", original), *again]
+    assert done["remove"] == [("unlink", goose), ("fsync", original), ("rmdir", original), ("fsync", ".")]
 
 
 def _calls(log: str):
     """(call, path) of each that succeeded, in order; for a renaming the new path, for our temporary files one name."""
     for line in log.splitlines():
-        found = re.match(r"\d+ +(\w+)\((.*)\) += 0$", line)
-        if not found:
+        match = re.match(r"\d+ +(\w+)\((.*)\) += 0$", line)
+        if not match:
             continue
         call = {"renameat": "rename", "renameat2": "rename", "mkdirat": "mkdir", "fdatasync": "fsync"}.get(
-            found[1], "rmdir" if "AT_REMOVEDIR" in found[2] else found[1].removesuffix("at")
+            match[1], "rmdir" if "AT_REMOVEDIR" in match[2] else match[1].removesuffix("at")
         )
-        path = re.search(r"<(.*)>$", found[2])[1] if call == "fsync" else re.findall(r'"([^"]*)"', found[2])[-1]
+        path = re.search(r"<(.*)>$", match[2])[1] if call == "fsync" else re.findall(r'"([^"]*)"', match[2])[-1]
         folder, _, name = path.rpartition("/")
         yield (
             call,
@@ -807,8 +807,8 @@ def test_a_thousand_concepts_are_listed_without_torch(library):
             (folder / f"concept-{number}-v1.safetensors").write_bytes(data)
     program = (
         "import sys, sdpersonal.concepts.library as l\n"
-        f"found = l.Library({str(library.folder)!r}).list()\n"
-        "assert len(found) == 1000 and not any(entry.damaged for entry in found)\n"
+        f"entries = l.Library({str(library.folder)!r}).entries()\n"
+        "assert len(entries) == 1000 and not any(entry.damaged for entry in entries)\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'gradio', 'PIL', 'scipy'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

@@ -7,7 +7,8 @@ import pytest
 from test_comparing import change
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.concept import Lora, LoraLayer, concept_from_bytes, concept_to_bytes
+from sdpersonal.concepts.concept import Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.merge import merge
 from sdpersonal.errors import UserError
@@ -29,9 +30,9 @@ def test_vectors_are_averaged_or_put_in_a_row():
     assert (merged.vectors, merged.energy_kept, merged.concept.lora) == ("average", 1.0, None)
     twice = merge([(a, 1.2), (b, 0.8)], C)  # the same proportions: rows as long as before
     assert np.array_equal(twice.concept.vectors["clip_l"], merged.concept.vectors["clip_l"])
-    kept = merge([(a, 0.6), (b, 0.4)], C, concatenate=True).concept.vectors["clip_l"]
+    remaining = merge([(a, 0.6), (b, 0.4)], C, concatenate=True).concept.vectors["clip_l"]
     expected = np.concatenate([np.float32(0.6) * a.vectors["clip_l"], np.float32(0.4) * b.vectors["clip_l"]])
-    assert np.array_equal(kept, expected)
+    assert np.array_equal(remaining, expected)
     long = concept("<me/long>", vectors={"clip_l": vectors(3, 5)}, lora=None)
     assert merge([(a, 1), (long, 1)], C).vectors == "concatenation"
 
@@ -112,8 +113,8 @@ def test_what_cannot_be_merged_is_refused():
     many = concept("<me/many>", vectors={"clip_l": vectors(0, 63)})
     narrow = concept("<me/narrow>", vectors={"clip_l": vectors(0, 2, 100)})
     other = Lora({LAYERS[0]: LoraLayer(np.ones((2, 40), np.float32), np.ones((16, 2), np.float32), 2.0)})
-    for parts, said in (
-        ([(a, 1)], "takes two"),
+    for parts, message in (
+        ([(a, 1)], "at least two"),
         (
             [(a, 1), (foreign, 1)],
             "<me/a-v1> is made for the built-in base of sdpersonal, <me/x> for Stable Diffusion 1.x",
@@ -123,11 +124,11 @@ def test_what_cannot_be_merged_is_refused():
         ([(a, 1), (b, -1)], "sum to 0;"),
         ([(a, 1), (b, -0.95)], "sum to 0.05;"),
         ([(a, -1), (b, -1)], "sum to -2;"),
-        ([(a, 1), (many, -1)], "<me/many> cannot stand beside others at a negative strength"),
+        ([(a, 1), (many, -1)], "<me/many> cannot be concatenated at a negative strength"),
         ([(a, 1), (narrow, 1)], "differ in width"),
         ([(a, 1), (concept("<me/y>", lora=other), 1)], "differ in shape"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             merge(parts, C)
 
 
@@ -149,8 +150,8 @@ def test_the_command(tmp_path, capsys):
         return main(["concepts", "merge", *argv, "--library", str(library.folder)])
 
     assert run("<me/a:0.6>", "b:0.4", "--as", "<me/c>", "--rank", "3") == 0
-    said = capsys.readouterr().out
-    assert said.startswith("merged: <me/c-v1>\nVectors: average of 2.\nLoRA: rank 3, ") and "%" in said
+    output = capsys.readouterr().out
+    assert output.startswith("merged: <me/c-v1>\nVectors: average of 2.\nLoRA: rank 3, ") and "%" in output
     assert run("a:0.6", "b:0.4", "--as", "<me/d>", "--json") == 0
     assert json.loads(capsys.readouterr().out)["lora_rank"] == 8
     before = library.entries()

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file
 
 from sdpersonal.concepts.exporters import export
-from sdpersonal.concepts.importers import diffusers_lora, lora_file, read_any
+from sdpersonal.concepts.importers import lora_file, lora_keys, read_any
 from sdpersonal.concepts.importers.folders import read_path
 from support import original, teaching
 
@@ -57,41 +57,41 @@ def loaded(program: str, base: str, files: dict[str, Path], tmp_path: Path):
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)}
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    told = {}
+    facts = {}
     for line in done.stdout.splitlines():
         if line.startswith("{"):
-            told |= json.loads(line)
-    return load_file(out), told
+            facts |= json.loads(line)
+    return load_file(out), facts
 
 
-def written(mine, format: str, folder: Path) -> dict[str, Path]:
+def written(original, format: str, folder: Path) -> dict[str, Path]:
     """The export's files on disk: which is the embedding, which the LoRA."""
-    found = {}
-    for name, data in export(mine, format).files.items():
+    result = {}
+    for name, data in export(original, format).files.items():
         path = folder / format / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         if path.suffix == ".safetensors":
             both = format == "native"
-            found |= {"lora": path} if both or "lora" in name.lower() else {"embedding": path}
-            found |= {"embedding": path} if both else {}
-    return found
+            result |= {"lora": path} if both or "lora" in name.lower() else {"embedding": path}
+            result |= {"embedding": path} if both else {}
+    return result
 
 
-def check(mine, held, layers=None) -> None:
-    for key, rows in mine.vectors.items():
-        assert held[f"rows/{key}"].tobytes() == rows.tobytes(), key  # bit for bit
-    probes = {name.removeprefix("probe/"): value for name, value in held.items() if name.startswith("probe/")}
-    assert probes.keys() == (layers or mine.lora.layers.keys())
+def check(original, loaded, layers=None) -> None:
+    for key, rows in original.vectors.items():
+        assert loaded[f"rows/{key}"].tobytes() == rows.tobytes(), key  # bit for bit
+    probes = {name.removeprefix("probe/"): value for name, value in loaded.items() if name.startswith("probe/")}
+    assert probes.keys() == (layers or original.lora.layers.keys())
     for name in probes:
-        layer = mine.lora.layers[name]
+        layer = original.lora.layers[name]
         matrix = teaching.change(layer)
         probe = np.cos(np.arange(matrix.shape[1]) * 0.7) + 0.1
         np.testing.assert_allclose(probes[name], matrix @ probe, atol=2e-4, rtol=1e-3, err_msg=name)
 
 
 def _named(alias: str, base: str) -> str:
-    part, _, _ = diffusers_lora.parse_key(f"{alias}.lora_up.weight")
+    part = lora_keys.parse_diffusers_key(f"{alias}.lora_up.weight").layer
     return lora_file.layer_name(part, base)
 
 
@@ -99,29 +99,29 @@ def _named(alias: str, base: str) -> str:
 @pytest.mark.parametrize("program", ["a1111", "comfyui", "invokeai", "kohya", "onetrainer"])
 def test_a_programs_own_loaders_hold_the_very_concept(program, base, tmp_path):
     checkout(program)
-    mine = a_concept(base, program)
-    held, told = loaded(program, base, written(mine, program, tmp_path), tmp_path)
-    layers = {name for name in mine.lora.layers if base != "sdxl" or name.startswith("lora_unet_")}
-    check(mine, held, layers if program == "onetrainer" else None)
+    original = a_concept(base, program)
+    stored, facts = loaded(program, base, written(original, program, tmp_path), tmp_path)
+    layers = {name for name in original.lora.layers if base != "sdxl" or name.startswith("lora_unet_")}
+    check(original, stored, layers if program == "onetrainer" else None)
     if program == "a1111":
-        assert told["name"] == told["alias"] == "me-toy-duck" and told["at"] == 3 and told["bundled"] == []
-        assert told["version"] == base.upper()
+        assert facts["name"] == facts["alias"] == "me-toy-duck" and facts["at"] == 3 and facts["bundled"] == []
+        assert facts["version"] == base.upper()
     if program == "comfyui":
-        for layer, aliases in told["aliases"].items():  # what ComfyUI's own nodes call it in files that come in here
+        for layer, aliases in facts["aliases"].items():  # ComfyUI's own names, as files here have them
             assert {_named(alias, base) for alias in aliases} == {layer}, (layer, aliases)
     if program == "invokeai":
-        assert told["word"] == told["lora"] == told["expected"]
-        assert told["named"] == [export(mine, "invokeai").word] and told["file"] == "me-toy-duck"
+        assert facts["word"] == facts["lora"] == facts["expected"]
+        assert facts["named"] == [export(original, "invokeai").trigger_word] and facts["file"] == "me-toy-duck"
     if program == "kohya":
-        assert told["missing"] == [] and all(key.startswith("bundle_emb.me-toy-duck.") for key in told["unexpected"])
+        assert facts["missing"] == [] and all(key.startswith("bundle_emb.me-toy-duck.") for key in facts["unexpected"])
         for name, whole in (("words.safetensors", "vectors"), ("words.pt", "vectors"), ("lora.safetensors", "lora")):
             path = tmp_path / f"their-{name}"
-            apart = dataclasses.replace(mine, **({"lora": None} if whole == "vectors" else {"vectors": {}}))
+            apart = dataclasses.replace(original, **({"lora": None} if whole == "vectors" else {"vectors": {}}))
             back = read_path(path)  # what its writers made of the same
             assert back.identity == apart.identity and str(back.token) == f"<imported/{path.stem}>"
     if program == "onetrainer":
-        assert told["strangers"] == []
-        made = export(mine, "onetrainer")
+        assert facts["strangers"] == []
+        made = export(original, "onetrainer")
         assert "rank to 3 and layer filter to attentions,resnets,samplers" in " ".join(made.install)
         assert ("text encoder's layers are left out" in " ".join(made.notes)) == (base == "sdxl")
 
@@ -132,40 +132,40 @@ def test_a_programs_own_loaders_hold_the_very_concept(program, base, tmp_path):
 def test_the_native_file_works_there_as_it_is(program, base, holds, tmp_path):
     """One with vectors and one with a LoRA; or both in one, which A1111 and ComfyUI take for the two."""
     checkout(program)
-    mine = a_concept(base, program)
-    one = written(mine, "native", tmp_path / "both")
+    original = a_concept(base, program)
+    first = written(original, "native", tmp_path / "both")
     if holds == "apart" or program == "kohya":
         if holds == "together":
             pytest.skip("kohya's scripts read words from files of their own")
-        words = written(dataclasses.replace(mine, lora=None), "native", tmp_path / "words")
-        lora = written(dataclasses.replace(mine, vectors={}), "native", tmp_path / "lora")
-        held, _ = loaded(program, base, {"embedding": words["embedding"], "lora": lora["lora"]}, tmp_path)
+        words = written(dataclasses.replace(original, lora=None), "native", tmp_path / "words")
+        lora = written(dataclasses.replace(original, vectors={}), "native", tmp_path / "lora")
+        stored, _ = loaded(program, base, {"embedding": words["embedding"], "lora": lora["lora"]}, tmp_path)
     elif program == "comfyui":
-        held, _ = loaded(program, base, one, tmp_path)
+        stored, _ = loaded(program, base, first, tmp_path)
     else:
-        words = written(mine, "a1111", tmp_path / "words")
-        held, told = loaded(program, base, {"embedding": words["embedding"], "lora": one["lora"]}, tmp_path)
-        assert told["bundled"] == ["me-toy-duck"]
-        for key, rows in mine.vectors.items():
-            assert held.pop(f"rows/bundled_{key}").tobytes() == rows.tobytes()
-    check(mine, held)
+        words = written(original, "a1111", tmp_path / "words")
+        stored, facts = loaded(program, base, {"embedding": words["embedding"], "lora": first["lora"]}, tmp_path)
+        assert facts["bundled"] == ["me-toy-duck"]
+        for key, rows in original.vectors.items():
+            assert stored.pop(f"rows/bundled_{key}").tobytes() == rows.tobytes()
+    check(original, stored)
 
 
 @pytest.mark.parametrize("where", ["chunk", "pixels"])
 def test_pictures_that_a1111_makes_come_in(where):
     path = Path(checkout("a1111")) / "modules" / "textual_inversion" / "image_embedding.py"
     spec = importlib.util.spec_from_file_location("a1111_image_embedding", path)
-    theirs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(theirs)
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
     vectors = torch.randn(4, 768, generator=torch.Generator().manual_seed(2))
     content = {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "Toy_Duck", "step": 400}
     picture, text = Image.linear_gradient("L").resize((512, 512)).convert("RGB"), PngInfo()
     if where == "chunk":
-        text.add_text("sd-ti-embedding", theirs.embedding_to_b64(content))
+        text.add_text("sd-ti-embedding", reference.embedding_to_b64(content))
     else:
-        picture = theirs.insert_image_data_embed(picture, content)
+        picture = reference.insert_image_data_embed(picture, content)
     out = io.BytesIO()
     picture.save(out, "PNG", pnginfo=text)
-    found = read_any(out.getvalue(), "picture.png")
-    assert str(found.token) == "<imported/toy-duck>" and found.card.steps == 400
-    np.testing.assert_array_equal(found.vectors["clip_l"], vectors.numpy())
+    imported = read_any(out.getvalue(), "picture.png")
+    assert str(imported.token) == "<imported/toy-duck>" and imported.card.steps == 400
+    np.testing.assert_array_equal(imported.vectors["clip_l"], vectors.numpy())

@@ -19,10 +19,12 @@ from safetensors.numpy import load, save
 
 from sdpersonal.app.backend.library.import_export import import_uploads
 from sdpersonal.app.backend.workspace import Workspace
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes, make_thumbnail
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.exporters import FORMATS, export
-from sdpersonal.concepts.importing import find_sources, import_all, joined
+from sdpersonal.concepts.importing import find_sources, import_all, join_parts
 from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card
@@ -82,24 +84,24 @@ def weights(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin"))
 
 
-def taken_in(library: Library, *asked: Path):
-    return list(import_all(library, joined([each for path in asked for each in find_sources(str(path))])))
+def taken_in(library: Library, *locations: Path):
+    return list(import_all(library, join_parts([source for path in locations for source in find_sources(str(path))])))
 
 
-def check(library: Library, mine: Concept, format: str, texts: bool = False) -> None:
+def check(library: Library, original: Concept, format: str, texts: bool = False) -> None:
     """texts: what stands beside the tensors was there too."""
     (entry,) = library.entries()
-    found = library.get(entry.token)
-    assert found.token == dataclasses.replace(mine.token, version=1)
-    expected = dataclasses.replace(mine, lora=None) if format == "sd-concepts-library" else mine
-    assert found.identity == expected.identity and not found.whole
+    loaded = library.get(entry.token)
+    assert loaded.token == dataclasses.replace(original.token, version=1)
+    expected = dataclasses.replace(original, lora=None) if format == "sd-concepts-library" else original
+    assert loaded.identity == expected.identity and not loaded.part_of
     if format == "sd-concepts-library":
-        assert found.card.base == mine.card.base and (not texts or found.card.kind == mine.card.kind)
-        assert not texts or found.card.license == mine.card.license.lower()
-        assert not texts or found.card.title == (mine.card.title or "toy-duck")
+        assert loaded.card.base == original.card.base and (not texts or loaded.card.kind == original.card.kind)
+        assert not texts or loaded.card.license == original.card.license.lower()
+        assert not texts or loaded.card.title == (original.card.title or "toy-duck")
     else:
-        assert found.card == mine.card.model_copy(update={"token": str(found.token)})
-        assert bool(found.thumbnail) == bool(mine.thumbnail)
+        assert loaded.card == original.card.model_copy(update={"token": str(loaded.token)})
+        assert bool(loaded.thumbnail) == bool(original.thumbnail)
 
 
 MATRIX = [
@@ -112,40 +114,40 @@ MATRIX = [
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("base, holds, kind, rows", MATRIX)
 def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
-    mine = made(base, holds, kind, rows)
+    original = made(base, holds, kind, rows)
     try:
-        folder = laid(mine, format, tmp_path / "sent to me")
+        folder = laid(original, format, tmp_path / "sent to me")
     except UserError as error:
         assert format == "sd-concepts-library" and error.hint and (holds == "lora" or base == "sdxl")
         return
     whole = Library(tmp_path / "by folder")
     assert [outcome.status for outcome in taken_in(whole, folder)] == ["imported"]
-    check(whole, mine, format, texts=True)
+    check(whole, original, format, texts=True)
     assert [outcome.status for outcome in taken_in(whole, folder)] == ["here already"]
     at_once = Library(tmp_path / "all files at once")
     taken_in(at_once, *weights(folder))
-    check(at_once, mine, format)
+    check(at_once, original, format)
     for number, order in enumerate((weights(folder), weights(folder)[::-1])):
         one_by_one = Library(tmp_path / f"one by one {number}")
         outcomes = [outcome for path in order for outcome in taken_in(one_by_one, path)]
         pair = base == "sdxl" and format == "diffusers" and holds != "lora"
-        told = [str(outcome.error) for outcome in outcomes if outcome.error]
-        assert len(told) == 2 * pair and not any("other content" in each for each in told), told
+        messages = [str(outcome.error) for outcome in outcomes if outcome.error]
+        assert len(messages) == 2 * pair and not any("other content" in item for item in messages), messages
         if not pair:
-            check(one_by_one, mine, format)
+            check(one_by_one, original, format)
         elif holds == "both":
             assert one_by_one.entries()[0].lora_rank == 3
             taken_in(one_by_one, folder)
-            check(one_by_one, mine, format)
+            check(one_by_one, original, format)
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"sd-concepts-library"}))
 @pytest.mark.parametrize("base", ["tiny", "sdxl"])
 def test_dropped_on_a_page(base, format, tmp_path):
     """The browser sends files without their folders."""
-    mine = made(base, "both")
+    original = made(base, "both")
     house = Workspace(Library(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
-    folder = laid(mine, format, tmp_path / "sent")
+    folder = laid(original, format, tmp_path / "sent")
     dropped = []
     for number, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
         place = house.served_dir / f"upload{number}" / path.name
@@ -154,7 +156,7 @@ def test_dropped_on_a_page(base, format, tmp_path):
         dropped.append(str(place))
     (came,) = import_uploads(house, "page", dropped)
     assert came.status == "imported"
-    check(house.library, mine, format)
+    check(house.library, original, format)
 
 
 @pytest.mark.parametrize("format", ["a1111", "comfyui", "invokeai", "onetrainer", "diffusers", "kohya"])
@@ -171,22 +173,24 @@ def test_renamed_files_and_folders(format, tmp_path):
 @pytest.mark.parametrize("format", ["a1111", "comfyui", "invokeai", "kohya", "onetrainer"])
 def test_headers_that_another_program_left_out(format, tmp_path):
     """Then an embedding and a LoRA of one name are one, without card; the numbers are the same."""
-    mine = made("sd1", "both")
-    folder = laid(mine, format, tmp_path / "sent")
+    original = made("sd1", "both")
+    folder = laid(original, format, tmp_path / "sent")
     for path in weights(folder):
         path.write_bytes(save(load(path.read_bytes())))
     library = Library(tmp_path / "concepts")
     assert [outcome.status for outcome in taken_in(library, folder)] == ["imported"]
-    found = library.get(T("<imported/me-toy-duck>"))
-    assert np.array_equal(found.vectors["clip_l"], mine.vectors["clip_l"])
-    for name, layer in found.lora.layers.items():
-        other = mine.lora.layers[name]
-        change = [(each.up.astype(np.float64) @ each.down) * each.alpha / each.rank for each in (layer, other)]
+    loaded = library.get(T("<imported/me-toy-duck>"))
+    assert np.array_equal(loaded.vectors["clip_l"], original.vectors["clip_l"])
+    for name, layer in loaded.lora.layers.items():
+        other = original.lora.layers[name]
+        change = [(item.up.astype(np.float64) @ item.down) * item.alpha / item.rank for item in (layer, other)]
         np.testing.assert_allclose(*change, rtol=1e-6)
     alone = Library(tmp_path / "one by one")
     first, second = (outcome for path in weights(folder) for outcome in taken_in(alone, path))
     assert first.status == "imported"
-    assert format == "kohya" or ("is here already with" in second.error.message and "alone" in second.error.message)
+    assert format == "kohya" or (
+        "is already in the library with" in second.error.message and "alone" in second.error.message
+    )
 
 
 def test_numbers_that_were_changed_make_another_concept(tmp_path):
@@ -200,8 +204,8 @@ def test_numbers_that_were_changed_make_another_concept(tmp_path):
     path.write_bytes(save({key: -value for key, value in tensors.items()}, header))
     library = Library(tmp_path / "concepts")
     taken_in(library, folder)
-    found = library.get(T("<me/toy-duck>"))
-    assert found.card.recipe == {} and found.identity != made("sd1", "vectors").identity
+    loaded = library.get(T("<me/toy-duck>"))
+    assert loaded.card.recipe == {} and loaded.identity != made("sd1", "vectors").identity
 
 
 # --- changes that are no plain LoRA ---
@@ -222,9 +226,9 @@ def other_kind(kind: str, base: str) -> Concept:
         "full weights": {"diff": rows(width, width), "diff_b": rows(width)},
         "OFT": {"oft_blocks": rows(width // 8, 8, 8), "alpha": np.float32(0.001).reshape(())},
     }[kind]
-    mine = made(base, "vectors")
+    original = made(base, "vectors")
     lora = Lora({}, {f"lora_unet_{block}_transformer_blocks_0_attn1_to_out_0": tensors})
-    return dataclasses.replace(mine, lora=lora)
+    return dataclasses.replace(original, lora=lora)
 
 
 EXACT = {"native", "a1111", "comfyui", "kohya", "invokeai"}
@@ -236,28 +240,28 @@ REFUSED = {
 @pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA", "full weights", "OFT"])
 @pytest.mark.parametrize("base", ["sd1", "sdxl"])
 def test_other_kinds_come_back_whole_or_are_refused_or_cut_and_told(base, kind, tmp_path):
-    mine = other_kind(kind, base)
+    original = other_kind(kind, base)
     for format in sorted(FORMATS.keys() - {"sd-concepts-library"}):
         if (kind, format) in REFUSED:
             with pytest.raises(UserError, match=kind) as refused:
-                export(mine, format)
+                export(original, format)
             assert refused.value.hint
             continue
-        notes = " ".join(export(mine, format).notes)
-        folder = laid(mine, format, tmp_path / format)
+        notes = " ".join(export(original, format).notes)
+        folder = laid(original, format, tmp_path / format)
         library = Library(tmp_path / f"from {format}")
         assert [outcome.status for outcome in taken_in(library, folder)] == ["imported"], format
         if format in EXACT:
-            check(library, mine, format, texts=True)
+            check(library, original, format, texts=True)
             assert library.entries()[0].kinds == kind and "The LoRA holds" not in notes
             continue
         again = library.get(T("<me/toy-duck>"))
-        assert np.array_equal(again.vectors["clip_l"], mine.vectors["clip_l"])
-        [layer], [tensors] = again.lora.layers.values(), mine.lora.changes.values()
+        assert np.array_equal(again.vectors["clip_l"], original.vectors["clip_l"])
+        [layer], [tensors] = again.lora.layers.values(), original.lora.changes.values()
         whole, cut = changed(tensors), layer.up @ layer.down * layer.alpha / layer.rank
         share = 1 - ((whole - cut) ** 2).sum() / (whole**2).sum()
-        told = re.search(r"The LoRA holds ([\d.]+)%", notes)
-        assert abs(share - (float(told[1]) / 100 if told else 1)) < 0.002, format
+        messages = re.search(r"The LoRA holds ([\d.]+)%", notes)
+        assert abs(share - (float(messages[1]) / 100 if messages else 1)) < 0.002, format
         assert ("biases and norms are left out" in notes) == ("diff_b" in tensors)
 
 
@@ -275,44 +279,46 @@ def changed(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 def test_a_library_in_another(tmp_path):
     """Several versions, parts, names that need care, and files with a header of every length."""
-    mine = Library(tmp_path / "mine")
+    original = Library(tmp_path / "mine")
     for seed, holds in enumerate(("vectors", "both", "lora")):
         concept = made("tiny", holds, rows=seed + 1)
-        mine.add(concept)
-        mine.add(dataclasses.replace(concept, token=T(f"<you/a-{seed}-b>")))
+        original.add(concept)
+        original.add(dataclasses.replace(concept, token=T(f"<you/a-{seed}-b>")))
     lengths = set()
     for number in range(40):  # a title of another length each: the header grows by 8 bytes
         concept = made("tiny", "vectors", "bare", token=f"<me/x{number}>")
         concept = dataclasses.replace(concept, card=concept.card.model_copy(update={"description": "x" * 4 * number}))
-        path = mine.find(mine.add(concept)).path
+        path = original.find(original.add(concept)).path
         lengths.add(struct.unpack("<Q", path.read_bytes()[:8])[0] & 0xFF)
     assert 0x80 in lengths  # what begins like a pickle is among them
-    before = {entry.token: entry.identity for entry in mine.entries()}
+    before = {entry.token: entry.identity for entry in original.entries()}
     by_folder, by_file = Library(tmp_path / "by folder"), Library(tmp_path / "by file")
-    assert all(outcome.status == "imported" for outcome in taken_in(by_folder, mine.folder))
-    assert all(outcome.status == "imported" for entry in mine.entries() for outcome in taken_in(by_file, entry.path))
+    assert all(outcome.status == "imported" for outcome in taken_in(by_folder, original.folder))
+    assert all(
+        outcome.status == "imported" for entry in original.entries() for outcome in taken_in(by_file, entry.path)
+    )
     for other in (by_folder, by_file):
         assert {entry.token: entry.identity for entry in other.entries()} == before
-        assert [entry.card for entry in other.entries()] == [entry.card for entry in mine.entries()]
+        assert [entry.card for entry in other.entries()] == [entry.card for entry in original.entries()]
         assert other.verify() == []
 
 
 def test_a_part_in_a_library_goes_on_as_one(tmp_path):
     """A part alone can be exported and imported again, and still finds its other part."""
-    mine = made("sd1", "both")
-    first, second = weights(laid(mine, "a1111", tmp_path / "sent"))
+    original = made("sd1", "both")
+    first, second = weights(laid(original, "a1111", tmp_path / "sent"))
     library = Library(tmp_path / "concepts")
     taken_in(library, first)
     again = laid(library.get(T("<me/toy-duck>")), "native", tmp_path / "again")
     other = Library(tmp_path / "other")
     taken_in(other, again)
     taken_in(other, second)
-    check(other, mine, "a1111")
+    check(other, original, "a1111")
     with pytest.raises(UserError, match="other content"):  # another concept of that name joins nothing
-        other.add_foreign(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
+        other.add_imported(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
 
 
 def test_a_header_that_lies_about_its_whole_is_refused():
-    data = concept_to_bytes(dataclasses.replace(made("tiny", "vectors"), whole="a" * 64))
+    data = concept_to_bytes(dataclasses.replace(made("tiny", "vectors"), part_of="a" * 64))
     assert json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["sdpersonal.whole"] == "a" * 64
     assert io.BytesIO(data).read(8)[4:] == bytes(4)

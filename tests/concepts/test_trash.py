@@ -45,7 +45,7 @@ def test_what_was_deleted_comes_back_to_the_bit(library):
     assert [str(token) for token in deletion.tokens] == ["<me/duck-v1>", "<me/duck-v2>"]
     assert list(here(library)) == ["<you/ink-v1>"] and not (library.folder / "me").exists()
     assert library.verify() == [] and library.misplaced_files() == []
-    assert [each.name for each in trash.deletions()] == [deletion.name]
+    assert [item.name for item in trash.deletions()] == [deletion.name]
     assert trash.restore(deletion.name) == deletion.tokens
     assert here(library) == before and trash.deletions() == []
 
@@ -54,7 +54,7 @@ def test_a_place_that_was_taken_is_not_taken_back(library):
     trash = Trash(library)
     deletion = trash.delete(T("<me/duck>"), all_versions=True)
     library.add(concept("<me/duck-v2>", seed=9))
-    with pytest.raises(UserError, match=r"<me/duck-v2> cannot come back: its place was taken"):
+    with pytest.raises(UserError, match=r"<me/duck-v2> cannot be restored: another concept"):
         trash.restore(deletion.name)
     assert list(here(library)) == ["<me/duck-v2>", "<you/ink-v1>"] and len(gone(library)) == 2
     library.rename(T("<me/duck>"), T("<me/other>"))
@@ -84,7 +84,7 @@ def test_after_thirty_days_it_is_gone(library):
     long_ago = f"{datetime.now(UTC) - timedelta(days=31):%Y%m%dT%H%M%SZ}-00000000"
     (trash.folder / old).rename(trash.folder / long_ago)
     new = trash.delete(T("<me/duck-v1>")).name
-    assert [each.name for each in trash.deletions()] == [new]
+    assert [item.name for item in trash.deletions()] == [new]
     assert trash.empty() == 1 and trash.deletions() == [] and list(trash.folder.iterdir()) == []
 
 
@@ -130,9 +130,9 @@ def test_a_crash_or_a_failing_disk_at_any_moment_loses_nothing(change, tmp_path)
             tried = _copy(tmp_path, f"{how.__name__} {n}")
             extra = (errno.EIO,) if how is fail_at else ()
             assert how(n, *extra, lambda tried=tried: change(tried)) in end
-            kept, lost = here(tried), gone(tried)
-            assert not kept.keys() & lost.keys() and tried.verify() == [] and tried.misplaced_files() == []
-            assert kept | lost == everything or (change is empty and kept == here(library))
+            remaining, lost = here(tried), gone(tried)
+            assert not remaining.keys() & lost.keys() and tried.verify() == [] and tried.misplaced_files() == []
+            assert remaining | lost == everything or (change is empty and remaining == here(library))
             if lost:
                 restore(tried)  # and it goes on working
                 assert here(tried) == everything or change is empty

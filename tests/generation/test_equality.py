@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base

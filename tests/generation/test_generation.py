@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpersonal.concepts.concept import Card, Concept, Lora, LoraLayer
+from sdpersonal.concepts.card import Card
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError

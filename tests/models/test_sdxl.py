@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator

@@ -35,7 +35,7 @@ LIGHT = [
 ]
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "gradio"}
 
-# The one reader of legacy pickles subclasses Unpickler; its own tests show that it builds tensors and nothing else.
+# The one reader of pickles is a stack machine of its own, which can call nothing; its tests show it.
 RESTRICTED_UNPICKLER = PACKAGE / "concepts" / "importers" / "pickles.py"
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from sdpersonal.concepts.concept import concept_to_bytes, read_header
+from sdpersonal.concepts.concept_file import concept_to_bytes, read_header
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.importers.folders import read_path
 from sdpersonal.errors import UserError

@@ -57,12 +57,12 @@ def unet(kind: str):
 @functools.cache
 def layers(kind: str, every: int = 1) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights of the transformers' linear layers, by diffusers' path; every n-th, the first included."""
-    found = {
+    result = {
         path: tuple(module.weight.shape)
         for path, module in unet(kind).named_modules()
         if path.endswith(("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "proj_in"))
     }
-    return dict(list(found.items())[::every])
+    return dict(list(result.items())[::every])
 
 
 def originals(kind: str) -> dict[str, str]:
@@ -137,7 +137,7 @@ def cloneofsimo(order: str = "old", embeds: int = 2) -> dict[str, torch.Tensor]:
     starts = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)]
     starts += [f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)] + ["mid_block.attentions.0"]
     tensors = {}
-    for number, path in enumerate(each for start in starts for each in cloneofsimo_paths(start, order)):
+    for number, path in enumerate(item for start in starts for item in cloneofsimo_paths(start, order)):
         tensors |= _numbered("unet", number, shapes[path])
     for number in range(12 * 4):
         tensors |= _numbered("text_encoder", number, (768, 768))

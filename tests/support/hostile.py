@@ -47,12 +47,12 @@ def pickles() -> dict[str, bytes]:
         "state_dict": {"state_dict": {"a": rows(1), "b": evil}},
     }
     layouts = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}
-    found = {
+    result = {
         f"evil, {place}, {name}": torch_saved(content, **layout)
         for place, content in places.items()
         for name, layout in layouts.items()
     }
-    found |= {f"plain pickle {protocol}": pickle.dumps({"<a>": evil}, protocol) for protocol in range(6)}
+    result |= {f"plain pickle {protocol}": pickle.dumps({"<a>": evil}, protocol) for protocol in range(6)}
     call = b"cos\nmkdir\n(X\x05\0\0\0PWNEDt"
     for name, code in {
         "state of a ParameterDict": b"ctorch.nn.modules.container\nParameterDict\n)\x81}X\x0b\0\0\0_parameters"
@@ -68,8 +68,8 @@ def pickles() -> dict[str, bytes]:
         "bottomless lists": b"]" * 100_000 + b".",
         "a list that doubles": b"]q\0" + b"(h\0h\0l" * 20 + b".",
     }.items():
-        found[name] = _zipped(b"\x80\x02" + code)
-    return found
+        result[name] = _zipped(b"\x80\x02" + code)
+    return result
 
 
 def _zipped(program: bytes, payload: bytes = bytes(4 * 768), **more: bytes) -> bytes:
@@ -144,11 +144,11 @@ def _safe(header: dict | str, size: int) -> bytes:
 def numbers() -> dict[str, bytes]:
     """C-3, C-4."""
     spoiled = {"NaN": float("nan"), "infinite": float("inf"), "minus infinite": float("-inf")}
-    found = {}
+    result = {}
     for name, value in spoiled.items():
         vectors = rows(3)
         vectors[1, 5] = value
-        found |= {
+        result |= {
             f"{name} safetensors": safetensors_bytes({"emb_params": vectors}),
             f"{name} pickle": torch_saved({"<a>": vectors}),
         }
@@ -159,8 +159,8 @@ def numbers() -> dict[str, bytes]:
         "a number": (),
         "1280 wide": (2, 1280),
     }
-    found |= {f"shape {name}": safetensors_bytes({"emb_params": torch.ones(shape)}) for name, shape in shapes.items()}
-    return found | {
+    result |= {f"shape {name}": safetensors_bytes({"emb_params": torch.ones(shape)}) for name, shape in shapes.items()}
+    return result | {
         "no rows": torch_saved({"<a>": torch.ones(0, 768)}),
         "half of a pair": safetensors_bytes({"clip_g": rows(1, 1280)}),
         "a pair of other lengths": safetensors_bytes({"clip_l": rows(1), "clip_g": rows(2, 1280)}),
@@ -197,10 +197,10 @@ def loras() -> dict[str, bytes]:
             for e in ("lora_down.weight", "lora_up.weight")
         },
     }
-    found = {f"LoRA, {case}": safetensors_bytes(good | more) for case, more in changed.items()}
+    result = {f"LoRA, {case}": safetensors_bytes(good | more) for case, more in changed.items()}
     half = {key: value for key, value in good.items() if key != f"{name}.lora_up.weight"}
     simo = foreign.cloneofsimo(embeds=0)
-    found |= {
+    result |= {
         "LoRA, half a layer": safetensors_bytes(half),
         "LoRA, a hostile pattern": safetensors_bytes(
             {
@@ -218,7 +218,7 @@ def loras() -> dict[str, bytes]:
         "cloneofsimo, far numbers": safetensors_bytes({"unet:9999:up": rows(1), "unet:9999:down": rows(1)}),
         "cloneofsimo, an odd list": torch_saved([rows(1)] * 3),
     }
-    return found
+    return result
 
 
 def pictures() -> dict[str, bytes]:

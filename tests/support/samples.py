@@ -7,7 +7,9 @@ import functools
 import numpy as np
 from PIL import Image
 
-from sdpersonal.concepts.concept import Card, Concept, Lora, LoraLayer, make_thumbnail
+from sdpersonal.concepts.card import Card
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.prompts import Token
 
 WHEN = "2026-01-31T12:00:00Z"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.concepts.concept import Concept, make_thumbnail
+from sdpersonal.concepts.concept import Concept
 from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.prompts import Token
 from support.samples import card, vectors
 

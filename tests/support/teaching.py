@@ -84,5 +84,5 @@ def full_concept(base: str, holds: str = "both", **lora) -> Concept:
 
 def change(layer: LoraLayer) -> np.ndarray:
     """What the layer adds to its weight, as a matrix (out, in * k * k), float64."""
-    down, up = (each.reshape(each.shape[0], -1).astype(np.float64) for each in (layer.down, layer.up))
+    down, up = (item.reshape(item.shape[0], -1).astype(np.float64) for item in (layer.down, layer.up))
     return up @ down * (layer.alpha / layer.rank)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.errors import UserError
 from sdpersonal.models import load_base
 from sdpersonal.photos.loading import Photo, load_photos

@@ -49,7 +49,7 @@ def export_concept(settings: ExportArgs) -> int:
     folder = settings.to or Path(f"{concept.token.slug}-{settings.format}")
     write_export(made, folder)
     if settings.json_:
-        facts = {"folder": str(folder), "files": made.places, "type": made.trigger, "notes": list(made.notes)}
+        facts = {"folder": str(folder), "files": made.destinations, "type": made.prompt_text, "notes": list(made.notes)}
         print_json(facts)
     else:
         say("\n".join(_lines(made, folder)))
@@ -68,10 +68,10 @@ def write_export(made: Export, folder: Path) -> None:
 
 
 def _lines(made: Export, folder: Path) -> list[str]:
-    width = max(map(len, made.places))
+    width = max(map(len, made.destinations))
     lines = [f"{printable(str(folder), 200)} is ready for {made.program}:"]
-    lines += [f"  {name:{width}}  goes to {place}" for name, place in made.places.items()]
-    lines.append(f"Type: {printable(made.trigger, 300)}" if made.trigger else "Nothing has to be typed.")
+    lines += [f"  {name:{width}}  goes to {place}" for name, place in made.destinations.items()]
+    lines.append(f"Type: {printable(made.prompt_text, 300)}" if made.prompt_text else "Nothing has to be typed.")
     return [*lines, *(f"Note: {note}" for note in made.notes), "README.md says more."]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from ...concepts.importing import Duplicates, ImportOutcome, Source, find_sources, import_all, joined
+from ...concepts.importing import Duplicates, ImportOutcome, Source, find_sources, import_all, join_parts
 from ...concepts.library import Library
 from ...config import TokenText
 from ...errors import UserError
@@ -47,7 +47,7 @@ def import_concepts(settings: ImportArgs) -> int:
             sources += find_sources(name, steps=settings.duplicates != "refuse")
         except UserError as error:
             outcomes.append(ImportOutcome(name, error=error))
-    sources = joined(sources)
+    sources = join_parts(sources)
     if as_ and len(sources) > 1 and settings.duplicates != "versions":
         raise _one_name_error()
     library = Library(settings.library)

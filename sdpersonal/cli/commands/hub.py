@@ -78,7 +78,9 @@ def pull_concept(settings: PullArgs) -> int:
 
     as_ = Token.parse(settings.as_) if settings.as_ else None
     concept = hub.pull(settings.hub_id, as_)
-    token = Library(settings.library).add_foreign(concept, settings.replace, count_up=settings.duplicates == "versions")
+    token = Library(settings.library).add_imported(
+        concept, settings.replace, count_up=settings.duplicates == "versions"
+    )
     return report_done(settings.json_, [token], "pulled")
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from ...errors import UserError
 from ..concept import Concept
-from . import a1111, comfyui, diffusers, invokeai, kohya, onetrainer, sd_concepts_library, sdpersonal_file
+from . import diffusers, onetrainer, sd_concepts_library, simple
 from .export import Export
 from .readme import front_matter, readme
 
@@ -17,12 +17,12 @@ __all__ = ["FORMATS", "Export", "Format", "export"]
 Format = Literal["native", "diffusers", "a1111", "comfyui", "invokeai", "kohya", "onetrainer", "sd-concepts-library"]
 
 FORMATS: dict[str, Callable[[Concept], Export]] = {
-    "native": sdpersonal_file.write,
+    "native": simple.native,
     "diffusers": diffusers.write,
-    "a1111": a1111.write,
-    "comfyui": comfyui.write,
-    "invokeai": invokeai.write,
-    "kohya": kohya.write,
+    "a1111": simple.a1111,
+    "comfyui": simple.comfyui,
+    "invokeai": simple.invokeai,
+    "kohya": simple.kohya,
     "onetrainer": onetrainer.write,
     "sd-concepts-library": sd_concepts_library.write,
 }
@@ -31,7 +31,7 @@ FORMATS: dict[str, Callable[[Concept], Export]] = {
 def export(concept: Concept, format: Format) -> Export:
     """Build the files of one format and a README.md for their recipient. Raises UserError where it cannot hold them."""
     if format not in FORMATS:
-        raise UserError(f"I write no {format}.", f"Choose one of {', '.join(get_args(Format))}.")
+        raise UserError(f"Unknown export format '{format}'.", f"Choose one of {', '.join(get_args(Format))}.")
     result = FORMATS[format](concept)
     result = dataclasses.replace(result, notes=(*result.notes, *_general_notes(concept, format)))
     text = readme(concept, result)
@@ -49,7 +49,7 @@ def _general_notes(concept: Concept, format: Format) -> list[str]:
         )
     if concept.card.method == "dreambooth-full":
         notes.append(
-            "It was taught to a whole model. This is the part of the change that a LoRA holds; the model itself "
+            "It was trained on the whole model. This is the part of the change that a LoRA holds; the model itself "
             "stayed in the folder of its training."
         )
     return notes

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
-from ..importers.diffusers import EMBEDDINGS, LORA
+from ..importers.embeddings import DIFFUSERS_EMBEDDINGS, DIFFUSERS_LORA
+from ..importers.peft import PEFT_METADATA
 from ..plain_lora import is_possible as plain_is_possible
 from ..plain_lora import needs_base, plain_concept
 from ..strict_safetensors import serialize
-from .export import HUB_MODELS, Export, lora_of, prompt_words, vectors_of
-from .header import modelspec_header
+from .export import HUB_MODELS, Export, lora_of, modelspec_header, trigger_words, vectors_of
 from .paths import module_path
+
+_Value = TypeVar("_Value", int, float)
 
 
 def write(concept: Concept) -> Export:
@@ -28,17 +32,19 @@ def write(concept: Concept) -> Export:
     """
     concept, loss_note = plain_concept(concept)
     word = str(concept.token.unversioned())
-    files = {EMBEDDINGS[key]: _embedding(concept, word, embeddings) for key, embeddings in concept.vectors.items()}
+    files = {
+        DIFFUSERS_EMBEDDINGS[key]: _embedding(concept, word, embeddings) for key, embeddings in concept.vectors.items()
+    }
     if concept.lora:
-        files[LORA] = _lora(concept, concept.lora)
+        files[DIFFUSERS_LORA] = _lora(concept, concept.lora)
     notes = [loss_note] if loss_note else []
     if concept.vectors:
         notes.append(f"Load the word before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
     return Export(
         program="diffusers",
         files=files,
-        places={name: "any folder" for name in files},
-        word=prompt_words(concept, word),
+        destinations={name: "any folder" for name in files},
+        trigger_word=trigger_words(concept, word),
         install=("Give this folder to the pipeline:",),
         notes=tuple(notes),
         python=_example_code(concept),
@@ -50,9 +56,9 @@ def is_possible(concept: Concept) -> bool:
     return concept.lora is None or (plain_is_possible(concept.lora) and not needs_base(concept.lora))
 
 
-def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:
-    """Serialize one encoder's embedding. rows: (n, dim), always two axes: the loader adds a token for each row."""
-    tensors = {word: rows}
+def _embedding(concept: Concept, word: str, embeddings: np.ndarray) -> bytes:
+    """Serialize one encoder's embedding, (n, dim), always two axes: the loader adds a token for each row."""
+    tensors = {word: embeddings}
     return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
@@ -62,13 +68,12 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
     for (component, path), layer in layers.items():
         tensors[f"{component}.{path}.lora_A.weight"] = layer.down
         tensors[f"{component}.{path}.lora_B.weight"] = layer.up
-    settings = {
-        f"{component}.{key}": value
-        for component in sorted({component for component, _ in layers})
-        for key, value in _lora_config({path: layer for (of, path), layer in layers.items() if of == component}).items()
-    }
-    metadata = modelspec_header(lora_of(concept), tensors, prompt_words(concept, str(concept.token.unversioned())))
-    return b"".join(serialize(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))
+    settings: dict[str, object] = {}
+    for component in sorted({component for component, _ in layers}):
+        config = _lora_config({path: layer for (owner, path), layer in layers.items() if owner == component})
+        settings |= {f"{component}.{key}": value for key, value in config.items()}
+    metadata = modelspec_header(lora_of(concept), tensors, trigger_words(concept, str(concept.token.unversioned())))
+    return b"".join(serialize(tensors, metadata | {PEFT_METADATA: json.dumps(settings, sort_keys=True)}))
 
 
 def _lora_config(layers: dict[str, LoraLayer]) -> dict[str, object]:
@@ -88,7 +93,7 @@ def _lora_config(layers: dict[str, LoraLayer]) -> dict[str, object]:
     }
 
 
-def _most_common(values):
+def _most_common(values: Iterable[_Value]) -> _Value:
     return Counter(values).most_common(1)[0][0]
 
 
@@ -99,13 +104,13 @@ def _example_code(concept: Concept) -> str:
     model = "built_in_folder()" if base == "tiny" else f'"{HUB_MODELS[base]}"'
     lines.append(f"pipe = DiffusionPipeline.from_pretrained({model})")
     if base == "sdxl" and concept.vectors:
-        for name, end in ((EMBEDDINGS["clip_l"], ""), (EMBEDDINGS["clip_g"], "_2")):
+        for name, end in ((DIFFUSERS_EMBEDDINGS["clip_l"], ""), (DIFFUSERS_EMBEDDINGS["clip_g"], "_2")):
             lines.append(
                 f'pipe.load_textual_inversion(".", weight_name="{name}", '
                 f"text_encoder=pipe.text_encoder{end}, tokenizer=pipe.tokenizer{end})"
             )
     elif concept.vectors:
-        lines.append(f'pipe.load_textual_inversion(".", weight_name="{EMBEDDINGS["clip_l"]}")')
+        lines.append(f'pipe.load_textual_inversion(".", weight_name="{DIFFUSERS_EMBEDDINGS["clip_l"]}")')
     if concept.lora:
-        lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA}")')
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{DIFFUSERS_LORA}")')
     return "\n".join([*lines, 'pipe({prompt}).images[0].save("picture.png")'])

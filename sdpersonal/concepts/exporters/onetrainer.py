@@ -15,11 +15,10 @@ from collections import defaultdict
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
-from ..importers.onetrainer import RANKS
+from ..importers.origin import RANKS
 from ..plain_lora import plain_concept
 from ..strict_safetensors import serialize
-from .export import Export, embedding_file, lora_of, native_file, prompt_words, vectors_of
-from .header import modelspec_header
+from .export import Export, embedding_file, lora_of, modelspec_header, native_file, trigger_words, vectors_of
 from .paths import module_path
 
 _ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
@@ -30,7 +29,11 @@ def write(concept: Concept) -> Export:
     """Build `embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
     concept, loss_note = plain_concept(concept)
     slug, word = concept.token.slug, str(concept.token.unversioned())
-    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([loss_note] if loss_note else [])]
+    files, install, notes = (
+        {},
+        [],
+        ["OneTrainer trains; it generates only samples.", *([loss_note] if loss_note else [])],
+    )
     if concept.vectors:
         path = f"embedding/{slug}.safetensors"
         files[path] = _embedding(concept, word)
@@ -39,7 +42,7 @@ def write(concept: Concept) -> Export:
             notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
     if concept.lora and (supported := _supported_layers(concept.lora)):
         path = f"lora/{slug}.safetensors"
-        files[path] = _lora(concept, supported)
+        files[path] = _lora(concept, concept.lora, supported)
         install.append(
             f"LoRA: choose {path} as LoRA base model, set LoRA rank to {supported.rank} and layer filter to "
             f"{_layer_filter(supported)}: OneTrainer refuses a LoRA that differs from its settings."
@@ -49,8 +52,8 @@ def write(concept: Concept) -> Export:
     return Export(
         program="OneTrainer",
         files=files,
-        places={path: "any folder" for path in files},
-        word=prompt_words(concept, word),
+        destinations={path: "any folder" for path in files},
+        trigger_word=trigger_words(concept, word),
         install=tuple(install),
         notes=tuple(notes),
     )
@@ -63,30 +66,29 @@ def _embedding(concept: Concept, word: str) -> bytes:
     return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
-def _lora(concept: Concept, taken: Lora) -> bytes:
-    """Build our own file of these layers. It notes their original ranks and alphas, so that an import restores them."""
-    all_layers = concept.lora.layers
+def _lora(concept: Concept, original: Lora, padded: Lora) -> bytes:
+    """Build our own file of the padded layers. It notes their original ranks and alphas for an import to restore."""
     ranks = {
-        name: [all_layers[name].rank, all_layers[name].alpha]
-        for name, layer in taken.layers.items()
-        if layer.rank != all_layers[name].rank
+        name: [original.layers[name].rank, original.layers[name].alpha]
+        for name, layer in padded.layers.items()
+        if layer.rank != original.layers[name].rank
     }
     part = lora_of(concept)
-    if len(taken.layers) < len(all_layers):
-        part = dataclasses.replace(part, whole=part.whole or concept.identity)
-    part = dataclasses.replace(part, lora=taken)
+    if len(padded.layers) < len(original.layers):
+        part = dataclasses.replace(part, part_of=part.part_of or concept.identity)
+    part = dataclasses.replace(part, lora=padded)
     return native_file(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
 
 
-def _supported_layers(whole: Lora) -> Lora | None:
+def _supported_layers(lora: Lora) -> Lora | None:
     """Return the layers that OneTrainer reads, all padded to the largest rank; None if it reads none."""
     encoder = defaultdict(set)
-    for name in whole.layers:
+    for name in lora.layers:
         if match := _ENCODER_LAYER.fullmatch(name):
             encoder[int(match[1])].add(match[2])
     complete = sorted(encoder) == [*range(len(encoder))] and all(names == _LINEAR_LAYERS for names in encoder.values())
     starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's encoder needs its last projection too
-    layers = {name: layer for name, layer in whole.layers.items() if name.startswith(starts)}
+    layers = {name: layer for name, layer in lora.layers.items() if name.startswith(starts)}
     rank = max((layer.rank for layer in layers.values()), default=0)
     return Lora({name: _pad_to_rank(layer, rank) for name, layer in layers.items()}) if layers else None
 
@@ -101,9 +103,9 @@ def _pad_to_rank(layer: LoraLayer, rank: int) -> LoraLayer:
     return LoraLayer(down, up, layer.alpha * rank / layer.rank)
 
 
-def _layer_filter(taken: Lora) -> str:
+def _layer_filter(lora: Lora) -> str:
     """Return the LoRA's UNet layers as OneTrainer selects them: by parts of their paths."""
-    paths = [path for component, path in map(module_path, taken.layers) if component == "unet"]
+    paths = [path for component, path in map(module_path, lora.layers) if component == "unet"]
     if any("resnets." in path or "samplers." in path for path in paths):
         return "attentions,resnets,samplers"
     return "attentions" if any("attn" not in path for path in paths) else "attn1,attn2"

@@ -57,7 +57,7 @@ def module_path(name: str) -> tuple[str, str]:
     parts = _WORD.findall(inside)
     component = _COMPONENTS.get(prefix, "")
     if not parts or "_".join(parts) != inside or parts[0] not in _STARTS.get(component, ()):
-        raise UserError(f"The LoRA's layer {printable(name)} is in no Stable Diffusion that I know.")
+        raise UserError(f"The LoRA's layer {printable(name)} is in no supported Stable Diffusion.")
     return component, ".".join(parts)
 
 

@@ -18,7 +18,7 @@ def readme(concept: Concept, export: Export) -> str:
     title = escape_markdown(card.title or concept.token.name)
     parts = [f"# {title}, for {export.program}", *([escape_markdown(card.description)] if card.description else [])]
     parts.append("\n".join(f"- {key}: {value}" for key, value in concept_facts(concept) if value))
-    files = "\n".join(f"| `{path}` | {export.places[path]} |" for path in export.files)
+    files = "\n".join(f"| `{path}` | {export.destinations[path]} |" for path in export.files)
     parts.append(f"## Install\n\n| file | goes to |\n|---|---|\n{files}")
     if export.install:
         parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(escape_html, export.install), 1)))
@@ -48,7 +48,7 @@ def escape_markdown(text: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Build a block of code. Trigger words come from strangers, and may hold backticks."""
+    """Build a block of code. Trigger words may come from anybody, and may contain backticks."""
     fence = _backticks(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -64,12 +64,12 @@ def _backticks(text: str, least: int) -> str:
 
 
 def escape_html(text: str) -> str:
-    """Quote tokens in a sentence of ours, so that they are not taken for HTML."""
+    """Put tokens in backticks, so that they are not taken for HTML."""
     return re.sub(r"<[^<>\s]+>", lambda match: f"`{match[0]}`", text)
 
 
 def concept_facts(concept: Concept) -> list[tuple[str, str]]:
-    """Return the facts that a stranger wants to know, as (name, Markdown)."""
+    """Return the facts that a recipient wants to know, as (name, Markdown)."""
     card = concept.card
     vector_count = len(next(iter(concept.vectors.values()), ()))
     contents = [f"{vector_count} vector{'s' * (vector_count > 1)}"] if vector_count else []
@@ -83,7 +83,7 @@ def concept_facts(concept: Concept) -> list[tuple[str, str]]:
         ("Holds", " and ".join(contents)),
         ("Author", escape_markdown(card.author)),
         ("Licence", escape_markdown(card.license) or "not stated: ask its author before you pass it on"),
-        ("Its word in sdpersonal", f"`{concept.token.unversioned()}`"),
+        ("Its token in sdpersonal", f"`{concept.token.unversioned()}`"),
     ]
 
 
@@ -92,6 +92,6 @@ def _layers(count: int) -> str:
 
 
 def _usage(export: Export) -> str:
-    if not export.trigger:
+    if not export.prompt_text:
         return "Nothing has to be typed: the LoRA acts on every prompt while it is loaded. For example:"
-    return f"Type {_inline(export.trigger)} where the thing is meant. For example:"
+    return f"Type {_inline(export.prompt_text)} where the concept belongs in the prompt. For example:"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..concept import Concept
 from ..licences import hub_licence
-from ..thumbnail import media_type, reencode_thumbnail
+from ..thumbnail import reencode_thumbnail
 from .export import HUB_MODELS, Export, not_exportable_error
 from .torch_save import torch_save_bytes
 
@@ -34,12 +34,12 @@ def write(concept: Concept) -> Export:
     }
     if concept.thumbnail:
         image = reencode_thumbnail(concept.thumbnail)
-        files[f"concept_images/0.{media_type(image).removeprefix('image/')}"] = image
+        files["concept_images/0.webp"] = image
     return Export(
         program=_PROGRAM,
         files=files,
-        places={name: "the repository" for name in files},
-        word=word,
+        destinations={name: "the repository" for name in files},
+        trigger_word=word,
         install=("Upload the folder as a repository of its own.", "diffusers reads it there, and here:"),
         notes=tuple(_notes(concept, len(embeddings))),
         python='pipe.load_textual_inversion("FOLDER OR REPOSITORY")\npipe({prompt})',
@@ -56,12 +56,12 @@ def hub_facts(concept: Concept) -> dict[str, object]:
     }
 
 
-def _notes(concept: Concept, rows: int) -> list[str]:
+def _notes(concept: Concept, count: int) -> list[str]:
     notes = ["learned_embeds.bin is a pickle, as that library has them; it holds one tensor and runs nothing."]
-    if rows > 1:
-        notes.append(f"It has {rows} vectors: diffusers and A1111 read them all, that library's own notebook only one.")
+    if count > 1:
+        notes.append(f"It has {count} vectors: diffusers and A1111 read them all, that library's notebook only one.")
     if concept.lora:
         notes.append("Its LoRA is left out, since that library knows none. Alone, the word shows less of the concept.")
     if concept.thumbnail:
-        notes.append("concept_images/ holds a drawn picture; the photos it was taught with are nowhere in here.")
+        notes.append("concept_images/ holds a generated image; the photos it was trained on are not included.")
     return notes

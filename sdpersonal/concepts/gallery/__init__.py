@@ -1,6 +1,6 @@
 """Write a library as one HTML file that needs no server or network and contains nothing about this machine.
 
-Cards come from strangers. Jinja2 escapes every text, thumbnails are re-encoded from pixels, and the page's content
+Cards may come from anybody. Jinja2 escapes every text, thumbnails are re-encoded from pixels, and the page's content
 security policy allows its one script and one style sheet by their sha256, and nothing to be loaded or sent.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from ... import storage
 from ...errors import UserError
 from ...html import render_template
-from ..card import BASE_LABELS, CONSENT_TEXTS
+from ..card import BASE_LABELS, CONSENT_TEXTS, Card
 from ..library import Entry
 from ..modelspec import to_data_url
 from ..thumbnail import reencode_thumbnail
@@ -41,7 +41,7 @@ class GalleryItem:
 
 def write_gallery(
     entries: Sequence[Entry],
-    to: Path,
+    folder: Path,
     title: str = "Concepts",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Path, int]:
@@ -49,12 +49,12 @@ def write_gallery(
 
     Raises UserError, DiskFull.
     """
-    path = storage.make_folder(to) / "index.html"
+    path = storage.make_folder(folder) / "index.html"
     newest = _newest_versions(entries)
     side = SIDE if len(newest) <= _MANY else _SMALL
     items = []
-    for entry, versions in newest:
-        items.append(_gallery_item(entry, versions, side))
+    for entry, card, versions in newest:
+        items.append(_gallery_item(entry, card, versions, side))
         progress(len(items), len(newest))
     storage.write_text(path, render_gallery(items, title))
     return path, len(items)
@@ -71,21 +71,20 @@ def render_gallery(items: Sequence[GalleryItem], title: str) -> str:
     )
 
 
-def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
-    """Return the newest undamaged version of each concept, and its number of undamaged versions."""
-    newest: dict[str, tuple[Entry, int]] = {}
+def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, Card, int]]:
+    """Return the newest undamaged version of each concept, its card, and its number of undamaged versions."""
+    newest: dict[str, tuple[Entry, Card, int]] = {}
     for entry in entries:  # oldest version first
         if entry.card and not entry.damaged:
             name = str(entry.token.unversioned())
-            newest[name] = entry, newest.get(name, (entry, 0))[1] + 1
+            newest[name] = entry, entry.card, newest[name][2] + 1 if name in newest else 1
     return list(newest.values())
 
 
-def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
-    card, picture = entry.card, entry.thumbnail
-    thumbnail = ""
+def _gallery_item(entry: Entry, card: Card, versions: int, side: int) -> GalleryItem:
+    image, thumbnail = entry.thumbnail, ""
     with suppress(UserError):  # an unreadable thumbnail is no reason to leave out the concept
-        thumbnail = to_data_url(reencode_thumbnail(picture, side)) if picture else ""
+        thumbnail = to_data_url(reencode_thumbnail(image, side)) if image else ""
     token = str(entry.token.unversioned())
     facts = {
         "Class": card.class_noun,

@@ -7,29 +7,33 @@ import dataclasses
 from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
-from .. import concept as native
 from ..concept import Concept
+from ..concept_file import concept_from_bytes
 from ..strict_safetensors import MAX_FOREIGN_HEADER, MAX_HEADER, parse_head_layout, parse_layout
 from ..thumbnail import reencode_thumbnail
-from . import a1111, clip_pairs, cloneofsimo, diffusers, diffusers_lora, embedding_images, lora_file, onetrainer
+from . import cloneofsimo, embedding_images, embeddings, lora_file, peft
 from .contents import FileContents, read_contents, tensor_names
-from .origin import with_origin
+from .origin import restore_ranks, with_origin
 from .unsupported import refuse_unsupported
 
-READ = ("safetensors", "image", "zip", "pickle")  # groups of `file_types`; the content may still be unsupported
-_EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers last: it accepts any one name
+READABLE_GROUPS = (
+    "safetensors",
+    "image",
+    "zip",
+    "pickle",
+)  # groups of `file_types`; the content may still be unsupported
 
 
 def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
     """Read the concept in a foreign file called `name`, under its own token or the one given. Raises UserError."""
     if is_native(data, name):
-        return read_ours(data, name, token)
+        return read_native(data, name, token)
     return read_content(open_foreign(data, name), token)
 
 
-def read_ours(data: bytes, name: str, token: Token | None = None) -> Concept:
-    """Read the concept in a file of our own format, which may come from a stranger. Raises UserError."""
-    concept = onetrainer.restored(native.concept_from_bytes(data, name), parse_layout(data, name).metadata)
+def read_native(data: bytes, name: str, token: Token | None = None) -> Concept:
+    """Read the concept in a file of our own format, which may come from anybody. Raises UserError."""
+    concept = restore_ranks(concept_from_bytes(data, name), parse_layout(data, name).metadata)
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
     return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)
 
@@ -39,7 +43,7 @@ def open_foreign(data: bytes, name: str) -> FileContents:
     kind = recognise(data)
     if kind.group == "image":
         return embedding_images.read_image_contents(data, name)
-    if kind.group not in READ:
+    if kind.group not in READABLE_GROUPS:
         raise kind.refusal(name)
     if kind is SAFETENSORS:
         refuse_unsupported(tensor_names(data), name)  # before reading: a whole model is larger than may be read
@@ -53,19 +57,20 @@ def read_content(content: FileContents, token: Token | None = None) -> Concept:
     return with_origin(lambda token: _read_content(content, token), content.metadata, content.name, token)
 
 
-def read_pair(contents: FileContents, two: FileContents, token: Token | None = None) -> Concept:
-    """Convert the two files of an SDXL embedding, likewise. Raises UserError."""
-    return with_origin(lambda token: diffusers.read_pair(contents, two, token), contents.metadata, contents.name, token)
+def read_pair(first: FileContents, second: FileContents, token: Token | None = None) -> Concept:
+    """Convert diffusers' two files of an SDXL embedding, likewise. Raises UserError."""
+    return with_origin(
+        lambda token: embeddings.read_diffusers_pair(first, second, token), first.metadata, first.name, token
+    )
 
 
 def _read_content(content: FileContents, token: Token | None) -> Concept:
     if cloneofsimo.fits(content):
         return cloneofsimo.read(content, token)
     if lora_file.fits(content):
-        return lora_file.read(content, token, diffusers_lora.peft_configs(content))
-    for importer in _EMBEDDINGS:
-        if importer.fits(content):
-            return importer.read(content, token)
+        return lora_file.read(content, token, peft.peft_configs(content))
+    if embeddings.fits(content):
+        return embeddings.read(content, token)
     raise unknown_format_error(content.name)
 
 
@@ -81,6 +86,6 @@ def is_native(head: bytes, name: str, size: int | None = None) -> bool:
 
 def unknown_format_error(name: str) -> UserError:
     return UserError(
-        f"{printable(name)} is not of a format that I read.",
-        "I read embeddings and LoRAs for Stable Diffusion 1.x, 2.x and XL; docs/formats.md lists whose.",
+        f"{printable(name)} is in no supported format.",
+        "Use an embedding or a LoRA for Stable Diffusion 1.x, 2.x or XL; docs/formats.md lists the programs.",
     )

@@ -20,11 +20,11 @@ from ...prompts import Token, printable
 from ..concept import Concept, Lora, LoraLayer
 from ..strict_safetensors import damaged_file_error
 from .contents import FileContents
-from .detect_base import LayerPath, Outline, base_of_layers
+from .detect_base import LayerPath, WeightSize, base_of_layers
 from .to_concept import base_from_widths, make_concept
 
 _KEY = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)")
-_EMBED = "<embed>"
+_EMBEDDING_MARK = "<embed>"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out_0")
 _TEXT_ATTENTION = ("k_proj", "v_proj", "q_proj", "out_proj")
 _BLOCKS = (
@@ -46,7 +46,7 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
     for model, pairs in models.items():
         names = _layer_paths(pairs, content.name, model)
         layers |= {part: LoraLayer(down, up, float(len(down))) for part, (down, up) in zip(names, pairs, strict=True)}
-    sizes = {part: Outline(len(layer.up), layer.down.shape[1], 2) for part, layer in layers.items()}
+    sizes = {part: WeightSize(len(layer.up), layer.down.shape[1], 2) for part, layer in layers.items()}
     base = base_of_layers(sizes, content)
     vectors = {}
     if words:
@@ -58,17 +58,17 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
             raise UserError(f"{printable(content.name)} has vectors that do not fit its LoRA for {base}.")
         vectors["clip_l"] = np.concatenate(embeddings)
     word = words[0] if len(words) == 1 else ""
-    lora = Lora({f"lora_{part.component}_{part.flat}": layer for part, layer in layers.items()})
+    lora = Lora({f"lora_{part.component}_{part.path}": layer for part, layer in layers.items()})
     return make_concept(content, base, vectors, lora, token, word)
 
 
 def _is_list(content: FileContents) -> bool:
     count = len(content.shapes)
-    return content.flat and count > 1 and content.shapes.keys() == {str(number) for number in range(count)}
+    return content.is_flat and count > 1 and content.shapes.keys() == {str(number) for number in range(count)}
 
 
 def _layers_from_list(content: FileContents) -> dict[str, _Pairs]:
-    arrays = [content.numbers(str(number)) for number in range(len(content.shapes))]
+    arrays = [content.load_tensor(str(number)) for number in range(len(content.shapes))]
     if len(arrays) % 2:
         raise damaged_file_error(content.name, "a layer lacks its half")
     pairs = list(zip(arrays[1::2], arrays[::2], strict=True))
@@ -81,11 +81,11 @@ def _layers_from_keys(content: FileContents) -> tuple[dict[str, _Pairs], list[st
     words = []
     for key in content.shapes:
         if match := _KEY.fullmatch(key):
-            tensors_by_model.setdefault(match[1], {})[int(match[2]), match[3]] = content.numbers(key)
-        elif content.metadata.get(key) == _EMBED:
+            tensors_by_model.setdefault(match[1], {})[int(match[2]), match[3]] = content.load_tensor(key)
+        elif content.metadata.get(key) == _EMBEDDING_MARK:
             words.append(key)
         else:
-            raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
+            raise damaged_file_error(content.name, f"it has an unknown tensor {printable(key)}")
     models: dict[str, _Pairs] = {}
     for model, tensors in tensors_by_model.items():
         expected = {(number, piece) for number in range(len(tensors) // 2) for piece in ("up", "down")}
@@ -99,7 +99,7 @@ def _layer_paths(pairs: _Pairs, name: str, model: str) -> list[LayerPath]:
     """Return the layers of these pairs. Raises UserError where their number is not Stable Diffusion's."""
     if any(array.ndim != 2 for pair in pairs for array in pair):
         raise UserError(
-            f"{printable(name)} also changes convolutions, whose order I do not know.",
+            f"{printable(name)} also changes convolutions, whose order in the file is not known.",
             "Ask its author for a kohya LoRA.",
         )
     if model == "unet" and len(pairs) == 9 * len(_BLOCKS):

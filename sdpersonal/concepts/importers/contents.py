@@ -24,6 +24,7 @@ from ..strict_safetensors import (
 )
 from . import pickles
 
+_Leaf = pickles.PickledTensor | np.ndarray | str | int | float  # what the containers of a pickle may hold
 DEFAULT_OWNER = "imported"  # of concepts whose files name no owner
 MAX_PICKLE_BYTES = 300_000_000  # bytes of a pickle or an image: larger files have long been safetensors
 _MAX_DEPTH = 4  # of containers in a pickle; hypernetworks and checkpoints go no deeper
@@ -34,26 +35,26 @@ _MAX_TEXT = 2000  # characters of any one fact about a file
 class FileContents:
     """The tensors of one file, and its other facts.
 
-    name: the file's name; word: the name inside it, where that takes precedence; place: the folder or repository
-    around it, if that may name the concept; owner: the owner of its token; shapes: every tensor's; facts: texts and
-    numbers beside them, nested keys joined by dots; numbers: loads one tensor, float32 or float16 (bfloat16 is
-    widened, exactly); flat: no tensor is nested in a container.
+    name: the file's name; name_in_file: the name inside it, where that takes precedence; folder_name: the folder or
+    repository around it, if that may name the concept; owner: the owner of its token; shapes: every tensor's; metadata:
+    texts and numbers besides, nested keys joined by dots; load_tensor: loads one tensor, float32 or float16 (bfloat16
+    is widened, exactly); is_flat: no tensor is nested in a container.
     """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    numbers: Callable[[str], np.ndarray]
+    load_tensor: Callable[[str], np.ndarray]
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
-    word: str = ""
+    name_in_file: str = ""
     folder_name: str = ""
     owner: str = DEFAULT_OWNER
-    flat: bool = True
+    is_flat: bool = True
 
     def embeddings(self, key: str) -> np.ndarray:
         """Return a tensor as vectors: float32 (n, dim). Raises UserError where it is neither (dim,) nor (n, dim)."""
         if len(self.shapes[key]) not in (1, 2):
-            raise UserError(f"{printable(self.name)} has vectors {self.shapes[key]}; I read (n, width).")
-        vectors = np.atleast_2d(self.numbers(key))
+            raise UserError(f"{printable(self.name)} has vectors {self.shapes[key]}; they must be (n, width).")
+        vectors = np.atleast_2d(self.load_tensor(key))
         if not (finite := np.isfinite(vectors).all(axis=1)).all():  # before numpy warns of them
             raise damaged_file_error(
                 self.name, f"row {finite.argmin()} of its vectors holds numbers that are not finite"
@@ -64,8 +65,9 @@ class FileContents:
         """Return a fact as text, cut to a limit; empty where there is none."""
         return str(self.metadata.get(key, ""))[:_MAX_TEXT]
 
-    def with_origin(self, place: str, owner: str) -> FileContents:
-        return replace(self, folder_name=place, owner=owner)
+    def from_folder(self, folder_name: str, owner: str) -> FileContents:
+        """Return the same contents with the name of the folder around the file, and the owner of its token."""
+        return replace(self, folder_name=folder_name, owner=owner)
 
 
 def read_contents(data: bytes, name: str) -> FileContents:
@@ -87,24 +89,27 @@ def from_tree(tree: object, name: str) -> FileContents:
     tensors: dict[str, pickles.PickledTensor | np.ndarray] = {}
     facts: dict[str, str | int | float] = {}
     for key, value in _flatten(tree, name):
-        (tensors if isinstance(value, pickles.PickledTensor | np.ndarray) else facts)[key] = value
+        if isinstance(value, pickles.PickledTensor | np.ndarray):
+            tensors[key] = value
+        else:
+            facts[key] = value
     if len(tensors) > MAX_TENSORS:
         raise damaged_file_error(name, f"it holds {len(tensors):,} tensors, more than {MAX_TENSORS:,}")
     # Many views of one storage would otherwise expand to more than any file holds.
     if sum(4 * math.prod(tensor.shape) for tensor in tensors.values()) > 2 * MAX_PICKLE_BYTES:
-        raise damaged_file_error(name, "its tensors are larger than I read")
+        raise damaged_file_error(name, "its tensors are larger than 600 MB together")
 
     def numbers(key: str) -> np.ndarray:
         tensor = tensors[key]
         return pickles.load_numbers(tensor, name) if isinstance(tensor, pickles.PickledTensor) else tensor
 
     flat = isinstance(tree, dict | list) and tensors.keys() <= _keys(tree)
-    return FileContents(name, {key: tensor.shape for key, tensor in tensors.items()}, numbers, facts, flat=flat)
+    return FileContents(name, {key: tensor.shape for key, tensor in tensors.items()}, numbers, facts, is_flat=flat)
 
 
 def _from_safetensors(data: bytes, name: str) -> FileContents:
     layout = parse_layout(data, name, MAX_FOREIGN_HEADER)
-    shapes = {key: place.shape for key, place in layout.tensors.items()}
+    shapes = {key: info.shape for key, info in layout.tensors.items()}
     return FileContents(name, shapes, lambda key: read_tensor(data, layout, key), layout.metadata)
 
 
@@ -116,20 +121,20 @@ def _keys(tree: dict | list) -> set[str]:
     return {str(key) for key in (tree if isinstance(tree, dict) else range(len(tree)))}
 
 
-def _flatten(tree: object, name: str) -> Iterator[tuple[str, object]]:
+def _flatten(tree: object, name: str) -> Iterator[tuple[str, _Leaf]]:
     """Yield (key, tensor or fact); a list's items are named by index. Raises UserError where there are too many."""
-    left = [("", tree, 0)]
-    seen = 0
-    while left:
-        key, value, depth = left.pop()
-        seen += 1
-        if seen > 8 * MAX_TENSORS or len(key) > MAX_NAME_LENGTH:
-            raise damaged_file_error(name, "it holds more than I read")
+    stack = [("", tree, 0)]
+    visited = 0
+    while stack:
+        key, value, depth = stack.pop()
+        visited += 1
+        if visited > 8 * MAX_TENSORS or len(key) > MAX_NAME_LENGTH:
+            raise damaged_file_error(name, "it holds too many values, or too long names")
         items = (
             value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
         )
         if items and depth < _MAX_DEPTH:
             pairs = [(f"{key}.{inner}" if key else str(inner), item, depth + 1) for inner, item in items]
-            left += reversed(pairs)
+            stack += reversed(pairs)
         elif isinstance(value, pickles.PickledTensor | np.ndarray | str | int | float):
             yield key, value[:_MAX_TEXT] if isinstance(value, str) else value

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...errors import UserError
 from ...prompts import printable
-from ..card import BASE_LABELS, BASE_TITLES
+from ..card import BASE_LABELS, BASE_TITLES, BaseKind
 from . import layer_shapes
 from .contents import FileContents
 from .layers import unet_name
@@ -21,22 +21,24 @@ _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
 _FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
 _ATTENTION = re.compile(r"lora_unet_((?:down|up|input|output)_blocks_\d+|mid_block|middle_block).*_attn\d_to_[qkv]$")
+_BUILT_IN: BaseKind = "tiny"
+_PUBLISHED: list[BaseKind] = ["sd1", "sd2", "sdxl"]
 _CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
 
 
 @dataclass(frozen=True)
 class LayerPath:
-    """The place of a layer: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
+    """The position of a layer: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
 
-    flat_names: the name is of kohya's kind, which has the original's block names for SDXL alone.
+    is_kohya_name: the name is of kohya's kind, which has the original's block names for SDXL alone.
     """
 
     component: str
-    flat: str
-    flat_names: bool = field(default=False, compare=False)
+    path: str
+    is_kohya_name: bool = field(default=False, compare=False)
 
 
-class Outline(NamedTuple):
+class WeightSize(NamedTuple):
     """The shape of a layer's weight as its tensors show it: rows, numbers in a row, axes; 0 where they do not."""
 
     rows: int
@@ -44,91 +46,95 @@ class Outline(NamedTuple):
     axes: int = 0
 
 
-_Outlines = Mapping[LayerPath, Outline]
-_UNKNOWN = Outline(0, 0)
+_Sizes = Mapping[LayerPath, WeightSize]
+_UNKNOWN = WeightSize(0, 0)
 
 
-def layer_name(part: LayerPath, base: str, outline: Outline = _UNKNOWN) -> str:
+def layer_name(part: LayerPath, base: BaseKind, size: WeightSize = _UNKNOWN) -> str:
     """Return the layer's name in a concept for that base."""
     if part.component == "unet":
-        return f"lora_unet_{unet_name(part.flat, base)}"
+        return f"lora_unet_{unet_name(part.path, base)}"
     if base != "sdxl":
-        return f"lora_te_{part.flat}"
+        return f"lora_te_{part.path}"
     first = part.component in ("te", "te1", "text_encoder")
     if part.component == "text":  # PEFT alone does not say which encoder; SDXL's differ in width
-        first = bool({outline.rows, outline.width} & {768, 3072})
-    return f"lora_te{1 if first else 2}_{part.flat}"
+        first = bool({size.rows, size.width} & {768, 3072})
+    return f"lora_te{1 if first else 2}_{part.path}"
 
 
-def base_of_layers(layers: _Outlines, content: FileContents) -> str:
+def base_of_layers(layers: _Sizes, content: FileContents) -> BaseKind:
     """Return the base whose table has every layer with its widths. Raises UserError, naming a layer that none has."""
     misfits = {base: _misfits(layers, base) for base in layer_shapes.UNETS}
     bases = [base for base, wrong in misfits.items() if not wrong]
     if len(bases) == 1:
         return bases[0]
     if bases:
-        return _told_apart(bases, layers, content)
-    likely = (base for base in ("sd1", "sd2", "sdxl") if _declared_base(content) in (base, None))
-    if stand_in := next((base for base in likely if _is_stand_in(layers, base)), None):
+        return _choose_base(bases, layers, content)
+    likely = (base for base in _PUBLISHED if _declared_base(content) in (base, None))
+    if stand_in := next((base for base in likely if _is_for_narrow_test_model(layers, base)), None):
         return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
-        wrong, base = _narrow_misfits(layers), "tiny"
+        wrong, nearest = _narrow_misfits(layers), _BUILT_IN
     else:
-        allowed = ["tiny"] if _is_narrow(layers) else ["sd1", "sd2", "sdxl"]
-        base = min(allowed, key=lambda base: (len(misfits[base]), *_strangeness(layers, base)))
-        wrong = misfits[base]
+        allowed = [_BUILT_IN] if _is_narrow(layers) else _PUBLISHED
+        nearest = min(allowed, key=lambda base: (len(misfits[base]), *_mismatch_order(layers, base)))
+        wrong = misfits[nearest]
     if not wrong:
-        return base
+        return nearest
     raise UserError(
-        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[base]}, but {wrong[0]}.",
+        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[nearest]}, but {wrong[0]}.",
         "Ask its author for which base it was made.",
     )
 
 
-def _misfits(layers: _Outlines, base: str) -> list[str]:
+def _misfits(layers: _Sizes, base: BaseKind) -> list[str]:
     """Describe the layers that do not fit that base, one sentence part each."""
-    table, wrong = layer_shapes.table(base), []
-    for part, outline in layers.items():
+    table, wrong = layer_shapes.layer_table(base), []
+    for part, size in layers.items():
         if _is_misnamed(part, base):
             other = BASE_LABELS["sd1" if base == "sdxl" else "sdxl"]
-            wrong.append(f"its layer {printable(part.flat)} is named as a text encoder of {other}")
+            wrong.append(f"its layer {printable(part.path)} is named as a text encoder of {other}")
             continue
-        name = layer_name(part, base, outline)
+        name = layer_name(part, base, size)
         if name not in table:
-            wrong.append(f"its layer {printable(part.flat)} is not in it")
-        elif not _fits(name, outline, table[name]):
+            wrong.append(f"its layer {printable(part.path)} is not in it")
+        elif not _fits(name, size, table[name]):
             there = " x ".join(map(str, table[name]))
-            wrong.append(f"its layer {printable(part.flat)} changes {_size(outline)} numbers, where that has {there}")
+            wrong.append(
+                f"its layer {printable(part.path)} changes {_describe_size(size)} numbers, where that has {there}"
+            )
     return wrong
 
 
-def _strangeness(layers: _Outlines, base: str) -> tuple[bool, bool]:
+def _mismatch_order(layers: _Sizes, base: BaseKind) -> tuple[bool, bool]:
     """Return whether layers are named unlike that base's, and whether none reads text of its width."""
-    return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[base].context not in _contexts(layers)
+    return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[
+        base
+    ].cross_attention_dim not in _contexts(layers)
 
 
-def _fits(name: str, outline: Outline, shape: layer_shapes.Shape) -> bool:
+def _fits(name: str, size: WeightSize, shape: layer_shapes.Shape) -> bool:
     widths = {math.prod(shape[1:])}
     if name in _CONV_IN:
         widths = {channels * math.prod(shape[2:]) for channels in (*layer_shapes.IN_CHANNELS, shape[1])}
     # The hidden layer of a text encoder's MLP may have any width.
-    rows_fit = name.endswith("_mlp_fc1") or outline.rows in (0, shape[0])
-    return rows_fit and (name.endswith("_mlp_fc2") or outline.width in (0, *widths))
+    rows_fit = name.endswith("_mlp_fc1") or size.rows in (0, shape[0])
+    return rows_fit and (name.endswith("_mlp_fc2") or size.width in (0, *widths))
 
 
-def _size(outline: Outline) -> str:
-    return " x ".join(str(size or "any") for size in (outline.rows, outline.width))
+def _describe_size(size: WeightSize) -> str:
+    return " x ".join(str(number or "any") for number in (size.rows, size.width))
 
 
-def _told_apart(bases: list[str], layers: _Outlines, content: FileContents) -> str:
+def _choose_base(bases: list[BaseKind], layers: _Sizes, content: FileContents) -> BaseKind:
     """Choose among bases that all layers fit: by the file's metadata, or by how it names the layers."""
     if (declared := _declared_base(content)) in bases:
         return declared
-    if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
+    if "sdxl" in bases and any(part.is_kohya_name and _ORIGINAL.match(part.path) for part in layers):
         return "sdxl"
     if "sd1" in bases and all(part.component in ("text", "text_encoder") for part in layers):
         return "sd1"  # a LoRA for SDXL would hardly leave out the second encoder
-    projections = {outline.axes for part, outline in layers.items() if part.flat.endswith(("proj_in", "proj_out"))}
+    projections = {size.axes for part, size in layers.items() if part.path.endswith(("proj_in", "proj_out"))}
     if "sd1" in bases and 4 in projections:
         return "sd1"  # the others have linear layers there
     raise UserError(
@@ -138,7 +144,7 @@ def _told_apart(bases: list[str], layers: _Outlines, content: FileContents) -> s
     )
 
 
-def _declared_base(content: FileContents) -> str | None:
+def _declared_base(content: FileContents) -> BaseKind | None:
     version = content.fact("ss_base_model_version") or content.fact("modelspec.architecture")
     if version.startswith(("sdxl", "stable-diffusion-xl")):
         return "sdxl"
@@ -152,73 +158,72 @@ def _declared_base(content: FileContents) -> str | None:
 # --- narrow and custom bases ------------------------------------------------------------------------------------------
 
 
-def _contexts(layers: _Outlines) -> set[int]:
+def _contexts(layers: _Sizes) -> set[int]:
     """Return the widths of the text that cross attention reads, and of the text encoders."""
     return {
-        outline.width
-        for part, outline in layers.items()
-        if part.flat.endswith(
+        size.width
+        for part, size in layers.items()
+        if part.path.endswith(
             ("attn2_to_k", "attn2_to_v") if part.component == "unet" else ("q_proj", "k_proj", "v_proj", "fc1")
         )
-        and outline.width
+        and size.width
     }
 
 
-def _is_narrow(layers: _Outlines) -> bool:
+def _is_narrow(layers: _Sizes) -> bool:
     """Return whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
         return max(contexts) <= MAX_TINY_WIDTH
-    first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
-    return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
+    first = [size for part, size in layers.items() if part.path.startswith(_FIRST_LEVEL)]
+    return bool(first) and all(1 < size.width < _FULL_WIDTH for size in first)
 
 
-def _is_stand_in(layers: _Outlines, base: str) -> bool:
+def _is_for_narrow_test_model(layers: _Sizes, base: BaseKind) -> bool:
     """Return whether it is for a model with that base's layers and text width whose UNet is at most a quarter as wide.
 
     Such models are made to test programs; their LoRAs work on them alone.
     """
-    table = layer_shapes.table(base)
-    if not any(outline.width for outline in layers.values()):
+    table = layer_shapes.layer_table(base)
+    if not any(size.width for size in layers.values()):
         return False  # a rotation of few rows suggests a damaged file rather than a narrow model
-    for part, outline in layers.items():
-        name = layer_name(part, base, outline)
+    for part, size in layers.items():
+        name = layer_name(part, base, size)
         if name not in table or _is_misnamed(part, base):
             return False
         rows, narrow = table[name][0], part.component == "unet"
-        if narrow and (not 0 < outline.rows <= rows // 4 or outline.rows % 8):
+        if narrow and (not 0 < size.rows <= rows // 4 or size.rows % 8):
             return False
-        reads_text = not narrow or part.flat.endswith(("attn2_to_k", "attn2_to_v"))
-        if reads_text and not _fits(name, outline._replace(rows=0) if narrow else outline, table[name]):
+        reads_text = not narrow or part.path.endswith(("attn2_to_k", "attn2_to_v"))
+        if reads_text and not _fits(name, size._replace(rows=0) if narrow else size, table[name]):
             return False
     return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
 
 
-def _is_misnamed(part: LayerPath, base: str) -> bool:
+def _is_misnamed(part: LayerPath, base: BaseKind) -> bool:
     """Return whether its name is of a text encoder that the base lacks: SDXL has two, the others one."""
     return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
 
 
-def _is_of_built_in(layers: _Outlines) -> bool:
-    return _contexts(layers) == {layer_shapes.UNETS["tiny"].context}
+def _is_of_built_in(layers: _Sizes) -> bool:
+    return _contexts(layers) == {layer_shapes.UNETS["tiny"].cross_attention_dim}
 
 
-def _narrow_misfits(layers: _Outlines) -> list[str]:
+def _narrow_misfits(layers: _Sizes) -> list[str]:
     """Describe what fits no narrow base either: unknown layers, or attentions of one level that differ in width."""
     if len(_contexts(layers)) > 1:
         return ["its parts read text of several widths"]
-    unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
-    return [f"its layer {printable(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
+    unknown = [part for part, size in layers.items() if layer_name(part, "tiny", size) not in _names()]
+    return [f"its layer {printable(part.path)} is not in it" for part in unknown] + _uneven(layers, "tiny")
 
 
-def _uneven(layers: _Outlines, base: str) -> list[str]:
+def _uneven(layers: _Sizes, base: BaseKind) -> list[str]:
     """Describe the attentions whose width differs from those before them in their level."""
-    wrong, widths = [], {}
-    for part, outline in layers.items():
-        place = _ATTENTION.match(layer_name(part, base, outline))
-        if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:
-            wrong.append(
-                f"its layer {printable(part.flat)} has {outline.rows} rows, where others have {widths[place[1]]}"
-            )
+    wrong: list[str] = []
+    widths: dict[str, int] = {}
+    for part, size in layers.items():
+        match = _ATTENTION.match(layer_name(part, base, size))
+        if match and size.rows and widths.setdefault(match[1], size.rows) != size.rows:
+            wrong.append(f"its layer {printable(part.path)} has {size.rows} rows, where others have {widths[match[1]]}")
     return wrong
 
 
@@ -226,4 +231,4 @@ def _uneven(layers: _Outlines, base: str) -> list[str]:
 def _names() -> frozenset[str]:
     """Return the names that layers of a narrow base can have."""
     unets = (path for unet in layer_shapes.UNETS.values() for path, _ in layer_shapes.unet_shapes(unet))
-    return frozenset({*layer_shapes.table("sd2"), *(f"lora_unet_{path}" for path in unets)})
+    return frozenset({*layer_shapes.layer_table("sd2"), *(f"lora_unet_{path}" for path in unets)})

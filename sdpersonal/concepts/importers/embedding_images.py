@@ -23,8 +23,8 @@ from ...errors import UserError
 from ...prompts import printable
 from ...storage.file_types import PNG_SIGNATURE, recognise
 from ..strict_safetensors import damaged_file_error, parse_strict_json
-from . import a1111
 from .contents import FileContents, from_tree
+from .embeddings import is_a1111
 
 _READ = ("PNG", "WebP")  # other images hold none: they have no such chunk, and their pixels are only approximate
 _KEYWORD = b"sd-ti-embedding\0"
@@ -49,12 +49,12 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
         tree = parse_strict_json(raw.decode("utf-8")) if raw is not None else None
         content = from_tree(_decode_tensors(tree), name) if isinstance(tree, dict) else None
     except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
-        raise damaged_file_error(name, "the embedding in this picture is damaged") from error
-    if content is None or not a1111.fits(content):
+        raise damaged_file_error(name, "the embedding in this image is damaged") from error
+    if content is None or not is_a1111(content):
         raise UserError(
-            f"{printable(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
+            f"{printable(name)} is an image without an embedding in it.", "Photos to train on go into a folder."
         )
-    return replace(content, word=content.fact("name"))  # the image may have been renamed
+    return replace(content, name_in_file=content.fact("name"))  # the image may have been renamed
 
 
 def _text_chunks(data: bytes) -> Iterator[bytes]:
@@ -113,12 +113,12 @@ def _pixels(data: bytes) -> np.ndarray:
                     raise ValueError("too many pixels")
                 return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise ValueError("no picture that can be read") from error
+        raise ValueError("no readable image") from error
 
 
 def _crop_black_edges(pixels: np.ndarray) -> np.ndarray:
     """Crop the black edges that some screenshots have."""
-    bright = (pixels > 0).all(axis=2)
+    bright = pixels.min(axis=2) > 0
     columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
     if not len(rows):
         raise ValueError("all is black")

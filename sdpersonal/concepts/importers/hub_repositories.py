@@ -12,7 +12,7 @@ from ...errors import DiskFull, UserError
 from ...prompts import printable
 from ..strict_safetensors import MAX_FILE_BYTES
 from .contents import DEFAULT_OWNER
-from .diffusers import FILES
+from .embeddings import DIFFUSERS_FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
 HUB_TAG = "sdpersonal"  # on the Hub, of repositories that `push` creates
@@ -38,8 +38,10 @@ class Repository:
 def parse_repository(text: str) -> Repository | None:
     """Parse `owner/name` or `owner/name/file` of the Hub; return None where it cannot be one."""
     match = _ID.fullmatch(text.removeprefix("https://huggingface.co/"))
-    name = match and (match["file"] or "")
-    if not match or ".." in name.split("/") or (not name and match["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
+    if match is None:
+        return None
+    name = match["file"] or ""
+    if ".." in name.split("/") or (not name and match["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
         return None
     return Repository(match["id"], re.sub(r"^(resolve|blob)/[^/]+/", "", name))
 
@@ -83,8 +85,10 @@ def disable_telemetry() -> None:
 
 
 def find_native(names: Iterable[str], tags: Iterable[str]) -> str | None:
-    """Return our own file in a repository that `push` has made; None in anybody else's."""
-    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name and name not in FILES]
+    """Return our own file in a repository that `push` created; None in any other."""
+    candidates = [
+        name for name in names if name.endswith(".safetensors") and "/" not in name and name not in DIFFUSERS_FILES
+    ]
     return candidates[0] if HUB_TAG in tags and len(candidates) == 1 else None
 
 
@@ -92,8 +96,8 @@ def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iter
     """Return the names of the files to fetch. Raises UserError where none could be a concept."""
     if repository.file:
         names = [name for name in sizes if name == repository.file]
-    elif ours := find_native(sizes, tags):
-        names = [ours]  # the other files are a copy for diffusers
+    elif native := find_native(sizes, tags):
+        names = [native]  # the other files are a copy for diffusers
     elif "model_index.json" in sizes:
         raise UserError(f"{printable(repository.id)} is a whole model, not a concept.", "Give it as --base.")
     else:
@@ -102,7 +106,7 @@ def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iter
         raise UserError(f"{printable(repository.id)} holds no embedding or LoRA.", "See its files on huggingface.co.")
     for name in names:
         if sizes[name] > MAX_FILE_BYTES:
-            raise UserError(f"{printable(name)} of {printable(repository.id)} is larger than 4 GB, the most I read.")
+            raise UserError(f"{printable(name)} of {printable(repository.id)} is larger than 4 GB, the limit.")
     if sum(sizes[name] for name in names) > MAX_FILE_BYTES:
         raise UserError(
             f"{printable(repository.id)} holds {len(names)} files of together more than 4 GB.",
@@ -112,11 +116,11 @@ def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iter
 
 
 def _pick_files(sizes: Mapping[str, int]) -> list[str]:
-    near = [name for name in sizes if name.count("/") <= 1]
-    weights = [name for name in near if name.endswith(_SAFETENSORS)] or [
-        name for name in near if name.endswith(_PICKLES)
+    top_names = [name for name in sizes if name.count("/") <= 1]
+    weights = [name for name in top_names if name.endswith(_SAFETENSORS)] or [
+        name for name in top_names if name.endswith(_PICKLES)
     ]
-    return [*weights, *(name for name in near if name.rpartition("/")[2] in _TEXTS)]
+    return [*weights, *(name for name in top_names if name.rpartition("/")[2] in _TEXTS)]
 
 
 def _cached_folder(repository: Repository) -> Path | None:
@@ -140,9 +144,9 @@ def _hub_error(error: Exception, repository: Repository) -> UserError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"The disk is full; {name} is not fetched.", "Make room and run it again: it goes on.")
     if "Gated" in kind:
-        return UserError(f"{name} asks for an agreement.", "Accept it on its page, then: hf auth login")
+        return UserError(f"{name} requires accepting an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:
-        return UserError(f"The Hub has no repository {name}, and no file or folder is called so.")
+        return UserError(f"The Hub has no repository {name}, and no file or folder has that name.")
     if status := getattr(getattr(error, "response", None), "status_code", None):
-        return UserError(f"The Hub does not give out {name} (HTTP {status}).", "Try again later.")
-    return UserError(f"I cannot reach the Hub for {name}, and no file or folder is called so.", "Go online.")
+        return UserError(f"The Hub refuses access to {name} (HTTP {status}).", "Try again later.")
+    return UserError(f"The Hub cannot be reached for {name}, and no file or folder has that name.", "Go online.")

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..card import BaseKind
 from .layers import unet_name
 
 Shape = tuple[int, ...]
@@ -29,40 +30,40 @@ class Unet:
     `proj_in` and `proj_out` are linear layers; added: width of what SDXL's `add_embedding` reads.
     """
 
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    middle: int
-    context: int
-    resnets: int = 2
-    flat: bool = True
+    block_out_channels: tuple[int, ...]
+    transformer_layers: tuple[int, ...]
+    mid_transformer_layers: int
+    cross_attention_dim: int
+    layers_per_block: int = 2
+    use_linear_projection: bool = True
     channels: int = 4
-    added: int = 0
+    added_embeds_dim: int = 0
 
 
 @dataclass(frozen=True)
-class Text:
+class TextEncoder:
     """One CLIP text encoder."""
 
     width: int
     layers: int
 
 
-UNETS = {
-    "sd1": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, flat=False),
+UNETS: dict[BaseKind, Unet] = {
+    "sd1": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, use_linear_projection=False),
     "sd2": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024),
-    "sdxl": Unet((320, 640, 1280), (0, 2, 10), 10, 2048, added=2816),
-    "tiny": Unet((48, 96, 224), (0, 1, 0), 1, 192, resnets=1, channels=8),
+    "sdxl": Unet((320, 640, 1280), (0, 2, 10), 10, 2048, added_embeds_dim=2816),
+    "tiny": Unet((48, 96, 224), (0, 1, 0), 1, 192, layers_per_block=1, channels=8),
 }
-TEXTS = {
-    "sd1": {"te": Text(768, 12)},
-    "sd2": {"te": Text(1024, 24)},  # diffusers drops the last layer, which nothing reads
-    "sdxl": {"te1": Text(768, 12), "te2": Text(1280, 32)},
-    "tiny": {"te": Text(192, 4)},
+TEXTS: dict[BaseKind, dict[str, TextEncoder]] = {
+    "sd1": {"te": TextEncoder(768, 12)},
+    "sd2": {"te": TextEncoder(1024, 24)},  # diffusers drops the last layer, which nothing reads
+    "sdxl": {"te1": TextEncoder(768, 12), "te2": TextEncoder(1280, 32)},
+    "tiny": {"te": TextEncoder(192, 4)},
 }
 
 
 @functools.cache
-def table(base: str) -> dict[str, Shape]:
+def layer_table(base: BaseKind) -> dict[str, Shape]:
     """Return shapes by the layers' names in a concept: (out, in[, k, k]), of norms (n,)."""
     shapes = {f"lora_unet_{unet_name(path, base)}": shape for path, shape in unet_shapes(UNETS[base])}
     for encoder, text in TEXTS[base].items():
@@ -72,7 +73,7 @@ def table(base: str) -> dict[str, Shape]:
 
 
 def has_bias(name: str) -> bool:
-    """Return whether the layer of that name has a bias beside its weight."""
+    """Return whether the layer of that name has a bias."""
     if name.endswith("text_projection"):
         return False
     return not (name.startswith("lora_unet_") and name.endswith(_UNBIASED))
@@ -80,21 +81,21 @@ def has_bias(name: str) -> bool:
 
 def unet_shapes(unet: Unet) -> Iterator[tuple[str, Shape]]:
     """Yield (diffusers' path with `_` for `.`, shape) of every layer."""
-    first, time = unet.widths[0], 4 * unet.widths[0]
+    first, time = unet.block_out_channels[0], 4 * unet.block_out_channels[0]
     yield "conv_in", (first, unet.channels, 3, 3)
     yield from (("time_embedding_linear_1", (time, first)), ("time_embedding_linear_2", (time, time)))
-    if unet.added:
-        yield from (("add_embedding_linear_1", (time, unet.added)), ("add_embedding_linear_2", (time, time)))
+    if unet.added_embeds_dim:
+        yield from (("add_embedding_linear_1", (time, unet.added_embeds_dim)), ("add_embedding_linear_2", (time, time)))
     yield from _down(unet, time)
-    last = unet.widths[-1]
+    last = unet.block_out_channels[-1]
     yield from _resnet("mid_block_resnets_0", last, last, time)
-    yield from _transformer("mid_block_attentions_0", last, unet.middle, unet)
+    yield from _transformer("mid_block_attentions_0", last, unet.mid_transformer_layers, unet)
     yield from _resnet("mid_block_resnets_1", last, last, time)
     yield from _up(unet, time)
     yield from (("conv_norm_out", (first,)), ("conv_out", (unet.channels, first, 3, 3)))
 
 
-def text_shapes(text: Text) -> Iterator[tuple[str, Shape]]:
+def text_shapes(text: TextEncoder) -> Iterator[tuple[str, Shape]]:
     """Yield the same for a text encoder, without the leading `text_model_`."""
     width = text.width
     for number in range(text.layers):
@@ -106,26 +107,26 @@ def text_shapes(text: Text) -> Iterator[tuple[str, Shape]]:
 
 
 def _down(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
-    before = unet.widths[0]
-    for level, width in enumerate(unet.widths):
+    before = unet.block_out_channels[0]
+    for level, width in enumerate(unet.block_out_channels):
         block = f"down_blocks_{level}"
-        for number in range(unet.resnets):
+        for number in range(unet.layers_per_block):
             yield from _resnet(f"{block}_resnets_{number}", before, width, time)
-            if unet.depths[level]:
-                yield from _transformer(f"{block}_attentions_{number}", width, unet.depths[level], unet)
+            if unet.transformer_layers[level]:
+                yield from _transformer(f"{block}_attentions_{number}", width, unet.transformer_layers[level], unet)
             before = width
-        if level < len(unet.widths) - 1:
+        if level < len(unet.block_out_channels) - 1:
             yield f"{block}_downsamplers_0_conv", (width, width, 3, 3)
 
 
 def _up(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
     """Yield the layers of the up blocks, whose resnets also read the skip connections of the down blocks."""
-    widths, depths = unet.widths[::-1], unet.depths[::-1]
+    widths, depths = unet.block_out_channels[::-1], unet.transformer_layers[::-1]
     before = widths[0]
     for level, width in enumerate(widths):
         block, above = f"up_blocks_{level}", widths[min(level + 1, len(widths) - 1)]
-        for number in range(unet.resnets + 1):
-            skip = above if number == unet.resnets else width
+        for number in range(unet.layers_per_block + 1):
+            skip = above if number == unet.layers_per_block else width
             yield from _resnet(f"{block}_resnets_{number}", before + skip, width, time)
             if depths[level]:
                 yield from _transformer(f"{block}_attentions_{number}", width, depths[level], unet)
@@ -143,12 +144,12 @@ def _resnet(path: str, reads: int, width: int, time: int) -> Iterator[tuple[str,
 
 
 def _transformer(path: str, width: int, depth: int, unet: Unet) -> Iterator[tuple[str, Shape]]:
-    square = (width, width) if unet.flat else (width, width, 1, 1)
+    square = (width, width) if unet.use_linear_projection else (width, width, 1, 1)
     yield from ((f"{path}_norm", (width,)), (f"{path}_proj_in", square), (f"{path}_proj_out", square))
     for number in range(depth):
         block = f"{path}_transformer_blocks_{number}"
         yield from ((f"{block}_norm{i}", (width,)) for i in (1, 2, 3))
-        for attention, text in (("attn1", width), ("attn2", unet.context)):
+        for attention, text in (("attn1", width), ("attn2", unet.cross_attention_dim)):
             yield from ((f"{block}_{attention}_{which}", (width, width)) for which in ("to_q", "to_out_0"))
             yield from ((f"{block}_{attention}_{which}", (width, text)) for which in ("to_k", "to_v"))
         yield from ((f"{block}_ff_net_0_proj", (8 * width, width)), (f"{block}_ff_net_2", (width, 4 * width)))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import re
 
+from ..card import BaseKind
+
 _RESNET = {
     "norm1": "in_layers_0",
     "conv1": "in_layers_2",
@@ -30,7 +32,7 @@ _ENDS = {
 _LAYERS = 2  # resnets a level on the way down, in every Stable Diffusion; one more on the way up
 
 
-def unet_name(flat: str, base: str) -> str:
+def unet_name(flat: str, base: BaseKind) -> str:
     """Return a UNet layer's name after `lora_unet_`, from either naming, its dots already `_`."""
     return _rename(flat, _to_original(3) if base == "sdxl" else _to_diffusers(4))
 
@@ -59,22 +61,22 @@ def _to_original(levels: int) -> dict[str, str]:
             number = level * (_LAYERS + 1) + layer
             table |= _block(f"up_blocks_{level}", layer, f"output_blocks_{number}")
         # It follows an attention, where the level has them: SD's first level up has none, nor has SDXL's last.
-        place = 1 if (levels == 4 and level == 0) else 2
-        table[f"up_blocks_{level}_upsamplers_0_conv"] = f"output_blocks_{number}_{place}_conv"
+        index = 1 if (levels == 4 and level == 0) else 2
+        table[f"up_blocks_{level}_upsamplers_0_conv"] = f"output_blocks_{number}_{index}_conv"
     return table
 
 
 @functools.cache
 def _to_diffusers(levels: int) -> dict[str, str]:
-    return {original: ours for ours, original in _to_original(levels).items()}
+    return {original: name for name, original in _to_original(levels).items()}
 
 
-def _block(ours: str, layer: int, original: str) -> dict[str, str]:
-    return _resnet(f"{ours}_resnets_{layer}", f"{original}_0") | {f"{ours}_attentions_{layer}": f"{original}_1"}
+def _block(name: str, layer: int, original: str) -> dict[str, str]:
+    return _resnet(f"{name}_resnets_{layer}", f"{original}_0") | {f"{name}_attentions_{layer}": f"{original}_1"}
 
 
-def _resnet(ours: str, original: str) -> dict[str, str]:
-    return {f"{ours}_{inside}": f"{original}_{renamed}" for inside, renamed in _RESNET.items()}
+def _resnet(name: str, original: str) -> dict[str, str]:
+    return {f"{name}_{inside}": f"{original}_{renamed}" for inside, renamed in _RESNET.items()}
 
 
 def _rename(flat: str, table: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -61,6 +62,9 @@ _CALLABLES = {
 _ALLOWED_GLOBALS = _CALLABLES | _SET_TYPES | _STORAGES.keys() | {_PARAMETERS}
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True)
 class PickledStorage:
     """A reference to numbers elsewhere in the file."""
@@ -70,6 +74,9 @@ class PickledStorage:
     count: int
 
 
+_Fetch = Callable[[PickledStorage], bytes | memoryview]
+
+
 @dataclass(frozen=True)
 class PickledTensor:
     """A reference to a tensor; `load_numbers` reads its numbers."""
@@ -77,12 +84,12 @@ class PickledTensor:
     storage: PickledStorage
     offset: int  # numbers before its first
     shape: tuple[int, ...]
-    fetch: Callable[[PickledStorage], bytes | memoryview]
+    fetch: _Fetch
 
     def numpy(self) -> np.ndarray:
         if self.storage.dtype not in DTYPE_BYTES:
             raise _UnsupportedContent(
-                f"its numbers are in a {printable(self.storage.dtype)}; I read float32, float16 and bfloat16"
+                f"its numbers are in a {printable(self.storage.dtype)}, not float32, float16 or bfloat16"
             )
         width = DTYPE_BYTES[self.storage.dtype]
         raw = self.fetch(self.storage)
@@ -98,7 +105,7 @@ class _Global:
     name: str  # "module name"
 
 
-class _StatefulDict(dict):
+class _StatefulDict(dict[str | int, object]):
     """A stand-in for an OrderedDict or a ParameterDict, which may be given a state after they were made."""
 
 
@@ -138,7 +145,7 @@ def _translate_errors(name: str) -> Iterator[None]:
     except _UnsupportedContent as error:
         raise damaged_file_error(name, str(error)) from error
     except _READ_ERRORS as error:
-        raise damaged_file_error(name, "it is no torch file that I can read, or a damaged one") from error
+        raise damaged_file_error(name, "it is no torch file, or a damaged one") from error
 
 
 def _read_zip(data: bytes) -> object:
@@ -165,14 +172,14 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 def _read_legacy(data: bytes) -> object:
     file = io.BytesIO(data)
     storages: dict[str, memoryview] = {}
-    no_tensors: dict[str, memoryview] = {}
-    if _unpickle(file, no_tensors.__getitem__) != _MAGIC or _unpickle(file, no_tensors.__getitem__) != 1001:
+    if _unpickle(file, _no_storage) != _MAGIC or _unpickle(file, _no_storage) != 1001:
         raise ValueError("not of torch")
-    if _expect_type(_unpickle(file, no_tensors.__getitem__), dict).get("little_endian") is not True:
+    if _expect_type(_unpickle(file, _no_storage), dict).get("little_endian") is not True:
         raise ValueError("not little-endian")
     widths: dict[str, int] = {}
     content = _unpickle(file, lambda storage: storages[storage.key], widths)
-    for key in _unpickle(file, no_tensors.__getitem__):
+    for item in _expect_type(_unpickle(file, _no_storage), list):
+        key = _expect_type(item, str)
         count = int.from_bytes(file.read(8), "little")
         start = file.tell()
         end = start + count * widths[key]
@@ -183,7 +190,11 @@ def _read_legacy(data: bytes) -> object:
     return content
 
 
-def _unpickle(file: io.BytesIO, fetch: Callable, widths: dict[str, int] | None = None) -> object:
+def _no_storage(storage: PickledStorage) -> bytes:
+    raise ValueError("a tensor where none belongs")
+
+
+def _unpickle(file: io.BytesIO, fetch: _Fetch, widths: dict[str, int] | None = None) -> object:
     """Run one pickle from where `file` stands. widths: filled with the bytes per number of each storage."""
     machine = _PickleMachine(fetch, {} if widths is None else widths)
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
@@ -201,15 +212,15 @@ _LITERALS = {
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
+_EMPTY: dict[str, Callable[[], object]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _PickleMachine:
     """The stack machine of pickle protocols 0 to 5, as far as torch.save uses it."""
 
-    def __init__(self, fetch: Callable, widths: dict[str, int]):
-        self.stack: list = []
+    def __init__(self, fetch: _Fetch, widths: dict[str, int]):
+        self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
         self.fetch = fetch
@@ -227,15 +238,15 @@ class _PickleMachine:
             count = _TUPLES[code]
             stack[-count:] = [tuple(stack[-count:])]
         elif code in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
+            self.memo[_expect_type(argument, int)] = stack[-1]
         elif code == "MEMOIZE":
             self.memo[len(self.memo)] = stack[-1]
         elif code in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
+            stack.append(self.memo[_expect_type(argument, int)])
         elif code == "MARK":
             self.marks.append(len(stack))
         elif code in ("TUPLE", "LIST", "DICT"):
-            stack.append({"TUPLE": tuple, "LIST": list, "DICT": _to_dict}[code](self._to_mark()))
+            stack.append(_COLLECTIONS[code](self._to_mark()))
         elif code in ("APPEND", "APPENDS"):
             items = self._to_mark() if code == "APPENDS" else [stack.pop()]
             _expect_type(stack[-1], list).extend(items)
@@ -243,7 +254,7 @@ class _PickleMachine:
             items = self._to_mark() if code == "SETITEMS" else [stack.pop() for _ in "kv"][::-1]
             _expect_type(stack[-1], dict).update(_to_dict(items))
         elif code == "GLOBAL":
-            stack.append(_allowed_global(argument))
+            stack.append(_allowed_global(_expect_type(argument, str)))
         elif code == "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
             stack.append(_allowed_global(f"{module} {name}"))
@@ -266,28 +277,28 @@ class _PickleMachine:
         elif code not in ("PROTO", "FRAME"):
             raise _RefusedGlobal(f"the instruction {code}")
 
-    def _to_mark(self) -> list:
+    def _to_mark(self) -> list[object]:
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
-    def _persistent(self, persistent: tuple) -> PickledStorage | _Global:
+    def _persistent(self, persistent: tuple[object, ...]) -> PickledStorage | _Global:
         if persistent[0] == "module":  # the old layout puts a class beside its source, which is ignored
             return _expect_type(persistent[1], _Global)
         return self._storage(persistent)
 
-    def _storage(self, persistent: tuple) -> PickledStorage:
+    def _storage(self, persistent: tuple[object, ...]) -> PickledStorage:
         word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch no longer writes
         word_of_kind = _expect_type(kind, _Global).name
         if word != "storage" or not _is_storage(word_of_kind) or any(persistent[5:]):
             raise ValueError("no storage")
         dtype = _STORAGES.get(word_of_kind, word_of_kind.partition(" ")[2])
         storage = PickledStorage(dtype, _expect_type(key, str), _expect_type(count, int))
-        self.widths[key] = DTYPE_BYTES.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
+        self.widths[storage.key] = DTYPE_BYTES.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
         return storage
 
-    def _call(self, name: str, arguments: tuple) -> object:
+    def _call(self, name: str, arguments: tuple[object, ...]) -> object:
         if name not in _CALLABLES | _SET_TYPES:
             raise _RefusedGlobal(name.replace(" ", "."))
         if name in _SET_TYPES:
@@ -297,18 +308,25 @@ class _PickleMachine:
         if name.endswith("_rebuild_parameter"):
             return _expect_type(arguments[0], PickledTensor)
         storage, offset, shape, strides = arguments[:4]
-        if (
-            not all(_expect_type(length, int) > 0 for length in _expect_type(shape, tuple))
-            or _expect_type(offset, int) < 0
-            or len(shape) > 5
-        ):
+        return self._tensor(
+            _expect_type(storage, PickledStorage),
+            _expect_type(offset, int),
+            _expect_type(shape, tuple),
+            _expect_type(strides, tuple),
+        )
+
+    def _tensor(
+        self, storage: PickledStorage, offset: int, shape: tuple[object, ...], strides: tuple[object, ...]
+    ) -> PickledTensor:
+        lengths = tuple(_expect_type(length, int) for length in shape)
+        if min(lengths, default=1) < 1 or offset < 0 or len(lengths) > 5:
             raise ValueError("an impossible shape")
-        if not _is_contiguous(shape, _expect_type(strides, tuple)):
+        if not _is_contiguous(lengths, strides):
             raise ValueError("not contiguous")
-        return PickledTensor(_expect_type(storage, PickledStorage), offset, shape, self.fetch)
+        return PickledTensor(storage, offset, lengths, self.fetch)
 
 
-def _is_contiguous(shape: tuple[int, ...], strides: tuple) -> bool:
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[object, ...]) -> bool:
     """Return whether the numbers lie in order; an axis of length 1 may have any stride, which is never used."""
     expected = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return len(strides) == len(shape) and all(
@@ -328,12 +346,19 @@ def _allowed_global(name: str) -> _Global:
     return _Global(name)
 
 
-def _to_dict(items: list) -> dict:
+def _to_dict(items: list[object]) -> dict[str | int, object]:
+    return {_expect_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+_COLLECTIONS: dict[str, Callable[[list[object]], object]] = {"TUPLE": tuple, "LIST": list, "DICT": _to_dict}
+
+
+def _expect_key(value: object) -> str | int:
     # Other keys are of no use here, and the hash of a deep tuple would end the process.
-    return {_expect_type(key, str | int): value for key, value in zip(items[::2], items[1::2], strict=True)}
+    return value if isinstance(value, str) else _expect_type(value, int)
 
 
-def _expect_type(value: object, kind: type) -> object:
+def _expect_type(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise ValueError(f"a {type(value).__name__} where it does not belong")
     return value

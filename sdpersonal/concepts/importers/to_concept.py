@@ -10,14 +10,14 @@ import numpy as np
 
 from ...errors import UserError
 from ...prompts import Token, printable
-from ..card import Card, strip_unsafe_characters
+from ..card import BaseKind, Card, strip_unsafe_characters
 from ..concept import EMBEDDING_WIDTHS, Concept, Lora
 from .contents import FileContents
 
 MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
-_BASES = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
+_BASES: dict[int, BaseKind] = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
 _MIN_NORM, _MAX_NORM = 0.02, 8.0  # of an embedding: a twentieth and twenty times of a word's in CLIP, about 0.4
-_AS_HINT = "Say what to call it: --as '<owner/name>'."
+_AS_HINT = "Name it: --as '<owner/name>'."
 
 # Names that tools give to any file: no name for a concept.
 _GENERIC_NAME = re.compile(
@@ -28,45 +28,50 @@ _GENERIC_NAME = re.compile(
 )
 
 
-def base_from_widths(widths: dict[str, int], name: str) -> str:
+def base_from_widths(widths: dict[str, int], name: str) -> BaseKind:
     """Return the base whose text encoders take vectors of these widths. Raises UserError."""
-    if widths.keys() == {"clip_l", "clip_g"}:
-        base = "sdxl" if widths == EMBEDDING_WIDTHS["sdxl"] else None
-    else:
+    if widths == EMBEDDING_WIDTHS["sdxl"]:
+        return "sdxl"
+    if "clip_g" not in widths:
         width = widths.get("clip_l", 0)
-        base = _BASES.get(width, "tiny" if 0 < width <= MAX_TINY_WIDTH else None)
-    if base is None:
-        known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
-        actual = " and ".join(str(width) for width in widths.values())
-        raise UserError(f"{printable(name)} has vectors of width {actual}; I know {known} and 768 with 1280 (sdxl).")
-    return base
+        if width in _BASES:
+            return _BASES[width]
+        if 0 < width <= MAX_TINY_WIDTH:
+            return "tiny"
+    known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
+    actual = " and ".join(str(width) for width in widths.values())
+    raise UserError(f"{printable(name)} has vectors of width {actual}; known are {known}, and 768 with 1280 (sdxl).")
 
 
 def make_concept(
     content: FileContents,
-    base: str,
+    base: BaseKind,
     vectors: dict[str, np.ndarray],
     lora: Lora | None,
     token: Token | None,
-    word: str = "",
-    **facts: object,
+    name_in_file: str = "",
+    title: str = "",
 ) -> Concept:
-    """Build the concept, under `token` or one from the file. word: the file's own name for it. Raises UserError."""
-    word = word or content.word
-    card = Card(base=base, recipe=_unusual_norm(vectors, base), **(_card_fields(content, word, lora) | facts))
+    """Build the concept, under `token` or one from the file. Raises UserError.
+
+    name_in_file: what the file itself calls it; title: the card's, if the file has none.
+    """
+    name_in_file = name_in_file or content.name_in_file
+    fields = _card_fields(content, name_in_file, lora) | ({"title": title} if title else {})
+    card = Card.model_validate({"base": base, "recipe": _unusual_norm(vectors, base), **fields})
     try:
-        return Concept(token or derive_token(content, word), card, vectors, lora)
+        return Concept(token or derive_token(content, name_in_file), card, vectors, lora)
     except UserError as error:
         raise UserError(f"{printable(content.name)} is refused. {error.message}", error.hint) from error
 
 
-def derive_token(content: FileContents, word: str = "") -> Token:
-    """Derive a token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
+def derive_token(content: FileContents, name_in_file: str = "") -> Token:
+    """Derive a token from the name in the file, else the file's, its folder's or its title. Raises UserError."""
     titles = (content.fact(key) for key in ("name", "ss_output_name", "modelspec.title"))
-    for candidate in (word, _stem(content), content.folder_name, *titles):
+    for candidate in (name_in_file, _stem(content), content.folder_name, *titles):
         if candidate and not _GENERIC_NAME.fullmatch(candidate) and (token := _slug_token(candidate, content)):
             return token
-    raise UserError(f"{printable(content.name)} does not say what it is called.", _AS_HINT)
+    raise UserError(f"{printable(content.name)} contains no name for its concept.", _AS_HINT)
 
 
 def _stem(content: FileContents) -> str:
@@ -93,7 +98,7 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
             Token.parse(text)
         except UserError as error:
             raise UserError(
-                f"{printable(content.name)} calls itself {printable(text)}. {error.hint}", _AS_HINT
+                f"{printable(content.name)} names its concept {printable(text)}. {error.hint}", _AS_HINT
             ) from error
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:64].strip("-") for part in folded.split("/")]
     words = [word for word in words if word]
@@ -104,11 +109,11 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
         return Token.parse(f"<{owner}/{words[-1]}>")
     except UserError as error:
         raise UserError(
-            f"{printable(content.name)} calls itself {printable(text)}. {error.message}", _AS_HINT
+            f"{printable(content.name)} names its concept {printable(text)}. {error.message}", _AS_HINT
         ) from error
 
 
-def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[str, object]:
+def _card_fields(content: FileContents, name_in_file: str, lora: Lora | None) -> dict[str, object]:
     """Return card fields from ModelSpec's and kohya's keys. Training captions are no trigger words; ModelSpec's are."""
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
     title = next(
@@ -117,8 +122,8 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
     triggers = [_clean_text(phrase, 100) for phrase in content.fact("modelspec.trigger_phrase").split(",")]
     if triggers == [_stem(content)]:  # the file's own name, which means nothing to a base
         triggers = []
-    facts = {
-        "title": _clean_text(word or title, 100),
+    fields: dict[str, object] = {
+        "title": _clean_text(name_in_file or title, 100),
         "description": _clean_text(content.fact("modelspec.description"), 2000),
         "author": _clean_text(content.fact("modelspec.author"), 100),
         "license": _clean_text(content.fact("modelspec.license"), 100),
@@ -130,8 +135,8 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
         "steps": _parse_int(_first_fact(content, "ss_steps", "step")),
     }
     if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?", date := content.fact("modelspec.date")):
-        facts["created"] = f"{date[:19]}Z"
-    return facts
+        fields["created"] = f"{date[:19]}Z"
+    return fields
 
 
 def _unusual_norm(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:

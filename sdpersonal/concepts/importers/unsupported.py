@@ -12,16 +12,16 @@ _PLAIN = (
     "Ask its author for a plain LoRA, or extract one from a merged model (kohya: networks/extract_lora_from_models.py)."
 )
 _FOLDER = "Its folder may be a base: --base FOLDER."
-_OTHER = "I know Stable Diffusion 1.x, 2.x and XL."
+_OTHER = "Use one for Stable Diffusion 1.x, 2.x or XL."
 _WHOLE = "is a whole model, not a concept"
-_MODEL = "To draw with it or train on it give it as the base: --base FILE."
+_MODEL = "To generate with it or train on it, give it as the base: --base FILE."
 
 # The order matters: a DoRA for Flux is refused as for Flux, which no conversion mends.
 _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.",
      _WHOLE, _MODEL),
-    (r"^control_model\.|^controlnet_|^input_hint_block\.|^lllite_", "is a ControlNet", "It has no place in a concept."),
-    (r"^(image_proj|ip_adapter)\.", "is an IP-Adapter", "It has no place in a concept."),
+    (r"^control_model\.|^controlnet_|^input_hint_block\.|^lllite_", "is a ControlNet", "A concept cannot hold it."),
+    (r"^(image_proj|ip_adapter)\.", "is an IP-Adapter", "A concept cannot hold it."),
     (r"(^|[._])(motion_modules|temporal_transformer)[._]", "is for AnimateDiff's motion module", _OTHER),
     (r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]", "is for Flux or a model like it", _OTHER),
     (r"(^|[._])joint_(transformer_)?blocks[._]|^lora_te3_|^text_encoder_3\.", "is for Stable Diffusion 3", _OTHER),
@@ -42,15 +42,15 @@ _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
      "No program trains these any more; look for a LoRA or an embedding of the same thing."),
     (r"^(unet\.)?(conv_in|time_embedding\.linear_1|down_blocks\.0\.resnets\.0\.conv1)\.weight$",
      "is a whole UNet, not a concept", _FOLDER),
-    (r"^(encoder|decoder)\.(conv_in|mid)\.", "is an autoencoder (VAE)", "It has no place in a concept."),
+    (r"^(encoder|decoder)\.(conv_in|mid)\.", "is an autoencoder (VAE)", "A concept cannot hold it."),
     (r"^(transformer\.)?text_model\.embeddings\.", "is a text encoder, not a concept", _FOLDER),
 )  # fmt: skip
 _PATTERNS = tuple((re.compile(pattern), what, fix) for pattern, what, fix in _UNSUPPORTED)
 
 
-def refuse_unsupported(names: Iterable[str], file: str) -> None:
+def refuse_unsupported(names: Iterable[str], file_name: str) -> None:
     """Raise UserError, saying what it is, where the tensors' names show that it cannot be a concept."""
     names = tuple(names)
     for pattern, what, fix in _PATTERNS:
         if any(pattern.search(name) for name in names):
-            raise UserError(f"{printable(file)} {what}.", fix)
+            raise UserError(f"{printable(file_name)} {what}.", fix)

@@ -13,9 +13,9 @@ from typing import cast
 
 from .... import storage
 from ....concepts.exporters import FORMATS, Export, Format, export
-from ....concepts.importers.folders import DROPPED, STEPS, find_concepts
-from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, joined
-from ....concepts.library import OTHER_PART, TAKEN
+from ....concepts.importers.sources import DROPPED, STEPS, find_concepts
+from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, join_parts
+from ....concepts.library import OTHER_PART_HINT, TAKEN_HINT
 from ....errors import UserError, printable
 from ....prompts import Token
 from ..workspace import Workspace
@@ -34,8 +34,8 @@ PROGRAMS = {
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _PAGE_HINTS = {  # the command line's hints in the page's words
-    TAKEN: "Enter another name, or choose what to do if the name is taken, and drop it again.",
-    OTHER_PART: "If they are one concept, drop both at once and tick that they replace the concept with that name.",
+    TAKEN_HINT: "Enter another name, or choose what to do if the name is taken, and drop it again.",
+    OTHER_PART_HINT: "If they are one concept, drop both at once and tick that they replace the one in the library.",
 }
 _FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
     "--as ": "Enter a name, and drop it again.",
@@ -112,8 +112,8 @@ def make_export_download(workspace: Workspace, page: str, token: object, format:
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
     target = workspace.session_dir(page) / name
     storage.write_bytes(target, data)
-    places = tuple((name, destination) for name, destination in exported.places.items() if name != "README.md")
-    return ExportDownload(target, exported.program, places, exported.install, exported.trigger, exported.notes)
+    places = tuple((name, destination) for name, destination in exported.destinations.items() if name != "README.md")
+    return ExportDownload(target, exported.program, places, exported.install, exported.prompt_text, exported.notes)
 
 
 def _pack(exported: Export, stem: str) -> tuple[str, bytes]:
@@ -168,7 +168,7 @@ def _find_sources(moved: Sequence[Path], folder: Path, steps: bool) -> list[Sour
     what it is."""
     if len(moved) == 1:
         return [Source(moved[0])]
-    sources = joined(find_concepts(folder, steps=steps))
+    sources = join_parts(find_concepts(folder, steps=steps))
     source_files = {path for source in sources for path in source.all_files}
     companions = {path for path in moved if path.name.lower() in _BESIDE and source_files}
     peft_folders = {source.path for source in sources if source.path.is_dir() and not source.files}  # PEFT's
