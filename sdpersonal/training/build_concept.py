@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..concepts.card import Card
+from ..concepts.card import Card, Scalar
 from ..concepts.concept import Concept
 from ..config import DreamboothSettings, TrainingSettings
 from ..errors import Diverged
@@ -46,15 +46,29 @@ def build_concept(
         consent=settings.consent if settings.kind == "person" else "unknown",
         prompts=tuple(prompt.format(token) for prompt in SAMPLE_PROMPTS[settings.kind]),
         trigger_words=(method.trigger,) if method.trigger else (),
-        recipe={"seed": settings.seed, "lr": resolved.lr, "batch": resolved.batch, "base_sha256": base.version}
-        | {"prediction_type": base.schedule.prediction_type, "resolution": settings.resolution or base.resolution}
-        | ({"targets": resolved.targets} if isinstance(settings, DreamboothSettings) else {})
-        | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None}
-        | ({"prior": _prior_kind(settings.prior)} if isinstance(settings, DreamboothSettings) else {})
-        | figures,
+        recipe=_recipe(settings, base, resolved) | figures,
         scores=best.scores.to_dict() if best.scores else {},
     )
     return Concept(token, card, vectors, method.lora())
+
+
+def _recipe(settings: TrainingSettings, base: StableDiffusion, resolved: Preset) -> dict[str, Scalar]:
+    """Return how the concept was trained, for its card."""
+    recipe: dict[str, Scalar] = {
+        "seed": settings.seed,
+        "lr": resolved.lr,
+        "batch": resolved.batch,
+        "base_sha256": base.version,
+        "prediction_type": base.schedule.prediction_type,
+        "resolution": settings.resolution or base.resolution,
+    }
+    if isinstance(settings, DreamboothSettings):
+        recipe["targets"] = resolved.targets
+    if (rank := getattr(settings, "rank", None)) is not None:
+        recipe["rank"] = rank
+    if isinstance(settings, DreamboothSettings):
+        recipe["prior"] = _prior_kind(settings.prior)
+    return recipe
 
 
 def _prior_kind(prior: str) -> str:

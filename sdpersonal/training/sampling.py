@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from .. import storage
-from ..concepts.concept import Concept, make_thumbnail
+from ..concepts.concept import Concept
+from ..concepts.thumbnail import make_thumbnail
 from ..config import GenerateRequest
 from ..errors import OutOfMemory
 from ..generation import MAX_BATCH_SIZE, Generator, SamplingConfig, denoise, noise_from_seed

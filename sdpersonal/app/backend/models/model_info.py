@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ....concepts.card import BaseKind
 from ....config.scheduler_names import SCHEDULERS
 from ....errors import UserError
 from ....models.loading import PRECISION_NAMES
@@ -19,7 +20,7 @@ class ModelInfo:
     """
 
     name: str
-    kind: str
+    kind: BaseKind
     version: str
     resolution: int
     guidance: float
