@@ -46,7 +46,7 @@ def build_concept(
         consent=settings.consent if settings.kind == "person" else "unknown",
         prompts=tuple(prompt.format(token) for prompt in SAMPLE_PROMPTS[settings.kind]),
         trigger_words=(method.trigger,) if method.trigger else (),
-        recipe=_recipe(settings, base, resolved) | figures,
+        recipe={**_recipe(settings, base, resolved), **figures},
         scores=best.scores.to_dict() if best.scores else {},
     )
     return Concept(token, card, vectors, method.lora())
