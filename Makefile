@@ -31,7 +31,7 @@ docs: .venv/.all
 	$(IN)/python -m tools.code_in_docs
 
 app: .venv/.app
-	$(IN)/python app.py
+	$(IN)/sdpersonal app
 
 tiny-base: .venv/.tools
 	$(IN)/python -m tools.tiny_base

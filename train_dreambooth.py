@@ -10,7 +10,8 @@ Commands for diffusers' train_dreambooth.py and train_dreambooth_lora*.py work h
 
 import sys
 
-from sdpersonal.cli.main import run_command, train
+from sdpersonal.cli.commands.train import train
+from sdpersonal.cli.main import run_command
 from sdpersonal.config import DreamboothSettings
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Commands for diffusers' textual_inversion*.py work here too: docs/from-diffusers
 
 import sys
 
-from sdpersonal.cli.main import run_command, train
+from sdpersonal.cli.commands.train import train
+from sdpersonal.cli.main import run_command
 from sdpersonal.config import TextualInversionSettings
 
 if __name__ == "__main__":

@@ -32,37 +32,38 @@ FORM = {"prompt": "a cat on the beach", "n": 4, "steps": 25, "size": "128x128", 
 def seconds_to_prompt(server: Server, window) -> float:
     """Seconds to the prompt of a page that the browser's cache knows already."""
     window.open("about:blank")
-    begun = time.monotonic()
+    started_at = time.monotonic()
     window.open(server.url)
     window.wait("document.querySelector('#prompt textarea') && document.querySelector('#generate')?.offsetParent", 60)
-    return time.monotonic() - begun
+    return time.monotonic() - started_at
 
 
 def main(concepts: int = 500, rounds: int = 8, requests: int = 500) -> None:
     """rounds: of overhead; requests: of memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        _fill_library(Library(place / "concepts"), concepts)
-        with Server(place) as server:
-            _report(server, place, concepts, rounds, requests)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _fill_library(Library(folder / "concepts"), concepts)
+        with Server(folder) as server:
+            _report(server, folder, concepts, rounds, requests)
 
 
-def _report(server: Server, place: Path, concepts: int, rounds: int, requests: int) -> None:
+def _report(server: Server, folder: Path, concepts: int, rounds: int, requests: int) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the command line's rule; read when torch is loaded
     from sdpersonal.generation import Generator
     from sdpersonal.models import load_base
 
     generator = Generator(load_base("tiny"))
-    with browsers.browser(place / "profile") as window:
+    with browsers.browser(folder / "profile") as window:
         paints = [seconds_to_prompt(server, window) for _ in range(4)]
-        print(f"first paint with {concepts} concepts: {', '.join(f'{each:.2f}' for each in paints)} s (first: cold)")
+        shown = ", ".join(f"{seconds:.2f}" for seconds in paints)
+        print(f"first paint with {concepts} concepts: {shown} s (first: cold)")
         window.type("#prompt textarea", FORM["prompt"])
         window.run("document.querySelector('#settings button').click()")
         pairs = []
         for _ in range(rounds):
-            begun = time.monotonic()
+            started_at = time.monotonic()
             list(generator.generate(GenerateRequest(**FORM)))
-            alone = time.monotonic() - begun
+            alone = time.monotonic() - started_at
             pairs.append((alone, _seconds_for_four(window)))
         ratio = statistics.median(page / alone for alone, page in pairs)
         print(f"4 pictures: {statistics.median(page for _, page in pairs):.2f} s from the click, "

@@ -1,11 +1,11 @@
-"""This project's Generator beside diffusers' own pipeline: pictures, switching concepts, first picture, memory.
+"""Compare this project's Generator with diffusers' own pipeline: images, switching concepts, first image, memory.
 
 python benchmarks/generation.py
 python benchmarks/generation.py --cases tiny:128:25 sd15:256:3 --rounds 2
 
 Each side is a process of its own; the two take turns, on one model with the same concepts (an embedding and a LoRA;
-two LoRAs), sampler, guidance, sizes and seeds, and draw the same pictures, which is checked. On one CPU thread the
-processor's time is told, which other work on the machine hardly changes, else the clock's. Bases of full size have
+two LoRAs), scheduler, guidance, sizes and seeds, and generate the same images, which is checked. On one CPU thread
+processor time is reported, which other work on the machine hardly changes, else the clock's. Bases of full size have
 random weights and are made once, in --work, as are the concepts.
 """
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE))
 
 SIDES = ("diffusers", "sdpersonal")
 KINDS = {"one": "an embedding and a LoRA", "two": "two LoRAs"}
-STEPS = 25  # of a picture, as people draw it; where fewer are measured, a picture is put together from its parts
+STEPS = 25  # of a usual image; where fewer are measured, the time of such an image is computed
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ ON_CUDA = (Case("sd15", 512, 25), Case("sdxl", 1024, 25))
 class Settings:
     cases: tuple[str, ...] = ()
     """BASE:SIDE:STEPS of tiny, narrow, sd15, sdxl. Default: what suits the device."""
-    pictures: tuple[int, ...] = ()
-    """Pictures of a request. Default: 1 and 8; on CUDA 1, 4 and 8."""
+    images: tuple[int, ...] = ()
+    """Images of a request. Default: 1 and 8; on CUDA 1, 4 and 8."""
     rounds: int = 3
-    """Times that each side draws each request."""
+    """Times that each side generates each request."""
     switches: int = 4
-    """Times that each side takes up a new mix."""
+    """Times that each side switches to a new mix."""
     threads: int = 1
     """Of each process, on the CPU."""
     work: Path = Path(tempfile.gettempdir()) / "sdpersonal-benchmark"
@@ -71,14 +71,14 @@ class Settings:
 
 
 class SideProcess:
-    """A process that draws on command."""
+    """A process that generates images on command."""
 
     def __init__(self, name: str, base: Path | str, concepts: Path, device: str, threads: int):
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"PYTHONPATH": str(HERE), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         environment.setdefault("GOMP_SPINCOUNT", "1000")  # this project's rule, for both sides
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the process
-        line = [sys.executable, "-m", "benchmarks.pictures.side", name, str(base), str(concepts), device]
+        line = [sys.executable, "-m", "benchmarks.images.side", name, str(base), str(concepts), device]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self._process = subprocess.Popen(line, env=environment, text=True, **pipes)
         self.hello = self._answer()
@@ -118,102 +118,122 @@ def main() -> None:
 
 def _measure(case: Case, cuda: bool, settings: Settings) -> dict:
     base, concepts = _make_base(case.base, settings), _make_concepts(case.base, settings)
-    numbers = settings.pictures or ((1, 4, 8) if cuda else (1, 8))
+    numbers = settings.images or ((1, 4, 8) if cuda else (1, 8))
     device = "cuda" if cuda else "cpu"
     common = {"size": case.size, "steps": case.steps}
-    draws, switches, first, loaded = [], [], [], {}
-    for who in SIDES:
-        with SideProcess(who, base, concepts, device, settings.threads) as side:
-            first.append({"who": who} | side.ask(do="first", mix=["one", 0], **common))
+    generations, switches, first, loaded = [], [], [], {}
+    for side_name in SIDES:
+        with SideProcess(side_name, base, concepts, device, settings.threads) as side:
+            first.append({"who": side_name} | side.ask(do="first", mix=["one", 0], **common))
     with (
-        SideProcess(SIDES[0], base, concepts, device, settings.threads) as theirs,
-        SideProcess(SIDES[1], base, concepts, device, settings.threads) as ours,
+        SideProcess(SIDES[0], base, concepts, device, settings.threads) as diffusers_side,
+        SideProcess(SIDES[1], base, concepts, device, settings.threads) as sdpersonal_side,
     ):
-        both = dict(zip(SIDES, (theirs, ours), strict=True))
-        same = _compare(both, common)
-        for turn in range(settings.switches):
+        sides = dict(zip(SIDES, (diffusers_side, sdpersonal_side), strict=True))
+        same = _compare(sides, common)
+        for round_number in range(settings.switches):
             for kind in KINDS:
                 for source in ("files", "loaded"):
-                    for who, side in both.items():
-                        # From files: a mix that was never drawn; loaded: one that was before the last.
-                        mix = [kind, 1 + turn if source == "files" else turn % 2]
+                    for side_name, side in sides.items():
+                        # From files: a mix that was never used; loaded: the one before the last.
+                        mix = [kind, 1 + round_number if source == "files" else round_number % 2]
                         if source == "loaded":
-                            for i in (1 - turn % 2, turn % 2, 1 - turn % 2):
+                            for i in (1 - round_number % 2, round_number % 2, 1 - round_number % 2):
                                 side.ask(do="switch", mix=[kind, i], size=case.size, **{"from": "loaded"})
-                        answer = side.ask(do="switch", mix=mix, size=case.size, **{"from": source})
-                        switches.append({"who": who, "mix": kind, "from": source} | answer)
+                        measured = side.ask(do="switch", mix=mix, size=case.size, **{"from": source})
+                        switches.append({"who": side_name, "mix": kind, "from": source} | measured)
         for _ in range(settings.rounds):
             for kind in KINDS:
-                for side in both.values():  # so that no draw of a round is the first with its mix
-                    side.ask(do="draw", mix=[kind, 0], n=1, size=case.size, steps=1)
+                for side in sides.values():  # so that no measurement is the first with its mix
+                    side.ask(do="generate", mix=[kind, 0], n=1, size=case.size, steps=1)
                 for n in numbers:
-                    for who, side in both.items():
-                        answer = {"who": who, "mix": kind, "n": n} | side.ask(do="draw", mix=[kind, 0], n=n, **common)
-                        draws.append(answer)
-                        _log(f"{case}, {KINDS[kind]}, {n}: {who} {answer['seconds'][1]:.2f} s")
-        loaded = {who: side.hello["loaded"] for who, side in both.items()}
-    return {"case": str(case), "steps": case.steps, "clock": _clock(cuda, settings), "same": same, "draws": draws} | {
+                    for side_name, side in sides.items():
+                        measured = {"who": side_name, "mix": kind, "n": n} | side.ask(
+                            do="generate", mix=[kind, 0], n=n, **common
+                        )
+                        generations.append(measured)
+                        _log(f"{case}, {KINDS[kind]}, {n}: {side_name} {measured['seconds'][1]:.2f} s")
+        loaded = {side_name: side.hello["loaded"] for side_name, side in sides.items()}
+    return {
+        "case": str(case),
+        "steps": case.steps,
+        "clock": _clock(cuda, settings),
+        "same": same,
+        "draws": generations,
+    } | {
         "switches": switches,
         "first": first,
         "loaded": loaded,
     }
 
 
-def _compare(both: dict[str, SideProcess], common: dict) -> float:
-    """The mean difference of what both draw, of 255; the same work is done only where it is about nothing."""
-    with tempfile.TemporaryDirectory() as place:
-        pictures = []
-        for who, side in both.items():
-            path = f"{place}/{who}.npy"
+def _compare(sides: dict[str, SideProcess], common: dict) -> float:
+    """Return the mean difference of both images, of 255; both do the same work only if it is almost 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = []
+        for side_name, side in sides.items():
+            path = f"{folder}/{side_name}.npy"
             side.ask(do="first", path=path, mix=["one", 0], n=2, **common)
-            pictures.append(np.load(path).astype(float))
-    return float(np.abs(pictures[0] - pictures[1]).mean())
+            images.append(np.load(path).astype(float))
+    return float(np.abs(images[0] - images[1]).mean())
 
 
 def markdown_table(report: dict) -> str:
-    """The figures in Markdown: medians."""
+    """Format the medians as a Markdown table."""
     lines = [f"{report['machine']}", "", "| | diffusers | here | |", "| --- | --- | --- | --- |"]
     for case in report["cases"]:
-        for what, of in _summarise(case).items():
-            theirs, ours = (of[who] for who in SIDES)
-            unit, form = (" GB", "{:.2f}") if "memory" in what else (" s", "{:.3g}")
-            ratio = f"{theirs / ours:.2f}x"
-            lines.append(f"| {what} | {form.format(theirs)}{unit} | {form.format(ours)}{unit} | {ratio} |")
+        for label, of in _summarise(case).items():
+            diffusers_side, sdpersonal_side = (of[side_name] for side_name in SIDES)
+            unit, form = (" GB", "{:.2f}") if "memory" in label else (" s", "{:.3g}")
+            ratio = f"{diffusers_side / sdpersonal_side:.2f}x"
+            lines.append(
+                f"| {label} | {form.format(diffusers_side)}{unit} | {form.format(sdpersonal_side)}{unit} | {ratio} |"
+            )
     return "\n".join(lines)
 
 
 def _summarise(case: dict) -> dict[str, dict[str, float]]:
-    """{what: {side: seconds of a picture, or GB}}."""
-    clock, name, found = case["clock"], case["case"], {}
-    for kind, words in KINDS.items():
-        for n in sorted({one["n"] for one in case["draws"]}):
-            own = [one for one in case["draws"] if one["mix"] == kind and one["n"] == n]
+    """Return {label: {side: seconds of an image, or GB}}."""
+    clock, name, medians = case["clock"], case["case"], {}
+    for kind, description in KINDS.items():
+        for n in sorted({result["n"] for result in case["draws"]}):
+            selected = [result for result in case["draws"] if result["mix"] == kind and result["n"] == n]
             of = {
-                who: median(_seconds_per_image(one, clock, case["steps"]) for one in own if one["who"] == who)
-                for who in SIDES
+                side_name: median(
+                    _seconds_per_image(result, clock, case["steps"])
+                    for result in selected
+                    if result["who"] == side_name
+                )
+                for side_name in SIDES
             }
-            found[f"{name}: {words}, {n} at once, a picture in {STEPS} steps"] = of
-    for kind, words in KINDS.items():
-        for source, said in (("files", "from files"), ("loaded", "loaded before")):
-            own = [one for one in case["switches"] if one["mix"] == kind and one["from"] == source]
+            medians[f"{name}: {description}, {n} at once, an image in {STEPS} steps"] = of
+    for kind, description in KINDS.items():
+        for source, source_text in (("files", "from files"), ("loaded", "loaded before")):
+            selected = [result for result in case["switches"] if result["mix"] == kind and result["from"] == source]
             for part, until in (("ready", "in place"), ("step", "first step")):
-                of = {who: median(one[part][clock] for one in own if one["who"] == who) for who in SIDES}
-                found[f"{name}: switch to {words} {said}, until {until}"] = of
-    found[f"{name}: from the start to the first picture ({case['steps']} steps)"] = {
-        one["who"]: one["since_start"][clock] for one in case["first"]
+                of = {
+                    side_name: median(result[part][clock] for result in selected if result["who"] == side_name)
+                    for side_name in SIDES
+                }
+                medians[f"{name}: switch to {description} {source_text}, until {until}"] = of
+    medians[f"{name}: from the start to the first image ({case['steps']} steps)"] = {
+        result["who"]: result["since_start"][clock] for result in case["first"]
     }
-    peak = {who: max(one["cuda"] or one["peak"] for one in case["draws"] if one["who"] == who) / 1e9 for who in SIDES}
-    return found | {f"{name}: memory at most": peak}
+    peak = {
+        side_name: max(result["cuda"] or result["peak"] for result in case["draws"] if result["who"] == side_name) / 1e9
+        for side_name in SIDES
+    }
+    return medians | {f"{name}: memory at most": peak}
 
 
-def _seconds_per_image(one: dict, clock: int, steps: int) -> float:
-    """Seconds of one of n pictures in STEPS steps: what its steps took in the UNet, and all the rest."""
-    whole, unet = one["seconds"][clock], one["unet"][clock]
-    return (whole - unet + unet * STEPS / steps) / one["n"]
+def _seconds_per_image(result: dict, clock: int, steps: int) -> float:
+    """Return the seconds of one of n images in STEPS steps: the UNet's, scaled to so many steps, and the rest."""
+    total, unet = result["seconds"][clock], result["unet"][clock]
+    return (total - unet + unet * STEPS / steps) / result["n"]
 
 
 def _clock(cuda: bool, settings: Settings) -> int:
-    """Which of (wall, processor)."""
+    """Return the index in (wall, processor)."""
     return 0 if cuda or settings.threads > 1 else 1
 
 
@@ -231,12 +251,15 @@ def _make_concepts(kind: str, settings: Settings) -> Path:
     count = settings.switches + 2
     folder = settings.work.resolve() / f"concepts-{kind}-{count}"
     if not folder.exists():
-        _run("from benchmarks.pictures.concepts import make", f"make({kind!r}, Path({str(folder)!r}), {count})")
+        _run(
+            "from benchmarks.images.concepts import make_concepts",
+            f"make_concepts({kind!r}, Path({str(folder)!r}), {count})",
+        )
     return folder
 
 
 def _run(*lines: str) -> None:
-    """In a process of its own, which takes its memory with it."""
+    """Run Python code in its own process, which frees its memory at the end."""
     code = "\n".join(("from pathlib import Path", *lines))
     subprocess.run([sys.executable, "-c", code], cwd=HERE, env=os.environ | {"PYTHONPATH": str(HERE)}, check=True)
 

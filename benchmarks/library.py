@@ -1,4 +1,4 @@
-"""How long a library of many concepts takes: `python benchmarks/library.py --concepts 10000`.
+"""Measure a library of many concepts: `python benchmarks/library.py --concepts 10000`.
 
 Each figure is of a fresh process, start and imports counted separately. Nothing of it is cached but the disk's pages.
 """
@@ -36,7 +36,7 @@ peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 102
 print(json.dumps({{"imports": loaded - began, "work": done - loaded, "cpu": cpu, "peak_mb": peak, "heavy": heavy}}))
 """
 MEASURED_CODE = {
-    "list": "found = library.entries(); assert len(found) == int(sys.argv[2])",
+    "list": "assert len(library.entries()) == int(sys.argv[2])",
     "get, owner and name": "library.get(Token.parse('<owner7/thing-67>'))",
     "get, name alone": "library.get(Token.parse('<thing-67>'))",
     "find": "library.find(Token.parse('<owner7/thing-67>'))",
@@ -52,19 +52,20 @@ class Settings:
     concepts: int = 10_000
     owners: int = 20
     rounds: int = 3
-    """Of which the fastest is told."""
+    """Runs of each measurement; the fastest is reported."""
     folder: Path | None = None
     """Fill this folder and keep it, or measure the one that is there."""
 
 
 def fill_library(folder: Path, settings: Settings) -> None:
     """Concepts of one vector with a card and a thumbnail of 256 pixels, as training leaves them."""
-    draw = np.random.default_rng(0)
-    noise = Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((256, 256))
-    picture = make_thumbnail(noise)
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((256, 256))
+    thumbnail = make_thumbnail(noise)
     recipe = {"lr": 0.001, "seed": 1, "batch": 4, "rank": 16, "resolution": 512, "base_sha256": "0" * 64}
     for n in range(settings.concepts):
-        token = Token(f"owner{n % settings.owners}", f"thing-{n}", 1)
+        owner = f"owner{n % settings.owners}"
+        token = Token(owner, f"thing-{n}", 1)
         card = Card(
             base="sd1",
             title=f"Thing {n}",
@@ -76,16 +77,16 @@ def fill_library(folder: Path, settings: Settings) -> None:
             scores={"likeness": n / settings.concepts, "fidelity": 0.9},
             prompts=(f"a photo of {token}", f"{token} on the beach", f"{token} in the snow"),
         )
-        rows = draw.normal(size=(1, 768)).astype(np.float32)
-        place = folder / token.owner
-        place.mkdir(parents=True, exist_ok=True)
-        concept = Concept(token, card, {"clip_l": rows}, None, picture)
-        (place / f"{token.name}-v1.safetensors").write_bytes(concept_to_bytes(concept))
+        embeddings = rng.normal(size=(1, 768)).astype(np.float32)
+        owner_folder = folder / owner
+        owner_folder.mkdir(parents=True, exist_ok=True)
+        concept = Concept(token, card, {"clip_l": embeddings}, None, thumbnail)
+        (owner_folder / f"{token.name}-v1.safetensors").write_bytes(concept_to_bytes(concept))
 
 
 def main(settings: Settings) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        folder = settings.folder or Path(place) / "concepts"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = settings.folder or Path(temporary) / "concepts"
         if not folder.exists():
             fill_library(folder, settings)
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

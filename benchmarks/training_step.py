@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
 from benchmarks.steps.cases import ON_CPU, ON_CUDA, RANK, SIDES, VECTORS, Arm, Case, command, copy_photos  # noqa: E402
-from benchmarks.steps.chart import draw  # noqa: E402
+from benchmarks.steps.chart import save_chart  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Settings:
     bf16: bool = False
     """On a CPU also measure this project's step on a frozen base in bf16, beside the script in fp32."""
     peak_tflops: float | None = None
-    """What the device does at most. Default: measured, for matrix products and convolutions apart."""
+    """Peak rate of the device. Default: measured, for matrix products and convolutions apart."""
     out: Path = Path("training_step.json")
     """Figures, as JSON."""
     chart: Path | None = None
-    """Picture of them, PNG."""
+    """Chart of the figures, PNG."""
 
 
 def main() -> None:
@@ -74,25 +74,25 @@ def main() -> None:
         case: {arm: [] for arm in _make_arms(case, cuda, settings)} for case in cases
     }
     report = {"machine": _describe_machine(cuda, settings), "roof": roof}
-    for turn in range(settings.rounds):
+    for round_index in range(settings.rounds):
         for case in cases:
-            for arm, own in runs[case].items():
-                own.append(_run(case, arm, bases[case], settings))
-                seconds = median(own[-1][_clock(settings)])
-                _log(f"round {turn + 1}, {case}, {arm}: {seconds:.3f} s (load {own[-1]['load']:.1f})")
+            for arm, arm_runs in runs[case].items():
+                arm_runs.append(_run(case, arm, bases[case], settings))
+                seconds = median(arm_runs[-1][_clock(settings)])
+                _log(f"round {round_index + 1}, {case}, {arm}: {seconds:.3f} s (load {arm_runs[-1]['load']:.1f})")
         report["cases"] = [_summarise(case, runs[case], works[case], roof, settings) for case in cases]
         settings.out.write_text(json.dumps(report, indent=1))  # after each: the next may take an hour
     _show(report)
     if settings.chart:
-        draw(report, settings.chart)
+        save_chart(report, settings.chart)
 
 
 def _make_arms(case: Case, cuda: bool, settings: Settings) -> list[Arm]:
     if cuda:
-        return [Arm(who, "bf16") for who in SIDES]
-    # Of a whole UNet that learns nothing is frozen.
+        return [Arm(side_name, "bf16") for side_name in SIDES]
+    # With --method full nothing is frozen.
     more = [Arm("sdpersonal", "bf16")] if settings.bf16 and case.method != "full" else []
-    return [Arm(who, "fp32") for who in SIDES] + more
+    return [Arm(side_name, "fp32") for side_name in SIDES] + more
 
 
 def _clock(settings: Settings) -> str:
@@ -100,35 +100,35 @@ def _clock(settings: Settings) -> str:
 
 
 def _run(case: Case, arm: Arm, base: Path, settings: Settings) -> dict:
-    """{"wall", "cpu": seconds of each step, "peak", ...: bytes}, and the machine's load before."""
+    """Return {"wall", "cpu": seconds of each step, "peak", ...: bytes}, and the machine's load before."""
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="training-step-") as place:
-        photos = copy_photos(settings.photos, case.batch, Path(place) / "photos")
-        line = command(case, arm, settings.scripts.resolve(), base, photos, Path(place) / "run", HERE)
+    with tempfile.TemporaryDirectory(prefix="training-step-") as folder:
+        photos = copy_photos(settings.photos, case.batch, Path(folder) / "photos")
+        line = command(case, arm, settings.scripts.resolve(), base, photos, Path(folder) / "run", HERE)
         casts = arm == Arm("sdpersonal", "bf16") and not _has_cuda()
         timing = [str(settings.warmup), str(settings.steps), "bf16-base" if casts else "as-is"]
         return _run_module("benchmarks.steps.clock", [*timing, *line], settings) | {"load": load}
 
 
 def _run_module(module: str, arguments: list[str], settings: Settings) -> dict:
-    """What a module of this benchmark measured, in a process of its own. Ends this one with its words if it fails."""
+    """Run a module of this benchmark in its own process; return its result. Raises SystemExit with its errors."""
     threads = str(settings.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONPATH": str(HERE), "TOKENIZERS_PARALLELISM": "false"}
     environment.setdefault("GOMP_SPINCOUNT", "1000")  # this project's rule, for both sides
-    with tempfile.TemporaryDirectory() as place:
-        result = Path(place) / "result.json"
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
         line = [sys.executable, "-m", module, str(result), *arguments]
-        done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
         if not result.exists():
             raise SystemExit(f"{' '.join(line)}\n{done.stderr[-3000:]}")
         return json.loads(result.read_text())
 
 
 def _make_base(kind: str, settings: Settings) -> Path:
-    """The base's folder; made if it has to be."""
+    """Return the base's folder; create it if it is missing."""
     if kind == "tiny":
-        return HERE / "sdpersonal" / "bases" / "tiny" / "weights"
+        return HERE / "sdpersonal" / "models" / "tiny" / "weights"
     folder = settings.work.resolve() / kind
     if not folder.exists():
         _log(f"Making {folder}, once.")
@@ -149,34 +149,34 @@ def _count_work(case: Case, settings: Settings) -> dict:
 def _summarise(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, settings: Settings) -> dict:
     clock = _clock(settings)
     arms = {}
-    for arm, own in runs.items():
+    for arm, arm_runs in runs.items():
         flops = dict(work["step"])
-        if arm.who == "script":
+        if arm.side_name == "script":
             for kind, count in work["encode"].items():
                 flops[kind] = flops.get(kind, 0.0) + count
-        seconds, total = median(_steps(own, clock)), sum(flops.values())
+        seconds, total = median(_steps(arm_runs, clock)), sum(flops.values())
         peak = settings.peak_tflops
         least = total / (peak * 1e12) if peak else _min_seconds(flops, roof[arm.dtype])
         arms[str(arm)] = {
             "seconds": seconds,
-            "least_seconds": min(_steps(own, clock)),
-            "wall_seconds": median(_steps(own, "wall")),
-            "peak": max(run["peak"] for run in own),
-            "peak_while_stepping": max(run["peak_while_stepping"] for run in own),
-            "libraries": max(run["libraries"] for run in own),
-            "cuda_peak": max((run["cuda_peak"] or 0) for run in own) or None,
+            "least_seconds": min(_steps(arm_runs, clock)),
+            "wall_seconds": median(_steps(arm_runs, "wall")),
+            "peak": max(run["peak"] for run in arm_runs),
+            "peak_while_stepping": max(run["peak_while_stepping"] for run in arm_runs),
+            "libraries": max(run["libraries"] for run in arm_runs),
+            "cuda_peak": max((run["cuda_peak"] or 0) for run in arm_runs) or None,
             "gflop": total / 1e9,
             "tflops": total / seconds / 1e12,
             "share": least / seconds,
-            "rounds": own,
+            "rounds": arm_runs,
         }
-    script, *ours = runs
-    faster = {str(arm): _ratios(runs[script], runs[arm], clock) for arm in ours}
+    script, *our_runs = runs
+    faster = {str(arm): _ratios(runs[script], runs[arm], clock) for arm in our_runs}
     return {"case": str(case), "clock": clock, "weights": work["weights"]["fp32"], "arms": arms, "faster": faster}
 
 
 def _min_seconds(flops: dict[str, float], rates: dict[str, float]) -> float:
-    """If every operation ran as fast as the fastest of its kind here."""
+    """Return the seconds if every operation ran at the peak rate of its kind."""
     return sum(count / rates[kind] for kind, count in flops.items())
 
 
@@ -184,12 +184,11 @@ def _steps(runs: list[dict], clock: str) -> list[float]:
     return [seconds for run in runs for seconds in run[clock]]
 
 
-def _ratios(theirs: list[dict], ours: list[dict], clock: str) -> list[float]:
-    """How many times faster: by the medians of all steps, in the round where it was least and most, by each side's
-    fastest step."""
-    each = [median(a[clock]) / median(b[clock]) for a, b in zip(theirs, ours, strict=True)]
-    whole, fastest = (of(_steps(theirs, clock)) / of(_steps(ours, clock)) for of in (median, min))
-    return [whole, min(each), max(each), fastest]
+def _ratios(script_runs: list[dict], our_runs: list[dict], clock: str) -> list[float]:
+    """Return the speed-up by the medians of all steps, its range over rounds, and that by the fastest steps."""
+    by_round = [median(a[clock]) / median(b[clock]) for a, b in zip(script_runs, our_runs, strict=True)]
+    overall, fastest = (of(_steps(script_runs, clock)) / of(_steps(our_runs, clock)) for of in (median, min))
+    return [overall, min(by_round), max(by_round), fastest]
 
 
 def _show(report: dict) -> None:

@@ -54,17 +54,17 @@ ON_CUDA = tuple(
 class Arm:
     """One side in one precision. On a CPU this project's trainer takes no bf16; the clock casts its base."""
 
-    who: str
+    side_name: str
     dtype: str  # "fp32" or "bf16"
 
     def __str__(self) -> str:
-        return f"{self.who} {self.dtype}"
+        return f"{self.side_name} {self.dtype}"
 
 
 def command(case: Case, arm: Arm, scripts: Path, base: Path, photos: Path, out: Path, here: Path) -> list[str]:
     """The script and its arguments. scripts: diffusers' `examples`; base: a folder in diffusers layout; out: a folder
     that does not exist yet; here: this repository."""
-    if arm.who == "script":
+    if arm.side_name == "script":
         return _script(case, arm.dtype, scripts, base, photos, out)
     return _ours(case, base, photos, out, here)
 
@@ -83,16 +83,16 @@ def _script(case: Case, dtype: str, scripts: Path, base: Path, photos: Path, out
     }
     if case.method == "textual-inversion":
         path = scripts / "textual_inversion" / f"textual_inversion{xl}.py"
-        own = {"train_data_dir": photos, "placeholder_token": "<thing>", "initializer_token": "dog"} | {
+        method_flags = {"train_data_dir": photos, "placeholder_token": "<thing>", "initializer_token": "dog"} | {
             "num_vectors": VECTORS,
             "save_steps": FOREVER,
         }
     else:
         name = "train_dreambooth" if case.method == "full" else f"train_dreambooth_lora{xl}"
         path = scripts / "dreambooth" / f"{name}.py"
-        own = {"instance_data_dir": photos, "instance_prompt": "a photo of sks dog"}
-        own |= {"rank": RANK} if case.method == "lora" else {}
-    return [str(path), *(f"--{name}={value}" for name, value in (common | own).items())]
+        method_flags = {"instance_data_dir": photos, "instance_prompt": "a photo of sks dog"}
+        method_flags |= {"rank": RANK} if case.method == "lora" else {}
+    return [str(path), *(f"--{name}={value}" for name, value in (common | method_flags).items())]
 
 
 def _ours(case: Case, base: Path, photos: Path, out: Path, here: Path) -> list[str]:
@@ -108,13 +108,13 @@ def _ours(case: Case, base: Path, photos: Path, out: Path, here: Path) -> list[s
         "library": out.with_name("concepts"),
     }
     if case.method == "textual-inversion":
-        path, own = "train_textual_inversion.py", {"init": "dog", "vectors": VECTORS}
+        path, method_flags = "train_textual_inversion.py", {"init": "dog", "vectors": VECTORS}
     else:
-        path, own = "train_dreambooth.py", {"class": "dog", "method": case.method}
-        own |= {"rank": RANK, "targets": "attention"} if case.method == "lora" else {}
+        path, method_flags = "train_dreambooth.py", {"class": "dog", "method": case.method}
+        method_flags |= {"rank": RANK, "targets": "attention"} if case.method == "lora" else {}
     return [
         str(here / path),
-        *(f"--{name}={value}" for name, value in (common | own).items()),
+        *(f"--{name}={value}" for name, value in (common | method_flags).items()),
         "--no-samples",
         "--no-early-stop",
     ]
@@ -123,10 +123,10 @@ def _ours(case: Case, base: Path, photos: Path, out: Path, here: Path) -> list[s
 def copy_photos(photos: Path, batch: int, folder: Path) -> Path:
     """As many of these photos as fill whole batches, in a new folder: what is over at the end of an epoch is a smaller
     batch to the scripts."""
-    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if len(found) < batch:
-        raise SystemExit(f"{photos} holds {len(found)} photos; a batch of {batch} needs {batch}.")
+    paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if len(paths) < batch:
+        raise SystemExit(f"{photos} holds {len(paths)} photos; a batch of {batch} needs {batch}.")
     folder.mkdir(parents=True)
-    for path in found[: len(found) // batch * batch]:
+    for path in paths[: len(paths) // batch * batch]:
         shutil.copy(path, folder)
     return folder

@@ -1,4 +1,4 @@
-"""The figures of training_step.py as a picture."""
+"""Plot the figures of training_step.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ _COLOURS = {"script": "#b8bec8", "sdpersonal": "#2f6fdf"}
 _HATCH = {"fp32": None, "bf16": "////"}
 
 
-def draw(report: dict, path: Path) -> None:
-    """Seconds a step, a panel for each case, since they differ a hundredfold. Bars begin at zero."""
+def save_chart(report: dict, path: Path) -> None:
+    """Plot the seconds of a step, with a panel for each case, since they differ a hundredfold. Bars begin at zero."""
     from matplotlib.figure import Figure
 
     cases = report["cases"]
@@ -19,8 +19,8 @@ def draw(report: dict, path: Path) -> None:
         seconds = [case["arms"][name]["seconds"] for name in names]
         bars = axes.bar(range(len(names)), seconds, width=0.75)
         for bar, name, value in zip(bars, names, seconds, strict=True):
-            who, dtype = name.split()
-            bar.set(facecolor=_COLOURS[who], hatch=_HATCH[dtype], edgecolor="white")
+            side_name, dtype = name.split()
+            bar.set(facecolor=_COLOURS[side_name], hatch=_HATCH[dtype], edgecolor="white")
             times = case["arms"][names[0]]["seconds"] / value
             label = f"{value:.3g} s" + (f"\n{times:.1f}x" if name != names[0] else "")
             axes.annotate(label, (bar.get_x() + bar.get_width() / 2, value), ha="center", va="bottom", fontsize=8)

@@ -31,13 +31,13 @@ class Clock:
         self._result, self._warmup, self._steps = result, warmup, steps
         self._wall: list[float] = []
         self._cpu: list[float] = []
-        self._before = self._libraries = peak_memory()
+        self._peak_before = self._libraries = peak_memory()
 
     def tick(self, *_) -> None:
         self._wall.append(time.perf_counter())
         self._cpu.append(time.process_time())
         if len(self._wall) == self._warmup:
-            self._before = max(self._before, peak_memory())
+            self._peak_before = max(self._peak_before, peak_memory())
             reset_peak_memory()
         if len(self._wall) == self._warmup + self._steps:
             self._end()
@@ -47,22 +47,22 @@ class Clock:
         if cuda:
             torch.cuda.synchronize()
         while_stepping = peak_memory()
-        answer = {
+        measured = {
             "wall": differences(self._wall[self._warmup - 1 :]),
             "cpu": differences(self._cpu[self._warmup - 1 :]),
             "peak_while_stepping": while_stepping,
-            "peak": max(while_stepping, self._before),
+            "peak": max(while_stepping, self._peak_before),
             "libraries": self._libraries,
             "cuda_peak": torch.cuda.max_memory_allocated() if cuda else None,
             "threads": torch.get_num_threads(),
         }
-        self._result.write_text(json.dumps(answer))
+        self._result.write_text(json.dumps(measured))
         sys.stdout.flush()
         os._exit(0)
 
 
-def differences(marks: list[float]) -> list[float]:
-    return [late - early for early, late in pairwise(marks)]
+def differences(times: list[float]) -> list[float]:
+    return [late - early for early, late in pairwise(times)]
 
 
 def peak_memory() -> int:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdpersonal.models.loading import built_in_folder
-from sdpersonal.models.loading.tokenizer import clip_tokenizer
+from sdpersonal.models.loading.single_file import clip_tokenizer
 from sdpersonal.models.sdxl import StableDiffusionXL
 from sdpersonal.models.stable_diffusion import StableDiffusion
 from sdpersonal.models.text_encoder import TextEncoder
@@ -76,7 +76,7 @@ def build(kind: str, device: str) -> StableDiffusion:
         "version": "",
         "unet": unet,
         "vae": vae,
-        "encoders": {key: TextEncoder(tokenizer, text) for key, text in texts.items()},
+        "encoders": {key: TextEncoder(tokenizer, text, key) for key, text in texts.items()},
         "scheduler": DDPMScheduler(**_SCHEDULE),
     }
     return (StableDiffusionXL if kind == "sdxl" else StableDiffusion)(**parts)

@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdpersonal.models import SizeConditioning, StableDiffusion
-from sdpersonal.training.dataset import Batch, batch_loss
+from sdpersonal.training.dataset import Batch
+from sdpersonal.training.objective import batch_loss
 
 from .geometry import build
 
@@ -35,7 +36,7 @@ def count_flops(kind: str, method: str, side: int, batch: int, rank: int, vector
     elif method == "lora":
         base.adapters.add_trainable("attention", rank, torch.Generator())
     with FlopCounterMode(display=False) as step:
-        _loss(base, side, batch, vectors, trains_rows=method != "full").backward()
+        _loss(base, side, batch, vectors, trains_embeddings=method != "full").backward()
     with FlopCounterMode(display=False) as encoding:
         base.encode(np.zeros((batch, side, side, 3), np.uint8))
     return {
@@ -45,17 +46,17 @@ def count_flops(kind: str, method: str, side: int, batch: int, rank: int, vector
     }
 
 
-def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_rows: bool) -> torch.Tensor:
+def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_embeddings: bool) -> torch.Tensor:
     """Every sample with a caption of its own, as the scripts encode them; ours does less where captions are equal."""
-    rows = {key: torch.zeros(vectors, width, device="meta") for key, width in base.widths.items()}
-    for one in rows.values():
-        one.requires_grad_(trains_rows)
+    embeddings = {key: torch.zeros(vectors, width, device="meta") for key, width in base.widths.items()}
+    for embedding in embeddings.values():
+        embedding.requires_grad_(trains_embeddings)
     latents = torch.zeros(batch, *base.latent_shape(side, side), device="meta")
     t = torch.zeros(batch, dtype=torch.long, device="meta")
     captions = tuple(f"a photo {number} of" for number in range(batch))
-    framings = tuple([SizeConditioning.full(side, side)] * batch)
-    some = Batch(latents, latents, t, captions, ("",) * batch, tuple(range(batch)), framings)
-    return batch_loss(base, lambda caption: [caption, rows], some, None).mean()
+    size_conditioning = tuple([SizeConditioning.full(side, side)] * batch)
+    samples = Batch(latents, latents, t, captions, ("",) * batch, tuple(range(batch)), size_conditioning)
+    return batch_loss(base, lambda caption: [caption, embeddings], samples, None).mean()
 
 
 def _flops_by_class(counter: FlopCounterMode) -> dict[str, float]:
@@ -87,11 +88,11 @@ def _min_seconds(run, seconds: float) -> float:
     clock = time.process_time if _is_single_threaded() else time.perf_counter
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        began = clock()
+        started_at = clock()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        best = min(best, clock() - began)
+        best = min(best, clock() - started_at)
     return best
 
 
@@ -102,11 +103,11 @@ def _is_single_threaded() -> bool:
 def main() -> None:
     result, first, *rest = sys.argv[1:]
     if first == "roof":
-        answer = measure_peak_flops()
+        result_data = measure_peak_flops()
     else:
         method, *numbers = rest
-        answer = count_flops(first, method, *map(int, numbers))
-    Path(result).write_text(json.dumps(answer))
+        result_data = count_flops(first, method, *map(int, numbers))
+    Path(result).write_text(json.dumps(result_data))
 
 
 if __name__ == "__main__":

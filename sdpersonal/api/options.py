@@ -23,24 +23,13 @@ from PIL import Image
 from pydantic import BaseModel
 
 from ..config import ConceptKind, SettingsBase, flag_of
-from ..errors import FieldError, UserError
+from ..errors import UserError
 from ..prompts import Token, printable
 
 StrPath = str | os.PathLike[str]
 Photo = str | os.PathLike[str] | Image.Image
 """An image: its file, or a Pillow image."""
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-FIELDS = {  # keyword -> field of GenerateRequest, where they differ
-    "num_images": "n",
-    "all_combinations": "every",
-    "variation_strength": "near",
-    "variation_seed": "near_seed",
-    "init_image": "start",
-    "strength": "change",
-    "hires_scale": "enlarge",
-}
-_KEYWORDS = {field: keyword for keyword, field in FIELDS.items()}
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -89,7 +78,7 @@ class DreamboothOptions(TrainingOptions, total=False):
     text_encoder: bool
     prior: str
     prior_weight: float
-    class_pictures: int
+    num_class_images: int
 
 
 class RequestOptions(TypedDict, total=False):
@@ -147,7 +136,7 @@ def to_fields(settings: type[SettingsBase], options: type, given: Mapping[str, A
                 f"There is no setting {printable(keyword)}.",
                 f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(known)}.",
             )
-    return {FIELDS.get(keyword, keyword): value for keyword, value in given.items()}
+    return dict(given)
 
 
 @contextmanager
@@ -156,8 +145,6 @@ def in_keywords(settings: type[SettingsBase]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if isinstance(error, FieldError) and error.field in _KEYWORDS:
-            error.message = error.called(_KEYWORDS[error.field]).message
         error.message, error.hint = _reword(error.message, settings), _reword(error.hint, settings)
         raise
 
@@ -165,18 +152,17 @@ def in_keywords(settings: type[SettingsBase]) -> Iterator[None]:
 def _types(settings: type[SettingsBase], options: type) -> dict[str, Any]:
     """Return the type of each keyword, in the order of the settings class."""
     types = get_type_hints(options)
-    keywords = (_KEYWORDS.get(field, field) for field in settings.model_fields)
-    return {keyword: types[keyword] for keyword in keywords if keyword in types}
+    return {name: types[name] for name in settings.model_fields if name in types}
 
 
 def _parameter(settings: type[SettingsBase], keyword: str, type_: Any) -> Parameter:
-    default = settings.model_fields[FIELDS.get(keyword, keyword)].default
+    default = settings.model_fields[keyword].default
     default = str(default) if isinstance(default, Path) else default
     return Parameter(keyword, Parameter.KEYWORD_ONLY, default=default, annotation=type_)
 
 
 def _description(settings: type[SettingsBase], parameter: Parameter) -> str:
-    meaning = _reword(_field_docs(settings).get(FIELDS.get(parameter.name, parameter.name), ""), settings)
+    meaning = _reword(_field_docs(settings).get(parameter.name, ""), settings)
     has_default = parameter.default is None or "Default: " in meaning
     return f"    {parameter.name}: {meaning}{'' if has_default else f' Default: {parameter.default!r}.'}"
 
@@ -211,11 +197,10 @@ def _reword(text: str, settings: type[SettingsBase]) -> str:
 
     def keyword(match: re.Match[str]) -> str:
         negation, flag, value = match.groups()
-        field = fields.get(flag)
-        if field is None:
+        name = fields.get(flag)
+        if name is None:
             return _OTHER_FLAGS.get(match[0], match[0])
-        name = _KEYWORDS.get(field, field)
-        if settings.model_fields[field].annotation is bool:
+        if settings.model_fields[name].annotation is bool:
             return f"{name}={not negation}" + (f" {value}" if value else "")
         return f"{name}={value}" if value else name
 

@@ -22,9 +22,9 @@ from ..image_grid import encode_png
 from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
 from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..prompts import Wildcards
-from .options import FIELDS, GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
+from .options import GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 
-_IMAGE_FIELDS = (FIELDS.get("init_image", "init_image"), "mask")
+_IMAGE_FIELDS = ("init_image", "mask")
 
 if TYPE_CHECKING:
     import torch
@@ -241,12 +241,12 @@ class Pipeline:
                 favourite_request(recipe, image_only=from_image and not others),
                 _as_file(image, stack),
                 variation_strength=variation_strength,
-                n=num_images,
+                num_images=num_images,
                 seed=variation_seed,
-                strength=strengths,
-                word=texts,
-                start=from_image,
-                change=strength,
+                concept_strengths=strengths,
+                words=texts,
+                img2img=from_image,
+                strength=strength,
             )
             return self._generate(requests, on_progress, quiet, concepts)
 

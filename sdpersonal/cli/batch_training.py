@@ -25,6 +25,7 @@ from ..config import TrainingSettings
 from ..config.text_checks import check_path, is_blank
 from ..errors import DiskFull, Interrupted, UserError
 from ..prompts import Token, printable
+from ..training.run_dir import RESULT_FILE, RUNS_FOLDER, has_checkpoint, read_json, to_number
 from .diffusers_compat.argv import ArgvItem, join_argv, split_argv
 
 MAX_BYTES = 1 << 20
@@ -36,7 +37,7 @@ KEYS = frozenset(
         *("photos", "token", "class", "init", "kind", "prior", "steps", "max_train_steps", "num_class_images"),
     )
 )
-RESULT_FILE = "result.json"  # written by a finished run
+Train = Callable[[TrainingSettings, Callable[[str], None]], object]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Tra
     return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
 
 
-def train_all(several: BatchSettings, train: Callable[..., object], say: Callable[[str], None]) -> int:
+def train_all(batch: BatchSettings, train: Train, say: Callable[[str], None]) -> int:
     """Train every concept and print a summary. A failure does not stop the others; a full disk and Ctrl-C do.
 
     Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
@@ -91,28 +92,26 @@ def train_all(several: BatchSettings, train: Callable[..., object], say: Callabl
     outcomes: list[str] = []
     code = 0
     try:
-        for number, settings in enumerate(several.concepts, 1):
-            say(f"\n{number} of {len(several.concepts)}: {settings.token}")
-            failed, outcome = _train_one(settings, several.resume, train, say)
+        for number, settings in enumerate(batch.concepts, 1):
+            say(f"\n{number} of {len(batch.concepts)}: {settings.token}")
+            failed, outcome = _train_one(settings, batch.resume, train, say)
             outcomes.append(outcome)
             code = code or failed
     finally:
-        waiting = [f"{concept.token}  not begun or not finished" for concept in several.concepts[len(outcomes) :]]
+        waiting = [f"{concept.token}  not started or not finished" for concept in batch.concepts[len(outcomes) :]]
         say("\n" + "\n".join(outcomes + waiting))
     return code
 
 
-def _train_one(
-    settings: TrainingSettings, resume: bool, train_one: Callable[..., object], say: Callable[[str], None]
-) -> tuple[int, str]:
+def _train_one(settings: TrainingSettings, resume: bool, train: Train, say: Callable[[str], None]) -> tuple[int, str]:
     """Train one concept. Returns (exit code, a line of the summary)."""
-    run = settings.run
+    run = settings.run or Path()  # _with_run_folder has set it
     if resume and (done := _finished_token(run, settings)):
-        say("It is done already.")
+        say("It is trained already.")
         return 0, f"{done}  done before, {printable(str(run))}"
     began = time.monotonic()
     try:
-        result = train_one(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
+        result = train(settings.model_copy(update={"resume": resume and has_checkpoint(run)}), say)
     except (Interrupted, DiskFull):
         raise
     except UserError as error:
@@ -146,7 +145,7 @@ def _read_entries(path: Path) -> list[dict[str, object]]:
 
 
 def _example_json() -> str:
-    return 'It should be like [{"instance_prompt": "a photo of sks dog", "instance_data_dir": "dog"}, ...].'
+    return 'For example: [{"instance_prompt": "a photo of sks dog", "instance_data_dir": "dog"}, ...].'
 
 
 def _to_argv_items(entry: dict[str, object]) -> list[ArgvItem]:
@@ -154,11 +153,11 @@ def _to_argv_items(entry: dict[str, object]) -> list[ArgvItem]:
     for key, value in entry.items():
         name = key.replace("-", "_")
         if name not in KEYS:
-            raise UserError(f"{printable(key, 40)!r} cannot be said there.", f"I know {', '.join(sorted(KEYS))}.")
+            raise UserError(f"Unknown key {printable(key, 40)!r}.", f"Known keys: {', '.join(sorted(KEYS))}.")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise UserError(f"{name!r} must be text or a number.")
         if isinstance(value, str) and is_blank(value):
-            raise UserError(f"{name!r} is empty.", "Leave it out, or say null, where it is not needed.")
+            raise UserError(f"{name!r} is empty.", "Leave it out, or use null.")
         if value is not None:
             items.append(ArgvItem(name, (f"--{name}={value}",)))
     return items
@@ -176,21 +175,15 @@ def _is_resume_latest(item: ArgvItem) -> bool:
 def _with_run_folder(settings: TrainingSettings, path: Path) -> TrainingSettings:
     """Give the settings their own run folder: inside the requested one, else in runs/ under the list's name."""
     listed = re.sub(r"[^\w-]+", "-", path.stem, flags=re.ASCII).strip("-") or "concepts"
-    place = settings.run or Path("runs") / listed
+    place = settings.run or RUNS_FOLDER / listed
     return settings.model_copy(update={"run": place / Token.parse(settings.token).slug})
-
-
-def _is_started(run: Path) -> bool:
-    return any(run.glob("step-*/manifest.json"))
 
 
 def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
     """Return the token of a finished run, if it had at least the steps requested now."""
-    try:
-        result = json.loads(storage.read_bytes(run / RESULT_FILE, MAX_BYTES))
-        return str(result["token"]) if result["steps"] >= (settings.steps or 0) else None
-    except (UserError, ValueError, KeyError, TypeError):
-        return None
+    result = read_json(run / RESULT_FILE)
+    finished = "token" in result and to_number(result.get("steps")) >= (settings.steps or 0)
+    return str(result["token"]) if finished else None
 
 
 class _name_entry_in_errors:

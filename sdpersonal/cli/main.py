@@ -2,94 +2,96 @@
 
 Exit codes: 0 done, 1 `concepts verify` found damage, 2 the user's mistake, 3 disk full, 4 training diverged,
 130 interrupted.
+
+Commands are found here, not by tyro's `SubcommandApp`: a training command's words are translated from diffusers' flags
+before they are parsed, former commands and flags are accepted without being in the help, and a mistake is two lines
+that name the nearest command or flag. `commands/completion.py` uses SubcommandApp for its completion script.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
 
-import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    StructConstructorSpec,
-    StructTypeInfo,
-)
-
-from ..config import SettingsBase, TrainingSettings, flag_of
-from ..config.text_checks import IF_UNSET, is_blank
-from ..errors import FieldError, Interrupted, UserError
+from .. import __version__
+from ..config import SettingsBase, TrainingSettings
+from ..errors import Interrupted, UserError
 from ..prompts import printable
-from . import batch_training, diffusers_compat
-from .commands import (
-    concepts_compare,
-    concepts_edit,
-    concepts_export,
-    concepts_hub,
-    concepts_import,
-    generate,
-    outputs,
-    photos,
-    play,
-)
-from .commands import concepts_list as concepts
-from .commands import train as training
-from .commands.output import is_main_process
-from .commands.train import train
-from .diffusers_compat.argv import split_argv
+from .commands import COMMANDS, FORMER_COMMANDS, GROUPS
+from .commands.train import parse_training
+from .parsing import name_by_flag, parse_settings
 
-__all__ = ["COMMANDS", "main", "run_command", "train"]
+__all__ = ["COMMANDS", "main", "run_command"]
 
 EXIT_INTERRUPTED = 130
-_HELP_EPILOG = (
-    "The flags of diffusers' training scripts are understood as well; docs/from-diffusers.md lists them. "
-    "--concepts-list FILE teaches several concepts in turn."
-)
-
-COMMANDS: dict[str, tuple[Callable, type[SettingsBase]]] = {
-    name: command
-    for module in (
-        training,
-        generate,
-        play,
-        outputs,
-        photos,
-        concepts,
-        concepts_edit,
-        concepts_compare,
-        concepts_import,
-        concepts_export,
-        concepts_hub,
-    )
-    for name, command in module.COMMANDS.items()
-}
+_DESCRIPTION = "Train concepts on photos, and generate images with them in prompts of Stable Diffusion."
+_HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     _print_anything()
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name, (command, settings) in COMMANDS.items():
-        words = name.split()
-        if argv[: len(words)] == words:
-            return run_command(command, settings, argv[len(words) :], f"sdpersonal {name}")
-    is_help = not argv or argv[0] in ("-h", "--help")
-    lines = [f"  {name:26} {(settings.__doc__ or '').splitlines()[0]}" for name, (_, settings) in COMMANDS.items()]
-    text = "usage: sdpersonal COMMAND [--help] ...\n\n" + "\n".join(lines)
-    print(
-        text if is_help else f"{printable(' '.join(argv[:2]))} is not a command.\n{text}",
-        file=sys.stdout if is_help else sys.stderr,
+    if argv == ["--version"]:
+        print(f"sdpersonal {__version__}")
+        return 0
+    if not argv or argv[0] in _HELP:
+        print(_help())
+        return 0
+    if argv[0] in GROUPS and (argv[1:2] == [] or argv[1] in _HELP) and argv != ["outputs"]:
+        print(_group_help(argv[0]))
+        return 0
+    name, rest = _split_command(argv)
+    if name is None:
+        print(f"error: {_unknown_command(argv)}", file=sys.stderr)
+        return UserError.exit_code
+    command, settings = COMMANDS[name]
+    return run_command(command, settings, rest, f"sdpersonal {name}")
+
+
+def _split_command(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Return the command's name and the words after it; None if there is no such command."""
+    for count in (2, 1):
+        name = " ".join(argv[:count])
+        name = FORMER_COMMANDS.get(name, name)
+        if name in COMMANDS and (name != "outputs page" or count == 2 or argv[1:2] == [] or argv[1].startswith("-")):
+            return name, argv[count:]
+    return None, argv
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{_summary(settings)}" for name, (_, settings) in COMMANDS.items()]
+    usage = "usage: sdpersonal [-h] [--version] COMMAND ...\n\n" + _DESCRIPTION
+    return f"{usage}\n\n" + "\n".join(lines) + "\n\nFlags of a command: sdpersonal COMMAND --help"
+
+
+def _group_help(group: str) -> str:
+    commands = {name: settings for name, (_, settings) in COMMANDS.items() if name.startswith(f"{group} ")}
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:{width}}{_summary(settings)}" for name, settings in commands.items()]
+    usage = f"usage: sdpersonal {group} [-h] COMMAND ...\n\n{GROUPS[group]}"
+    return f"{usage}\n\n" + "\n".join(lines) + f"\n\nFlags of a command: sdpersonal {group} COMMAND --help"
+
+
+def _summary(settings: type[SettingsBase]) -> str:
+    return (settings.__doc__ or "").splitlines()[0].partition(". ")[0].rstrip(".") + "."
+
+
+def _unknown_command(argv: Sequence[str]) -> UserError:
+    words = argv[:2] if argv[0] in GROUPS or (len(argv) > 1 and not argv[1].startswith("-")) else argv[:1]
+    typed = " ".join(words)
+    last_words = {name.rpartition(" ")[2]: name for name in COMMANDS}  # `sdpersonal list`
+    close = difflib.get_close_matches(typed, [*COMMANDS, *GROUPS], n=1) or difflib.get_close_matches(
+        words[0], [*GROUPS, *last_words], n=1
     )
-    return 0 if is_help else 2
+    meant = f"Did you mean sdpersonal {last_words.get(close[0], close[0])}? " if close else ""
+    return UserError(f"{printable(typed)} is not a command.", f"{meant}All commands: sdpersonal --help")
 
 
-def run_command(command: Callable, settings: type[SettingsBase], argv: Sequence[str], prog: str) -> int:
+def run_command(command: Callable[..., int], settings: type[SettingsBase], argv: Sequence[str], prog: str) -> int:
     """Parse the settings, run the command, and turn an error into a message and an exit code."""
     # Threads that spin long while they wait make generation two to three times slower on a busy machine
     # (docs/performance.md).
@@ -97,12 +99,14 @@ def run_command(command: Callable, settings: type[SettingsBase], argv: Sequence[
     _print_anything()
     try:
         _check_environment()
-        return command(_parse_settings(settings, argv, prog))
+        if issubclass(settings, TrainingSettings):
+            return command(parse_training(settings, argv, prog))
+        return command(parse_settings(settings, argv, prog))
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except UserError as error:
-        print(f"error: {_by_its_flag(error, settings)}", file=sys.stderr)
+        print(f"error: {name_by_flag(error, settings)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -132,111 +136,6 @@ def _check_environment() -> None:
                 f"The environment variable {name} must be a whole number, got {printable(repr(value), 40)}.",
                 "Unset it, or start with accelerate launch, which sets it.",
             )
-
-
-def _parse_settings(
-    settings: type[SettingsBase], argv: Sequence[str], prog: str
-) -> SettingsBase | batch_training.BatchSettings:
-    if not issubclass(settings, TrainingSettings):
-        return _parsed(settings, argv, prog)
-    seen_notes: set[str] = set()
-
-    def read(argv: Sequence[str]) -> TrainingSettings:
-        translation = diffusers_compat.translate(settings, argv, diffusers_compat.current_environment())
-        for note in translation.notes:
-            if note not in seen_notes and is_main_process():
-                print(f"note: {note}", file=sys.stderr)
-            seen_notes.add(note)
-        return _parsed(settings, translation.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
-
-    path, argv = batch_training.take_list_flag(argv)
-    return batch_training.read_batch(path, argv, read) if path else read(argv)
-
-
-def _parsed(
-    settings: type[SettingsBase], argv: Sequence[str], prog: str, description: str | None = None
-) -> SettingsBase:
-    """Parse a command line into settings. Raises UserError for an unusable value, with the flag's name."""
-    _check_switches(settings, argv)
-    try:
-        return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
-    except FieldError as error:
-        raise _by_its_flag(error, settings) from None
-
-
-def _by_its_flag(error: UserError, settings: type[SettingsBase]) -> UserError:
-    """Return the error with the flag's name in place of the field's, if it is about a setting."""
-    if isinstance(error, FieldError) and error.field in settings.model_fields:
-        return error.called(flag_of(settings, error.field))
-    return error
-
-
-def _check_switches(settings: type[SettingsBase], argv: Sequence[str]) -> None:
-    """Raise UserError for an empty word behind a switch, which tyro would only report as unknown."""
-    switches = {
-        f"{no}{flag_of(settings, name).removeprefix('--').replace('-', '_')}"
-        for name, field in settings.model_fields.items()
-        for no in ("", "no_")
-        if field.annotation is bool
-    }
-    for item in split_argv(argv):
-        if item.name in switches and any(is_blank(value) for value in item.values):
-            raise UserError(
-                f"{item.flag} takes no value, got an empty one.",
-                IF_UNSET,
-            )
-
-
-def _as_typed() -> ConstructorRegistry:
-    """Make tyro pass on raw text that is no number, no choice or an empty path, so that the settings class refuses it
-    with the message of a Python call. tyro's own `Path("")` would be the current folder."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def raw(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-        choices = {str(choice): choice for choice in get_args(info.type)} if get_origin(info.type) is Literal else {}
-        if info.type not in (int, float, Path) and not choices:
-            return None
-
-        def read(words: list[str]) -> Any:
-            if choices:
-                return choices.get(words[0], words[0])
-            try:
-                return words[0] if info.type is Path else info.type(words[0])
-            except ValueError:
-                return words[0]
-
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{" + ",".join(choices) + "}" if choices else info.type.__name__.upper(),
-            instance_from_str=read,
-            is_instance=lambda value: value in choices.values() if choices else isinstance(value, info.type),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    _say_no_empty_defaults(registry)
-    return registry
-
-
-def _say_no_empty_defaults(registry: ConstructorRegistry) -> None:
-    """Add a rule that omits "(default: X)" from help for defaults without information: None and ""."""
-    hint = tyro.conf.arg(help_behavior_hint=lambda text: f"(default: {text})" if text not in _EMPTY_DEFAULTS else "")
-    within = False
-
-    @registry.struct_rule
-    def settings(info: StructTypeInfo) -> StructConstructorSpec | None:
-        nonlocal within
-        if within or not (isinstance(info.type, type) and issubclass(info.type, SettingsBase)):
-            return None
-        within = True  # so that tyro's own rule applies
-        try:
-            spec = ConstructorRegistry.get_struct_spec(info)
-        finally:
-            within = False
-        return replace(spec, fields=tuple(replace(field, type=Annotated[field.type, hint]) for field in spec.fields))
-
-
-_EMPTY_DEFAULTS = ("None", "", "''")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def model_card(
     parts.append(
         "\n".join(f"- {name}: {value}" for name, value in [*concept_facts(concept), *_extra_facts(concept)] if value)
     )
-    parts.append(f"## Use\n\n{fenced(f'sdpersonal concepts pull {hub_id}', 'sh')}")
+    parts.append(f"## Use\n\n{fenced(f'sdpersonal hub pull {hub_id}', 'sh')}")
     if diffusers.is_possible(concept):
         _, note = plain_concept(concept)
         parts += [f"With diffusers, as a plain LoRA: {note}"] if note else []

@@ -1,10 +1,25 @@
 """Settings of training and generation. `base` validates them, with the same messages at every entry point."""
 
-from .base import SEEDS, ConceptKind, CropMode, MayBeEmpty, Number, Seed, SettingsBase, TokenText, WholeNumber, flag_of
+from .base import (
+    FORMER_FIELDS,
+    FORMER_PRIORS,
+    SEEDS,
+    ConceptKind,
+    CropMode,
+    MayBeEmpty,
+    Number,
+    Seed,
+    SettingsBase,
+    TokenText,
+    WholeNumber,
+    flag_of,
+)
 from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, PromptText, check_total_work
 from .training import IDENTIFIER, DreamboothSettings, TextualInversionSettings, TrainingSettings
 
 __all__ = [
+    "FORMER_FIELDS",
+    "FORMER_PRIORS",
     "IDENTIFIER",
     "MAX_CLIP_SKIP",
     "MAX_IMAGES",

@@ -6,7 +6,7 @@ Values are validated here, once, with the same messages for a Python call, a com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -21,6 +21,20 @@ from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, 
 
 ConceptKind = Literal["object", "style", "person"]
 CropMode = Literal["center", "subject"]  # where photos are cropped to a square
+FORMER_FIELDS: Mapping[str, str] = {
+    "change": "strength",
+    "near": "variation_strength",
+    "near_seed": "variation_seed",
+    "every": "all_combinations",
+    "enlarge": "hires_scale",
+    "start": "init_image",
+    "n": "num_images",
+    "picture": "image",
+    "pictures": "images",
+    "class_pictures": "num_class_images",
+}
+"""Former names of settings, which Python calls, command lines and files of the version before still use."""
+FORMER_PRIORS = {"drawn": "generated"}  # former values of --prior
 
 
 class MayBeEmpty:
@@ -44,9 +58,28 @@ class SettingsBase(BaseModel):
 
     def __init__(self, **values: Any):
         try:
-            super().__init__(**values)
+            super().__init__(**self.with_present_names(values))
         except ValidationError as error:
             raise to_user_error(error, type(self)) from None
+
+    @classmethod
+    def present_name(cls, name: str, value: object = None) -> str:
+        """Return the present name of a field, given that or its former one.
+
+        value: the field's value, for a class where a former name now means something else."""
+        present = FORMER_FIELDS.get(name, name)
+        return present if present in cls.model_fields and name not in cls.model_fields else name
+
+    @classmethod
+    def with_present_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values by the present names of their fields. Raises UserError if one is given by both names."""
+        present: dict[str, Any] = {}
+        for name, value in values.items():
+            new = cls.present_name(name, value)
+            if new in present or (new != name and new in values):
+                raise FieldError(new, f"{new} is given twice.", f"{name} is its former name; leave it out.")
+            present[new] = value
+        return present
 
     @field_validator("*", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
 from pydantic import Field
 
 from ..errors import FieldError, UserError
@@ -53,16 +54,16 @@ PromptText = Annotated[str, as_validator(_check_prompt), AnyText()]
 
 
 class GenerateRequest(SettingsBase):
-    """A request for images. Image i depends only on seed + i (or, for variations of a seed, on near_seed + i)."""
+    """A request for images. Image i depends only on seed + i (or, for variations of a seed, on variation_seed + i)."""
 
     prompt: PromptText
     """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
     negative: PromptText = ""
     """Negative prompt: what the image should not show."""
-    n: Annotated[int, WholeNumber, Field(ge=1, le=100)] = 4
+    num_images: Annotated[int, WholeNumber, Field(ge=1, le=100), tyro.conf.arg(aliases=("-n",))] = 4
     """Number of images."""
-    every: bool = False
-    """Generate all combinations of the prompt's alternatives, n times each, instead of a random one per image."""
+    all_combinations: bool = False
+    """Generate all combinations of the prompt's alternatives, each --num-images times, not a random one per image."""
     seed: Seed = 0
     """Seed of the first image; the same seed gives the same image."""
     steps: Annotated[int, WholeNumber, Field(ge=1, le=150)] | None = None
@@ -72,18 +73,18 @@ class GenerateRequest(SettingsBase):
     rescale: Annotated[float, Number, Field(ge=0, le=1)] | None = None
     """Guidance rescale: how much of guidance's excess contrast to remove. Default: depends on the model (mostly 0)."""
     size: Annotated[str | None, as_validator(_check_size)] = None
-    """WIDTHxHEIGHT in pixels. Default: the model's own, or the start image's."""
-    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
-    """Variation strength: how far each image is from the seed's; 0.1 is close, 1 is another image."""
-    near_seed: Seed = 1
-    """Variation seed."""
-    start: Path | None = None
-    """Image to start from (img2img)."""
+    """WIDTHxHEIGHT in pixels. Default: the model's own, or the initial image's."""
+    variation_strength: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """How far each image is from the seed's, towards the variation seed's; 0.1 is close, 1 is another image."""
+    variation_seed: Seed = 1
+    """Variation seed of the first image, with --variation-strength."""
+    init_image: Path | None = None
+    """Initial image (img2img)."""
     mask: Path | None = None
-    """Mask image, white where the start image is to be generated anew (inpainting)."""
-    change: Annotated[float, Number, Field(gt=0, le=1)] = 0.6
-    """Denoising strength: how much of the start image, or of the first pass, may change."""
-    enlarge: Annotated[float, Number, Field(ge=1, le=4)] = 1.0
+    """Mask image, white where the initial image is to be generated anew (inpainting)."""
+    strength: Annotated[float, Number, Field(gt=0, le=1)] = 0.6
+    """Denoising strength: how much of the initial image, or of the first pass, may change."""
+    hires_scale: Annotated[float, Number, Field(ge=1, le=4)] = 1.0
     """Upscale factor of a second pass (hires fix)."""
     fast: TokenText | None = None
     """Token of an LCM or TCD LoRA in your library, with which a few steps are enough."""
@@ -94,12 +95,12 @@ class GenerateRequest(SettingsBase):
 
     def __init__(self, **values: Any):
         super().__init__(**values)
-        if self.mask and not self.start:
-            raise UserError("--mask says what to change in a start picture.", "Give it with --start.")
-        if self.start and self.enlarge > 1:
-            raise UserError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
+        if self.mask and not self.init_image:
+            raise UserError("--mask needs an initial image.", "Give it with --init-image.")
+        if self.init_image and self.hires_scale > 1:
+            raise UserError("--hires-scale cannot be used with --init-image.", "Use a larger --size instead.")
         self._check_steps()
-        check_total_work(self, self.n)
+        check_total_work(self, self.num_images)
 
     def _check_steps(self) -> None:
         """Check the limit of LCM and TCD: they distil the 50 steps of another scheduler and cannot take more."""
@@ -127,10 +128,10 @@ class GenerateRequest(SettingsBase):
 def check_total_work(request: GenerateRequest, num_images: int) -> None:
     """Raise UserError for too much work in total: numbers within their limits can still add up to a week."""
     width, height = request.width_height or (512, 512)
-    work = num_images * request.denoising_steps * width * height * request.enlarge**2
+    work = num_images * request.denoising_steps * width * height * request.hires_scale**2
     if work > MAX_WORK:
         raise UserError(
-            f"{num_images} images of {width * request.enlarge:g}x{height * request.enlarge:g} in "
+            f"{num_images} images of {width * request.hires_scale:g}x{height * request.hires_scale:g} in "
             f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times the limit of one request.",
             "Ask for fewer, smaller, or with fewer steps.",
         )

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..errors import UserError
 from ..prompts import Token
 from .base import (
+    FORMER_PRIORS,
     ConceptKind,
     CropMode,
     Number,
@@ -45,6 +46,10 @@ def _check_resolution(value: Any) -> Any:
     if value is not None and (value % 64 or not 64 <= value <= 2048):
         raise UserError(f"resolution must be a multiple of 64 from 64 to 2,048, got {value:,}.", "For example 512.")
     return value
+
+
+def _present_prior(value: Any) -> Any:
+    return FORMER_PRIORS.get(value, value) if isinstance(value, str) else value
 
 
 class TrainingSettings(SettingsBase):
@@ -128,9 +133,9 @@ class DreamboothSettings(TrainingSettings):
     """Layers with a LoRA: attention, whole transformer blocks, or convolutions too. Default: depends on the model."""
     text_encoder: bool = False
     """Train the text encoder too: closer likeness, worse mixing."""
-    prior: str = "none"
-    """Prior preservation, to keep the class as the model knows it: predicted, drawn, or a folder of class images."""
+    prior: Annotated[str, BeforeValidator(_present_prior)] = "none"
+    """Prior preservation, to keep the class as the model knows it: predicted, generated, or a folder of images."""
     prior_weight: Annotated[float, Number, Field(gt=0, le=10)] = 1.0
     """Weight of the prior preservation loss, 1 in the paper."""
-    class_pictures: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] = 50
-    """Class images to generate for --prior drawn; reused for every concept of the class."""
+    num_class_images: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] = 50
+    """Class images to generate for --prior generated; reused for every concept of the class."""

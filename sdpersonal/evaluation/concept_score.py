@@ -23,6 +23,12 @@ from PIL import Image
 from ..config import ConceptKind
 from .scorers import Scorer
 
+# Thresholds of the explanation.
+NO_EFFECT = 0.15  # likeness: 0 is the class noun's images, 1 the photos
+SOME_LIKENESS = 0.5  # likeness
+MANY_COPIES = 0.5  # share of the images
+LOW_FIDELITY = 0.6  # fidelity
+
 PROMPTS: dict[ConceptKind, tuple[str, ...]] = {
     "object": ("{} on the beach", "{} in the snow", "{} on a blue background", "{} in the forest"),
     "person": ("{} on the beach", "{} in the snow", "{} on a blue background", "{} in the forest"),
@@ -150,3 +156,36 @@ def _thumbnails(images: Sequence[Image.Image]) -> np.ndarray:
     )  # the same mean colour, such as a blue wall, is no copy
     norm = np.linalg.norm(flat, axis=1, keepdims=True)
     return np.where(norm > _MIN_SPREAD * math.sqrt(flat.shape[1]), flat / np.maximum(norm, 1e-9), 0)
+
+
+def explain_scores(scores: ConceptScores, class_noun: str) -> list[str]:
+    """Explain the scores in a few sentences, the most serious first."""
+    messages = []
+    if scores.copying >= MANY_COPIES:
+        messages.append(
+            f"It only copies a photo: {scores.copying:.0%} of the images repeat one of the photos. "
+            "More photos, in other places, with captions, or fewer --steps."
+        )
+    elif scores.fidelity < LOW_FIDELITY:
+        messages.append(
+            "The photos' surroundings came along: the place that a prompt asks for is often missing. "
+            "Captions beside the photos help, and a strength below 1 in the prompt, as in <me/it:0.7>."
+        )
+    if scores.likeness < NO_EFFECT:
+        messages.append(
+            f"Training had no effect: the images are no more like the photos than any {class_noun}. "
+            "Give more --steps, or a larger --lr, or --method lora."
+        )
+    elif scores.likeness < SOME_LIKENESS:
+        messages.append("It is somewhat like the photos. More --steps, more vectors or --method lora bring it nearer.")
+    elif not messages:
+        messages.append("It is like the photos, and the places that prompts ask for are there.")
+    return messages
+
+
+def format_scores(scores: ConceptScores) -> str:
+    """Format the main scores in one line, with their scales."""
+    return (
+        f"score {scores.score:.2f}: likeness {scores.likeness:.2f} (0 the class noun's, 1 the photos' own), "
+        f"prompts followed {scores.fidelity:.0%}, copied {scores.copying:.0%}"
+    )

@@ -8,8 +8,9 @@ photos of the same subject.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ _BATCH_SIZE = 32  # images
 class Scorer:
     """A CLIP with both encoders, and optionally a DINO. Raises UserError if their files are missing.
 
-    scale: the factor by which CLIP multiplies its cosines before the softmax.
+    logit_scale: the factor by which CLIP multiplies its cosines before the softmax.
     """
 
     def __init__(self, clip: Path | None = None, dino: Path | None = None):
@@ -44,11 +45,11 @@ class Scorer:
 
         clip = clip or built_in_folder() / "judge"
         if not clip.is_dir():
-            raise UserError(f"There is no judge in {clip}.", "Install sdpersonal again.")
-        self._clip = _load(CLIPModel, clip)
+            raise UserError(f"The scoring model is missing: {clip} does not exist.", "Install sdpersonal again.")
+        self._clip: CLIPModel = _load(CLIPModel, clip)
         self._processor = _load(CLIPImageProcessorPil, clip)
         self._tokenizer = _load(CLIPTokenizer, clip)
-        self._dino = _load(ViTModel, dino, add_pooling_layer=False) if dino else None
+        self._dino: ViTModel | None = _load(ViTModel, dino, add_pooling_layer=False) if dino else None
         self._dino_processor = _load(ViTImageProcessorPil, dino) if dino else None
         self.name = "the built-in CLIP" if clip == built_in_folder() / "judge" else "CLIP ViT-B/32"
         self.name += " and DINO ViT-S/16" if dino else ""
@@ -73,14 +74,15 @@ class Scorer:
     def subject_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return features that distinguish subjects of the same class, (N, d): DINO's, which was not trained to map all
         dogs to one word, or else CLIP's."""
-        if self._dino is None:
+        dino = self._dino
+        if dino is None:
             return self.image_features(images)
-        return self._features(images, self._dino_processor, lambda pixels: self._dino(pixels).last_hidden_state[:, 0])
+        return self._features(images, self._dino_processor, lambda pixels: dino(pixels).last_hidden_state[:, 0])
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return CLIP's features of texts, (N, d) fp32, normalised."""
-        length = self._clip.config.text_config.max_position_embeddings
+        length = self._clip.text_model.config.max_position_embeddings
         ids = self._tokenizer(
             list(texts),
             padding="max_length",
@@ -92,11 +94,11 @@ class Scorer:
         return _normalize(self._clip.get_text_features(**ids))
 
     @torch.no_grad()
-    def _features(self, images: Sequence[Image.Image], prepare, look) -> np.ndarray:
+    def _features(self, images: Sequence[Image.Image], processor: Any, encode: Callable[[Tensor], Any]) -> np.ndarray:
         features = []
         for first in range(0, len(images), _BATCH_SIZE):
-            batch = [picture.convert("RGB") for picture in images[first : first + _BATCH_SIZE]]
-            features.append(_normalize(look(prepare(batch, return_tensors="pt").pixel_values)))
+            batch = [image.convert("RGB") for image in images[first : first + _BATCH_SIZE]]
+            features.append(_normalize(encode(processor(batch, return_tensors="pt").pixel_values)))
         return np.concatenate(features)
 
 
@@ -110,22 +112,29 @@ def scorer_for_base(base_kind: str) -> Scorer | None:
     return Scorer(clip, dino) if clip else None
 
 
-def _find_cached(places: Sequence[tuple[str, str | None]], *more: str) -> Path | None:
+def _find_cached(repositories: Sequence[tuple[str, str | None]], *files: str) -> Path | None:
     """Return the first cached model with all its files: other programs may have downloaded only a part of them."""
-    folders = (cached_snapshot(hub_id, revision) for hub_id, revision in places)
+    folders = (cached_snapshot(hub_id, revision) for hub_id, revision in repositories)
     return next(
-        (folder for folder in folders if folder and all((folder / name).exists() for name in _REQUIRED_FILES + more)),
+        (
+            folder
+            for folder in folders
+            if folder and all((folder / name).exists() for name in (*_REQUIRED_FILES, *files))
+        ),
         None,
     )
 
 
-def _load(kind: type, folder: Path, **more: object) -> object:
-    """Load a model, its processor or its tokenizer. Raises UserError if it is damaged or a weight is missing."""
-    if issubclass(kind, torch.nn.Module):
-        more |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+def _load(cls: Any, folder: Path, **options: object) -> Any:
+    """Load a model, its processor or its tokenizer, of a class of transformers, which have no common typed loader.
+
+    Raises UserError if it is damaged or a weight is missing.
+    """
+    if issubclass(cls, torch.nn.Module):
+        options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
         with silence_libraries():
-            loaded = kind.from_pretrained(folder, local_files_only=True, **more)
+            loaded = cls.from_pretrained(folder, local_files_only=True, **options)
         if not isinstance(loaded, tuple):
             return loaded
         model, info = loaded
@@ -133,11 +142,11 @@ def _load(kind: type, folder: Path, **more: object) -> object:
             raise ValueError("a weight is missing")
     except (OSError, ValueError, RuntimeError, SafetensorError):
         raise UserError(
-            f"The judge in {printable(str(folder))} is damaged.", "Fetch it again, or leave it out with --no-samples."
+            f"The scoring model in {printable(str(folder))} is damaged.", "Download it again, or skip it: --no-samples."
         ) from None
     return model.eval()
 
 
-def _normalize(features: Tensor | object) -> np.ndarray:
+def _normalize(features: Any) -> np.ndarray:
     features = features if isinstance(features, Tensor) else features.pooler_output  # transformers 5 wraps it
     return torch.nn.functional.normalize(features.float(), dim=-1).numpy()

@@ -3,10 +3,9 @@
 Requests are independent: the same request gives the same images, whatever ran before.
 """
 
-from .denoise import SamplingConfig, denoise
+from .denoise import SamplingConfig, denoise, noise_from_seed
 from .generator import MAX_BATCH_SIZE, Generator, ImageGenerator
-from .noise import noise_from_seed
-from .picture import GeneratedImage, GeneratedImages
+from .image import GeneratedImage, GeneratedImages
 from .prompt_resolution import ConceptSource, NoConcepts
 
 __all__ = [

@@ -1,26 +1,25 @@
-"""Denoise latents with classifier-free guidance."""
+"""Denoise latents with classifier-free guidance, from noise that depends on an image's seed only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config.scheduler_names import Scheduler
-from ..models import Conditioning, StableDiffusion, draws_noise, step_of, step_options
+from ..models import Conditioning, Sampler, StableDiffusion
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """The settings of the denoising.
 
-    rescale: guidance-rescale factor, 0 for none; change: the img2img strength, the share of the schedule that is run;
-    scheduler: None for the base's default; restarts_noise: the scheduler's own noise starts again with the seed's
-    initial noise, as it always did with `--fast`, so that its old images can be reproduced to the bit.
+    rescale: guidance-rescale factor, 0 for none; strength: for img2img, the share of the steps that is run; scheduler:
+    None for the model's default; restarts_noise: the scheduler's own noise starts again with the seed's initial noise,
+    as it always did with `--fast`, so that its old images can be reproduced to the bit.
     """
 
     steps: int
@@ -31,111 +30,111 @@ class SamplingConfig:
     restarts_noise: bool = False
 
     @property
-    def skipped(self) -> int:
+    def skipped_steps(self) -> int:
         """The number of steps at the beginning that are skipped."""
         return self.steps - max(1, min(self.steps, int(self.steps * self.strength)))
 
     @property
-    def predictions(self) -> int:
+    def num_predictions(self) -> int:
         """The number of UNet predictions: one a step, or as many as the scheduler needs."""
         if self.scheduler is None:
-            return self.steps - self.skipped
-        return self.scheduler.predictions(self.steps, self.skipped)
+            return self.steps - self.skipped_steps
+        return self.scheduler.predictions(self.steps, self.skipped_steps)
 
 
 @dataclass(frozen=True)
 class InitLatents:
-    """Initial latents (1 or B, C, h, w), scaled for the UNet. mask: (1, 1, h, w), 1 where they may change."""
+    """The latents of an init image, (1 or B, C, h, w), scaled for the UNet.
+
+    mask: (1, 1, h, w), 1 where they are generated anew; None: everywhere.
+    """
 
     latents: Tensor
     mask: Tensor | None = None
 
 
-def sampling_progress(step: int, steps: int) -> float:
-    """Return the progress of the sampling in the middle of a step (from 0): 0 is noise, 1 the image."""
-    return (step + 0.5) / steps
-
-
 def denoise(
-    base: StableDiffusion,
-    condition: Conditioning | Callable[[float], Conditioning],
+    model: StableDiffusion,
+    conditioning_at: Callable[[float], Conditioning],
     noise: Tensor,
-    sampling: SamplingConfig,
-    on_step: Callable[[int], None] = lambda step: None,
+    config: SamplingConfig,
     init: InitLatents | None = None,
-    seeds: tuple[int, ...] = (),
-    on_prediction: Callable[[Callable[[], Tensor]], None] | None = None,
+    seeds: Sequence[int] = (),
+    on_step: Callable[[int], None] = lambda number: None,
+    on_prediction: Callable[[Callable[[], Tensor]], None] = lambda predict_x0: None,
 ) -> Tensor:
-    """Denoise with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
+    """Denoise latents (B, C, h, w) from pure noise, or from noised init latents (SDEdit, Meng et al. 2021).
 
     Args:
-        condition: 2B contexts, the negative prompts' first; or a function that returns them for the progress of the
-            sampling, 0 (noise) to 1 (image), and may change the LoRA adapters between steps.
-        noise: (B, C, h, w).
-        advance: advance(i) is called before the i-th prediction, counted from 1.
-        start: latents to begin from, noised (Meng et al. 2022, SDEdit, arXiv 2108.01073); they stay where the mask is
-            0.
+        conditioning_at: returns the conditioning of 2B prompts, the negative ones first, for the progress of the
+            sampling, 0 (noise) to 1 (image). It may change the LoRA adapters between steps.
         seeds: one per image, for schedulers that add noise in their steps.
-        look: look(guess) is called in each step; guess() returns the predicted x_0, (B, C, h, w).
-
-    Returns:
-        The latents, (B, C, h, w).
+        on_step: on_step(i) is called before the i-th prediction, counted from 1.
+        on_prediction: on_prediction(predict_x0) is called in each step; predict_x0() returns x_0, (B, C, h, w).
     """
-    sampler = base.make_scheduler(sampling.scheduler)
-    options: dict[str, Any] = {}
-    if sampling.scheduler and draws_noise(sampler):
-        options = {"generator": _generators(seeds, noise.shape[1:], sampling.restarts_noise)}
-    sampler.set_timesteps(sampling.steps, device=base.device)
-    first = sampling.skipped * sampler.order  # Heun and DPM2 have two timesteps per step
-    timesteps = sampler.timesteps[first:]
-    if hasattr(sampler, "set_begin_index"):  # DDIM finds its index by the timestep
-        sampler.set_begin_index(first)  # else the index is looked up, and wrong if two timesteps round to the same
-    noise = noise.float()
-    if init is None:
-        latents = noise * sampler.init_noise_sigma
-    else:
-        latents = sampler.add_noise(init.latents.expand_as(noise), noise, timesteps[:1])
-    for i, t in enumerate(timesteps):
+    sampler = Sampler(model.make_scheduler(config.scheduler), config.steps, config.skipped_steps, model.device)
+    generators = noise_generators(seeds, noise.shape[1:], config.restarts_noise)
+    latents = sampler.add_noise(init.latents, noise, 0) if init else sampler.scale_noise(noise)
+    for i, t in enumerate(sampler.timesteps):
         on_step(i + 1)
-        step = step_of(sampler, first + i, sampling.steps)
-        conditioning = condition(sampling_progress(step, sampling.steps)) if callable(condition) else condition
-        inputs = sampler.scale_model_input(latents, t)
-        predicted = _predict_with_guidance(base, conditioning, inputs, t, sampling)
-        if on_prediction:
-            on_prediction(partial(base.schedule.predict_x0, inputs, predicted, t.long().expand(len(latents))))
-        latents = sampler.step(predicted, t, latents, **options, **step_options(sampler, i)).prev_sample
-        if init is not None and init.mask is not None:
-            original = init.latents.expand_as(noise)
-            if i + 1 < len(timesteps):
-                original = sampler.add_noise(original, noise, timesteps[i + 1 : i + 2])
+        conditioning = conditioning_at(sampler.progress(i))
+        model_input = sampler.scale_model_input(latents, t)
+        prediction = predict_with_guidance(model, model_input, t, conditioning, config)
+        on_prediction(partial(model.schedule.predict_x0, model_input, prediction, t.long().expand(len(latents))))
+        latents = sampler.step(prediction, i, latents, generators)
+        if init and init.mask is not None:
+            original = sampler.add_noise(init.latents, noise, i + 1)
             latents = init.mask * latents + (1 - init.mask) * original
     return latents
 
 
-def _generators(seeds: tuple[int, ...], shape: tuple[int, ...], restarts: bool) -> list[torch.Generator]:
+def predict_with_guidance(
+    model: StableDiffusion, model_input: Tensor, t: Tensor, conditioning: Conditioning, config: SamplingConfig
+) -> Tensor:
+    """Predict with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6): (B, C, h, w)."""
+    batch_size = len(model_input)
+    if config.guidance == 1:  # the negative prompt has no effect: half the work
+        return model.predict(model_input, t.expand(batch_size), conditioning[batch_size:])
+    both = model.predict(torch.cat([model_input, model_input]), t.expand(2 * batch_size), conditioning)
+    negative, positive = both.chunk(2)
+    guided = negative + config.guidance * (positive - negative)
+    return _rescale_guidance(guided, positive, config.rescale) if config.rescale else guided
+
+
+def _rescale_guidance(guided: Tensor, positive: Tensor, rescale: float) -> Tensor:
+    """Rescale to the standard deviation without guidance, by a share (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
+    image_dims = (1, 2, 3)
+    scale = positive.std(dim=image_dims, keepdim=True) / guided.std(dim=image_dims, keepdim=True)
+    return guided * (rescale * scale + (1 - rescale))
+
+
+def noise_generators(seeds: Sequence[int], shape: Sequence[int], restarts: bool) -> list[torch.Generator]:
     """Create one generator per image from its seed only; on the CPU, so that results do not depend on the device.
 
     It continues after the image's initial noise, as in diffusers' pipelines, unless it `restarts`.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     for generator in () if restarts else generators:
-        torch.randn(shape, generator=generator)
+        torch.randn(tuple(shape), generator=generator)
     return generators
 
 
-def _predict_with_guidance(
-    base: StableDiffusion, condition: Conditioning, inputs: Tensor, t: Tensor, sampling: SamplingConfig
-) -> Tensor:
-    count = len(inputs)
-    if sampling.guidance == 1:  # the negative prompt has no effect: half the work
-        return base.predict(inputs, t.expand(count), condition[count:])
-    uncond, cond = base.predict(torch.cat([inputs, inputs]), t.expand(2 * count), condition).chunk(2)
-    guided = uncond + sampling.guidance * (cond - uncond)
-    return _rescale_guidance(guided, cond, sampling.rescale) if sampling.rescale else guided
+def noise_from_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
+    """Sample the initial noise (C, h, w) of one image.
+
+    It is sampled on the CPU with one generator per image, so a seed gives the same image on any device and in any
+    batch.
+
+    seed: 0 to 2**64 - 1, as in ComfyUI, which samples its noise in the same way. torch gives its Mersenne Twister only
+    the lower 32 bits (`mt19937::init_with_uint32`), so seeds a multiple of 2**32 apart give the same noise.
+    """
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
-def _rescale_guidance(guided: Tensor, with_prompt: Tensor, rescale: float) -> Tensor:
-    """Rescale to the standard deviation without guidance, by a share (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
-    image_dims = (1, 2, 3)
-    scale = with_prompt.std(dim=image_dims, keepdim=True) / guided.std(dim=image_dims, keepdim=True)
-    return guided * (rescale * scale + (1 - rescale))
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Interpolate two noises spherically (slerp; Shoemake 1985), which keeps their norm; a linear mean would not."""
+    cosine = torch.dot(a.flatten(), b.flatten()) / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if angle < 1e-4:
+        return a + t * (b - a)
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)

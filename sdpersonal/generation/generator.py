@@ -24,10 +24,9 @@ from ..models.offload import plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, printable, sample_prompt
-from .denoise import InitLatents, SamplingConfig, denoise
+from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
+from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
-from .noise import noise_from_seed, slerp
-from .picture import GeneratedImage
 from .previews import OnPrediction, Previews
 from .prompt_encoding import PromptEmbedsCache, PromptPair, StepConditioner, num_chunks
 from .prompt_resolution import (
@@ -41,7 +40,7 @@ from .prompt_resolution import (
 from .request_checks import prompts_of
 
 MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
-OOM_HINT = "Ask for a smaller --size, or --n 1; or close what else takes memory."
+OOM_HINT = "Use a smaller --size or --num-images 1, or close other programs."
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class _ImageJob:
 
     prompts: PromptPair
     seed: int
-    near_seed: int
+    variation_seed: int
     template: str  # the template that the prompt was chosen from, or ""
     batch_key: tuple  # jobs with equal keys can be generated in one batch
 
@@ -67,21 +66,31 @@ class _GenerationPlan:
 
     @property
     def passes(self) -> int:
-        return 2 if self.request.enlarge > 1 else 1
+        return 2 if self.request.hires_scale > 1 else 1
 
     @property
     def final_size(self) -> tuple[int, int]:
         """The size of the last pass, (width, height)."""
-        return upscaled_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
+        return upscaled_size(self.size, self.request.hires_scale) if self.passes == 2 else self.size
+
+    @property
+    def fast_lora(self) -> LoraWeight | None:
+        """The LoRA of the request's `fast`, which is active in all steps."""
+        concept = self.fast_concept
+        return LoraWeight(concept.identity, 1.0, concept.lora) if concept and concept.lora else None
 
     @property
     def second_pass(self) -> SamplingConfig:
-        return replace(self.sampling, strength=self.request.change)
+        return replace(self.sampling, strength=self.request.strength)
 
     @property
-    def predictions(self) -> int:
+    def num_predictions(self) -> int:
         """The number of UNet predictions for a batch, over all passes."""
-        return self.sampling.predictions + (self.second_pass.predictions if self.passes == 2 else 0)
+        return self.sampling.num_predictions + (self.second_pass.num_predictions if self.passes == 2 else 0)
+
+
+def _ignore_prediction(predict_x0: Callable[[], Tensor]) -> None:
+    """Show no preview."""
 
 
 class ImageGenerator(Protocol):
@@ -149,32 +158,32 @@ class Generator:
         resolver = PromptResolver(self.base, self.concepts)
         plan = self._plan(request, resolver)
         jobs = list(self._jobs(request, resolver, plan))
-        batch_size = self._plan_memory(plan, resolver, jobs)
+        batch_size = self._plan_memory(plan, jobs)
         groups = (list(group) for _, group in groupby(jobs, key=lambda job: job.batch_key))
         batches = [group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)]
-        total = len(batches) * plan.predictions
+        total = len(batches) * plan.num_predictions
         for number, batch in enumerate(batches):
 
-            def advance(step: int, before: int = number * plan.predictions) -> None:
+            def on_step(step: int, before: int = number * plan.num_predictions) -> None:
                 if cancelled():
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
 
-            with translate_oom(f"drawing {len(batch)} at once", OOM_HINT, self.base.device):
-                images = self._generate_batch(plan, resolver, batch, advance, preview)
+            with translate_oom(f"generating {len(batch)} images at once", OOM_HINT, self.base.device):
+                images = self._generate_batch(plan, batch, on_step, preview)
                 flags = self._flag_unsafe(images)
             for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
                 recipe = self._recipe(plan, job, hidden, (len(batch), index))
                 yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
-    def _plan_memory(self, plan: _GenerationPlan, resolver: PromptResolver, jobs: Sequence[_ImageJob]) -> int:
+    def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> int:
         """Place the models for the request and return the batch size."""
-        with self.base.exclusive(), translate_oom("before drawing", OOM_HINT, self.base.device):
+        with self.base.exclusive(), translate_oom("before generating", OOM_HINT, self.base.device):
             if self.base.safety_checker:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing
             mixes = {mix for job in jobs for mix in job.batch_key[0]}
-            loras = ([lora for lora, _ in resolver.loras(mix)] for mix in mixes)
-            lora_bytes = max(map(self.base.adapters.room, loras), default=0)
+            loras = ([weight.lora for weight in mix] for mix in mixes)
+            lora_bytes = max(map(self.base.adapters.memory_bytes, loras), default=0)
             return plan_offload(self.base, plan.final_size, MAX_BATCH_SIZE, lora_bytes)
 
     def _flag_unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
@@ -188,7 +197,7 @@ class Generator:
         self._check_clip_skip(request)
         guidance = request.guidance or (1.0 if fast else base.guidance)
         rescale = base.rescale if request.rescale is None else request.rescale
-        strength = request.change if source else 1.0
+        strength = request.strength if source else 1.0
         scheduler, restarts = _scheduler_of(request, fast)
         check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
         sampling = SamplingConfig(request.denoising_steps, guidance, rescale, strength, scheduler, restarts)
@@ -213,81 +222,67 @@ class Generator:
 
     def _jobs(self, request: GenerateRequest, resolver: PromptResolver, plan: _GenerationPlan) -> Iterator[_ImageJob]:
         resolved: dict[str, ResolvedPrompt] = {}
-        fast = LoraWeight(plan.fast_concept.identity, 1.0) if plan.fast_concept else None
 
-        def read(text: str) -> ResolvedPrompt:
+        def resolve(text: str) -> ResolvedPrompt:
             if text not in resolved:
                 resolved[text] = resolver.resolve(text)
             return resolved[text]
 
         for i, prompt in enumerate(prompts_of(request, self._wildcards)):
-            seed = (request.seed + (i % request.n if request.near is None else 0)) % SEEDS
-            near_seed = (request.near_seed + i % request.n) % SEEDS
+            seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
+            variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
-            pair = PromptPair(read(prompt), read(negative), fast)
-            batch_key = pair.loras_by_step(plan.sampling.steps), num_chunks(self.base, resolver, pair)
-            yield _ImageJob(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", batch_key)
+            pair = PromptPair(resolve(prompt), resolve(negative), plan.fast_lora)
+            batch_key = pair.loras_by_step(plan.sampling.steps), num_chunks(self.base, pair)
+            yield _ImageJob(pair, seed, variation_seed, request.prompt if prompt != request.prompt else "", batch_key)
 
     def _generate_batch(
         self,
         plan: _GenerationPlan,
-        resolver: PromptResolver,
         jobs: Sequence[_ImageJob],
-        advance: Callable[[int], None],
+        on_step: Callable[[int], None],
         preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
         base = self.base
         with base.exclusive(), base.adapters.active(()):
-            start = plan.init_image.latents(base) if plan.init_image else None
-            noise = torch.stack([self._initial_noise(plan, job, plan.size) for job in jobs]).to(base.device)
-            on_prediction = Previews(base, preview).update if preview else None
-            images = self._run_pass(
-                plan.sampling, resolver, jobs, noise, advance, start, plan.request.clip_skip, on_prediction
-            )
+            init = plan.init_image.latents(base) if plan.init_image else None
+            on_prediction = Previews(base, preview).update if preview else _ignore_prediction
+            images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction)
             if plan.init_image:
                 return [plan.init_image.composite(image) for image in images]
             if plan.passes == 1:
                 return images
-            enlarged = [upscale(image, plan.request.enlarge) for image in images]
-            start = InitLatents(torch.cat([encode_image(base, image) for image in enlarged]))
-            noise = torch.stack([self._initial_noise(plan, job, enlarged[0].size) for job in jobs]).to(base.device)
-            done = plan.sampling.predictions
+            upscaled = [upscale(image, plan.request.hires_scale) for image in images]
+            init = InitLatents(torch.cat([encode_image(base, image) for image in upscaled]))
+            first = plan.sampling.num_predictions
             return self._run_pass(
-                plan.second_pass,
-                resolver,
-                jobs,
-                noise,
-                lambda step: advance(done + step),
-                start,
-                plan.request.clip_skip,
+                plan, plan.second_pass, jobs, plan.final_size, init, lambda step: on_step(first + step)
             )
 
     def _run_pass(
         self,
+        plan: _GenerationPlan,
         sampling: SamplingConfig,
-        resolver: PromptResolver,
         jobs: Sequence[_ImageJob],
-        noise: Tensor,
-        advance: Callable[[int], None],
-        start: InitLatents | None,
-        clip_skip: int,
-        on_prediction: OnPrediction | None = None,
+        size: tuple[int, int],
+        init: InitLatents | None,
+        on_step: Callable[[int], None],
+        on_prediction: OnPrediction = _ignore_prediction,
     ) -> list[Image.Image]:
-        base = self.base
-        height, width = (side * base.vae_scale_factor for side in noise.shape[2:])
-        pairs = [job.prompts for job in jobs]
-        conditioner = StepConditioner(
-            base, resolver, self._embeds_cache, pairs, SizeConditioning.full(height, width), clip_skip
-        )
-        seeds = tuple(job.seed for job in jobs)
-        latents = denoise(base, conditioner, noise, sampling, advance, start, seeds, on_prediction)
+        base, (width, height) = self.base, size
+        noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
+        pairs, clip_skip = [job.prompts for job in jobs], plan.request.clip_skip
+        size_conditioning = SizeConditioning.full(height, width)
+        conditioner = StepConditioner(base, self._embeds_cache, pairs, size_conditioning, clip_skip)
+        seeds = [job.seed for job in jobs]
+        latents = denoise(base, conditioner, noise, sampling, init, seeds, on_step, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
         return [Image.fromarray(base.decode(latent[None])[0]) for latent in latents]
 
     def _initial_noise(self, plan: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
         shape = self.base.latent_shape(*size)
-        noise, near = noise_from_seed(job.seed, shape), plan.request.near
-        return noise if near is None else slerp(noise, noise_from_seed(job.near_seed, shape), near)
+        noise, near = noise_from_seed(job.seed, shape), plan.request.variation_strength
+        return noise if near is None else slerp(noise, noise_from_seed(job.variation_seed, shape), near)
 
     def _recipe(self, plan: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
         request, base, sampling = plan.request, self.base, plan.sampling
@@ -301,15 +296,15 @@ class Generator:
             template=job.template,
             negative=job.prompts.negative.prompt.text,
             seed=job.seed,
-            near=request.near,
-            near_seed=job.near_seed if request.near else 1,
+            variation_strength=request.variation_strength,
+            variation_seed=job.variation_seed if request.variation_strength else 1,
             steps=sampling.steps,
             guidance=sampling.guidance,
             rescale=sampling.rescale,
             size="{}x{}".format(*plan.size),
-            enlarge=request.enlarge,
-            change=request.change,
-            start=plan.init_image.image_sha256 if plan.init_image else "",
+            hires_scale=request.hires_scale,
+            strength=request.strength,
+            init_image=plan.init_image.image_sha256 if plan.init_image else "",
             mask=plan.init_image.mask_sha256 if plan.init_image else "",
             sampler=type(base.make_scheduler(sampling.scheduler)).__name__.removesuffix("Scheduler"),
             fast=request.fast or "",

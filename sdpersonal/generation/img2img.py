@@ -48,20 +48,20 @@ class InitImage:
         white = torch.from_numpy(np.array(self.mask)) >= 128
         return torch.nn.functional.max_pool2d(white[None, None].float(), base.vae_scale_factor).to(base.device)
 
-    def composite(self, drawn: Image.Image) -> Image.Image:
+    def composite(self, generated: Image.Image) -> Image.Image:
         """Restore the init image's own pixels outside the mask."""
         if self.mask is None:
-            return drawn
+            return generated
         # The mask is softened inside its edge only: outside, the init image stays unchanged to the bit.
         soft = ImageChops.darker(self.mask.filter(ImageFilter.GaussianBlur(_FEATHER)), self.mask)
-        return Image.composite(drawn, self.image, soft)
+        return Image.composite(generated, self.image, soft)
 
 
 def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImage | None:
     """Load the request's init image and mask. Raises UserError for a file that is no image, or too small."""
-    if request.start is None:
+    if request.init_image is None:
         return None
-    image = open_image(request.start)
+    image = open_image(request.init_image)
     size = request.width_height or native_size(image.size, base)
     mask = open_mask(request.mask) if request.mask else None
     return InitImage(
@@ -72,25 +72,25 @@ def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImag
     )
 
 
-def open_image(path: Path, behind: str = "white") -> Image.Image:
+def open_image(path: Path, background: str = "white") -> Image.Image:
     """Open an image as upright sRGB, in its own size up to 2,048 pixels for the shorter side.
 
-    behind: the background colour of transparent pixels. Raises UserError for a file that is no image.
+    background: the colour of transparent pixels. Raises UserError for a file that is no image.
     """
     data = storage.read_bytes(path, _MAX_BYTES)
     name = printable(path.name)
     try:
-        pixels, _ = decode(data, min(_MAX_SIDE, shorter_side(data)), _MIN_SIDE, behind)
+        pixels, _ = decode(data, min(_MAX_SIDE, shorter_side(data)), _MIN_SIDE, background)
     except UnusablePhoto as error:
-        raise UserError(f"{name} {error}.", f"Give a picture: {FORMATS}.") from None
+        raise UserError(f"{name} {error}.", f"Give an image: {FORMATS}.") from None
     except Exception:  # reading the size of a damaged file
-        raise UserError(f"{name} is damaged and cannot be decoded.", f"Give a picture: {FORMATS}.") from None
+        raise UserError(f"{name} is damaged and cannot be decoded.", f"Give an image: {FORMATS}.") from None
     return Image.fromarray(pixels)
 
 
 def open_mask(path: Path) -> Image.Image:
     """Open a mask as `open_image` does, with black where it is transparent. Raises UserError."""
-    return open_image(path, behind="black")
+    return open_image(path, background="black")
 
 
 def mask_note(request: GenerateRequest) -> str:
@@ -98,18 +98,18 @@ def mask_note(request: GenerateRequest) -> str:
 
     The user sees it before anything is computed.
     """
-    if request.start is None:
+    if request.init_image is None:
         return ""
-    image = open_image(request.start)
+    image = open_image(request.init_image)
     if request.mask is None:
         return ""
     mask, name = open_mask(request.mask), printable(request.mask.name)
     if not _white(mask).getbbox():
-        return f"{name} has nothing white, so nothing of the start picture changes. Paint in white what should change."
-    ratios = [picture.width / picture.height for picture in (mask, image)]
+        return f"{name} has nothing white, so nothing of the init image changes. Paint in white what should change."
+    ratios = [item.width / item.height for item in (mask, image)]
     if abs(ratios[0] / ratios[1] - 1) > _SAME_SHAPE:
         sizes = f"{mask.width}x{mask.height}", f"{image.width}x{image.height}"
-        return f"{name} is {sizes[0]} and the start picture {sizes[1]}: the mask is stretched to it."
+        return f"{name} is {sizes[0]} and the init image {sizes[1]}: the mask is stretched to it."
     return ""
 
 
@@ -121,7 +121,8 @@ def _white(mask: Image.Image) -> Image.Image:
 def native_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]:
     """Return a size with the image's aspect ratio and about the base's training resolution, in multiples of 8."""
     scale = base.resolution / (size[0] * size[1]) ** 0.5
-    return tuple(min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
+    width, height = (min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
+    return width, height
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -144,4 +145,4 @@ def upscale(image: Image.Image, scale: float) -> Image.Image:
 
 def upscaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return the size of the result of `upscale`."""
-    return tuple(round(side * scale / 8) * 8 for side in size)
+    return round(size[0] * scale / 8) * 8, round(size[1] * scale / 8) * 8

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..concepts.concept import Concept, Lora
 from ..errors import UserError
-from ..models import Segment, StableDiffusion
+from ..models import Segment, StableDiffusion, Vectors
 from ..prompts import Break, ConceptRef, Mention, Prompt, Text, Token, parse
 
 
@@ -26,88 +26,89 @@ class NoConcepts:
     """A source without concepts, for prompts without tokens."""
 
     def get(self, token: Token) -> Concept:
-        raise UserError(f"There is no concept {token} here.", "Open a library that has it.")
+        raise UserError(f"There is no concept {token}: no library is open.", "Open a library that contains it.")
 
 
 @dataclass(frozen=True)
 class LoraWeight:
-    """A concept at a strength. It is identified by its bytes, so copies of a concept are equal."""
+    """A concept's LoRA at a strength. It is identified by the concept's bytes, so copies of a concept are equal."""
 
     identity: str
     strength: float
-
-
-@dataclass(frozen=True)
-class ConceptSegment:
-    """A concept reference of a prompt, with its strengths at one step."""
-
-    weights: tuple[LoraWeight, ...]
-    weight: float
-
-
-StepSegments = tuple[Text | ConceptSegment | Break, ...]
-"""A prompt at one step: its embeddings depend on nothing else but the LoRA adapters."""
+    lora: Lora = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """A prompt with its concepts, keyed by the token as written."""
+    """A prompt with its concepts, keyed by the token as written.
+
+    progress, in its methods: of the sampling, 0 (noise) to 1 (image).
+    """
 
     prompt: Prompt
     concepts: Mapping[Token, Concept]
 
-    def at(self, progress: float) -> StepSegments:
-        """Return the prompt as it is at a step. moment: progress of the sampling, 0 (noise) to 1 (image)."""
-        return tuple(
-            self._segment(piece, progress) if isinstance(piece, ConceptRef) else piece for piece in self.prompt.pieces
-        )
+    @property
+    def references(self) -> tuple[ConceptRef, ...]:
+        return tuple(piece for piece in self.prompt.pieces if isinstance(piece, ConceptRef))
 
-    def _segment(self, word: ConceptRef, progress: float) -> ConceptSegment:
-        is_active = is_active_at(word, progress)
-        lora_weights = (
-            LoraWeight(self.concepts[part.token].identity, part.strength if is_active else 0.0) for part in word.parts
-        )
-        return ConceptSegment(tuple(lora_weights), word.weight)
+    @property
+    def cache_key(self) -> tuple[Hashable, ...]:
+        """What its embeddings depend on, besides `active_at` and the LoRA adapters. Copies of a concept are equal."""
+        return self.prompt, tuple(self.concepts[mention.token].identity for mention in self.prompt.mentions)
+
+    def active_at(self, progress: float) -> tuple[bool, ...]:
+        """Return for each reference whether it is active at a step."""
+        return tuple(is_active_at(reference, progress) for reference in self.references)
+
+    def segments_at(self, base: StableDiffusion, progress: float) -> list[Segment | Break]:
+        """Return the prompt as it is at a step, for `base.encode_prompt`; a reference that is not active has strength
+        0."""
+        segments: list[Segment | Break] = []
+        for piece in self.prompt.pieces:
+            if isinstance(piece, Break):
+                segments.append(piece)
+            elif isinstance(piece, Text):
+                segments.append(Segment(piece.text, piece.weight))
+            else:
+                is_active = is_active_at(piece, progress)
+                parts = [(self.concepts[part.token], part.strength if is_active else 0.0) for part in piece.parts]
+                segments += [Segment(content, piece.weight) for content in resolve_concepts(base, parts)]
+        return segments
 
     def loras_at(self, progress: float) -> tuple[LoraWeight, ...]:
         """Return the active LoRAs; one that is mentioned repeatedly has its strength farthest from 0."""
-        strengths: dict[str, float] = {}
-        for word in self.words:
-            for part in word.parts if is_active_at(word, progress) else ():
+        loras: dict[str, LoraWeight] = {}
+        for reference in self.references:
+            for part in reference.parts if is_active_at(reference, progress) else ():
                 concept = self.concepts[part.token]
                 if concept.lora and part.strength:
-                    strengths[concept.identity] = _farther(strengths.get(concept.identity, 0.0), part.strength)
-        return tuple(LoraWeight(*item) for item in strengths.items())
-
-    @property
-    def words(self) -> Iterator[ConceptRef]:
-        return (piece for piece in self.prompt.pieces if isinstance(piece, ConceptRef))
-
-    @property
-    def windows(self) -> frozenset[tuple[float, float]]:
-        return frozenset((word.start, word.end) for word in self.words)
+                    earlier = loras[concept.identity].strength if concept.identity in loras else 0.0
+                    strength = _farther_from_zero(earlier, part.strength)
+                    loras[concept.identity] = LoraWeight(concept.identity, strength, concept.lora)
+        return tuple(loras.values())
 
     def strongest_uses(self) -> dict[str, tuple[Concept, float]]:
         """Return the concepts by full token, with the strength farthest from 0 that they are mentioned with."""
-        used_concepts: dict[str, tuple[Concept, float]] = {}
+        uses: dict[str, tuple[Concept, float]] = {}
         for mention in self.prompt.mentions:
             concept = self.concepts[mention.token]
-            _, so_far = used_concepts.get(str(concept.token), (concept, 0.0))
-            used_concepts[str(concept.token)] = concept, _farther(so_far, mention.strength)
-        return used_concepts
+            _, earlier = uses.get(str(concept.token), (concept, 0.0))
+            uses[str(concept.token)] = concept, _farther_from_zero(earlier, mention.strength)
+        return uses
 
 
-def _farther(one: float, other: float) -> float:
-    """Return the strength farther from 0; the positive one if both are equally far."""
-    return max(one, other, key=lambda strength: (abs(strength), strength))
+def _farther_from_zero(*strengths: float) -> float:
+    """Return the strength farthest from 0; the positive one if two are equally far."""
+    return max(strengths, key=lambda strength: (abs(strength), strength))
 
 
-def is_active_at(word: ConceptRef, progress: float) -> bool:
-    return word.start <= progress < word.end
+def is_active_at(reference: ConceptRef, progress: float) -> bool:
+    return reference.start <= progress < reference.end
 
 
 class PromptResolver:
-    """Looks up the concepts of prompts, once each, and converts them to what the base takes."""
+    """Looks up the concepts of prompts, once each, and checks that they fit the base."""
 
     def __init__(self, base: StableDiffusion, concepts: ConceptSource):
         self._base, self._concepts = base, concepts
@@ -124,22 +125,6 @@ class PromptResolver:
             self._check(concept)
             self._concepts_by_identity[concept.identity] = concept
         return self._concepts_by_identity[concept.identity]
-
-    def loras(self, mix: tuple[LoraWeight, ...]) -> list[tuple[Lora, float]]:
-        """Return the LoRAs and strengths of a mix, as `LoraAdapters.fill` takes them."""
-        return [(self._concepts_by_identity[share.identity].lora, share.strength) for share in mix]
-
-    def segments(self, script: StepSegments) -> list[Segment | Break]:
-        """Return the segments of a prompt, as `base.read` takes them."""
-        return [segment for piece in script for segment in self._segments(piece)]
-
-    def _segments(self, piece: Text | ConceptSegment | Break) -> list[Segment | Break]:
-        if isinstance(piece, Break):
-            return [piece]
-        if isinstance(piece, Text):
-            return [Segment(piece.text, piece.weight)]
-        parts = [(self._concepts_by_identity[share.identity], share.strength) for share in piece.weights]
-        return [Segment(text_or_vectors, piece.weight) for text_or_vectors in resolve_concepts(self._base, parts)]
 
     def _check(self, concept: Concept) -> None:
         check_kind(concept, self._base.kind)
@@ -158,43 +143,45 @@ def check_kind(concept: Concept, kind: str) -> None:
     """Raise UserError if the concept was made for another kind of base."""
     if concept.card.base != kind:
         raise UserError(
-            f"{concept.token} was made for the base {concept.card.base}; the loaded one is {kind}.",
-            f"Draw with --base {concept.card.base}, or train it again on this one.",
+            f"{concept.token} was made for the base {concept.card.base}; the loaded base is {kind}.",
+            f"Use --base {concept.card.base}, or train the concept again on this one.",
         )
 
 
 def check_makes_few_steps_enough(concept: Concept) -> None:
     """Raise UserError if the concept of --fast has no LoRA."""
     if concept.lora is None:
-        raise UserError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
+        raise UserError(f"{concept.token} has no LoRA; --fast needs an LCM or TCD LoRA.")
 
 
-def resolve_concepts(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> list[str | dict[str, Tensor]]:
+def resolve_concepts(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> list[str | Vectors]:
     """Return what replaces the concepts of one reference in a prompt: their vectors, their trigger words, or nothing.
 
     If all have vectors, and equally many, these are combined: the mean of their class nouns' embeddings, weighted by
     the absolute strengths, plus each concept's difference from its class noun times its strength. If no strength is
     negative, that is the average of the vectors weighted by the strengths. Otherwise the concepts follow each other.
     """
-    pieces = [
+    if len(parts) > 1 and _have_equally_many_vectors([concept for concept, _ in parts]):
+        return [_blend(base, parts)]
+    return [
         embeddings_at_strength(base, concept, strength) if concept.vectors else " ".join(concept.card.trigger_words)
         for concept, strength in parts
     ]
-    blocks = [piece for piece in pieces if not isinstance(piece, str)]
-    if (
-        len(blocks) < 2
-        or len(blocks) < len(pieces)
-        or len({len(rows) for block in blocks for rows in block.values()}) > 1
-    ):
-        return pieces
+
+
+def _have_equally_many_vectors(concepts: list[Concept]) -> bool:
+    counts = {len(vectors) for concept in concepts for vectors in concept.vectors.values()}
+    return all(concept.vectors for concept in concepts) and len(counts) == 1
+
+
+def _blend(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> Vectors:
     total = sum(abs(strength) for _, strength in parts)
     weights = [abs(strength) / total if total else 1 / len(parts) for _, strength in parts]
-    word_vectors = [
-        embeddings_at_strength(base, concept, math.copysign(total, strength)) for concept, strength in parts
-    ]
-    return [
-        {key: sum(w * block[key] for w, block in zip(weights, word_vectors, strict=True)) for key in word_vectors[0]}
-    ]
+    scaled = [embeddings_at_strength(base, concept, math.copysign(total, strength)) for concept, strength in parts]
+    return {
+        key: sum((w * vectors[key] for w, vectors in zip(weights, scaled, strict=True)), start=torch.zeros(()))
+        for key in scaled[0]
+    }
 
 
 def embeddings_at_strength(base: StableDiffusion, concept: Concept, strength: float) -> dict[str, Tensor]:
@@ -210,8 +197,8 @@ def embeddings_at_strength(base: StableDiffusion, concept: Concept, strength: fl
     return {key: initial[key] + strength * (vectors - initial[key]) for key, vectors in trained.items()}
 
 
-def _initial_embeddings(base: StableDiffusion, key: str, concept: Concept, rows: Tensor) -> Tensor:
+def _initial_embeddings(base: StableDiffusion, key: str, concept: Concept, vectors: Tensor) -> Tensor:
     try:
-        return base.encoders[key].initial_embeddings(concept.card.class_noun, len(rows)).cpu()
+        return base.encoders[key].initial_embeddings(concept.card.class_noun, len(vectors)).cpu()
     except UserError:  # no noun, or none with a word in it
-        return torch.zeros_like(rows)
+        return torch.zeros_like(vectors)

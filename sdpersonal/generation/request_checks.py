@@ -27,8 +27,8 @@ def check_requests(
         elsewhere: tokens that need not be in `concepts`.
 
     Raises:
-        UserError: as `Generator.draw` would later, for missing wildcard lists and concepts, concepts of another kind of
-            model, and init images and masks that cannot be read.
+        UserError: as `Generator.generate` would later, for missing wildcard lists and concepts, concepts of another
+            kind of model, and init images and masks that cannot be read.
     """
     wildcard_lists, note = Wildcards(wildcards), ""
     texts = dict.fromkeys(text for request in requests for text in _texts(request, wildcard_lists))
@@ -37,7 +37,7 @@ def check_requests(
     for fast in dict.fromkeys(request.fast for request in requests if request.fast):
         check_makes_few_steps_enough(concepts.get(Token.parse(fast)))
         check_tokens([Token.parse(fast)], concepts, kind)
-    for request in {(request.start, request.mask): request for request in requests}.values():
+    for request in {(request.init_image, request.mask): request for request in requests}.values():
         note = mask_note(request) or note
     return note
 
@@ -69,22 +69,23 @@ def check_tokens(tokens: Iterable[Token], concepts: ConceptSource, kind: str | N
 def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     """Yield the prompt of each image, alternatives chosen. Raises UserError for too many images."""
     template = request.prompt
-    if not request.every:
-        first = request.seed if request.near is None else request.near_seed
-        yield from (sample_prompt(template, first + i, wildcards) for i in range(request.n))
+    if not request.all_combinations:
+        first = request.seed if request.variation_strength is None else request.variation_seed
+        yield from (sample_prompt(template, first + i, wildcards) for i in range(request.num_images))
         return
     number = count_prompts(template, wildcards)
-    if number * request.n > MAX_IMAGES:
+    if number * request.num_images > MAX_IMAGES:
         raise UserError(
-            f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_IMAGES}.",
-            "Ask for fewer, or leave --every away: each picture then gets one by chance.",
+            f"The prompt has {number:,} alternatives, generated {request.num_images} times each; "
+            f"up to {MAX_IMAGES} images are allowed.",
+            "Ask for fewer, or leave out --all-combinations: each image then gets a random alternative.",
         )
-    check_total_work(request, number * request.n)
+    check_total_work(request, number * request.num_images)
     for i in range(number):
-        yield from [nth_prompt(template, i, wildcards)] * request.n
+        yield from [nth_prompt(template, i, wildcards)] * request.num_images
 
 
 def _texts(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     """Yield the prompts and negative prompts of the request's images."""
     yield from prompts_of(request, wildcards)
-    yield from (sample_prompt(request.negative, request.seed + i, wildcards) for i in range(request.n))
+    yield from (sample_prompt(request.negative, request.seed + i, wildcards) for i in range(request.num_images))

@@ -145,7 +145,7 @@ def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
         parameters.img2img = True
         parameters.values.pop("size", None)  # it is the init image's
         if change:
-            parameters.values["change"] = change
+            parameters.values["strength"] = change
     if last is not first and walk.adds_noise(last):
         if (
             first_size
@@ -155,8 +155,8 @@ def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
         ):
             scale = round(last_size[0] / first_size[0], 3)
             if scale > 1:
-                parameters.values |= {"enlarge": scale, "change": walk.change(last) or 0.6}
-        if "enlarge" not in parameters.values:
+                parameters.values |= {"hires_scale": scale, "strength": walk.change(last) or 0.6}
+        if "hires_scale" not in parameters.values:
             parameters.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
     elif last is not first:
         parameters.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")

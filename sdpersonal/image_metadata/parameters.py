@@ -53,7 +53,7 @@ class Foreign:
         """
         if self.refusal and "prompt" not in others:
             raise self.refusal
-        return GenerateRequest(**({"n": 1} | dict(self.fields) | others))
+        return GenerateRequest(**({"num_images": 1} | dict(self.fields) | others))
 
 
 @dataclass
@@ -98,10 +98,10 @@ def foreign_of(parameters: Parameters) -> Foreign:
             notes.append(f"Left out: {error.message}")
         else:
             fields[name] = value
-    if fields.get("enlarge", 1.0) == 1.0 and parameters.img2img is False:
-        fields.pop("change", None)
-    if "near" not in fields:
-        fields.pop("near_seed", None)
+    if fields.get("hires_scale", 1.0) == 1.0 and parameters.img2img is False:
+        fields.pop("strength", None)
+    if "variation_strength" not in fields:
+        fields.pop("variation_seed", None)
     notes += _model(parameters) + _scheduler(parameters, fields) + parameters.notes + _beginning(parameters, fields)
     return Foreign(
         fields, tuple(dict.fromkeys(notes)), parameters.text, parameters.program, tuple(networks), words, refusal
@@ -194,10 +194,10 @@ def _model(parameters: Parameters) -> list[str]:
 
 def _beginning(parameters: Parameters, fields: dict[str, Any]) -> list[str]:
     if parameters.img2img:
-        return ["It began from another image: give that with --start."]
-    if parameters.img2img is None and "change" in fields:
+        return ["It was generated from another image: give that with --init-image."]
+    if parameters.img2img is None and "strength" in fields:
         return [
-            f"It says a denoising strength of {fields['change']:g}: if it is an image-to-image one, "
-            "give its start with --start."
+            f"It says a denoising strength of {fields['strength']:g}: if it is an image-to-image one, "
+            "give its initial image with --init-image."
         ]
     return []

@@ -147,7 +147,7 @@ def _invokeai(values: dict[str, Any], text: str) -> Parameters:
     mode, strength = str(values.get("generation_mode", "")), number(values.get("strength"))
     parameters.img2img = bool(re.search("img2img|paint", mode)) or values.get("init_image") not in _NONE
     if parameters.img2img and strength is not None:
-        parameters.values["change"] = strength
+        parameters.values["strength"] = strength
     _invokeai_second_pass(values, parameters)
     if values.get("rand_device") not in (None, "cpu"):
         parameters.notes.append("Its noise was generated on a GPU: the same seed begins from other noise here.")
@@ -166,9 +166,12 @@ def _invokeai_second_pass(values: Mapping[str, Any], parameters: Parameters) -> 
     first = size_of(values.get("hrf_width"), values.get("hrf_height"))
     size, strength = parameters.values.get("size"), number(values.get("hrf_strength"))
     if first and size:
-        parameters.values |= {"size": first, "enlarge": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3)}
+        parameters.values |= {
+            "size": first,
+            "hires_scale": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3),
+        }
         if strength is not None:
-            parameters.values["change"] = strength
+            parameters.values["strength"] = strength
     else:
         parameters.notes.append("It was drawn in a second, larger pass, of which only the size at the end is known.")
 
@@ -186,12 +189,12 @@ def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
     parameters.model = base_name(values.get("model_weights") or values.get("model") or "")
     parameters.img2img = image.get("type") == "img2img"
     if parameters.img2img and (strength := number(image.get("strength"))) is not None:
-        parameters.values["change"] = strength
+        parameters.values["strength"] = strength
     variations = _entries(image.get("variations"))
     if len(variations) == 1:
         parameters.values |= {
-            "near": number(variations[0].get("weight")),
-            "near_seed": number(variations[0].get("seed")),
+            "variation_strength": number(variations[0].get("weight")),
+            "variation_seed": number(variations[0].get("seed")),
         }
     elif variations:
         parameters.notes.append(f"It is a mix of {len(variations) + 1} seeds, of which the first is taken.")
@@ -224,7 +227,7 @@ def _dream(text: str) -> Parameters:
     if "I" in flags or "init_img" in flags:
         parameters.img2img = True
         if "f" in flags:
-            parameters.values["change"] = number(flags["f"])
+            parameters.values["strength"] = number(flags["f"])
     parameters.notes += _also(["postprocessing"] if {"G", "U", "gfpgan_strength", "upscale"} & flags.keys() else [])
     return parameters
 
@@ -264,7 +267,7 @@ def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
     if not parameters.img2img and not request and isinstance(strength, int | float) and 0 < strength < 1:
         parameters.img2img = None  # images of 2022 do not tell
     if parameters.img2img is not False and strength is not None:
-        parameters.values["change"] = strength
+        parameters.values["strength"] = strength
     if (count := number(values.get("n_samples"))) not in (None, 1):
         parameters.notes.append(f"It is one of {count} images that share a seed.")
     parts = ["SMEA"] if values.get("sm") else []
@@ -360,14 +363,14 @@ def _swarmui(values: dict[str, Any], text: str) -> Parameters:
     creativity = number(settings.get("initimagecreativity"))
     parameters.img2img = creativity is not None or settings.any("initimage") not in _NONE
     if parameters.img2img and creativity is not None:
-        parameters.values["change"] = creativity
+        parameters.values["strength"] = creativity
     scale, control = number(settings.get("refinerupscale")), number(settings.get("refinercontrolpercentage"))
     if isinstance(scale, int | float) and scale > 1 and not parameters.img2img:
-        parameters.values["enlarge"] = scale
-        parameters.values |= {"change": control} if control else {}
+        parameters.values["hires_scale"] = scale
+        parameters.values |= {"strength": control} if control else {}
     strength = number(settings.get("variationseedstrength"))
     if strength:
-        parameters.values |= {"near": strength, "near_seed": number(settings.get("variationseed"))}
+        parameters.values |= {"variation_strength": strength, "variation_seed": number(settings.get("variationseed"))}
     if parameters.schedule is None and parameters.sampler:
         parameters.schedule = "normal"
     tags = sorted(set(re.findall(r"<(segment|object|region|video|refiner|base)\b", parameters.prompt, re.IGNORECASE)))
@@ -418,7 +421,7 @@ def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
     strength = number(settings.get("promptstrength"))
     parameters.img2img = strength is not None
     if parameters.img2img:
-        parameters.values["change"] = strength
+        parameters.values["strength"] = strength
     parts = {"useupscale": "an upscaler", "usefacecorrection": "face correction", "usecontrolnetmodel": "ControlNet"}
     parts |= {"upscaling": "an upscaler", "useupscaling": "an upscaler", "controlnetmodel": "ControlNet"}
     parameters.notes += _also(name for key, name in parts.items() if settings.any(key) not in (*_NONE, "False", False))
@@ -521,17 +524,17 @@ def _draw_things(values: dict[str, Any], text: str) -> Parameters:
     strength = number(values.get("strength"))
     parameters.img2img = isinstance(strength, int | float) and 0 < strength < 1
     if parameters.img2img:
-        parameters.values["change"] = strength
+        parameters.values["strength"] = strength
     if v2.get("hiresFix") is True:
         first = size_of(v2.get("hiresFixWidth"), v2.get("hiresFixHeight"))
         size = parameters.values.get("size")
         if first and size:
             parameters.values |= {
                 "size": first,
-                "enlarge": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3),
+                "hires_scale": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3),
             }
             if (second_strength := number(v2.get("hiresFixStrength"))) is not None:
-                parameters.values["change"] = second_strength
+                parameters.values["strength"] = second_strength
     if "cpu" not in str(values.get("seed_mode", "")).lower():
         parameters.notes.append("Its noise was generated in its own way: the same seed begins from other noise here.")
     parameters.notes += _also(["control nets"] if (values.get("control") or v2.get("controls")) not in _NONE else [])

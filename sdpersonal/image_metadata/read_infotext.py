@@ -29,7 +29,7 @@ _A1111_NAMES = {  # our field -> A1111's keys
     "steps": ("steps",),
     "guidance": ("cfg scale", "guidance scale", "cfg"),
     "seed": ("seed",),
-    "change": ("denoising strength", "hires denoising strength", "denoise strength"),
+    "strength": ("denoising strength", "hires denoising strength", "denoise strength"),
     "clip_skip": ("clip skip",),
     "rescale": ("cfg rescale",),
 }
@@ -197,7 +197,7 @@ def _second_pass(facts: Mapping[str, str], parameters: Parameters) -> None:
     """Set `enlarge` from a factor, a target size, or the size of the first pass that images of 2022 have."""
     factor = number(facts.get("hires upscale", facts.get("hires scale")))
     if factor is not None and factor != 0:
-        parameters.values["enlarge"] = factor
+        parameters.values["hires_scale"] = factor
         return
     size = parameters.values.get("size")
     sides = _pair(size if isinstance(size, str) else None)
@@ -213,14 +213,14 @@ def _second_pass(facts: Mapping[str, str], parameters: Parameters) -> None:
         facts.get("first pass size-2"),
     )
     if (first_size := size_of(*first)) and (scale := enlarged(first_size, sides)):
-        parameters.values |= {"size": first_size, "enlarge": scale}
+        parameters.values |= {"size": first_size, "hires_scale": scale}
     elif scale := enlarged(size, resized):
-        parameters.values["enlarge"] = scale
+        parameters.values["hires_scale"] = scale
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
         size_text = facts.get("hires resize") or facts.get("first pass size") or "another size"
         parameters.notes.append(f"Its second pass changed its shape ({printable(size_text, 20)}), which is left out.")
-    if parameters.values.get("enlarge") == 1.0:  # both passes have the same size
-        del parameters.values["enlarge"]
+    if parameters.values.get("hires_scale") == 1.0:  # both passes have the same size
+        del parameters.values["hires_scale"]
 
 
 def _seeds(facts: Mapping[str, str], parameters: Parameters) -> None:
@@ -234,9 +234,9 @@ def _seeds(facts: Mapping[str, str], parameters: Parameters) -> None:
     if seed == -1:
         parameters.notes.append(f"It is {near} of the way to noise of a seed that is not in it (-1 stands for any).")
         return
-    parameters.values["near"] = near
+    parameters.values["variation_strength"] = near
     if seed is not None:
-        parameters.values["near_seed"] = seed
+        parameters.values["variation_seed"] = seed
 
 
 def _sampler(facts: Mapping[str, str], program: str) -> tuple[str, str | None, str]:
@@ -293,10 +293,10 @@ def _began(facts: Mapping[str, str], parameters: Parameters) -> bool | None:
         return True
     if any(key in facts for key in _BEGAN):
         return True
-    if "change" not in parameters.values:
+    if "strength" not in parameters.values:
         return False
     hires = any(key.startswith(("hires", "first pass size")) for key in facts)
-    return False if hires or "enlarge" in parameters.values else None
+    return False if hires or "hires_scale" in parameters.values else None
 
 
 def _collect_notes(facts: Mapping[str, str], parameters: Parameters) -> list[str]:

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 64
 _REQUEST_FIELDS = {  # fields that a request has too
-    *("prompt", "negative", "seed", "steps", "guidance", "rescale", "size", "near", "near_seed", "change", "enlarge"),
+    *(
+        "prompt",
+        "negative",
+        "seed",
+        "steps",
+        "guidance",
+        "rescale",
+        "size",
+        "variation_strength",
+        "variation_seed",
+        "strength",
+        "hires_scale",
+    ),
     *("fast", "scheduler", "clip_skip"),
 }
 
@@ -59,7 +71,8 @@ class RecipePart(SettingsBase):
     only_valid_unicode = True
 
     def __init__(self, /, **values: Any):  # foreign JSON may even have a key "self"
-        super().__init__(**{name: value for name, value in values.items() if name in type(self).model_fields})
+        present = self.with_present_names(values)
+        super().__init__(**{name: value for name, value in present.items() if name in type(self).model_fields})
 
 
 class RecipeBase(RecipePart):
@@ -94,12 +107,12 @@ class Recipe(RecipePart):
     """The recipe of one image. Raises UserError for a wrong value, with the message of a `GenerateRequest`.
 
     sdpersonal: the version that generated it; prompt: the final prompt, alternatives chosen; template: the prompt with
-    alternatives, "" if there were none; seed, near_seed: of this image, not of the batch; size: WIDTHxHEIGHT of the
-    first pass; start, mask: `pixels_sha256` of those images, "" if not given; sampler: the diffusers class without
-    "Scheduler"; scheduler: the requested name, "" for the base's default; clip_skip: as in a request; fast: token of
-    the few-step LoRA, "" without one; hidden: whether the safety checker flagged the image, which is then plain grey;
-    batch, place: the number of images generated together and the index of this one from 0, because the kernels'
-    rounding depends on both.
+    alternatives, "" if there were none; seed, variation_seed: of this image, not of the batch; size: WIDTHxHEIGHT of
+    the first pass; init_image, mask: `pixels_sha256` of those images, "" if not given; sampler: the diffusers class
+    without "Scheduler"; scheduler: the requested name, "" for the base's default; clip_skip: as in a request; fast:
+    token of the few-step LoRA, "" without one; hidden: whether the safety checker flagged the image, which is then
+    plain grey; batch, place: the number of images generated together and the index of this one from 0, because the
+    kernels' rounding depends on both. Recipes of former versions have former names of fields (`FORMER_FIELDS`).
     """
 
     sdpersonal: Annotated[str, Field(strict=True, max_length=40), _CLEAN]
@@ -107,15 +120,15 @@ class Recipe(RecipePart):
     template: Annotated[str, BeforeValidator(_check_template)] = ""
     negative: str = ""
     seed: int
-    near: float | None = None
-    near_seed: int = 1
+    variation_strength: float | None = None
+    variation_seed: int = 1
     steps: int
     guidance: float
     rescale: float = 0.0
     size: str
-    enlarge: float = 1.0
-    change: float = 0.6
-    start: Annotated[str, BeforeValidator(_check_optional_sha256)] = ""
+    hires_scale: float = 1.0
+    strength: float = 0.6
+    init_image: Annotated[str, BeforeValidator(_check_optional_sha256)] = ""
     mask: Annotated[str, BeforeValidator(_check_optional_sha256)] = ""
     sampler: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9]{1,64}$")]
     scheduler: str = ""
@@ -128,38 +141,39 @@ class Recipe(RecipePart):
     place: Annotated[int, WholeNumber, Field(ge=0, le=MAX_BATCH - 1)] = 0
 
     def __init__(self, /, **values: Any):
+        values = self.with_present_names(values)
         if missing := [name for name in ("steps", "guidance", "size") if values.get(name) is None]:
             raise UserError(f"{missing[0]} is needed.")  # a request may leave them to the base's defaults
-        request = _to_request(values, start=Path() if values.get("start") else None)
+        request = _to_request(values, init_image=Path() if values.get("init_image") else None)
         shared = {name: getattr(request, name) for name in _REQUEST_FIELDS & values.keys()}
         super().__init__(**(values | shared | {"fast": request.fast or "", "scheduler": request.scheduler or ""}))
-        if self.mask and not self.start:
-            raise UserError("The recipe has a mask and no start image.")
+        if self.mask and not self.init_image:
+            raise UserError("The recipe has a mask and no initial image.")
         if self.place >= self.batch:
             raise UserError(f"place must be below batch, {self.batch}, got {self.place}.")
 
-    def request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
-        """Return a request that generates this image again. start, mask: files of the images that the recipe hashes."""
-        return _to_request(self.model_dump(), start, mask)
+    def request(self, init_image: Path | None = None, mask: Path | None = None) -> GenerateRequest:
+        """Return a request that generates this image again. init_image, mask: files of the images that it hashes."""
+        return _to_request(self.model_dump(), init_image, mask)
 
-    def batch_request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
+    def batch_request(self, init_image: Path | None = None, mask: Path | None = None) -> GenerateRequest:
         """Return a request for the whole batch: its image at index `place` is bit-identical on the same device."""
-        seed_field = "seed" if self.near is None else "near_seed"
+        seed_field = "seed" if self.variation_strength is None else "variation_seed"
         first = (getattr(self, seed_field) - self.place) % SEEDS
-        return self.request(start, mask).model_copy(update={"n": self.batch, seed_field: first})
+        return self.request(init_image, mask).model_copy(update={"num_images": self.batch, seed_field: first})
 
     def to_json(self) -> str:
         """Return one line of ASCII JSON, which any text chunk can hold and no character of a prompt can break."""
         return json.dumps(self.model_dump(), allow_nan=False)
 
 
-def _to_request(values: dict[str, Any], start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
+def _to_request(values: dict[str, Any], init_image: Path | None = None, mask: Path | None = None) -> GenerateRequest:
     fields = {name: values[name] for name in _REQUEST_FIELDS & values.keys()}
     for name in fields.keys() & {"fast", "scheduler"}:
         fields[name] = fields[name] or None
     if fields.get("rescale", 0.0) is None:
         raise UserError("rescale must be a number from 0 to 1, got None.")
-    return GenerateRequest(**fields, n=1, start=start, mask=mask)
+    return GenerateRequest(**fields, num_images=1, init_image=init_image, mask=mask)
 
 
 def pixels_sha256(image: Image.Image) -> str:

@@ -68,15 +68,15 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
     yield "Size", recipe.size
     yield "Model hash", recipe.base.sha256[:10]
     yield "Model", recipe.base.name
-    if recipe.near is not None:
-        yield "Variation seed", recipe.near_seed
-        yield "Variation seed strength", f"{recipe.near:g}"
-    if recipe.start or recipe.enlarge > 1:
-        yield "Denoising strength", f"{recipe.change:g}"
+    if recipe.variation_strength is not None:
+        yield "Variation seed", recipe.variation_seed
+        yield "Variation seed strength", f"{recipe.variation_strength:g}"
+    if recipe.init_image or recipe.hires_scale > 1:
+        yield "Denoising strength", f"{recipe.strength:g}"
     yield "Clip skip", recipe.clip_skip if recipe.clip_skip > 1 else None
     yield "RNG", "CPU"
-    if recipe.enlarge > 1:
-        yield "Hires upscale", f"{recipe.enlarge:g}"
+    if recipe.hires_scale > 1:
+        yield "Hires upscale", f"{recipe.hires_scale:g}"
         yield "Hires upscaler", "Lanczos"
     yield "Lora hashes", _format_hashes(concept for concept in recipe.concepts if concept.lora)
     yield "TI hashes", _format_hashes(concept for concept in recipe.concepts if concept.vectors)

@@ -1,22 +1,22 @@
 """Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
 from .loading import BUILT_IN, describe_base, load_base
-from .schedule import NoiseSchedule
-from .schedulers import check_scheduler, draws_noise, step_of, step_options
-from .stable_diffusion import Conditioning, LatentDistribution, Segment, SizeConditioning, StableDiffusion
+from .schedulers import NoiseSchedule, Sampler, check_scheduler, sampling_progress
+from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
+from .text_encoder import Segment, Vectors
 
 __all__ = [
     "BUILT_IN",
     "Conditioning",
     "LatentDistribution",
     "NoiseSchedule",
+    "Sampler",
     "Segment",
     "SizeConditioning",
     "StableDiffusion",
+    "Vectors",
     "check_scheduler",
     "describe_base",
-    "draws_noise",
     "load_base",
-    "step_of",
-    "step_options",
+    "sampling_progress",
 ]

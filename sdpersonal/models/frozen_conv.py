@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn import grad as conv_grad
 
 _MATMUL_MAX_POSITIONS = 64  # positions; with more, the convolution takes longer than converting its weights
 _MATMUL_MIN_WEIGHTS = 1 << 22  # elements in the weights; with fewer, converting them costs little
@@ -55,7 +56,7 @@ class _FrozenConvFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (weight,) = ctx.saved_tensors
         if not ctx.use_matmul:
-            grad_input = torch.nn.grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, ctx.padding)
+            grad_input = conv_grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, ctx.padding)
         else:
             columns = _transposed_matmul(weight.flatten(1), grad.flatten(2))
             grad_input = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding)

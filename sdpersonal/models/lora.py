@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from ..concepts.concept import Lora, LoraLayer
 from ..concepts.layer_changes import Change, fits
@@ -43,48 +44,58 @@ _FACTORED = 64  # rank up to which a change is applied as a LoRA; above it, the 
 _MERGE_MAX_WEIGHTS = 1 << 19  # elements; with larger weights a LoRA costs a few percent, and the copies would take GBs
 
 
-class LoraAdapter:
-    """The LoRA beside one linear or convolutional layer. It is empty until `put`.
+_Norm = nn.GroupNorm | nn.LayerNorm
+_Layer = nn.Linear | nn.Conv2d | _Norm
+_LayerParts = list[tuple[LoraLayer | Change, float]]
+"""What a mix changes in one layer, with the strengths."""
 
-    passing: the matrices are a mix for generation, which does not change. If that is cheaper, they are then merged into
-    a copy of the weights from the third use on; the layer's own weights are set aside and restored unchanged.
+
+class LoraAdapter:
+    """The LoRA beside one linear or convolutional layer. It is empty until `set`.
+
+    may_merge: the matrices are a mix for generation, which does not change. If that is cheaper, they are then merged
+    into a copy of the weights from the third use on; the layer's own weights are set aside and restored unchanged.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, path: str = ""):
         self.layer, self.path = layer, path  # path: of the layer in the model
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
-        self.whole: Tensor | None = None  # a full change, of the weight's shape, which is added to the weight
-        self._hook = self._original_weight = None
+        self.full_change: Tensor | None = None  # a full change, of the weight's shape, which is added to the weight
+        self._hook: RemovableHandle | None = None
+        self._original_weight: Tensor | None = None
         self._uses, self._may_merge = 0, False
 
-    def set(self, down: Tensor | None, up: Tensor | None, may_merge: bool = False, whole: Tensor | None = None) -> None:
+    def set(
+        self, down: Tensor | None, up: Tensor | None, may_merge: bool = False, full_change: Tensor | None = None
+    ) -> None:
         self._restore()
-        self.down, self.up, self.whole, self._uses, self._may_merge = down, up, whole, 0, may_merge
+        self.down, self.up, self.full_change, self._uses, self._may_merge = down, up, full_change, 0, may_merge
         self._hook = self._hook or self.layer.register_forward_hook(self._add)
 
     def clear(self) -> None:
         self._restore()
         self._unhook()
-        self.down = self.up = self.whole = None
+        self.down = self.up = self.full_change = None
 
     @property
     def is_empty(self) -> bool:
-        return self.down is None and self.whole is None
+        return self.down is None and self.full_change is None
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
         self._follow(x.device)
         self._uses += 1
-        if self._uses == _MERGE_AFTER_USES and self._may_merge and _is_merge_faster(layer.weight):
+        if self._uses == _MERGE_AFTER_USES and self._may_merge and _is_merge_faster(self.layer.weight):
             self._merge()
-        if self.whole is not None:
-            out = out + _applied(layer, x, self.whole.to(x.dtype))
-        return out if self.down is None else self._add_factors(layer, x, out)
+        if self.full_change is not None:
+            out = out + _apply_weight(self.layer, x, self.full_change.to(x.dtype))
+        if self.down is None or self.up is None:
+            return out
+        return self._add_factors(self.down.to(x.dtype), self.up.to(x.dtype), x, out)
 
-    def _add_factors(self, layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
-        if isinstance(layer, nn.Linear):
+    def _add_factors(self, down: Tensor, up: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
             inner = F.linear(x, down)
             if torch.is_grad_enabled():
                 return out + F.linear(inner, up)
@@ -92,19 +103,19 @@ class LoraAdapter:
                 inner.view(-1, inner.shape[-1]), up.t()
             )  # in place: `out` is not used elsewhere
             return out
-        return out + F.conv2d(_applied(layer, x, down), up.flatten(1)[:, :, None, None])
+        return out + F.conv2d(_apply_weight(self.layer, x, down), up.flatten(1)[:, :, None, None])
 
     def _follow(self, device: torch.device) -> None:
         """Move its tensors to the layer's device: they may have been set while the model was offloaded."""
-        if self.down is not None and self.down.device != device:
+        if self.down is not None and self.up is not None and self.down.device != device:
             self.down, self.up = self.down.to(device), self.up.to(device)
-        if self.whole is not None and self.whole.device != device:
-            self.whole = self.whole.to(device)
+        if self.full_change is not None and self.full_change.device != device:
+            self.full_change = self.full_change.to(device)
 
     def _merge(self) -> None:
         bare = self.layer.weight
-        changed = bare.detach() if self.whole is None else bare.detach() + self.whole
-        if self.down is not None:
+        changed = bare.detach() if self.full_change is None else bare.detach() + self.full_change
+        if self.down is not None and self.up is not None:
             changed = torch.addmm(changed.flatten(1), self.up.flatten(1), self.down.flatten(1)).view_as(bare)
         self.layer.weight, self._original_weight = nn.Parameter(changed, requires_grad=False), bare
         self._unhook()
@@ -119,17 +130,17 @@ class LoraAdapter:
         self._hook = None
 
 
-def _applied(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def _apply_weight(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """Compute the layer's output with this weight and without a bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
 
 
-class _Aside:
+class _ReplacedParameters:
     """Biases and norm weights of the model that are replaced while a mix is active."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._bare: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def replace(self, module: nn.Module, name: str, value: Tensor) -> None:
@@ -161,7 +172,7 @@ class LoraAdapters:
     Args:
         models: name prefix -> model, for example {"lora_unet": unet, "lora_te": text_encoder}.
         naming: for some prefixes, maps a module's path here to its path in kohya's files; a LoRA may use either.
-        idle: name prefixes of layers whose output is never used; they can be loaded, since files contain them, but
+        unused: name prefixes of layers whose output is never used; they can be loaded, since files contain them, but
             training them would have no effect.
     """
 
@@ -172,8 +183,8 @@ class LoraAdapters:
         unused: Collection[str] = (),
     ):
         self._adapters: dict[str, LoraAdapter] = {}
-        self._norms: dict[str, nn.Module] = {}
-        self._aside = _Aside()
+        self._norms: dict[str, _Norm] = {}
+        self._replaced = _ReplacedParameters()
         self._aliases: dict[str, str] = {}
         self._unused = tuple(unused)
         for prefix, model in models.items():
@@ -192,8 +203,8 @@ class LoraAdapters:
         return {name: adapter.layer for name, adapter in self._adapters.items()}
 
     def layer_names(self, targets: LoraTargets, text_encoder: bool = False) -> list[str]:
-        """Return the layers where a LoRA of these targets is trained: the UNet's and, with `text`, the text encoders'
-        (their attention; their whole transformer if the targets are more than "attention")."""
+        """Return the layers where a LoRA of these targets is trained: the UNet's and, with `text_encoder`, the text
+        encoders' (their attention; their whole transformer if the targets are more than "attention")."""
         chosen = [
             name
             for name, adapter in self._adapters.items()
@@ -205,19 +216,20 @@ class LoraAdapters:
         ]
         return [name for name in chosen if not name.startswith(self._unused)] if self._unused else chosen
 
-    def check(self, lora: Lora, who: str) -> None:
+    def check(self, lora: Lora, name: str) -> None:
         """Raise UserError unless the model has every layer of `lora` with its shape."""
-        for name in (*lora.layers, *lora.changes):
-            layer_name = self._aliases.get(name, name)
-            adapter = self._adapters.get(layer_name)
-            if name in lora.layers:
-                is_valid = adapter is not None and _has_shape(lora.layers[name], adapter.layer.weight.shape)
+        for layer_name in (*lora.layers, *lora.changes):
+            own_name = self._aliases.get(layer_name, layer_name)
+            adapter = self._adapters.get(own_name)
+            if layer_name in lora.layers:
+                is_valid = adapter is not None and _has_shape(lora.layers[layer_name], adapter.layer.weight.shape)
             else:
-                is_valid = _change_fits(lora.changes[name], adapter.layer if adapter else self._norms.get(layer_name))
+                layer = adapter.layer if adapter else self._norms.get(own_name)
+                is_valid = _change_fits(lora.changes[layer_name], layer)
             if not is_valid:
                 raise UserError(
-                    f"{who} was made for another base: its layer {name} does not fit the loaded one.",
-                    "Load the base it was made for (--base).",
+                    f"{name} was made for another base: its layer {layer_name} does not fit the loaded one.",
+                    "Give --base the model that it was made for.",
                 )
 
     @contextmanager
@@ -230,15 +242,15 @@ class LoraAdapters:
             self.clear()
 
     def set(self, loras: Iterable[tuple[Lora, float]]) -> None:
-        """Replace what the adapters hold with this mix, until further notice: for a change within a `filled` block."""
+        """Replace what the adapters hold with this mix, until further notice: for a change within an `active` block."""
         self.clear()
         for name, parts in self._group_by_layer(loras).items():
             if name in self._norms:
-                self._replace(self._norms[name], parts)
+                self._replace(self._norms[name], [(part, s) for part, s in parts if not isinstance(part, LoraLayer)])
             else:
-                self._put(self._adapters[name], parts, passing=name.startswith(_UNET))
+                self._set_adapter(self._adapters[name], parts, may_merge=name.startswith(_UNET))
 
-    def room(self, loras: Iterable[Lora]) -> int:
+    def memory_bytes(self, loras: Iterable[Lora]) -> int:
         """Return the bytes that a mix of these takes: LoRAs, and full changes as large as the weights themselves."""
         size = 0
         for name, parts in self._group_by_layer((lora, 1.0) for lora in loras).items():
@@ -249,9 +261,9 @@ class LoraAdapters:
                 size += (factors + (0 if all(ranks) else weight.numel())) * weight.element_size()
         return size
 
-    def _put(self, slot: LoraAdapter, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
-        weight = slot.layer.weight
-        factors, others = _sorted(parts, weight.shape)
+    def _set_adapter(self, adapter: LoraAdapter, parts: _LayerParts, may_merge: bool) -> None:
+        weight = adapter.layer.weight
+        factors, changes = _split_changes(parts, weight.shape)
         down = up = full_change = None
         if factors:
             down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
@@ -259,34 +271,34 @@ class LoraAdapters:
                 [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
             )
             down, up = (matrix.to(weight.device, weight.dtype) for matrix in (down, up))
-        for change, strength in others:
+        for change, strength in changes:
             if (delta := weight_change(change, weight)) is not None:
                 full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
         if down is not None or full_change is not None:
-            slot.set(down, up, passing, None if full_change is None else full_change.to(weight.dtype))
-        self._replace_bias(slot.layer, others)
+            adapter.set(down, up, may_merge, None if full_change is None else full_change.to(weight.dtype))
+        self._replace_bias(adapter.layer, changes)
 
-    def _replace(self, norm: nn.Module, parts: list[tuple[Change, float]]) -> None:
+    def _replace(self, norm: _Norm, parts: list[tuple[Change, float]]) -> None:
         """Replace a norm's weight and bias with their changed values."""
         deltas = [(weight_change(change, norm.weight), strength) for change, strength in parts]
         if changes := [strength * delta for delta, strength in deltas if delta is not None]:
-            self._aside.replace(norm, "weight", norm.weight.detach().float() + sum(changes))
+            self._replaced.replace(norm, "weight", sum(changes, start=norm.weight.detach().float()))
         self._replace_bias(norm, parts)
 
-    def _replace_bias(self, layer: nn.Module, parts: list[tuple[Change, float]]) -> None:
+    def _replace_bias(self, layer: _Layer, parts: list[tuple[Change, float]]) -> None:
         if layer.bias is None:
             return
         deltas = [(bias_change(change, layer.bias), strength) for change, strength in parts]
         if changes := [strength * delta for delta, strength in deltas if delta is not None]:
-            self._aside.replace(layer, "bias", layer.bias.detach().float() + sum(changes))
+            self._replaced.replace(layer, "bias", sum(changes, start=layer.bias.detach().float()))
 
     def add_trainable(
         self, targets: LoraTargets, rank: int, generator: torch.Generator, text_encoder: bool = False
     ) -> dict[str, nn.Parameter]:
         """Put a trainable LoRA into the adapters of these layers.
 
-        A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as in PEFT and kohya), B is zero, alpha is r. With `text`
-        the text encoders are trained too; the UNet's initial values are the same either way.
+        A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as in PEFT and kohya), B is zero, alpha is r. With
+        `text_encoder` the text encoders are trained too; the UNet's initial values are the same either way.
 
         Returns:
             The fp32 master parameters, by tensor name as in kohya's files.
@@ -307,27 +319,27 @@ class LoraAdapters:
     def disabled(self) -> Iterator[None]:
         """Disable all adapters inside the block; restore them after it."""
         active = [
-            (adapter, adapter.down, adapter.up, adapter.whole)
+            (adapter, adapter.down, adapter.up, adapter.full_change)
             for adapter in self._adapters.values()
             if not adapter.is_empty
         ]
-        replaced = self._aside.restore()
+        replaced = self._replaced.restore()
         self.clear()
         try:
             yield
         finally:
-            for adapter, down, up, whole in active:
-                adapter.set(down, up, whole=whole)
+            for adapter, down, up, full_change in active:
+                adapter.set(down, up, full_change=full_change)
             for module, name, value in replaced:
-                self._aside.replace(module, name, value)
+                self._replaced.replace(module, name, value)
 
     def clear(self) -> None:
-        self._aside.restore()
+        self._replaced.restore()
         for adapter in self._adapters.values():
             adapter.clear()
 
-    def _group_by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer | Change, float]]]:
-        parts: dict[str, list[tuple[LoraLayer | Change, float]]] = {}
+    def _group_by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, _LayerParts]:
+        parts: dict[str, _LayerParts] = {}
         for lora, strength in mix:
             if strength == 0:
                 continue
@@ -336,8 +348,8 @@ class LoraAdapters:
         return parts
 
 
-def to_lora(trained: dict[str, nn.Parameter]) -> Lora:
-    """Convert the parameters from `LoraAdapters.train` to a concept's Lora."""
+def to_lora(trained: Mapping[str, Tensor]) -> Lora:
+    """Convert the parameters from `LoraAdapters.add_trainable` to a concept's Lora."""
     layers = {}
     for key, down in trained.items():
         name, end = key.split(".", 1)
@@ -347,23 +359,24 @@ def to_lora(trained: dict[str, nn.Parameter]) -> Lora:
     return Lora(layers)
 
 
-def _is_unet_target(slot: LoraAdapter, targets: LoraTargets) -> bool:
+def _is_unet_target(adapter: LoraAdapter, targets: LoraTargets) -> bool:
     if targets == "attention":
-        return isinstance(slot.layer, nn.Linear) and slot.path.endswith(_ATTENTION)
-    if "attentions." in slot.path:
-        return slot.layer.weight[0, 0].numel() == 1
-    return targets == "all" and ("resnets." in slot.path or "samplers." in slot.path)
+        return isinstance(adapter.layer, nn.Linear) and adapter.path.endswith(_ATTENTION)
+    if "attentions." in adapter.path:
+        return adapter.layer.weight[0, 0].numel() == 1
+    return targets == "all" and ("resnets." in adapter.path or "samplers." in adapter.path)
 
 
-def _is_text_target(slot: LoraAdapter, targets: LoraTargets) -> bool:
-    return slot.path.endswith(_TEXT_ATTENTION) if targets == "attention" else "layers." in slot.path
+def _is_text_target(adapter: LoraAdapter, targets: LoraTargets) -> bool:
+    return adapter.path.endswith(_TEXT_ATTENTION) if targets == "attention" else "layers." in adapter.path
 
 
-def _sorted(
+def _split_changes(
     parts: list[tuple[LoraLayer | Change, float]], shape: torch.Size
 ) -> tuple[list[tuple[LoraLayer, float]], list[tuple[Change, float]]]:
     """Split changes into those that a LoRA of a small rank equals, as LoRA layers, and the others."""
-    factors, others = [], []
+    factors: list[tuple[LoraLayer, float]] = []
+    changes: list[tuple[Change, float]] = []
     for part, strength in parts:
         rank = _factored_rank(part, shape)
         if isinstance(part, LoraLayer):
@@ -371,8 +384,8 @@ def _sorted(
         elif rank and (matrices := as_lora(part, rank)):
             factors.append((LoraLayer(*matrices, float(rank)), strength))
         else:
-            others.append((part, strength))
-    return factors, others
+            changes.append((part, strength))
+    return factors, changes
 
 
 def _factored_rank(part: LoraLayer | Change, shape: torch.Size) -> int:
@@ -383,7 +396,7 @@ def _factored_rank(part: LoraLayer | Change, shape: torch.Size) -> int:
     return rank if rank <= min(_FACTORED, shape[0] // 2, shape[1:].numel() // 2) else 0
 
 
-def _change_fits(change: Change, layer: nn.Module | None) -> bool:
+def _change_fits(change: Change, layer: _Layer | None) -> bool:
     if layer is None or not fits(change, layer.weight.shape):
         return False
     return layer.bias is not None or not {"diff_b", "b_norm"} & change.keys()

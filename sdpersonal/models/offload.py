@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     from .stable_diffusion import StableDiffusion
 
-OffloadMode = Literal["all", "waiting", "turns"]
-"""all: all models stay on the GPU; waiting: text encoders and autoencoder are on the CPU while idle; turns: the UNet
+OffloadMode = Literal["all", "model", "sequential"]
+"""all: all models stay on the GPU; model: text encoders and autoencoder are on the CPU while idle; sequential: the UNet
 too."""
 
 # Peak number of elements in a UNet step, per channel of its first block and latent position.
@@ -49,7 +51,7 @@ class MemoryNeed:
         steps, decoding = num_images * self.step, self.tile if tiled else self.decoding
         if mode == "all":
             return self.text + self.unet + self.vae + max(steps, decoding)
-        if mode == "waiting":
+        if mode == "model":
             return self.unet + max(self.text, steps, self.vae + decoding)
         return max(self.text, self.unet + steps, self.vae + decoding)
 
@@ -58,7 +60,7 @@ class MemoryNeed:
 class OffloadPlan:
     """How to fit a generation into memory.
 
-    tiled: images are decoded in tiles, whose seams are faintly visible; at_once: the batch size.
+    tiled: images are decoded in tiles, whose seams are faintly visible.
     """
 
     mode: OffloadMode
@@ -67,42 +69,47 @@ class OffloadPlan:
 
 
 def choose_plan(free: int, memory_need: MemoryNeed, max_batch: int) -> OffloadPlan:
-    """Choose the fastest plan that fits into `free` bytes, with at most `most` images per batch.
+    """Choose the fastest plan that fits into `free` bytes, with at most `max_batch` images per batch.
 
     If none fits, the plan with the least memory is returned. Moving idle models costs a fraction of a second per batch,
     less than halving the batch; moving the UNet costs more. Tiles are the last resort: only they change the images.
     """
     available = free * (1 - _SPARE_SHARE) - _KERNEL_BYTES
-    for modes, tiled in ((("all", "waiting"), False), (("turns",), False), (("turns",), True)):
+    groups: list[tuple[list[OffloadMode], bool]] = [
+        (["all", "model"], False),
+        (["sequential"], False),
+        (["sequential"], True),
+    ]
+    for modes, tiled in groups:
         for batch_size in batch_sizes(max_batch):
             for mode in modes:
                 if memory_need.peak(mode, tiled, batch_size) <= available:
                     return OffloadPlan(mode, tiled, batch_size)
-    return OffloadPlan("turns", True, 1)
+    return OffloadPlan("sequential", True, 1)
 
 
 def batch_sizes(max_batch: int) -> list[int]:
-    """List the batch sizes to try: `most`, and halves of it down to one."""
+    """List the batch sizes to try: `max_batch`, and halves of it down to one."""
     return [max_batch] if max_batch <= 1 else [max_batch, *batch_sizes(max_batch // 2)]
 
 
 class Offloader:
     """Keeps track of which of a base's models are on the device; call `to_device` before using one."""
 
-    def __init__(self, text: nn.Module, unet: nn.Module, vae: nn.Module, device: torch.device):
+    def __init__(self, text: nn.Module, unet: nn.Module, vae: AutoencoderKL, device: torch.device):
         self.device = device
+        self._vae = vae
         self._models: Mapping[str, nn.Module] = {"text": text, "unet": unet, "vae": vae}
         self._on_device = set(self._models)
         self._mode: OffloadMode = "all"
 
-    def apply_plan(self, placement: OffloadPlan) -> None:
+    def apply_plan(self, plan: OffloadPlan) -> None:
         """Place the models as planned. Not thread-safe: hold the model lock."""
-        self._mode = placement.mode
-        vae = self._models["vae"]
-        if placement.tiled:
-            vae.tile_sample_min_size = TILE_SIZE
-            vae.tile_latent_min_size = TILE_SIZE >> (len(vae.config.block_out_channels) - 1)
-        vae.use_tiling = placement.tiled
+        self._mode = plan.mode
+        if plan.tiled:
+            self._vae.tile_sample_min_size = TILE_SIZE
+            self._vae.tile_latent_min_size = TILE_SIZE >> (len(self._vae.config["block_out_channels"]) - 1)
+        self._vae.use_tiling = plan.tiled
         for name in sorted(self._models, key=self._is_resident):  # first those that leave the device
             self._move(name, on_device=self._is_resident(name))
 
@@ -120,7 +127,7 @@ class Offloader:
         return sum(weight_bytes(self._models[name]) for name in self._on_device)
 
     def _is_resident(self, name: str) -> bool:
-        return self._mode == "all" or (self._mode == "waiting" and name == "unet")
+        return self._mode == "all" or (self._mode == "model" and name == "unet")
 
     def _move(self, name: str, on_device: bool) -> None:
         if on_device != (name in self._on_device):
@@ -128,23 +135,23 @@ class Offloader:
             self._on_device ^= {name}
 
 
-def plan_offload(base: StableDiffusion, size: tuple[int, int], max_batch: int, beside: int = 0) -> int:
+def plan_offload(base: StableDiffusion, size: tuple[int, int], max_batch: int, lora_bytes: int = 0) -> int:
     """Place a base's models for images of (width, height) and return the batch size. Hold the model lock.
 
     Args:
-        most: the batch size if memory suffices. On a CPU it is not reduced, and doubled for small images.
-        beside: bytes that active concepts take on the device.
+        max_batch: the batch size if memory suffices. On a CPU it is not reduced, and doubled for small images.
+        lora_bytes: what active concepts take on the device.
     """
     if base.device.type != "cuda":
         return max_batch if bytes_per_step(base, size) > _SMALL_STEP_BYTES else 2 * max_batch
-    plan = choose_plan(_available_bytes(base) - beside, memory_need(base, size), max_batch)
+    plan = choose_plan(_available_bytes(base) - lora_bytes, memory_need(base, size), max_batch)
     base.offloader.apply_plan(plan)
     return plan.batch_size
 
 
 def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
     """Return the memory needed to generate one image of (width, height)."""
-    decoded = DECODE_ACTIVATIONS * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize
+    decoded = DECODE_ACTIVATIONS * base.vae.config["block_out_channels"][0] * base.vae.dtype.itemsize
     return MemoryNeed(
         text=sum(weight_bytes(encoder.model) for encoder in base.encoders.values()),
         unet=weight_bytes(base.unet),
@@ -158,7 +165,7 @@ def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
 def bytes_per_step(base: StableDiffusion, size: tuple[int, int]) -> int:
     """Return the bytes of activations that one image takes in a step."""
     _, h, w = base.latent_shape(*size)
-    return 2 * STEP_ACTIVATIONS * base.unet.config.block_out_channels[0] * h * w * base.dtype.itemsize
+    return 2 * STEP_ACTIVATIONS * base.unet.config["block_out_channels"][0] * h * w * base.dtype.itemsize
 
 
 def weight_bytes(model: nn.Module) -> int:

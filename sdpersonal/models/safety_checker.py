@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import nn
 
-from .loading.diffusers_folder import find_weights, load_strictly, read_config, translate_load_errors
+from .loading.diffusers_folder import find_weights, load_strictly, read_config, require_weights, translate_load_errors
 from .loading.weights import check_complete, silence_libraries
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil
 
 SUBFOLDER = "safety_checker"
 NO_CHECKER = "This base comes without a safety checker."
@@ -28,18 +33,21 @@ class SafetyChecker:
 
     def __init__(self, base: Path, device: torch.device):
         self._base, self._device = base, device
-        self._model = self._processor = None
+        self._models: tuple[nn.Module, CLIPImageProcessorPil] | None = None
 
-    def load(self) -> SafetyChecker:
-        """Load the weights if they are not loaded yet. Raises UserError if its files are damaged."""
-        if self._model is not None:
-            return self
+    def load(self) -> tuple[nn.Module, CLIPImageProcessorPil]:
+        """Return the model and its image processor, loaded at the first call. Raises UserError for damaged files."""
+        if self._models is None:
+            self._models = self._load()
+        return self._models
+
+    def _load(self) -> tuple[nn.Module, CLIPImageProcessorPil]:
         # This processor does not need torchvision, so its results do not depend on whether that is installed.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessorPil
 
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        variant, paths = find_weights(self._base, SUBFOLDER)
+        variant, paths = require_weights(self._base, SUBFOLDER)
         check_complete(paths)
         processor_folder = self._base / "feature_extractor"
         with translate_load_errors(
@@ -51,18 +59,20 @@ class SafetyChecker:
             )
             with silence_libraries():
                 model = load_strictly(StableDiffusionSafetyChecker, self._base / SUBFOLDER, variant, dtype)
-        self._model, self._processor = model.requires_grad_(False).eval(), processor
-        return self
+        return model.requires_grad_(False).eval(), processor
 
     def flag(self, images: Sequence[Image.Image]) -> list[bool]:
         """Return for each RGB image whether it must be hidden. Raises UserError as `load` does."""
-        self.load()
-        pixels = self._processor(list(images), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
-        model = self._model.to(self._device)
+        model, processor = self.load()
+        pixels = processor(list(images), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
+        pixels = pixels.to(self._device, next(model.parameters()).dtype)
+        model.to(self._device)
         try:
             with silence_libraries():  # it warns of black images
                 # Its forward also blackens the images passed beside the pixels; dummies suffice for the flags.
-                _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in images])
+                _, flags = model(
+                    pixels.to(self._device, next(model.parameters()).dtype), [torch.zeros(1) for _ in images]
+                )
         finally:
             model.to("cpu")
         return [bool(flag) for flag in flags]
@@ -78,7 +88,7 @@ def find_checker(base: Path, device: torch.device, enabled: bool = True) -> tupl
     if not enabled:
         return None, "Its safety checker is off."
     if not find_weights(base, SUBFOLDER):
-        return None, "Its safety checker is not on this machine as safetensors: pictures are not checked."
+        return None, "Its safety checker is not on this machine as safetensors: images are not checked."
     return SafetyChecker(base, device), "Its safety checker is on."
 
 

@@ -1,20 +1,78 @@
-"""Build diffusers schedulers from the model's own configuration and the scheduler that the user requested."""
+"""The noise schedule that a model was trained with, and diffusers' schedulers for sampling from it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LMSDiscreteScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LMSDiscreteScheduler
+from torch import Tensor
 
 from ..config.scheduler_names import Scheduler
 from ..errors import FieldError
 
 
-def make_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None = None) -> SchedulerMixin:
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A variance-preserving diffusion (Ho et al. 2020, eq. 4) with `len(alphas_cumprod)` discrete steps.
+
+    It is always in fp32, whatever precision the model runs in: in bf16 a thousand noise levels collapse to 192.
+    """
+
+    alphas_cumprod: Tensor  # (T,) fp32, on the base's device
+    prediction_type: Literal["epsilon", "v_prediction"]
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Add noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; latents and noise (B, C, h, w), t (B,)."""
+        signal, sigma = self._at(t)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return the training target: the noise, or the velocity (Salimans and Ho 2022, section 2.4)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._at(t)
+        return signal * noise - sigma * latents
+
+    def predict_x0(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """Compute x_0 from the prediction at x_t: `add_noise` and `target`, solved for the latents; t (B,)."""
+        signal, sigma = self._at(t)
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * predicted) / signal
+        return signal * noisy - sigma * predicted
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+class DiffusersScheduler(Protocol):
+    """What all of diffusers' schedulers for epsilon and v-prediction have; their common base class lacks it."""
+
+    config: Any
+    order: int
+    timesteps: Tensor
+
+    @property
+    def init_noise_sigma(self) -> Any: ...  # float or Tensor
+
+    def set_timesteps(self, num_inference_steps: int, *, device: torch.device) -> None: ...
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any: ...
+
+
+def make_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None = None) -> DiffusersScheduler:
     """Build a fresh scheduler with no memory of other images.
 
     Args:
@@ -50,42 +108,77 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
     ):
         raise FieldError(
             "scheduler",
-            f"scheduler {scheduler.name!r} cannot draw with this base: its first step would be from unbounded noise.",
-            "Take 'Heun Karras' or 'Heun Exponential'.",
+            f"scheduler {scheduler.name!r} cannot be used with this base: its first step would be infinitely noisy.",
+            "Use 'Heun Karras' or 'Heun Exponential'.",
         )
     if scheduler.options.get("use_beta_sigmas"):
         raise FieldError(
             "scheduler",
-            f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
-            f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
+            f"scheduler {scheduler.name!r} cannot be used with this base: its noise has no largest level.",
+            f"Use {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
         )
     if steps == 2 and "Ancestral" in scheduler.diffusers:
         problem = f"steps must be 1 or at least 3 with {scheduler.name} and this base, got 2."
         raise FieldError("steps", problem, "For example 25.")
 
 
-def draws_noise(sampler: SchedulerMixin) -> bool:
-    """Return whether `step` takes generators: ancestral and SDE schedulers draw noise from them, others ignore them."""
-    return "generator" in inspect.signature(sampler.step).parameters
-
-
-def step_of(sampler: SchedulerMixin, index: int, steps: int) -> int:
-    """Return the step, from 0, that the prediction at a timestep belongs to. A step may take two predictions."""
-    if sampler.order > 1:
-        return index // sampler.order
-    return max(0, index - (len(sampler.timesteps) - steps))  # PLMS: its first step takes two
-
-
 _LMS_ORDER = 4  # diffusers' default
 
 
-def step_options(sampler: SchedulerMixin, done: int) -> dict[str, int]:
-    """Return options for a scheduler's next step, after `done` steps.
+class Sampler:
+    """A diffusers scheduler, set up for one batch of images; what its classes do differently is handled here.
 
-    LMS has as many slopes as steps were computed. diffusers takes its order from the position in the schedule instead,
-    so img2img, which begins in the middle, would be integrated with coefficients of missing slopes.
+    timesteps: those that are computed, without the skipped steps of img2img. A step may take two.
     """
-    return {"order": min(_LMS_ORDER, done + 1)} if isinstance(sampler, LMSDiscreteScheduler) else {}
+
+    def __init__(self, scheduler: DiffusersScheduler, steps: int, skipped_steps: int, device: torch.device):
+        scheduler.set_timesteps(steps, device=device)
+        self._scheduler, self._steps = scheduler, steps
+        self._first = skipped_steps * scheduler.order  # Heun and DPM2 have two timesteps per step
+        self.timesteps = scheduler.timesteps[self._first :]
+        if hasattr(scheduler, "set_begin_index"):  # DDIM finds its index by the timestep
+            # Else the index is looked up, and wrong if two timesteps round to the same.
+            scheduler.set_begin_index(self._first)
+
+    def progress(self, i: int) -> float:
+        """Return the progress of the sampling in the middle of the step of timestep i: 0 is noise, 1 the image."""
+        index, order = self._first + i, self._scheduler.order
+        if order > 1:
+            step = index // order
+        else:
+            step = max(0, index - (len(self._scheduler.timesteps) - self._steps))  # PLMS: its first step takes two
+        return sampling_progress(step, self._steps)
+
+    def scale_noise(self, noise: Tensor) -> Tensor:
+        """Scale noise of standard deviation 1 to the first latents."""
+        return noise * self._scheduler.init_noise_sigma
+
+    def add_noise(self, latents: Tensor, noise: Tensor, i: int) -> Tensor:
+        """Add noise to the level at which timestep i begins; none after the last. noise: (B, C, h, w)."""
+        latents = latents.expand_as(noise)
+        if i == len(self.timesteps):
+            return latents
+        return self._scheduler.add_noise(latents, noise, self.timesteps[i : i + 1])
+
+    def scale_model_input(self, latents: Tensor, t: Tensor) -> Tensor:
+        """Scale latents to what the UNet was trained on: schedulers in sigmas keep them unscaled."""
+        return self._scheduler.scale_model_input(latents, t)
+
+    def step(self, prediction: Tensor, i: int, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Return the next latents. generators: one per image; ancestral and SDE schedulers draw noise from them."""
+        options: dict[str, Any] = {}
+        if generators and "generator" in inspect.signature(self._scheduler.step).parameters:
+            options["generator"] = generators
+        if isinstance(self._scheduler, LMSDiscreteScheduler):
+            # LMS has as many slopes as steps were computed. diffusers takes its order from the position in the
+            # schedule instead, so img2img, which begins in the middle, would use coefficients of missing slopes.
+            options["order"] = min(_LMS_ORDER, i + 1)
+        return self._scheduler.step(prediction, self.timesteps[i], latents, **options).prev_sample
+
+
+def sampling_progress(step: int, steps: int) -> float:
+    """Return the progress of the sampling in the middle of a step (from 0): 0 is noise, 1 the image."""
+    return (step + 0.5) / steps
 
 
 def _zero_snr_options(kind: type, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

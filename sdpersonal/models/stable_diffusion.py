@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .. import storage
+from ..concepts.card import BaseKind
 from ..config.scheduler_names import Scheduler
 from ..errors import UserError
 from ..prompts import Break
 from .frozen_conv import use_frozen_convs
-from .gradient_checkpointing import checkpoint_blocks
+from .loading.weights import silence_libraries
 from .lora import LoraAdapters
 from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
-from .saving import save_diffusers_folder
-from .schedule import NoiseSchedule
-from .schedulers import make_scheduler
-from .text_encoder import EncoderSegment, Piece, PromptChunk, TextEncoder
+from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
+from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
 
-Vectors = Mapping[str, Tensor]
-"""A concept's vectors for each text encoder of a base: "clip_l" -> (n, width)."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a prompt, text or a concept's vectors, with its emphasis."""
-
-    piece: str | Vectors
-    weight: float = 1.0
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The UNet's conditioning: prompt embeddings and, in `added`, SDXL's pooled text and sizes (added_cond_kwargs)."""
+    """The UNet's conditioning: prompt embeddings, and SDXL's pooled text and sizes in `added_cond_kwargs`."""
 
     prompt_embeds: Tensor  # (B, 77, d), or several contexts concatenated along dim 1
     added_cond_kwargs: dict[str, Tensor] = field(default_factory=dict)  # values: (B, ...)
@@ -100,25 +102,27 @@ class StableDiffusion:
         self,
         *,
         name: str,
-        kind: str,
+        kind: BaseKind,
         version: str,
-        unet,
-        vae,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
         encoders: dict[str, TextEncoder],
-        scheduler,
+        scheduler: DDPMScheduler,
         note: str = "",
         checker: tuple[SafetyChecker | None, str] = (None, NO_CHECKER),
     ):
         self.safety_checker, self.safety_note = checker
-        self.name, self.kind, self.version, self.note = name, kind, version, note
+        self.name = name
+        self.kind: BaseKind = kind
+        self.version, self.note = version, note
         self.unet, self.vae, self.encoders = unet, vae, encoders
-        self.scheduler_config = dict(scheduler.config)
+        self.scheduler_config: dict[str, Any] = dict(scheduler.config)
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
-            scheduler.alphas_cumprod.float().to(self.device), scheduler.config.prediction_type
+            scheduler.alphas_cumprod.float().to(self.device), scheduler.config["prediction_type"]
         )
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
             model.requires_grad_(False).eval()
@@ -142,12 +146,12 @@ class StableDiffusion:
     @property
     def vae_scale_factor(self) -> int:
         """The number of pixels per latent, along one side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def resolution(self) -> int:
         """The side in pixels of the images that it was trained on."""
-        return int(self.unet.config.sample_size) * self.vae_scale_factor
+        return int(self.unet.config["sample_size"]) * self.vae_scale_factor
 
     @property
     def guidance(self) -> float:
@@ -168,59 +172,47 @@ class StableDiffusion:
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (C, h, w) of the latents of an image of that size."""
-        return self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
+        return self.unet.config["in_channels"], height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def encode_captions(
         self, captions: Sequence[Sequence[str | Vectors]], size_conditioning: Sequence[SizeConditioning] | None = None
     ) -> Conditioning:
         """Encode captions, given as pieces of text and concepts' vectors.
 
-        framings: the size conditioning of each caption, used by SDXL only; None: uncropped images of the base's own
-        resolution. Raises UserError if a caption is too long.
+        size_conditioning: of each caption, used by SDXL only; None: uncropped images of the base's own resolution.
+        Raises UserError if a caption is too long.
         """
-        layouts = {
-            key: [encoder.make_chunk([_for_encoder(key, piece) for piece in prompt]) for prompt in captions]
-            for key, encoder in self.encoders.items()
-        }
-        has_text = [any(_has_words(piece) for piece in prompt) for prompt in captions]
+        prompts = [[Segment(piece) for piece in caption] for caption in captions]
+        chunks = {key: [encoder.make_chunk(segments) for segments in prompts] for key, encoder in self.encoders.items()}
         return self.with_size_conditioning(
-            self._encode(layouts, has_text), size_conditioning or self._full_size(len(captions))
+            self._encode(chunks, [_has_words(segments) for segments in prompts]),
+            size_conditioning or self._full_size(len(captions)),
         )
 
     def encode_prompt(
         self,
-        prompt: Sequence[Segment | Break],
+        segments: Sequence[Segment | Break],
         size: SizeConditioning | None = None,
         min_chunks: int = 1,
         clip_skip: int = 1,
     ) -> Conditioning:
-        """Encode a prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
+        """Encode a prompt of any length with emphasis, at least `min_chunks` contexts long: (1, 77 chunks, d).
 
         The pooled text is the first chunk's, as in A1111. clip_skip: as in A1111, from 1 (skips no layer) to
         `max_clip_skip`.
         """
-        layouts = {key: self._chunks(key, prompt) for key in self.encoders}
-        count = max(min_chunks, *map(len, layouts.values()))
+        chunks = {key: encoder.chunks(segments) for key, encoder in self.encoders.items()}
+        count = max(min_chunks, *map(len, chunks.values()))
         for key, encoder in self.encoders.items():
-            layouts[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(layouts[key]))]
-        nonempty = any(_has_words(segment.piece) for segment in prompt if not isinstance(segment, Break))
-        parts = [
-            self._encode({key: [chunk_list[i]] for key, chunk_list in layouts.items()}, [nonempty], clip_skip)
-            for i in range(count)
-        ]
+            chunks[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(chunks[key]))]
+        has_words = [_has_words(segments)]
+        parts = [self._encode({key: [chunks[key][i]] for key in chunks}, has_words, clip_skip) for i in range(count)]
         conditioning = replace(parts[0], prompt_embeds=torch.cat([part.prompt_embeds for part in parts], dim=1))
         return self.with_size_conditioning(conditioning, [size] if size else self._full_size(1))
 
-    def num_chunks(self, prompt: Sequence[Segment | Break]) -> int:
+    def num_chunks(self, segments: Sequence[Segment | Break]) -> int:
         """Return how many contexts a prompt takes."""
-        return max(len(self._chunks(key, prompt)) for key in self.encoders)
-
-    def _chunks(self, key: str, prompt: Sequence[Segment | Break]) -> list[PromptChunk]:
-        segments = [
-            segment if isinstance(segment, Break) else EncoderSegment(_for_encoder(key, segment.piece), segment.weight)
-            for segment in prompt
-        ]
-        return self.encoders[key].chunks(segments)
+        return max(len(encoder.chunks(segments)) for encoder in self.encoders.values())
 
     @property
     def max_clip_skip(self) -> int:
@@ -228,26 +220,25 @@ class StableDiffusion:
         return self.encoders["clip_l"].layers
 
     def _encode(
-        self, layouts: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
+        self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
-        """Encode one context of each of B prompts. said: whether each prompt has any text or vectors."""
+        """Encode one context of each of B prompts. has_words: whether each prompt has any text or vectors."""
         self.offloader.to_device("text")
-        ((key, prompt_chunks),) = layouts.items()
-        return Conditioning(self.encoders[key].hidden_states(prompt_chunks, clip_skip))
+        return Conditioning(self.encoders["clip_l"].hidden_states(chunks["clip_l"], clip_skip))
 
     def _full_size(self, count: int) -> list[SizeConditioning]:
         return [SizeConditioning.full(self.resolution, self.resolution)] * count
 
-    def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
+    def with_size_conditioning(self, conditioning: Conditioning, sizes: Sequence[SizeConditioning]) -> Conditioning:
         """Return the same prompts with other size conditioning; cached prompt embeddings can be reused this way."""
-        return condition
+        return conditioning
 
-    def predict(self, noisy: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
+    def predict(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the UNet's output in fp32 for noisy latents (B, C, h, w) at timesteps t (B,). Only its input is cast
         to the UNet's dtype."""
         self.offloader.to_device("unet")
-        states, added = condition.prompt_embeds.to(self.dtype), condition.added_cond_kwargs or None
-        return self.unet(noisy.to(self.dtype), t, states, added_cond_kwargs=added).sample.float()
+        prompt_embeds, added = conditioning.prompt_embeds.to(self.dtype), conditioning.added_cond_kwargs or None
+        return self.unet(noisy.to(self.dtype), t, prompt_embeds, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> LatentDistribution:
@@ -255,20 +246,23 @@ class StableDiffusion:
         self.offloader.to_device("vae")
         x = torch.from_numpy(pixels).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W)
         distribution = self.vae.encode(x).latent_dist
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+        scale, shift = self._latent_scale_and_shift()
         return LatentDistribution((distribution.mean.float() - shift) * scale, distribution.std.float() * scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents (B, C, h, w) to images, uint8 (B, H, W, 3)."""
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+        scale, shift = self._latent_scale_and_shift()
         self.offloader.to_device("vae")
         x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
         if not torch.isfinite(x).all():
-            raise UserError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
+            raise UserError("The generated image is NaN.", "Lower the strengths of the concepts, or --guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def make_scheduler(self, scheduler: Scheduler | None = None) -> SchedulerMixin:
+    def _latent_scale_and_shift(self) -> tuple[float, float]:
+        return self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
+
+    def make_scheduler(self, scheduler: Scheduler | None = None) -> DiffusersScheduler:
         """Build a fresh scheduler with no memory of other images; None: the default."""
         return make_scheduler(self.scheduler_config, scheduler)
 
@@ -278,35 +272,66 @@ class StableDiffusion:
         with self.lock, torch.no_grad():
             yield
 
-    def enable_gradient_checkpointing(self, every: int) -> None:
-        """Checkpoint every n-th block of the UNet, which is then computed twice. 1: all; 0: none.
+    def enable_gradient_checkpointing(self, every_nth: int) -> None:
+        """Checkpoint every n-th transformer block and every n-th resnet block of the UNet. 1: all; 0: none.
 
-        Checkpointing all costs one more forward pass (Chen et al. 2016, arXiv 1604.06174). Loss and gradients stay the
-        same.
+        diffusers can checkpoint all blocks or none (Chen et al. 2016, arXiv 1604.06174). The cases between are the most
+        useful: memory falls by the activations of the chosen blocks, and only these are computed twice. All of them
+        cost one more forward pass. Loss and gradients stay the same.
         """
-        checkpoint_blocks(self.unet, every)
+        for kind in (BasicTransformerBlock, ResnetBlock2D):
+            blocks = [module for module in self.unet.modules() if isinstance(module, kind)]
+            for number, block in enumerate(blocks):
+                block.__dict__.pop("forward", None)  # an earlier call may have shadowed the class's method
+                if every_nth and number % every_nth == 0:
+                    block.__dict__["forward"] = partial(_recompute_in_backward, block.forward)
 
     def save(self, folder: Path) -> None:
-        """Save as a folder in diffusers layout, without the LoRA adapters. Raises DiskFull, UserError."""
-        save_diffusers_folder(self, folder)
+        """Save as a folder in diffusers layout, each weight in its present precision, without the LoRA adapters.
+
+        The folder appears complete or not at all. Raises DiskFull, or UserError if it exists already.
+        """
+        with storage.new_folder(folder) as staged, silence_libraries():
+            try:
+                self._pipeline().save_pretrained(staged, safe_serialization=True)
+            except SafetensorError as error:  # it hides the OSError by which a full disk is recognised
+                if "os error 28" in str(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                raise
+
+    def _pipeline(self) -> DiffusionPipeline:
+        """Return diffusers' pipeline of its models."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+        components = self._pipeline_components() | {"safety_checker": None, "feature_extractor": None}
+        return StableDiffusionPipeline(**components, requires_safety_checker=False)
+
+    def _pipeline_components(self) -> dict[str, Any]:
+        components: dict[str, Any] = {"unet": self.unet, "vae": self.vae, "scheduler": self.make_scheduler()}
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+            if encoder := self.encoders.get(key):
+                components |= {f"text_encoder{suffix}": encoder.model, f"tokenizer{suffix}": encoder.tokenizer}
+        return components
 
     def _adapters(self) -> LoraAdapters:
-        models = {"lora_unet": self.unet, "lora_te": self.encoders["clip_l"].model}
+        models: dict[str, nn.Module] = {"lora_unet": self.unet, "lora_te": self.encoders["clip_l"].model}
         return LoraAdapters(models, naming={"lora_te": text_encoder_path})
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "vae": self.vae} | {key: encoder.model for key, encoder in self.encoders.items()}
+        """Return all its models: "unet", "vae", and the text encoders by their keys."""
+        return {"unet": self.unet, "vae": self.vae, **{key: encoder.model for key, encoder in self.encoders.items()}}
 
 
-def _for_encoder(key: str, piece: str | Vectors) -> Piece:
-    """Return a piece as one encoder reads it: text unchanged, or the concept's vectors for this encoder."""
-    return piece if isinstance(piece, str) else piece[key]
-
-
-def _has_words(piece: str | Vectors) -> bool:
-    return bool(piece.strip()) if isinstance(piece, str) else True
+def _has_words(segments: Sequence[Segment | Break]) -> bool:
+    return any(isinstance(segment, Segment) and not segment.is_blank for segment in segments)
 
 
 def text_encoder_path(path: str) -> str:
     """Return a CLIP module's path as used in files; transformers 5 dropped the outer `text_model`."""
     return path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"
+
+
+def _recompute_in_backward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)  # no block is random

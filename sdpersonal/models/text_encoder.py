@@ -7,9 +7,10 @@ vectors is tokenised, and the vectors replace the embeddings at their positions,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,26 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..prompts import Break, printable
 
-Piece = str | Tensor
-"""A piece of text, or vectors (n, width) in place of a word."""
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+Vectors = Mapping[str, Tensor]
+"""A concept's vectors for each text encoder of a base: "clip_l" -> (n, width)."""
 
 
 @dataclass(frozen=True)
-class EncoderSegment:
-    """A piece of a prompt with its emphasis: the hidden states at its positions are multiplied by `weight`."""
+class Segment:
+    """A part of a prompt at one step: text, or a concept's vectors in its place.
 
-    piece: Piece
+    weight: the emphasis; the hidden states at the segment's positions are multiplied by it.
+    """
+
+    content: str | Vectors
     weight: float = 1.0
+
+    @property
+    def is_blank(self) -> bool:
+        return isinstance(self.content, str) and not self.content.strip()
 
 
 # CLIP's tokenizer never splits these, even if they are not special tokens. It splits punctuation from letters and drops
@@ -38,7 +49,7 @@ _COMMA_BACKTRACK = 20  # tokens: a chunk whose end is at most this far behind a 
 
 @dataclass
 class PromptChunk:
-    """One context of the text model, filled from the left and completed by `TextEncoder.padded`."""
+    """The token ids of one context of the text model, filled from the left and completed by `TextEncoder.padded`."""
 
     ids: list[int] = field(default_factory=list)  # one per position
     weights: list[float] = field(default_factory=list)
@@ -54,17 +65,22 @@ class PromptChunk:
 
 
 class TextEncoder:
-    """A CLIP tokenizer and its text model."""
+    """A CLIP tokenizer and its text model. key: which of a concept's vectors it reads."""
 
-    def __init__(self, tokenizer, model: nn.Module):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel, key: str = "clip_l"):
         self.tokenizer = tokenizer
         self.model = model
+        self.key = key
         self.length: int = tokenizer.model_max_length
+
+    @property
+    def _token_embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
 
     @property
     def token_embeddings(self) -> Tensor:
         """The frozen token embeddings, (vocabulary, width)."""
-        return self.model.get_input_embeddings().weight
+        return self._token_embedding.weight
 
     @property
     def width(self) -> int:
@@ -99,7 +115,7 @@ class TextEncoder:
         """Return the token embeddings of a text, (tokens, width), fp32."""
         ids = self.ids(words)
         if not ids:
-            raise UserError(f"{printable(repr(words))} holds no word.", "Give a word or two, such as 'toy duck'.")
+            raise UserError(f"{printable(repr(words))} has no word.", "Give a word or two, such as 'toy duck'.")
         return self.token_embeddings[ids].detach().float()
 
     def initial_embeddings(self, words: str, count: int) -> Tensor:
@@ -116,44 +132,44 @@ class TextEncoder:
     def layers(self) -> int:
         return self.model.config.num_hidden_layers
 
-    def hidden_states(self, layouts: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
+    def hidden_states(self, chunks: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
         """Return the last hidden states (B, 77, width). Gradients reach the vectors.
 
         clip_skip: n takes the n-th layer from the last, then the final norm, as in A1111 (`sd_hijack_clip.py`).
         """
         if clip_skip == 1:
-            return _apply_emphasis(self._run(layouts).last_hidden_state, layouts)
-        states = self._run(layouts, output_hidden_states=True).hidden_states[-clip_skip]
-        return _apply_emphasis(self._final_norm(states), layouts)
+            return _apply_emphasis(self._run(chunks).last_hidden_state, chunks)
+        states = self._run(chunks, output_hidden_states=True).hidden_states[-clip_skip]
+        return _apply_emphasis(self._final_norm(states), chunks)
 
     def penultimate_hidden_states(
-        self, layouts: Sequence[PromptChunk], clip_skip: int = 1
+        self, chunks: Sequence[PromptChunk], clip_skip: int = 1
     ) -> tuple[Tensor, Tensor | None]:
         """Return what SDXL uses: the last but one layer's states (B, 77, width), without the final norm, and the
         projection of the end of text (B, d), None if the model has none. Gradients reach the vectors. clip_skip: n
         takes n - 1 layers earlier, as diffusers counts for SDXL; the projection is always of the last layer."""
-        output = self._run(layouts, output_hidden_states=True)
-        return _apply_emphasis(output.hidden_states[-1 - clip_skip], layouts), getattr(output, "text_embeds", None)
+        output = self._run(chunks, output_hidden_states=True)
+        return _apply_emphasis(output.hidden_states[-1 - clip_skip], chunks), getattr(output, "text_embeds", None)
 
     def _final_norm(self, states: Tensor) -> Tensor:
         text_model = getattr(self.model, "text_model", self.model)  # transformers 5 has no inner model any more
         return text_model.final_layer_norm(states)
 
-    def _run(self, layouts: Sequence[PromptChunk], **options: bool):
-        ids = torch.tensor([layout.ids for layout in layouts], device=self.token_embeddings.device)  # (B, 77)
-        with _insert_vectors(self.model.get_input_embeddings(), layouts):
+    def _run(self, chunks: Sequence[PromptChunk], **options: bool):
+        ids = torch.tensor([chunk.ids for chunk in chunks], device=self.token_embeddings.device)  # (B, 77)
+        with _insert_vectors(self._token_embedding, chunks):
             return self.model(ids, **options)
 
-    def make_chunk(self, pieces: Sequence[Piece]) -> PromptChunk:
+    def make_chunk(self, segments: Sequence[Segment]) -> PromptChunk:
         """Tokenise a prompt into one context. Raises UserError if it does not fit."""
         chunk = PromptChunk()
-        for piece in pieces:
-            if isinstance(piece, str):
-                chunk.add(self.ids(piece), 1.0)
+        for segment in segments:
+            if isinstance(segment.content, str):
+                chunk.add(self.ids(segment.content), segment.weight)
             else:
-                chunk.add_vectors(piece, 1.0)
+                chunk.add_vectors(segment.content[self.key], segment.weight)
         if len(chunk.ids) > self.capacity:
-            excess = self.tokenizer.decode(chunk.ids[self.capacity :]).strip()
+            excess = str(self.tokenizer.decode(chunk.ids[self.capacity :])).strip()
             raise UserError(
                 f"The prompt has {len(chunk.ids)} tokens and {self.capacity} fit; too much from "
                 f"{printable(repr(excess), 60)} on.",
@@ -175,61 +191,63 @@ class TextEncoder:
             [tokenizer.bos_token_id, *chunk.ids, *end], [1.0, *chunk.weights, *[1.0] * remaining], vectors
         )
 
-    def chunks(self, spans: Sequence[EncoderSegment | Break]) -> list[PromptChunk]:
+    def chunks(self, segments: Sequence[Segment | Break]) -> list[PromptChunk]:
         """Split a prompt of any length as A1111 does (modules/sd_hijack_clip.py): into chunks of 75 tokens, at a comma
         if one is near, at BREAK, and never within a concept. Raises UserError for vectors that do not fit a chunk."""
         chunker = _Chunker(self.capacity, self.ids(",")[0])
-        for segment in spans:
+        for segment in segments:
             if isinstance(segment, Break):
                 chunker.finish_chunk()
-            elif isinstance(segment.piece, str):
-                for token in self.ids(segment.piece):
+            elif isinstance(segment.content, str):
+                for token in self.ids(segment.content):
                     chunker.add(token, segment.weight)
             else:
-                chunker.add_vectors(segment.piece, segment.weight)
+                chunker.add_vectors(segment.content[self.key], segment.weight)
         return [self.padded(chunk) for chunk in chunker.finish()]
 
 
 class _Chunker:
-    """Fills consecutive chunks of up to `room` tokens."""
+    """Fills consecutive chunks of up to `capacity` tokens."""
 
-    def __init__(self, available: int, comma: int):
-        self._capacity, self._comma = available, comma
-        self._done: list[PromptChunk] = []
-        self._now, self._comma_position = PromptChunk(), -1
+    def __init__(self, capacity: int, comma: int):
+        self._capacity, self._comma = capacity, comma
+        self._chunks: list[PromptChunk] = []
+        self._chunk, self._comma_position = PromptChunk(), -1
 
     def add(self, token: int, weight: float) -> None:
         if token == self._comma:
-            self._comma_position = len(self._now.ids)
+            self._comma_position = len(self._chunk.ids)
         self._ensure_space(may_cut=token != self._comma)
-        self._now.add([token], weight)
+        self._chunk.add([token], weight)
 
-    def add_vectors(self, rows: Tensor, weight: float) -> None:
-        if len(rows) > self._capacity:
-            raise UserError(f"A concept of {len(rows)} vectors fits no prompt: {self._capacity} fit.")
+    def add_vectors(self, vectors: Tensor, weight: float) -> None:
+        if len(vectors) > self._capacity:
+            raise UserError(
+                f"A concept of {len(vectors)} vectors does not fit into a prompt, which takes {self._capacity}."
+            )
         self._ensure_space()
-        if len(self._now.ids) + len(rows) > self._capacity:
+        if len(self._chunk.ids) + len(vectors) > self._capacity:
             self.finish_chunk()
-        self._now.add_vectors(rows, weight)
+        self._chunk.add_vectors(vectors, weight)
 
     def finish_chunk(self) -> None:
-        self._done.append(self._now)
-        self._now, self._comma_position = PromptChunk(), -1
+        self._chunks.append(self._chunk)
+        self._chunk, self._comma_position = PromptChunk(), -1
 
     def finish(self) -> list[PromptChunk]:
-        if self._now.ids or not self._done:
+        if self._chunk.ids or not self._chunks:
             self.finish_chunk()
-        return self._done
+        return self._chunks
 
     def _ensure_space(self, may_cut: bool = True) -> None:
-        size = len(self._now.ids)
+        size = len(self._chunk.ids)
         if size < self._capacity:
             return
         if may_cut and self._comma_position >= 0 and size - self._comma_position <= _COMMA_BACKTRACK:
-            self._now, rest = _split_chunk(self._now, self._comma_position + 1)
+            self._chunk, remainder = _split_chunk(self._chunk, self._comma_position + 1)
             self.finish_chunk()
-            self._now = rest
-            if len(rest.ids) < self._capacity:
+            self._chunk = remainder
+            if len(remainder.ids) < self._capacity:
                 return
         self.finish_chunk()
 
@@ -241,11 +259,11 @@ def _split_chunk(chunk: PromptChunk, at: int) -> tuple[PromptChunk, PromptChunk]
     return before, PromptChunk(chunk.ids[at:], chunk.weights[at:], moved)
 
 
-def _apply_emphasis(states: Tensor, layouts: Sequence[PromptChunk]) -> Tensor:
+def _apply_emphasis(states: Tensor, chunks: Sequence[PromptChunk]) -> Tensor:
     """Multiply states (B, 77, width) by their weights, then restore each prompt's mean (A1111's sd_emphasis.py)."""
-    if all(weight == 1 for layout in layouts for weight in layout.weights):
+    if all(weight == 1 for chunk in chunks for weight in chunk.weights):
         return states
-    weighted = states * torch.tensor([layout.weights for layout in layouts], device=states.device)[:, :, None]
+    weighted = states * torch.tensor([chunk.weights for chunk in chunks], device=states.device)[:, :, None]
     # The ratio is per prompt: the result must not depend on the rest of the batch.
     ratio = states.mean(dim=(1, 2)) / weighted.mean(dim=(1, 2))
     # A mean near zero says nothing about the magnitude, and dividing by it could flip the states' sign.
@@ -254,23 +272,23 @@ def _apply_emphasis(states: Tensor, layouts: Sequence[PromptChunk]) -> Tensor:
 
 
 @contextmanager
-def _insert_vectors(embedding: nn.Module, layouts: Sequence[PromptChunk]) -> Iterator[None]:
+def _insert_vectors(embedding: nn.Module, chunks: Sequence[PromptChunk]) -> Iterator[None]:
     insertions = [
-        (b, at + i, embedding_vector)
-        for b, layout in enumerate(layouts)
-        for at, block in layout.vectors
-        for i, embedding_vector in enumerate(block)
+        (b, at + i, vector)
+        for b, chunk in enumerate(chunks)
+        for at, block in chunk.vectors
+        for i, vector in enumerate(block)
     ]
     if not insertions:
         yield
         return
     batch, position, values = zip(*insertions, strict=True)
 
-    def put(_module: nn.Module, _args: tuple, out: Tensor) -> Tensor:
+    def replace_embeddings(_module: nn.Module, _args: tuple, out: Tensor) -> Tensor:
         indices = (torch.tensor(batch, device=out.device), torch.tensor(position, device=out.device))
         return out.index_put(indices, torch.stack(values).to(out))
 
-    hook = embedding.register_forward_hook(put)
+    hook = embedding.register_forward_hook(replace_embeddings)
     try:
         yield
     finally:

@@ -53,11 +53,13 @@ def _describe(recipe: Recipe) -> list[tuple[str, str]]:
     concepts = (f"{concept.token} {concept.strength:g}" for concept in recipe.concepts)
     rows = {
         "Seed": str(recipe.seed),
-        "Near": f"{recipe.near:g} towards seed {recipe.near_seed}" if recipe.near is not None else "",
+        "Near": f"{recipe.variation_strength:g} towards seed {recipe.variation_seed}"
+        if recipe.variation_strength is not None
+        else "",
         "Concepts": ", ".join(concepts),
         "Base": recipe.base.name,
-        "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
-        "Began from": f"an image, changed by {recipe.change:g}" if recipe.start else "",
+        "Size": recipe.size + (f", enlarged {recipe.hires_scale:g} times" if recipe.hires_scale > 1 else ""),
+        "Began from": f"an image, changed by {recipe.strength:g}" if recipe.init_image else "",
         "Steps": str(recipe.steps),
         "Guidance": f"{recipe.guidance:g}",
         "Chosen from": recipe.template,

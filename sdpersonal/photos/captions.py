@@ -58,26 +58,26 @@ class Caption:
 class Captions:
     """The captions in a folder, by the names of its photos.
 
-    names: of all files of the folder; read: returns a file's bytes by its name, raises Refused; kind: "object",
+    names: of all files of the folder; read_file: returns a file's bytes by its name, raises Refused; kind: "object",
     "person" or "style", which decides how a caption that names no subject is completed. used: the files that captions
     came from; table: the name of the file with captions of many photos, or "".
     """
 
-    def __init__(self, names: Sequence[str], read: Callable[[str], bytes], kind: str = "object"):
+    def __init__(self, names: Sequence[str], read_file: Callable[[str], bytes], kind: str = "object"):
         self._files = by_key(sorted(names))
-        self._read, self._kind = read, kind
+        self._read_file, self._kind = read_file, kind
         self.used: set[str] = set()
-        self.token_embeddings = next((self._files[name] for name in TABLES if name in self._files), "")
+        self.table = next((self._files[name] for name in TABLES if name in self._files), "")
         self._row_problem = ""
-        self._rows = self._read_table() if self.token_embeddings else {}
+        self._rows = self._read_table() if self.table else {}
 
     def of(self, photo: str) -> Caption:
         """Return the caption of the photo with this file name; without lines if it has none or it cannot be used."""
         if source := caption_file(photo, self._files):
             self.used.add(source)
-            where, load = printable(source), lambda: text_of(self._read(source))
+            where, load = printable(source), lambda: text_of(self._read_file(source))
         elif (text := self._rows.get(_key(photo))) is not None:
-            where, load = f"its text in {printable(self.token_embeddings)}", lambda: text
+            where, load = f"its text in {printable(self.table)}", lambda: text
         else:
             return Caption()
         try:
@@ -95,14 +95,14 @@ class Captions:
 
     def _read_table(self) -> dict[str, str]:
         """Read the texts of the table by their photo's name. Invalid rows are left out and the first is reported."""
-        self.used.add(self.token_embeddings)
+        self.used.add(self.table)
         texts: dict[str, str] = {}
         try:
-            data = self._read(self.token_embeddings)
+            data = self._read_file(self.table)
             if len(data) > _MAX_TABLE:
                 raise Refused(f"is larger than {_MAX_TABLE // 10**6} MB")
             table = text_of(data, _MAX_TABLE)
-            rows = _csv_rows(table) if _key(self.token_embeddings).endswith(".csv") else _json_rows(table)
+            rows = _csv_rows(table) if _key(self.table).endswith(".csv") else _json_rows(table)
             for number, row in rows:
                 try:
                     _add_text(texts, row)
@@ -227,19 +227,19 @@ def shortened(caption: str, fits: Callable[[str], bool]) -> str:
         return caption
     before, after = caption.split("{}")
     if fits(f"{before}{{}}"):
-        return f"{before}{{}}{_most(after, lambda rest: fits(f'{before}{{}}{rest}'))}".strip()
+        return f"{before}{{}}{_longest_prefix(after, lambda end: fits(f'{before}{{}}{end}'))}".strip()
     if not fits("{}"):
         raise Refused("leaves no place for the subject's word")
-    backwards = _most(before[::-1], lambda rest: fits(f"{rest[::-1]}{{}}"))
+    backwards = _longest_prefix(before[::-1], lambda begin: fits(f"{begin[::-1]}{{}}"))
     return f"{backwards[::-1]}{{}}".strip()
 
 
-def _most(text: str, fits: Callable[[str], bool]) -> str:
+def _longest_prefix(text: str, fits: Callable[[str], bool]) -> str:
     """Return the longest prefix that fits, by binary search, cut back to the last comma or space near its end."""
-    least, most = 0, len(text)
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if fits(text[:middle]) else (least, middle - 1)
-    cut = text[:least]
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+    cut = text[:low]
     ends = (cut.rfind(mark) for mark in (",", " "))
     return next((cut[:end] for end in ends if end > len(cut) // 2), cut).rstrip(" ,")

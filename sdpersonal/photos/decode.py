@@ -72,18 +72,20 @@ class UnusablePhoto(Exception):
     """The reason why a file cannot be used as a photo: the rest of a sentence that starts with its name."""
 
 
-def decode(data: bytes, size: int, least: int = MIN_SIDE, behind: str = "white") -> tuple[np.ndarray, tuple[str, ...]]:
+def decode(
+    data: bytes, size: int, min_side: int = MIN_SIDE, background: str = "white"
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode the image in `data`, and return it with notes for the user.
 
     Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect ratio kept to a pixel; and the notes.
-    least: minimum of its shorter side in pixels; behind: the background colour of transparent images.
+    min_side: minimum of its shorter side in pixels; background: the colour of transparent images.
     Raises UnusablePhoto. At 50 megapixels a WebP needs 0.8 GB temporarily, the others up to 0.5 GB.
     """
     kind = detect_format(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata, none of which is kept
         try:
-            return _decode(kind, data, size, least, behind)
+            return _decode(kind, data, size, min_side, background)
         except UnusablePhoto:
             raise
         except Exception as error:  # decoders of untrusted bytes raise anything
@@ -115,39 +117,39 @@ def _describe_unsupported(data: bytes) -> str:
         if data.startswith(start):
             return f"{kind}; {remedy}"
     if data[4:8] == b"ftyp":
-        return f"an AVIF; {_EXPORT_HINT}" if b"avi" in data[8:40] else "a video; I read pictures only"
+        return f"an AVIF; {_EXPORT_HINT}" if b"avi" in data[8:40] else "a video; use images"
     if data[257:262] == b"ustar":
         return f"a tar archive; {UNPACK_HINT}"
     text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page; save the picture itself"
+        return "a web page; save the image itself"
     if b"<svg" in text:
         return f"an SVG; {_EXPORT_HINT}"
-    kind = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
-    if data and kind.group == "placeholder":  # a pointer of Git-LFS and the like, or an unfinished download
-        return f"{kind.what}; {kind.hint[0].lower()}{kind.hint[1:].removesuffix('.')}"
-    return f"not a picture that I know; I read {FORMATS}"
+    file_type = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
+    if data and file_type.group == "placeholder":  # a pointer of Git-LFS and the like, or an unfinished download
+        return f"{file_type.what}; {file_type.hint[0].lower()}{file_type.hint[1:].removesuffix('.')}"
+    return f"not an image in a supported format ({FORMATS})"
 
 
-def _decode(kind: str, data: bytes, size: int, least: int, behind: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _decode(kind: str, data: bytes, size: int, min_side: int, background: str) -> tuple[np.ndarray, tuple[str, ...]]:
     image = _READERS[kind](io.BytesIO(data))
-    _check_size(*image.size, least)
+    _check_size(*image.size, min_side)
     notes = _notes(image, kind, size)
     # Scale first, so that all further steps work on the small image and cost next to nothing.
-    small = _apply_orientation(_scale(image, data, size, least), image)
+    small = _apply_orientation(_scale(image, data, size, min_side), image)
     small, colour_notes = _to_srgb(small, image.info.get("icc_profile"))
-    return np.array(_flatten(small, behind)), notes + colour_notes
+    return np.array(_flatten(small, background)), notes + colour_notes
 
 
-def _check_size(width: int, height: int, least: int) -> None:
+def _check_size(width: int, height: int, min_side: int) -> None:
     short, long = sorted((width, height))
     megapixels = short * long / 1e6
     if megapixels > MAX_MEGAPIXELS:
         raise UnusablePhoto(
-            f"is {width}x{height} ({megapixels:.0f} megapixels); I take up to {MAX_MEGAPIXELS}: resize it"
+            f"is {width}x{height} ({megapixels:.0f} megapixels); up to {MAX_MEGAPIXELS} are allowed: resize it"
         )
-    if short < least:
-        raise UnusablePhoto(f"is {width}x{height}; the shorter side must have at least {least} pixels")
+    if short < min_side:
+        raise UnusablePhoto(f"is {width}x{height}; the shorter side must have at least {min_side} pixels")
     if long > MAX_RATIO * short:
         raise UnusablePhoto(
             f"is {width}x{height}; the longer side may be at most {MAX_RATIO} times the shorter: crop it"
@@ -158,13 +160,13 @@ def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        notes.append(f"main picture of {frames} in the file" if kind == "HEIC" else "first frame of an animation")
+        notes.append(f"main image of {frames} in the file" if kind == "HEIC" else "first frame of an animation")
     if min(image.size) < size:
         notes.append(f"enlarged from {image.width}x{image.height}")
     return tuple(notes)
 
 
-def _scale(image: Image.Image, data: bytes, size: int, least: int) -> Image.Image:
+def _scale(image: Image.Image, data: bytes, size: int, min_side: int) -> Image.Image:
     """Decode the image and scale its shorter side to `size`, in a mode with or without alpha."""
     width, height = (round(side * size / min(image.size)) for side in image.size)
     box = None
@@ -174,7 +176,7 @@ def _scale(image: Image.Image, data: bytes, size: int, least: int) -> Image.Imag
     packing = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
     image.load()
     if box is None:
-        _check_size(*image.size, least)  # a HEIC may be larger than its header says
+        _check_size(*image.size, min_side)  # a HEIC may be larger than its header says
     # Pillow weights colours by alpha here, so colours of transparent pixels do not bleed into the edges.
     return _to_averageable_mode(image, packing, data).resize((width, height), Image.Resampling.LANCZOS, box)
 
@@ -208,9 +210,11 @@ def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: b
         if packing in _SMALL_DEPTHS:
             return np.asarray(image) != colour * _SMALL_DEPTHS[packing]
     if isinstance(colour, tuple) and packing == "RGB;16B":
-        again = PngImagePlugin.PngImageFile(io.BytesIO(data))
-        again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # takes the other one of the two bytes
-        bands = zip(image.split(), again.split(), colour, strict=True)
+        reopened = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        reopened.tile = [
+            tile._replace(args="RGB;16L") for tile in reopened.tile
+        ]  # takes the other one of the two bytes
+        bands = zip(image.split(), reopened.split(), colour, strict=True)
         return np.logical_or.reduce(
             [(np.asarray(high) != value >> 8) | (np.asarray(low) != value & 255) for high, low, value in bands]
         )
@@ -232,23 +236,25 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         mode, fitting = _PROFILE_SPACES[profile.profile.xcolor_space.strip()]
         if image.mode not in fitting:
-            raise ValueError(f"a {mode} profile on a {image.mode} picture")
+            raise ValueError(f"a {mode} profile on a {image.mode} image")
         srgb = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
     except (OSError, ValueError, KeyError, TypeError, ImageCms.PyCMSError):
         return image, ("broken colour profile, taken as sRGB",)
+    if converted is None:  # only with inPlace
+        return image, ()
     if "A" in image.getbands():
         converted.putalpha(image.getchannel("A"))
     return converted, ()
 
 
-def _flatten(image: Image.Image, behind: str) -> Image.Image:
+def _flatten(image: Image.Image, background: str) -> Image.Image:
     """Convert to RGB, with a colour behind transparent pixels."""
     if "A" not in image.getbands():
         return image.convert("RGB")
-    paper = Image.new("RGB", image.size, behind)
-    paper.paste(image.convert("RGB"), mask=image.getchannel("A"))
-    return paper
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return canvas
 
 
 def _damage_text(kind: str, data: bytes, error: Exception) -> str:
@@ -258,4 +264,4 @@ def _damage_text(kind: str, data: bytes, error: Exception) -> str:
         "WebP": len(data) >= 8 + int.from_bytes(data[4:8], "little"),
         "HEIC": "end of file" not in str(error).lower(),
     }
-    return "is damaged; I cannot decode it" if complete[kind] else "ends early (damaged download?)"
+    return "is damaged and cannot be decoded" if complete[kind] else "ends early (damaged download?)"

@@ -93,10 +93,10 @@ class PhotoSet:
         captioned = sum(bool(photo.captions) for photo in self.photos)
         counts = (
             _count_text(len(self.photos), "photo"),
-            captioned and f"{captioned} with captions",
-            self.skipped and f"{_count_text(len(self.skipped), 'file')} I cannot use",
-            self.duplicates and f"{len(self.duplicates)} there twice",
-            self.ignored and f"{_count_text(self.ignored, 'other file')} ignored",
+            f"{captioned} with captions" if captioned else "",
+            f"{_count_text(len(self.skipped), 'unusable file')}" if self.skipped else "",
+            f"{len(self.duplicates)} there twice" if self.duplicates else "",
+            f"{_count_text(self.ignored, 'other file')} ignored" if self.ignored else "",
         )
         details = [f"  {file.name} {file.reason}" for file in self.skipped + self.duplicates]
         details += [f"  {photo.name}: {', '.join(photo.notes)}" for photo in self.photos if photo.notes]
@@ -114,13 +114,13 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
     """
     check_path(folder, "photos")
     folder = Path(folder)
-    names, beside = _list_files(folder)
-    captions = Captions(beside, lambda name: _caption_bytes(folder, name), kind)
+    names, sidecars = _list_files(folder)
+    captions = Captions(sidecars, lambda name: _caption_bytes(folder, name), kind)
     photos, skipped, duplicates = [], [], []
-    seen: dict[str, str] = {}
+    first_names: dict[str, str] = {}
     for name in names:
         try:
-            photos.append(_load_photo(folder, name, size, crop, seen, captions))
+            photos.append(_load_photo(folder, name, size, crop, first_names, captions))
         except UnusablePhoto as reason:
             skipped.append(SkippedFile(printable(name), str(reason)))
         except _Duplicate as reason:
@@ -128,8 +128,8 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
     if not photos:
         raise _no_photos_error(folder, skipped)
     if problem := captions.table_problem(names):
-        skipped.append(SkippedFile(printable(captions.token_embeddings), problem))
-    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
+        skipped.append(SkippedFile(printable(captions.table), problem))
+    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(sidecars) - captions.used))
 
 
 def count_photos(folder: Path) -> int:
@@ -142,7 +142,7 @@ def check_photos(folder: Path) -> None:
     folder = Path(folder)
     for name in _list_files(folder)[0]:
         with suppress(UnusablePhoto):
-            decode(_read(folder, name), MIN_SIDE)
+            decode(_read_photo(folder, name), MIN_SIDE)
             return
     load_photos(folder, MIN_SIDE)  # raises, with what the folder contains instead
 
@@ -151,34 +151,36 @@ class _Duplicate(Exception):
     """The same photo was loaded before; holds its earlier name."""
 
 
-def _load_photo(folder: Path, name: str, size: int, crop: str, seen: dict[str, str], captions: Captions) -> Photo:
-    """Load one photo. `seen` maps the hashes of files and of pixels to the name of their first occurrence."""
-    data = _read(folder, name)
+def _load_photo(
+    folder: Path, name: str, size: int, crop: str, first_names: dict[str, str], captions: Captions
+) -> Photo:
+    """Load one photo. `first_names` maps the hashes of files and of pixels to the name of their first occurrence."""
+    data = _read_photo(folder, name)
     sha256 = hashlib.sha256(data).hexdigest()
-    _check_duplicate(seen, sha256)
+    _check_duplicate(first_names, sha256)
     pixels, notes = decode(data, size)
     pixels_sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    _check_duplicate(seen, pixels_sha256)
-    seen[sha256] = seen[pixels_sha256] = printable(name)
+    _check_duplicate(first_names, pixels_sha256)
+    first_names[sha256] = first_names[pixels_sha256] = printable(name)
     caption = captions.of(name)
     height, width = pixels.shape[:2]
     scale = shorter_side(data) / size
-    original = round(height * scale), round(width * scale)
+    original_size = round(height * scale), round(width * scale)
     return Photo(
-        printable(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original
+        printable(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original_size
     )
 
 
 def _caption_bytes(folder: Path, name: str) -> bytes:
     try:
-        return _read(folder, name)
+        return _read_photo(folder, name)
     except UnusablePhoto as reason:
         raise Refused(str(reason)) from None
 
 
-def _check_duplicate(seen: dict[str, str], sha256: str) -> None:
-    if sha256 in seen:
-        raise _Duplicate(f"is the same photo as {seen[sha256]}; used once")
+def _check_duplicate(first_names: dict[str, str], sha256: str) -> None:
+    if sha256 in first_names:
+        raise _Duplicate(f"is the same photo as {first_names[sha256]}; used once")
 
 
 def _list_files(folder: Path) -> tuple[list[str], list[str]]:
@@ -193,11 +195,11 @@ def _list_files(folder: Path) -> tuple[list[str], list[str]]:
         raise _not_a_folder_error(folder) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"I cannot read the folder {printable(str(folder))}: {reason}.") from None
+        raise UserError(f"The folder {printable(str(folder))} cannot be read: {reason}.") from None
     photos = sorted((name for name in names if not is_sidecar(name)), key=os.fsencode)
     if len(photos) > MAX_PHOTOS:
         raise UserError(
-            f"{printable(str(folder))} holds {len(photos):,} files; I take up to {MAX_PHOTOS} photos.",
+            f"{printable(str(folder))} contains {len(photos):,} files; up to {MAX_PHOTOS} photos are allowed.",
             "Give a folder with photos of one thing only; 4 to 10 are enough.",
         )
     return photos, [name for name in names if is_sidecar(name)]
@@ -209,24 +211,24 @@ def is_sidecar(name: str) -> bool:
 
 
 def _not_a_folder_error(path: Path) -> UserError:
-    shown_path = printable(str(path))
+    name = printable(str(path))
     try:
-        detect_format(_read(path.parent, path.name))
+        detect_format(_read_photo(path.parent, path.name))
     except UnusablePhoto as reason:
         if UNPACK_HINT in str(reason):
-            return UserError(f"{shown_path} {reason}.")
-    return UserError(f"{shown_path} is a file, not a folder.", "Give the folder that holds your photos.")
+            return UserError(f"{name} {reason}.")
+    return UserError(f"{name} is a file, not a folder.", "Give the folder that holds your photos.")
 
 
 def _no_photos_error(folder: Path, skipped: list[SkippedFile]) -> UserError:
-    problem = f"There are no photos in {printable(str(folder))} (I read {FORMATS})."
+    message = f"There are no photos in {printable(str(folder))} (supported: {FORMATS})."
     if not skipped:
-        return UserError(problem, "Put 4 to 10 photos of one thing there.")
-    more = f" And {len(skipped) - 1} more that I cannot use." if len(skipped) > 1 else ""
-    return UserError(problem, f"{skipped[0].name} {skipped[0].reason}.{more}")
+        return UserError(message, "Put 4 to 10 photos of one thing there.")
+    others = f" And {len(skipped) - 1} more are unusable." if len(skipped) > 1 else ""
+    return UserError(message, f"{skipped[0].name} {skipped[0].reason}.{others}")
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read_photo(folder: Path, name: str) -> bytes:
     """Read a regular file in `folder`; links are followed only inside the folder. Raises UnusablePhoto."""
     path = os.path.join(folder, name)
     try:
@@ -257,13 +259,13 @@ def _link_target(folder: Path, link: str) -> str:
 
 def _check_file(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise UnusablePhoto("is a folder; I read only the photos that lie in the folder itself")
+        raise UnusablePhoto("is a folder; only photos in the folder itself are used")
     if not stat.S_ISREG(status.st_mode):
         raise UnusablePhoto("is not a regular file")
     if status.st_size == 0:
         raise UnusablePhoto("is empty")
     if status.st_size > MAX_BYTES:
-        raise UnusablePhoto(f"has {status.st_size / 1e6:,.0f} MB; I take up to {MAX_BYTES / 1e6:.0f}")
+        raise UnusablePhoto(f"has {status.st_size / 1e6:,.0f} MB; up to {MAX_BYTES / 1e6:.0f} are allowed")
 
 
 def _center_crop(pixels: np.ndarray) -> tuple[int, int]:

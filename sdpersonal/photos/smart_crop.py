@@ -51,7 +51,7 @@ def _scale_to_mean_one(values: np.ndarray) -> np.ndarray:
 
 
 def _best_offset(profile: np.ndarray, available: int, side: int) -> int:
-    """Return where a square of `side` pixels best begins, 0 to `room`. profile: saliency, summed across the photo."""
+    """Return where a square of `side` pixels best begins, 0 to `available`. profile: saliency, summed."""
     sums = np.concatenate([[0.0], np.cumsum(profile)])
     window_sums = sums[_SHORT_SIDE:] - sums[:-_SHORT_SIDE]  # of the window that begins at each small pixel
     offset = np.linspace(-1, 1, len(window_sums)) if len(window_sums) > 1 else np.zeros(1)

@@ -3,7 +3,7 @@
 The p-th image depends on p alone. A template has C combinations of its alternatives. In round r = p // C every
 combination comes once, in that round's own order: a keyed permutation of 0 .. C-1, so no history of what was generated
 is needed. The seed increases by one with each image, so no (prompt, seed) comes twice even if two combinations read
-alike; after 2**32 images, when all noise is used up (see `generation.noise`), the series ends.
+alike; after 2**32 images, when all noise is used up (see `generation.denoise`), the series ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from ..config import SEEDS, GenerateRequest
+from ..config import FORMER_FIELDS, SEEDS, GenerateRequest
 from ..errors import Interrupted, UserError
 from ..image_metadata import Recipe, png_with_recipe
 from ..outputs import Outputs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PICTURES = 2**32  # of one series
 _FEISTEL_ROUNDS = 4  # with random rounds, four are indistinguishable from random (Luby and Rackoff 1988)
 _MAX_STATE_BYTES = 20_000  # bytes of a state file
+_FORMER_NAMES = {present: former for former, present in FORMER_FIELDS.items()}
 _LATER = ("scheduler", "clip_skip")  # fields that were added to requests after the first series were saved
 
 
@@ -57,7 +58,7 @@ def _round_function(key: bytes, number: int, value: int, size: int) -> int:
 class EndlessSeries:
     """The images of a template, in the order in which they are generated.
 
-    request: its prompt is the template, its seed the first image's; its n and every are ignored.
+    request: its prompt is the template, its seed the first image's; its num_images and all_combinations are ignored.
     Raises UserError for a template that cannot be parsed.
     """
 
@@ -69,13 +70,15 @@ class EndlessSeries:
     def request_at(self, position: int) -> GenerateRequest:
         """Return the request for the image at a position, counted from 0. Raises UserError after the last."""
         if position >= PICTURES:
-            raise UserError("All seeds have been drawn.", "Take another template.")
+            raise UserError("All seeds have been used.", "Use another --prompt.")
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
         prompt = nth_prompt(self.request.prompt, permute_index(i, self.combinations, key), self._wildcards)
-        field = "seed" if self.request.near is None else "near_seed"
+        field = "seed" if self.request.variation_strength is None else "variation_seed"
         seed = (getattr(self.request, field) + position) % SEEDS
-        return self.request.model_copy(update={"prompt": prompt, field: seed, "n": 1, "every": False})
+        return self.request.model_copy(
+            update={"prompt": prompt, field: seed, "num_images": 1, "all_combinations": False}
+        )
 
     def recipe(self, image: GeneratedImage) -> Recipe:
         """Return the image's recipe with the template, which the image's own request lacks."""
@@ -92,7 +95,9 @@ class EndlessProgress:
     """
 
     def __init__(self, outputs: Path, request: GenerateRequest, base: str):
-        facts = request.model_dump(mode="json", exclude={"n", "every"}) | {"base": base}
+        fields = request.model_dump(mode="json", exclude={"num_images", "all_combinations"})
+        # Under the names that these fields had when the first series were saved, so that those resume.
+        facts = {_FORMER_NAMES.get(name, name): value for name, value in fields.items()} | {"base": base}
         for name in _LATER:  # a series that began before these fields existed can still resume
             if facts[name] == GenerateRequest.model_fields[name].default:
                 del facts[name]
@@ -110,7 +115,7 @@ class EndlessProgress:
             position = state.pop("position")
             if state == self._facts and type(position) is int and 0 <= position <= PICTURES:
                 return position
-        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
+        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first image.")
 
     def save(self, position: int) -> None:
         storage.write_json(self._path, self._facts | {"position": position})
@@ -128,7 +133,7 @@ def generate_endless(
     """Continue the series, for up to `limit` images; yields each image's file once it is saved, and whether the
     safety checker flagged it.
 
-    stopped() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
+    cancelled() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
     and restarted leaves the same files as one that was never stopped. progress(done, total) counts an image's steps.
     Raises as `Generator.generate`, and if another process generates this series.
     """
@@ -137,7 +142,7 @@ def generate_endless(
         first = position = state.load()
         while limit is None or position - first < limit:
             if cancelled():
-                raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
+                raise Interrupted(f"Stopped after image {position}. The same command continues from there.")
             (image,) = generator.generate(series.request_at(position), progress)
             data = png_with_recipe(image.image, None if private else series.recipe(image))
             # A kill between image and state makes the image be generated again; only the first can be saved already.

@@ -11,12 +11,12 @@ from ..errors import UserError
 from ..image_metadata import Recipe, RecipeConcept
 from ..prompts import Token, printable
 
-_ANYWAY_HINT = "Or draw with what is here, which gives another picture: --anyway"
+_ANYWAY_HINT = "Or generate with what is here, which gives another image: --anyway"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """A reason why the same image cannot be generated. fatal: nor can a similar one."""
+    """A reason why the same image cannot be generated. is_fatal: nor can a similar one."""
 
     message: str
     hint: str
@@ -28,14 +28,13 @@ class PinnedConcepts:
 
     A `<me/duck>` stays what it was even if the library has a newer version, and keeps its name, so that the new image's
     recipe equals the old one. Raises UserError if a concept is missing, or if the library has other bytes in its
-    place, unless `anyway`.
+    place, unless `allow_mismatch`.
     """
 
     def __init__(self, recipe: Recipe, library: Library, allow_mismatch: bool = False):
         self._library = library
-        self._tokens: dict[
-            Token, tuple[Token, bool]
-        ] = {}  # the recipe's token -> the library's, and whether the bytes match
+        # The recipe's token -> the library's, and whether the bytes match.
+        self._tokens: dict[Token, tuple[Token, bool]] = {}
         mismatches = []
         for concept in recipe.concepts:
             entry = _find_entry(library, concept)
@@ -52,10 +51,10 @@ class PinnedConcepts:
         """Return the concept that the recipe means by `token`. Raises UserError."""
         matches = [candidate for candidate in self._tokens if token.matches(candidate)]
         if not matches:
-            raise UserError(f"The recipe does not say which concept its {token} was.")
+            raise UserError(f"The recipe does not contain the concept {token}.")
         newest = max(matches, key=lambda candidate: candidate.version or 0)
-        place, same = self._tokens[newest]
-        concept = self._library.get(place)
+        library_token, same = self._tokens[newest]
+        concept = self._library.get(library_token)
         return dataclasses.replace(concept, token=newest) if same else concept
 
 
@@ -63,18 +62,18 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
     """Compare the recipe with the loaded model. name, sha256: of that model."""
     if sha256 == recipe.base.sha256:
         return []
-    drew, loaded = (
-        f"{_base_label(recipe)} ({_short_digest(recipe.base.sha256)})",
-        f"{printable(name)} ({_short_digest(sha256)})",
+    expected = f"{_base_label(recipe)} ({_short_digest(recipe.base.sha256)})"
+    message = (
+        f"The image was generated with the base {expected}; {printable(name)} ({_short_digest(sha256)}) is loaded."
     )
-    return [Mismatch(f"It was drawn with the base {drew}; {loaded} is loaded.", "Give that base with --base.")]
+    return [Mismatch(message, "Give that base with --base.")]
 
 
-def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> list[Mismatch]:
-    """Compare the recipe with the given images. start, mask: hashes of their pixels, None for none."""
+def image_mismatches(recipe: Recipe, init_image: str | None, mask: str | None) -> list[Mismatch]:
+    """Compare the recipe with the given images. init_image, mask: hashes of their pixels, None for none."""
     mismatches = (
-        _compare_image("start", "start picture", recipe.start, start),
-        _compare_image("mask", "mask", recipe.mask, mask),
+        _compare_image("init-image", "an init image", recipe.init_image, init_image),
+        _compare_image("mask", "a mask", recipe.mask, mask),
     )
     return [mismatch for mismatch in mismatches if mismatch]
 
@@ -86,61 +85,69 @@ def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
     """
     if recipe.base.name in known:
         return recipe.base.name
-    problem = (
-        f"It was drawn with the base {_base_label(recipe)} ({recipe.base.kind}, {_short_digest(recipe.base.sha256)})."
+    digest = _short_digest(recipe.base.sha256)
+    raise UserError(
+        f"The image was generated with --base {_base_label(recipe)} ({recipe.base.kind}, {digest}).",
+        "Give --base its folder, file or Hub id.",
     )
-    raise UserError(problem, "Give its folder, file or Hub id with --base.")
 
 
-def raise_mismatches(troubles: list[Mismatch], allow_mismatch: bool = False) -> None:
-    """Raise all mismatches in one UserError; with `anyway`, only the fatal ones."""
-    troubles = [item for item in troubles if item.is_fatal or not allow_mismatch]
-    if troubles:
-        fixes = [item.hint for item in troubles] + ([] if any(item.is_fatal for item in troubles) else [_ANYWAY_HINT])
-        raise UserError("\n".join(item.message for item in troubles), "\n".join(dict.fromkeys(fixes)))
+def raise_mismatches(mismatches: list[Mismatch], allow_mismatch: bool = False) -> None:
+    """Raise all mismatches in one UserError; with `allow_mismatch`, only the fatal ones."""
+    mismatches = [mismatch for mismatch in mismatches if mismatch.is_fatal or not allow_mismatch]
+    if mismatches:
+        hints = [mismatch.hint for mismatch in mismatches]
+        if not any(mismatch.is_fatal for mismatch in mismatches):
+            hints.append(_ANYWAY_HINT)
+        raise UserError("\n".join(mismatch.message for mismatch in mismatches), "\n".join(dict.fromkeys(hints)))
 
 
-def _find_entry(library: Library, wanted: RecipeConcept) -> Entry | None:
+def _find_entry(library: Library, concept: RecipeConcept) -> Entry | None:
     """Find the same bytes under its own or any token; else its version or the newest of that name, with other bytes."""
-    token = Token.parse(wanted.token)
+    token = Token.parse(concept.token)
     name = token.unversioned()
     candidates = [entry for entry in library.history(name) if not entry.damaged] if library.versions(name) else []
-    candidates.sort(key=lambda entry: (entry.token != token, -entry.token.version))
+    candidates.sort(key=lambda entry: (entry.token != token, -(entry.token.version or 0)))
     for entry in candidates:
-        if entry.identity == wanted.sha256:
+        if entry.identity == concept.sha256:
             return entry
-    renamed = (entry for entry in library.entries() if entry.identity == wanted.sha256 and not entry.damaged)
+    renamed = (entry for entry in library.entries() if entry.identity == concept.sha256 and not entry.damaged)
     return next(renamed, candidates[0] if candidates else None)
 
 
-def _missing_concept(wanted: RecipeConcept) -> Mismatch:
-    source = printable(wanted.hub) if wanted.hub else "OWNER/NAME"
-    advice = "Get it: " if wanted.hub else "Ask whoever drew it, or look on the Hub: "
-    problem = f"Its concept {wanted.token} ({_short_digest(wanted.sha256)}) is not in the library."
-    return Mismatch(problem, f"{advice}sdpersonal concepts pull {source}", is_fatal=True)
+def _missing_concept(concept: RecipeConcept) -> Mismatch:
+    source = printable(concept.hub) if concept.hub else "OWNER/NAME"
+    advice = "Get it: " if concept.hub else "Ask its author, or look on the Hub: "
+    problem = f"Its concept {concept.token} ({_short_digest(concept.sha256)}) is not in the library."
+    return Mismatch(problem, f"{advice}sdpersonal hub pull {source}", is_fatal=True)
 
 
-def _different_version(wanted: RecipeConcept, entry: Entry) -> Mismatch:
-    source = wanted.hub or str(entry.card.recipe.get("hub") or "")
+def _different_version(concept: RecipeConcept, entry: Entry) -> Mismatch:
+    source = concept.hub or str(entry.card.recipe.get("hub") or "") if entry.card else ""
     return Mismatch(
-        f"Its concept {wanted.token} was {_short_digest(wanted.sha256)}; {entry.token} here is "
+        f"Its concept {concept.token} was {_short_digest(concept.sha256)}; {entry.token} here is "
         f"{_short_digest(entry.identity or '')}.",
-        f"Get it: sdpersonal concepts pull {printable(source)}" if source else "Ask whoever drew it for that version.",
+        f"Get it: sdpersonal hub pull {printable(source)}" if source else "Ask its author for that version.",
     )
 
 
-def _compare_image(flag: str, called: str, wanted: str, given: str | None) -> Mismatch | None:
-    if not wanted:
-        return Mismatch(f"It was drawn without a {called}.", f"Leave --{flag} away.", is_fatal=True) if given else None
-    if given is None:
+def _compare_image(flag: str, label: str, expected: str, actual: str | None) -> Mismatch | None:
+    if not expected:
+        return (
+            Mismatch(f"The image was generated without {label}.", f"Leave out --{flag}.", is_fatal=True)
+            if actual
+            else None
+        )
+    if actual is None:
         return Mismatch(
-            f"It was drawn from a {called} (pixels {_short_digest(wanted)}).", f"Give it: --{flag} FILE", is_fatal=True
+            f"The image was generated from {label} (pixels {_short_digest(expected)}).",
+            f"Give --{flag} FILE.",
+            is_fatal=True,
         )
-    if given != wanted:
-        problem = (
-            f"Its {called} had other pixels ({_short_digest(wanted)}) than the one you give ({_short_digest(given)})."
-        )
-        return Mismatch(problem, f"Give the right one: --{flag} FILE")
+    if actual != expected:
+        digests = _short_digest(actual), _short_digest(expected)
+        message = f"--{flag} has other pixels ({digests[0]}) than the image was generated from ({digests[1]})."
+        return Mismatch(message, f"Give --{flag} the file that it was generated from.")
     return None
 
 

@@ -32,7 +32,7 @@ DEFAULT_STRENGTH = 0.5  # denoising strength from the image itself: the composit
 
 @dataclass(frozen=True)
 class SavedVariations:
-    """Saved files. sheet: a PNG; pictures: each image's file; hidden: whether the safety checker flagged it."""
+    """Saved files. grid: a PNG; images: each image's file; hidden: whether the safety checker flagged it."""
 
     grid: Path
     images: tuple[Path, ...]
@@ -40,18 +40,21 @@ class SavedVariations:
 
 
 def vary_seed(
-    favourite: GenerateRequest, variation_strength: float = DEFAULT_VARIATION_STRENGTH, n: int = 8, seed: int = 1
+    favourite: GenerateRequest,
+    variation_strength: float = DEFAULT_VARIATION_STRENGTH,
+    num_images: int = 8,
+    seed: int = 1,
 ) -> list[GenerateRequest]:
-    """Vary the noise: `share` of the way from the favourite's noise to that of n other seeds, from `seed` on.
+    """Vary the noise: interpolate from the favourite's noise to that of n other seeds, from `seed` on.
 
     Raises UserError if the favourite is such a variation itself: a request has two seeds, not three.
     """
-    if favourite.near is not None:
+    if favourite.variation_strength is not None:
         raise UserError(
-            f"This picture is itself near another one, of seed {favourite.seed}.",
-            "Vary that one, or begin from this one with --start.",
+            f"This image is itself a variation of another one, of seed {favourite.seed}.",
+            "Vary that one, or use this one as the init image with --img2img.",
         )
-    return [_with_changes(favourite, near=variation_strength, near_seed=seed, n=n)]
+    return [_with_changes(favourite, variation_strength=variation_strength, variation_seed=seed, num_images=num_images)]
 
 
 def vary_strength(favourite: GenerateRequest, token: str, values: str) -> list[GenerateRequest]:
@@ -65,11 +68,22 @@ def vary_words(favourite: GenerateRequest, word: str, values: str) -> list[Gener
 
 
 def vary_from_image(
-    favourite: GenerateRequest, path: Path, strength: float = DEFAULT_STRENGTH, n: int = 4
+    favourite: GenerateRequest, path: Path, strength: float = DEFAULT_STRENGTH, num_images: int = 4
 ) -> list[GenerateRequest]:
     """Use the same prompt and other noise, with the image itself as the start image (img2img)."""
     seed = (favourite.seed + 1) % SEEDS  # its own noise would restore what is to change
-    return [_with_changes(favourite, start=path, mask=None, near=None, enlarge=1.0, change=strength, seed=seed, n=n)]
+    return [
+        _with_changes(
+            favourite,
+            init_image=path,
+            mask=None,
+            variation_strength=None,
+            hires_scale=1.0,
+            strength=strength,
+            seed=seed,
+            num_images=num_images,
+        )
+    ]
 
 
 def variation_requests(
@@ -77,37 +91,40 @@ def variation_requests(
     path: Path,
     *,
     variation_strength: float | None = None,
-    n: int | None = None,
+    num_images: int | None = None,
     seed: int = 1,
-    strength: Sequence[str] = (),
-    word: Sequence[str] = (),
-    start: bool = False,
-    change: float = DEFAULT_STRENGTH,
+    concept_strengths: Sequence[str] = (),
+    words: Sequence[str] = (),
+    img2img: bool = False,
+    strength: float = DEFAULT_STRENGTH,
 ) -> list[GenerateRequest]:
     """Return all requested variations, in this order; seed variations if nothing is requested.
 
-    strength, word: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; n: number of seed
-    variations (default 8) and of variations from the image (default 4).
+    concept_strengths, words: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; num_images:
+    number of seed variations (default 8) and of variations from the image (default 4); strength: of img2img.
     """
     requests: list[GenerateRequest] = []
-    if variation_strength is not None or not (strength or word or start):
-        requests += vary_seed(favourite, variation_strength or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
-    for text in strength:
+    if variation_strength is not None or not (concept_strengths or words or img2img):
+        requests += vary_seed(favourite, variation_strength or DEFAULT_VARIATION_STRENGTH, num_images or 8, seed)
+    for text in concept_strengths:
         requests += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
-    for text in word:
+    for text in words:
         requests += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
-    if start:
-        requests += vary_from_image(favourite, path, change, n or 4)
+    if img2img:
+        requests += vary_from_image(favourite, path, strength, num_images or 4)
     return requests
 
 
 def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> GenerateRequest:
-    """Return the request of the favourite. from_itself: it is only used as the start image.
+    """Return the request of the favourite. image_only: it is only used as the start image.
 
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
-    if isinstance(metadata, Recipe) and metadata.start and not image_only:
-        raise UserError("It began from another image, which is not in it.", "Vary it with --start alone.")
+    if isinstance(metadata, Recipe) and metadata.init_image and not image_only:
+        raise UserError(
+            "The image was made from an init image, which its recipe does not contain.",
+            "Vary it with --img2img alone.",
+        )
     return metadata.request()
 
 
@@ -140,9 +157,9 @@ def generate_variations(
     saved: dict[Path, bool] = {}
     captioned = [(favourite[1], "the favourite")]
     try:
-        for i, picture in generate_all(generator, requests, progress, cancelled):
-            saved[outputs.save(picture.to_png(private))] = picture.hidden
-            captioned.append((picture.image, caption(favourite[0], requests[i], picture.recipe)))
+        for i, generated in generate_all(generator, requests, progress, cancelled):
+            saved[outputs.save(generated.to_png(private))] = generated.hidden
+            captioned.append((generated.image, caption(favourite[0], requests[i], generated.recipe)))
     except UserError:
         if saved:
             with suppress(UserError):  # a full disk was reported already
@@ -153,25 +170,25 @@ def generate_variations(
 
 def caption(favourite: GenerateRequest, request: GenerateRequest, recipe: Recipe) -> str:
     """Describe what is different in a variation, in a few words."""
-    if request.start:
+    if request.init_image:
         return f"from it, seed {recipe.seed}"
-    if request.near is not None:
-        return f"near {request.near:g}, seed {recipe.near_seed}"
+    if request.variation_strength is not None:
+        return f"variation {request.variation_strength:g}, seed {recipe.variation_seed}"
     return printable(differing_words([favourite.prompt, request.prompt])[1], 200) or "the same words"
 
 
-def _save_grid(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
+def _save_grid(saved: Mapping[Path, bool], captioned: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
     first = next(iter(saved))
     page = first.with_name(f"{first.name.partition('-')[0]}-variations.png")
-    storage.write_bytes(page, encode_png(captioned_grid(shown)))
+    storage.write_bytes(page, encode_png(captioned_grid(captioned)))
     return SavedVariations(page, tuple(saved), tuple(saved.values()))
 
 
 def _requests_along(favourite: GenerateRequest, axis: Axis) -> list[GenerateRequest]:
-    fields = {name: getattr(favourite, name) for name in GenerateRequest.model_fields} | {"n": 1}
+    fields = {name: getattr(favourite, name) for name in GenerateRequest.model_fields} | {"num_images": 1}
     if not axis.applies_to(fields):
         raise UserError(
-            f"There is no {printable(axis.target)} in the prompt of this picture.",
+            f"There is no {printable(axis.target)} in the prompt of this image.",
             f"It is {printable(favourite.prompt, 300)}.",
         )
     return [GenerateRequest(**axis.apply(fields, value)) for value in axis.values]

@@ -1,6 +1,20 @@
 """Train a concept from photos: `train(settings)` adds it to the library."""
 
-from .run import train
-from .train_result import TrainResult
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .run import train
+    from .train_result import TrainResult
 
 __all__ = ["TrainResult", "train"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported lazily, so that looking into a run folder (run_dir.py) does not load torch.
+    if name in __all__:
+        from . import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

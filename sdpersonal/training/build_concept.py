@@ -24,7 +24,7 @@ def build_concept(
     settings: TrainingSettings,
     base: StableDiffusion,
     method: Method,
-    chosen: Preset,
+    resolved: Preset,
     best: Validation,
     figures: dict[str, float],
 ) -> Concept:
@@ -33,7 +33,7 @@ def build_concept(
     Raises Diverged if its embeddings diverged.
     """
     usual = preset(method_name(settings), base.kind, settings.kind)
-    _check_embeddings(base, method, lower_rate(chosen.lr, usual.lr))
+    _check_embeddings(base, method, lower_rate(resolved.lr, usual.lr))
     token = Token.parse(settings.token)
     vectors = {key: embeddings.detach().float().cpu().numpy().copy() for key, embeddings in method.embeddings.items()}
     card = Card(
@@ -46,9 +46,9 @@ def build_concept(
         consent=settings.consent if settings.kind == "person" else "unknown",
         prompts=tuple(prompt.format(token) for prompt in SAMPLE_PROMPTS[settings.kind]),
         trigger_words=(method.trigger,) if method.trigger else (),
-        recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
+        recipe={"seed": settings.seed, "lr": resolved.lr, "batch": resolved.batch, "base_sha256": base.version}
         | {"prediction_type": base.schedule.prediction_type, "resolution": settings.resolution or base.resolution}
-        | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
+        | ({"targets": resolved.targets} if isinstance(settings, DreamboothSettings) else {})
         | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None}
         | ({"prior": _prior_kind(settings.prior)} if isinstance(settings, DreamboothSettings) else {})
         | figures,
@@ -58,7 +58,7 @@ def build_concept(
 
 
 def _prior_kind(prior: str) -> str:
-    return prior if prior in ("none", "predicted", "drawn") else "photos"  # the folder's name is not published
+    return prior if prior in ("none", "predicted", "generated") else "photos"  # the folder's name is not published
 
 
 def _check_embeddings(base: StableDiffusion, method: Method, rate: float) -> None:
@@ -70,6 +70,6 @@ def _check_embeddings(base: StableDiffusion, method: Method, rate: float) -> Non
             )
             if not ratio < MAX_NORM_RATIO:
                 raise Diverged(
-                    f"The token's vectors grew {ratio:.0f} times as long as a word's. No concept was made.",
-                    f"Try --lr {rate:g}.",
+                    f"The token's embeddings diverged: their norm is {ratio:.0f} times a word's. No concept was made.",
+                    f"Try --lr {rate:g}, with another --run folder.",
                 )

@@ -20,8 +20,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .. import storage
+from ..config import FORMER_FIELDS, FORMER_PRIORS
 from ..errors import UserError
 from ..prompts import printable
+from .run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_folders
 
 CHECKPOINT_LIMIT = 2
 _SHARD_BYTES = 1 << 30  # bytes of tensors in a file, which limits the additional memory for writing
@@ -63,40 +65,32 @@ class ResumePoint:
 
 
 def save_checkpoint(
-    run: Path, step: int, learned: CheckpointState, identity: dict[str, object], best: int | None = None
+    run: Path, step: int, state: CheckpointState, identity: dict[str, object], best: int | None = None
 ) -> None:
     """Write the checkpoint of a step; once it is durable, delete old ones except the best step's. Raises DiskFull with
     the others intact."""
-    folder = run / f"step-{step:06d}"
+    folder = checkpoint_folder(run, step)
     if folder.exists():  # it is damaged, or the run would have resumed from it
         storage.remove(folder)
     with storage.new_folder(folder) as temporary_folder:
         digests = {}
-        for number, part in enumerate(_shards(_state_tensors(learned))):
+        for number, part in enumerate(_shards(_state_tensors(state))):
             name = f"state-{number}.safetensors" if number else "state.safetensors"
             data = save(part)
             storage.write_bytes(temporary_folder / name, data)
             digests[name] = storage.sha256(data)
-        manifest = {"step": step, "sha256": digests, "numbers": _optimizer_numbers(learned), "run": identity}
-        storage.write_json(temporary_folder / "manifest.json", manifest)
-    recent = [old_folder for old_folder in _checkpoint_folders(run) if _step_of(old_folder) <= step][-CHECKPOINT_LIMIT:]
-    for old_folder in _checkpoint_folders(run):
-        if (
-            old_folder not in recent and _step_of(old_folder) != best
-        ):  # later ones too: they were damaged, or this run would have resumed from them
+        manifest = {"step": step, "sha256": digests, "numbers": _optimizer_numbers(state), "run": identity}
+        storage.write_json(temporary_folder / MANIFEST_FILE, manifest)
+    folders = checkpoint_folders(run)
+    recent = [old_step for old_step in folders if old_step <= step][-CHECKPOINT_LIMIT:]
+    for old_step, old_folder in folders.items():
+        if old_step not in (*recent, best):  # later ones too: damaged, or this run would have resumed from them
             storage.remove(old_folder)
-
-
-def latest_step(run: Path) -> int | None:
-    """Return the newest step with a checkpoint that looks complete, or None."""
-    return max(
-        (_step_of(folder) for folder in _checkpoint_folders(run) if (folder / "manifest.json").exists()), default=None
-    )
 
 
 def latest_identity(run: Path) -> dict[str, object] | None:
     """Return the identity of the run of the newest readable checkpoint, or None."""
-    for folder in reversed(_checkpoint_folders(run)):
+    for folder in reversed(checkpoint_folders(run).values()):
         try:
             return _read_manifest(folder)["run"]
         except _READ_ERRORS:
@@ -104,13 +98,13 @@ def latest_identity(run: Path) -> dict[str, object] | None:
     return None
 
 
-def load_checkpoint(run: Path, learned: CheckpointState, identity: dict[str, object]) -> ResumePoint:
-    """Load the newest whole checkpoint into `learned`.
+def load_checkpoint(run: Path, state: CheckpointState, identity: dict[str, object]) -> ResumePoint:
+    """Load the newest whole checkpoint into `state`.
 
     Raises UserError if there is none, or if it belongs to a run with other settings (naming up to three).
     """
     damaged = ""
-    for folder in reversed(_checkpoint_folders(run)):
+    for folder in reversed(checkpoint_folders(run).values()):
         try:
             manifest = _read_manifest(folder)
         except _READ_ERRORS:
@@ -118,33 +112,38 @@ def load_checkpoint(run: Path, learned: CheckpointState, identity: dict[str, obj
             continue
         check_same_run(identity, manifest["run"])
         try:
-            _restore(folder, manifest, learned)
+            _restore(folder, manifest, state)
         except _READ_ERRORS:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
-        return ResumePoint(manifest["step"], f"{damaged}going on from step {manifest['step']}.")
+        resuming = "resuming" if damaged else "Resuming"
+        return ResumePoint(manifest["step"], f"{damaged}{resuming} from step {manifest['step']}.")
     raise no_checkpoint_error(run)
 
 
-def load_step(run: Path, step: int, learned: CheckpointState) -> None:
-    """Load the checkpoint of a step into `learned`. Raises UserError if it is missing or damaged."""
-    folder = run / f"step-{step:06d}"
+def load_step(run: Path, step: int, state: CheckpointState) -> None:
+    """Load the checkpoint of a step into `state`. Raises UserError if it is missing or damaged."""
+    folder = checkpoint_folder(run, step)
     try:
-        _restore(folder, _read_manifest(folder), learned)
+        _restore(folder, _read_manifest(folder), state)
     except _READ_ERRORS:
-        raise UserError(f"The best checkpoint, {printable(folder.name)}, is damaged.", "Start anew.") from None
+        raise UserError(
+            f"The best checkpoint, {printable(folder.name)}, is damaged.", "Start anew with another --run folder."
+        ) from None
 
 
 def no_checkpoint_error(run: Path) -> UserError:
     return UserError(
-        f"There is no checkpoint in {printable(str(run))} to go on from.",
-        "Leave --resume out to start from the beginning.",
+        f"There is no checkpoint in {printable(str(run))} to resume from.",
+        "Leave --resume out to start from the beginning, or give the --run folder.",
     )
 
 
 def check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
     """Raise UserError if settings differ, with a line for each of the first three."""
     now = json.loads(json.dumps(now))  # in JSON a tuple and a list are the same
+    then = {FORMER_FIELDS.get(name, name): value for name, value in then.items()}
+    then |= {"prior": FORMER_PRIORS.get(str(then["prior"]), then["prior"])} if "prior" in then else {}
     changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     if changed:
         lines = [
@@ -154,7 +153,7 @@ def check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
         omitted = [f"  and {len(changed) - 3} more"] if len(changed) > 3 else []
         raise UserError(
             "\n".join(["The run in this folder was started with other settings:", *lines, *omitted]),
-            "Give the same again, or start anew with another --run.",
+            "Give the same settings again, or start anew with another --run folder.",
         )
 
 
@@ -162,20 +161,8 @@ def _format_value(value: object) -> str:
     return printable(str(value), 40)
 
 
-# --- checkpoint folders ---
-
-
-def _checkpoint_folders(run: Path) -> list[Path]:
-    folders = [path for path in run.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
-    return sorted(folders, key=_step_of)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name[5:])
-
-
 def _read_manifest(folder: Path) -> dict:
-    manifest = json.loads(storage.read_bytes(folder / "manifest.json", 4 << 20))
+    manifest = json.loads(storage.read_bytes(folder / MANIFEST_FILE, 4 << 20))
     types = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
     if not all(isinstance(manifest[key], expected_type) for key, expected_type in types.items()):
         raise ValueError("not a manifest")
@@ -185,12 +172,12 @@ def _read_manifest(folder: Path) -> dict:
 # --- parameters and optimizer, as tensors and numbers ---
 
 
-def _state_tensors(learned: CheckpointState) -> Iterator[tuple[str, Tensor]]:
-    optimizer = learned.optimizer
-    for name, parameter in learned.trainable_parameters.items():
+def _state_tensors(state: CheckpointState) -> Iterator[tuple[str, Tensor]]:
+    optimizer = state.optimizer
+    for name, parameter in state.trainable_parameters.items():
         yield f"value.{name}", parameter
-        if learned.ema:
-            yield f"average.{name}", learned.ema[name]
+        if state.ema:
+            yield f"average.{name}", state.ema[name]
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 yield f"state.{key}.{name}", value
@@ -200,8 +187,8 @@ def _state_tensors(learned: CheckpointState) -> Iterator[tuple[str, Tensor]]:
                 yield f"group.{number}.{key}", value
 
 
-def _optimizer_numbers(learned: CheckpointState) -> dict[str, object]:
-    trained, optimizer = learned.trainable_parameters, learned.optimizer
+def _optimizer_numbers(state: CheckpointState) -> dict[str, object]:
+    trained, optimizer = state.trainable_parameters, state.optimizer
     states = {name: _plain_numbers(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
     return {
         "state": {name: numbers for name, numbers in states.items() if numbers},
@@ -214,7 +201,8 @@ def _plain_numbers(values: dict) -> dict[str, int | float]:
 
 
 def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    part, size = {}, 0
+    part: dict[str, Tensor] = {}
+    size = 0
     for name, tensor in tensors:
         if part and size + tensor.nbytes > _SHARD_BYTES:
             yield part
@@ -224,8 +212,8 @@ def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
     yield part
 
 
-def _restore(folder: Path, manifest: dict, learned: CheckpointState) -> None:
-    trained, optimizer = learned.trainable_parameters, learned.optimizer
+def _restore(folder: Path, manifest: dict, state: CheckpointState) -> None:
+    trained, optimizer = state.trainable_parameters, state.optimizer
     optimizer.state.clear()
     filled = set()
     for file, digest in manifest["sha256"].items():
@@ -236,8 +224,8 @@ def _restore(folder: Path, manifest: dict, learned: CheckpointState) -> None:
             raise ValueError("not the state that was written")
         for name, tensor in load(data).items():
             filled.add(name)
-            _load_tensor(name, tensor, learned)
-    if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in learned.ema} <= filled:
+            _load_tensor(name, tensor, state)
+    if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in state.ema} <= filled:
         raise ValueError("a part is missing")
     for name, numbers in manifest["numbers"]["state"].items():
         optimizer.state[trained[name]].update(numbers)
@@ -246,11 +234,11 @@ def _restore(folder: Path, manifest: dict, learned: CheckpointState) -> None:
 
 
 @torch.no_grad()
-def _load_tensor(name: str, tensor: Tensor, learned: CheckpointState) -> None:
-    trained, optimizer = learned.trainable_parameters, learned.optimizer
+def _load_tensor(name: str, tensor: Tensor, state: CheckpointState) -> None:
+    trained, optimizer = state.trainable_parameters, state.optimizer
     kind, _, rest = name.partition(".")
     if kind in ("value", "average"):
-        target = trained[rest] if kind == "value" else learned.ema[rest]
+        target = trained[rest] if kind == "value" else state.ema[rest]
         if target.shape != tensor.shape:
             raise ValueError("a parameter has another shape")
         target.copy_(tensor)

@@ -19,17 +19,18 @@ from .. import storage
 from ..errors import UserError
 from ..generation import SamplingConfig, denoise, noise_from_seed
 from ..models import LatentDistribution, SizeConditioning, StableDiffusion
+from .run_dir import RUNS_FOLDER
 
-CLASS_IMAGES_FOLDER = Path("runs") / "class-pictures"
+CLASS_IMAGES_FOLDER = RUNS_FOLDER / "class-pictures"
 STEPS = 25
 _MAX_BYTES = 16 << 20
 
 
-def class_images_folder(base: StableDiffusion, prompt: str, side: int, place: Path = CLASS_IMAGES_FOLDER) -> Path:
+def class_images_folder(base: StableDiffusion, prompt: str, side: int, parent: Path = CLASS_IMAGES_FOLDER) -> Path:
     """Return the folder of this base model's images of this prompt."""
     slug = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split())[:40]
     key = storage.sha256(f"{base.version}:{prompt}:{side}".encode())[:12]
-    return place / f"{slug or 'class'}-{key}"
+    return parent / f"{slug or 'class'}-{key}"
 
 
 def generate_missing(
@@ -43,23 +44,27 @@ def generate_missing(
     missing = [number for number in numbers if _load(base, folder, number, side) is None]
     if not missing:
         return
-    say(f"Drawing {len(missing)} pictures of {prompt!r}, kept in {folder}.")
+    say(f"Generating {len(missing)} class images of {prompt!r} in {folder}.")
     storage.make_folder(folder)
     shape = base.latent_shape(side, side)
     with base.exclusive(), base.adapters.disabled():
-        condition = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
+        conditioning = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
         for number in missing:
             noise = noise_from_seed(number, shape)[None].to(base.device)
-            latents = denoise(base, condition, noise, SamplingConfig(STEPS, base.guidance))
+            latents = denoise(base, lambda progress: conditioning, noise, SamplingConfig(STEPS, base.guidance))
             storage.write_bytes(_path(folder, number), save({"latents": latents[0].cpu().contiguous()}))
 
 
 def load_latents(base: StableDiffusion, prompt: str, side: int, count: int) -> list[LatentDistribution]:
     """Load the first `count` images as distributions of std 0. Raises UserError if one is missing."""
     folder = class_images_folder(base, prompt, side)
-    latents = [_load(base, folder, number, side) for number in range(count)]
-    if any(latent is None for latent in latents):
-        raise UserError(f"The class pictures in {folder} are not complete.", "Start again; what is there is kept.")
+    loaded = [_load(base, folder, number, side) for number in range(count)]
+    latents = [latent for latent in loaded if latent is not None]
+    if len(latents) < count:
+        raise UserError(
+            f"{count - len(latents)} of {count} class images are missing in {folder}.",
+            "Start the training again; it generates only these.",
+        )
     return [
         LatentDistribution(latent[None].to(base.device), torch.zeros_like(latent[None], device=base.device))
         for latent in latents

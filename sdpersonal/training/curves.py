@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import storage
+from ..evaluation import ConceptScores
 from .early_stopping import DVAR_THRESHOLD, dvar
-from .validation import Validation, best_validation
+from .validation import Validation, best_validation, scored
 
-CURVES_FILE = "loss.png"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _DOTS, _LINE, _SECOND, _MARK = "#b8c4d6", "#1f4e96", "#c2571a", "#2c7a3f"
 
 
@@ -27,14 +32,16 @@ def save_curves(
     from matplotlib.ticker import MaxNLocator
 
     shares = [(point.step, point.variance_ratio) for point in dvar(measured, pivot)]
-    scored = [validation for validation in validations if validation.scores]
-    panels = [_plot_loss] + [_plot_variance_ratio] * bool(shares) + [_plot_scores] * bool(scored)
+    panels: list[Callable[[Axes], None]] = [partial(_plot_loss, losses=losses, measured=measured)]
+    if shares:
+        panels.append(partial(_plot_variance_ratio, shares=shares))
+    if best := best_validation(validations):
+        panels.append(partial(_plot_scores, scores=scored(validations), best_step=best.step))
     figure = Figure(figsize=(7, 0.7 + 2.3 * len(panels)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    data = {_plot_loss: (losses, measured), _plot_variance_ratio: (shares,), _plot_scores: (scored,)}
-    for axes, panel in zip(all_axes, panels, strict=True):
-        panel(axes, *data[panel])
+    for axes, plot in zip(all_axes, panels, strict=True):
+        plot(axes)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     all_axes[-1].set_xlabel("step")
@@ -44,7 +51,7 @@ def save_curves(
     storage.write_bytes(path, buffer.getvalue())
 
 
-def _plot_loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
+def _plot_loss(axes: Axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
     """Plot each step's loss as a dot, since single losses mostly depend on the sampled noise."""
     steps, window = range(1, len(losses) + 1), max(5, len(losses) // 15)
     axes.plot(steps, losses, ".", color=_DOTS, markersize=3, label="each step")
@@ -55,21 +62,21 @@ def _plot_loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> 
     axes.set(ylabel="loss", ylim=(0, None))
 
 
-def _plot_variance_ratio(axes, shares: list[tuple[int, float]]) -> None:
-    axes.plot(*zip(*shares, strict=True), color=_LINE, linewidth=2, label="what the fixed batch still moves")
+def _plot_variance_ratio(axes: Axes, shares: list[tuple[int, float]]) -> None:
+    axes.plot(*zip(*shares, strict=True), color=_LINE, linewidth=2, label="variance of the last losses / of all")
     axes.axhline(
-        DVAR_THRESHOLD, color=_SECOND, linestyle="--", linewidth=1, label=f"below {DVAR_THRESHOLD:g}: no more to learn"
+        DVAR_THRESHOLD, color=_SECOND, linestyle="--", linewidth=1, label=f"below {DVAR_THRESHOLD:g}: converged"
     )
     axes.set(ylabel="share of variance", ylim=(0, None))
 
 
-def _plot_scores(axes, validations: list[Validation]) -> None:
-    steps, best = [trial.step for trial in validations], best_validation(validations)
-    axes.plot(steps, [trial.scores.score for trial in validations], "o-", color=_LINE, linewidth=2, label="score")
-    axes.plot(steps, [trial.scores.likeness for trial in validations], ".--", color=_DOTS, label="likeness")
-    axes.plot(steps, [trial.scores.fidelity for trial in validations], ".:", color=_SECOND, label="prompts followed")
-    axes.axvline(best.step, color=_MARK, linewidth=1, label=f"kept: step {best.step}")
-    axes.set(ylabel="acceptance", ylim=(0, 1.05))
+def _plot_scores(axes: Axes, scores: Sequence[tuple[int, ConceptScores]], best_step: int) -> None:
+    steps = [step for step, _ in scores]
+    axes.plot(steps, [values.score for _, values in scores], "o-", color=_LINE, linewidth=2, label="score")
+    axes.plot(steps, [values.likeness for _, values in scores], ".--", color=_DOTS, label="likeness")
+    axes.plot(steps, [values.fidelity for _, values in scores], ".:", color=_SECOND, label="prompts followed")
+    axes.axvline(best_step, color=_MARK, linewidth=1, label=f"best: step {best_step}")
+    axes.set(ylabel="score", ylim=(0, 1.05))
 
 
 def _running_mean(values: list[float], window: int) -> list[float]:

@@ -13,12 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
+from ..models import LatentDistribution, SizeConditioning, StableDiffusion
 from ..photos.captions import shortened
 from ..photos.loading import Photo
 from ..prompts import printable
-from .objective import diffusion_loss
 from .rng import generator_for, photo_index
+
+CaptionPieces = Sequence[str | Mapping[str, Tensor]]
+"""A caption as `encode_captions` takes it: text, and embeddings (n, width) for each text encoder."""
+
+CaptionSplitter = Callable[[str], CaptionPieces]
+"""Splits a caption with {} for the subject into pieces: `Method.caption_pieces`, or one that inserts a noun."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,18 @@ class LatentDataset:
     def __init__(
         self,
         base: StableDiffusion,
-        posteriors: Sequence[LatentDistribution],  # one per image, each with V rows
-        framings: Sequence[Sequence[SizeConditioning]],  # V per image
+        distributions: Sequence[LatentDistribution],  # one per image, each with V rows
+        size_conditioning: Sequence[Sequence[SizeConditioning]],  # V per image
         captions: Sequence[Sequence[str]],
         names: Sequence[str],
         seed: int,
         noise_offset: float = 0.0,
         purpose: str = "sample",
     ):
-        self._base, self._seed, self._offset, self._purpose = base, seed, noise_offset, purpose
-        self._framings, self._captions, self._names = framings, captions, names
-        self._mean = torch.stack([posterior.mean for posterior in posteriors])  # (N, V, C, h, w)
-        self._std = torch.stack([posterior.std for posterior in posteriors])
+        self._base, self._seed, self._noise_offset, self._purpose = base, seed, noise_offset, purpose
+        self._size_conditioning, self._captions, self._names = size_conditioning, captions, names
+        self._mean = torch.stack([distribution.mean for distribution in distributions])  # (N, V, C, h, w)
+        self._std = torch.stack([distribution.std for distribution in distributions])
 
     @property
     def count(self) -> int:
@@ -81,7 +86,7 @@ class LatentDataset:
             photo = photo_index(index, len(self._names), self._seed)
             variant = int(torch.randint(self._mean.shape[1], (), generator=generator))
             shape = self._mean.shape[2:]
-            latent = self._mean[photo, variant] + self._std[photo, variant] * self._put(
+            latent = self._mean[photo, variant] + self._std[photo, variant] * self._to_device(
                 torch.randn(shape, generator=generator)
             )
             latents.append(latent)
@@ -90,20 +95,20 @@ class LatentDataset:
             photo_captions = self._captions[photo]
             captions.append(photo_captions[int(torch.randint(len(photo_captions), (), generator=generator))])
             names.append(self._names[photo])
-            size_conditioning.append(self._framings[photo][variant])
-            if self._offset:
-                noises[-1] = noises[-1] + self._offset * torch.randn(shape[0], 1, 1, generator=generator)
+            size_conditioning.append(self._size_conditioning[photo][variant])
+            if self._noise_offset:
+                noises[-1] = noises[-1] + self._noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
         return Batch(
             torch.stack(latents),
-            self._put(torch.stack(noises)),
-            self._put(torch.stack(timesteps)),
+            self._to_device(torch.stack(noises)),
+            self._to_device(torch.stack(timesteps)),
             tuple(captions),
             tuple(names),
             tuple(indices),
             tuple(size_conditioning),
         )
 
-    def _put(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         device = self._base.device
         # A copy from pinned memory does not wait for the device.
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -145,24 +150,20 @@ def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeCondi
     return views
 
 
-CaptionPieces = Sequence[str | Mapping[str, Tensor]]
-"""A caption as `encode_captions` takes it."""
-
-
 def fit_captions(
-    base: StableDiffusion, readings: Sequence[Callable[[str], CaptionPieces]], photos: Sequence[Photo]
+    base: StableDiffusion, splitters: Sequence[CaptionSplitter], photos: Sequence[Photo]
 ) -> tuple[tuple[Photo, ...], list[str]]:
     """Cut captions to fit the text encoders; return the photos, and a line about each caption that was cut.
 
-    readings: the ways in which a caption will be read, such as with the token's embeddings and with the class noun. A
-    caption with too many tokens would otherwise end the training at the step that samples it.
+    splitters: the ways in which a caption will be encoded, such as with the token's embeddings and with the class noun.
+    A caption with too many tokens would otherwise end the training at the step that samples it.
     """
 
     def fits(caption: str) -> bool:
         with torch.no_grad():
             return all(
-                _tokens(base, key, read(caption)) <= base.encoders[key].capacity
-                for read in readings
+                _count_tokens(base, key, split(caption)) <= base.encoders[key].capacity
+                for split in splitters
                 for key in base.encoders
             )
 
@@ -177,34 +178,7 @@ def fit_captions(
     return tuple(fitted), notes
 
 
-def _tokens(base: StableDiffusion, key: str, pieces: CaptionPieces) -> int:
+def _count_tokens(base: StableDiffusion, key: str, pieces: CaptionPieces) -> int:
     """Count the tokens of a caption in one text encoder, without start and end."""
     ids = base.encoders[key].ids
     return sum(len(ids(piece)) if isinstance(piece, str) else len(piece[key]) for piece in pieces)
-
-
-def batch_loss(
-    base: StableDiffusion, caption_pieces: Callable[[str], CaptionPieces], batch: Batch, snr_gamma: float | None
-) -> Tensor:
-    """Compute the loss of a batch, per sample: (B,). words: turns a caption into pieces for `encode_captions`."""
-    condition = _encode_captions(base, caption_pieces, batch)
-    return diffusion_loss(
-        lambda noisy, t: base.predict(noisy, t, condition),
-        base.schedule,
-        batch.latents,
-        batch.noise,
-        batch.t,
-        snr_gamma,
-    )
-
-
-def _encode_captions(
-    base: StableDiffusion, caption_pieces: Callable[[str], CaptionPieces], batch: Batch
-) -> Conditioning:
-    """Return the conditioning of each sample. A repeated caption is encoded once: with four samples and eight templates
-    that saves a sixth of the text encoder's work."""
-    distinct = list(dict.fromkeys(batch.captions))
-    positions = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
-    return base.with_size_conditioning(
-        base.encode_captions([caption_pieces(caption) for caption in distinct])[positions], batch.size_conditioning
-    )

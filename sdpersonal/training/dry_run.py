@@ -18,10 +18,10 @@ from ..models.oom import memory_usage
 from ..prompts import printable
 from ..units import GB
 from .checkpoint import CHECKPOINT_LIMIT, CheckpointState, save_checkpoint
-from .loop import MAX_GRAD_NORM, TrainState
+from .loop import MAX_GRAD_NORM
+from .run_dir import DRY_RUN_FOLDER
+from .train_state import TrainState
 
-DRY_RUN_FOLDER = "rehearsal"
-COST_FILE = "cost.json"
 _LAST_STEP = 1 << 30  # a step number past any pivot: a pivotal run's LoRA, which takes the most memory, trains last
 _STATE_SIZE = {
     "adamw": 3.0,
@@ -33,7 +33,7 @@ _WARM_UP_SECONDS = 2.0  # a first step that takes less is mostly warm-up, so a s
 
 @dataclass(frozen=True)
 class Cost:
-    """The measured cost. held: peak bytes of this process; room: bytes it can have; step, checkpoint: seconds."""
+    """The measured cost: peak bytes of this process, the bytes that it can have, seconds of a step and a checkpoint."""
 
     used_bytes: int
     available_bytes: int
@@ -101,10 +101,10 @@ def _zero_lr(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             group.update(values)
 
 
-def _try_checkpoint(run: Path, learned: CheckpointState) -> None:
+def _try_checkpoint(run: Path, checkpoint: CheckpointState) -> None:
     folder = storage.make_folder(run / DRY_RUN_FOLDER)
     try:
-        save_checkpoint(folder, 0, learned, {})
+        save_checkpoint(folder, 0, checkpoint, {})
     finally:
         storage.remove(folder)
 
@@ -114,5 +114,5 @@ def _check_disk(run: Path, bytes_needed: int) -> None:
     if bytes_needed > free:
         raise DiskFull(
             f"Checkpoints need about {bytes_needed / GB:.1f} GB in {printable(str(run))}; {free / GB:.1f} GB are free.",
-            "Make room, or give --run on another disk.",
+            "Free some space, or give a --run folder on another disk.",
         )

@@ -2,86 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .control import Command
 from .distributed import broadcast_decision
-from .early_stopping import can_converge, dvar
-from .loop import LoopConfig, NullLog, TrainState, fit
-from .presets import Preset
-from .progress_log import ProgressLog
-from .validation import Validation, Validator, is_improving
-
-
-@dataclass(frozen=True)
-class Milestones:
-    """The milestones of a run. spacing: steps between them; early_stop: whether the run may end at one of them; pivot:
-    the step up to which the fixed batch's losses belong to another curve."""
-
-    interval: int
-    early_stop: bool
-    pivot: int = 0
-
-    def steps(self, steps: int) -> list[int]:
-        return [*range(self.interval, steps, self.interval), steps]
-
-
-def plan_milestones(chosen: Preset, examined: bool, early_stop: bool) -> Milestones:
-    """Place the milestones: only one, at the end, without validation and early stopping. Short runs cannot converge."""
-    early_stop = early_stop and can_converge(chosen.steps, chosen.measure_every)
-    spacing = max(1, -(-chosen.steps // chosen.milestones)) if examined or early_stop else chosen.steps
-    return Milestones(spacing, early_stop, chosen.pivot_steps)
+from .early_stopping import dvar
+from .loop import fit
+from .run_dir import CONVERGED_LINE, KEPT_LINE
+from .train_state import LoopConfig, LoopHooks, TrainState
+from .validation import is_improving
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The step at which a run ended, and the reason in words."""
+    """The step at which a run ended, and the reason in words; "" after the last step."""
 
     step: int
     reason: str = ""
 
 
-def run_milestones(
-    state: TrainState,
-    config: LoopConfig,
-    course: Milestones,
-    log: ProgressLog | NullLog,
-    validator: Validator | None,
-    say: Callable[[str], None],
-) -> RunEnd:
-    """Train from `plan.start` to the run's end. Raises as `fit` does.
+def milestone_steps(steps: int, count: int) -> tuple[int, ...]:
+    """Place `count` milestones or fewer, evenly spaced; the last step is one."""
+    interval = max(1, -(-steps // count))
+    return (*range(interval, steps, interval), steps)
 
-    exam: only in the main process, which decides for all.
-    """
-    step, command, milestones = config.start, Command.NOTHING, course.steps(config.steps)
+
+def run_milestones(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> RunEnd:
+    """Train from `state.step` to the run's end. Raises as `fit` does."""
+    command = Command.NOTHING
     while True:
-        if validator and (command or step in milestones):
-            with state.ema.applied(), state.oom_advice.translate("drawing sample pictures", "Add --no-samples."):
-                validator.run(state.method, step, on_request=bool(command))
+        step, at_milestone = state.step, config.is_milestone(state.step)
+        if hooks.validator and (command or at_milestone):
+            with state.ema.applied(), state.oom_advice.translate("while generating samples", "Add --no-samples."):
+                hooks.validator.run(state.method, step, on_request=bool(command))
         if command is Command.KEEP:
-            say(f"Ended after step {step} of {config.steps}, as asked.")
-            return RunEnd(step, "as asked")
-        if step in milestones and course.early_stop:
-            points = dvar(log.fixed_batch_losses, course.pivot)
-            converged = (
-                bool(points)
-                and points[-1].converged
-                and not (validator and is_improving(_at_milestones(validator.validations, milestones)))
-            )
-            if step < config.steps and broadcast_decision(state.accelerator, converged):
-                say(f"There is no more to learn: ended after step {step} of {config.steps} (--no-early-stop goes on).")
-                return RunEnd(step, "since there was no more to learn")
+            hooks.say(f"{KEPT_LINE} {step} of {config.steps}, as requested.")
+            return RunEnd(step, "as requested")
         if step >= config.steps:
             return RunEnd(step)
-        next_milestone = next(milestone for milestone in milestones if milestone > step)
-        step, command = fit(
-            state,
-            replace(config, start=step, stop_step=next_milestone, best_step=validator.best_step if validator else None),
-            log,
-        )
+        # The main process decides for all: only it has the losses of the fixed batch and the scores.
+        if at_milestone and config.early_stop and broadcast_decision(state.accelerator, _converged(config, hooks)):
+            hooks.say(f"{CONVERGED_LINE} {step} of {config.steps} (--no-early-stop runs all of them).")
+            return RunEnd(step, "since the loss had converged")
+        command = fit(state, config, hooks)
 
 
-def _at_milestones(validations: Sequence[Validation], marks: Sequence[int]) -> list[Validation]:
-    """Leave out validations that a user asked for: looking at a run must not change when it ends."""
-    return [validation for validation in validations if validation.step in marks]
+def _converged(config: LoopConfig, hooks: LoopHooks) -> bool:
+    points = dvar(hooks.log.fixed_batch_losses, config.pivot_steps) if hooks.log else []
+    # Validations that a user requested do not count: looking at a run must not change when it ends.
+    validations = [
+        validation
+        for validation in (hooks.validator.validations if hooks.validator else [])
+        if config.is_milestone(validation.step)
+    ]
+    return bool(points) and points[-1].converged and not is_improving(validations)

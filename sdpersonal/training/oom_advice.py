@@ -15,7 +15,7 @@ from ..models.oom import describe_memory, memory_usage, translate_oom
 
 @dataclass(frozen=True)
 class OomAdvice:
-    """The settings that determine a run's memory. side: resolution in pixels; batch: batch size per device."""
+    """The settings that determine a run's memory. resolution: in pixels; batch: batch size per device."""
 
     device: torch.device
     settings: TrainingSettings
@@ -29,18 +29,21 @@ class OomAdvice:
             yield
 
     def require(self, bytes_needed: int, what: str) -> None:
-        """Raise UserError if `need` more bytes are not available."""
+        """Raise UserError unless so many more bytes are available. what: they are for."""
         used, available = memory_usage(self.device)
         if used + bytes_needed > available:
-            raise UserError(f"No memory for {what}: {describe_memory(used + bytes_needed, available)}.", self._advice())
+            raise UserError(
+                f"Not enough memory for {what}: {describe_memory(used + bytes_needed, available)}.", self._advice()
+            )
 
     def _advice(self) -> str:
         settings, full = self.settings, getattr(self.settings, "method", None) == "full"
-        remedies = [
+        remedies: list[str | bool] = [
             not settings.checkpointing and "--checkpointing 1",
             self.batch > 1 and f"--batch 1 --accumulate {min(64, self.batch * settings.accumulate)}",
             full and settings.optimizer == "adamw" and "--optimizer adamw8bit",
             full and "--method lora",
             self.resolution >= 128 and f"--resolution {self.resolution * 3 // 4 // 64 * 64}",
         ]
-        return f"Try {', '.join(filter(None, remedies)) or 'a smaller base'}. Checkpoints are as they were."
+        advice = ", ".join(str(remedy) for remedy in remedies if remedy) or "a smaller --base"
+        return f"Try {advice}. Checkpoints are not affected."

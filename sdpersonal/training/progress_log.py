@@ -14,9 +14,8 @@ from typing import TextIO
 
 from .. import storage
 from ..progress import OnProgress, Progress, ProgressBar
+from .run_dir import PROGRESS_FILE, parse_object
 from .trackers import NullTracker, Tracker
-
-PROGRESS_FILE = "progress.jsonl"
 
 
 class ProgressLog:
@@ -39,7 +38,7 @@ class ProgressLog:
     ):
         self._path = run / PROGRESS_FILE
         self._start, self._steps = start, steps
-        self._track = tracker or NullTracker()
+        self._tracker = tracker or NullTracker()
         self._out = out or sys.stderr
         self._started_at = time.monotonic()
         entries = _truncate_after(self._path, start)
@@ -63,7 +62,7 @@ class ProgressLog:
         self.losses.append(loss)
         seconds = time.monotonic() - self._started_at
         left = seconds / (step - self._start) * (self._steps - step)
-        line = {
+        line: dict[str, float] = {
             "step": step,
             "steps": self._steps,
             "loss": round(loss, 6),
@@ -74,8 +73,8 @@ class ProgressLog:
             line["fixed"] = round(fixed, 6)
             self.fixed_batch_losses.append((step, line["fixed"]))  # rounded, as a resumed run will read it
         storage.append_line(self._path, json.dumps(line))
-        figures = {"loss": loss} | ({} if fixed is None else {"loss/fixed": fixed})
-        self._track.log(figures | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
+        numbers = {"loss": loss} | ({} if fixed is None else {"loss/fixed": fixed})
+        self._tracker.log(numbers | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
         self._bar.show(Progress(step, self._steps, left, loss))
         if self._has_text and self._out and (step == self._steps or step % max(1, self._steps // 10) == 0):
             with suppress(OSError, ValueError):
@@ -88,7 +87,7 @@ class ProgressLog:
 def ignore_broken_pipe(say: Callable[[str], None]) -> Callable[[str], None]:
     """Wrap `say` to ignore a closed pipe (`| head -1`): it is no reason to stop a training of hours."""
 
-    def tell(line: str) -> None:
+    def say_or_ignore(line: str) -> None:
         try:
             say(line)
         except BrokenPipeError:
@@ -96,7 +95,7 @@ def ignore_broken_pipe(say: Callable[[str], None]) -> Callable[[str], None]:
             with suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    return tell
+    return say_or_ignore
 
 
 def _smooth_loss(losses: list[float], window: int = 30) -> float:
@@ -108,12 +107,9 @@ def _truncate_after(path: Path, step: int) -> list[dict]:
     """Drop the lines that an interrupted run wrote after its last checkpoint; return the others."""
     entries = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a kill in the middle of a line
-                continue
-            if isinstance(entry, dict) and entry.get("step", math.inf) <= step:
+        for line in path.read_bytes().splitlines():
+            entry = parse_object(line)  # None for a line that a kill cut off
+            if entry and entry.get("step", math.inf) <= step:
                 entries.append(entry)
     storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
     return entries

@@ -13,11 +13,16 @@ from ..errors import UserError
 from ..evaluation import explain_scores, format_scores
 from ..html import data_url, render_template
 from ..prompts import printable
-from .curves import CURVES_FILE as CURVES
-from .sample_sheet import SHEET_FILE
-from .validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, best_validation, image_name
+from .run_dir import (
+    CLASS_NOUN_IMAGE,
+    CURVES_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    VALIDATIONS_FOLDER,
+    validation_image,
+)
+from .validation import Validation, best_validation
 
-REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html")
 SELECTION_RULE = "the last of those within a twentieth of the highest score"
 _MAX_IMAGE_BYTES = 30_000_000  # of an image
@@ -25,7 +30,7 @@ _MAX_IMAGE_BYTES = 30_000_000  # of an image
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run's summary. photos: lines about them; course: how it ended; judge: the scorer's name; seconds: in total."""
+    """A run's summary. photos: lines about them; ending: how it ended; scorer: its name; seconds: in total."""
 
     photos: Sequence[str]
     ending: str
@@ -33,28 +38,29 @@ class RunSummary:
     seconds: float
 
 
-def write_report(run: Path, concept: Concept, validations: Sequence[Validation], story: RunSummary) -> Path:
+def write_report(run: Path, concept: Concept, validations: Sequence[Validation], summary: RunSummary) -> Path:
     """Write the page from the files in the run folder; return its path. Raises DiskFull."""
     card = concept.card
     scored = [validation for validation in validations if validation.scores]
     best = next((validation for validation in scored if validation.step == card.steps), best_validation(scored))
+    scores = best.scores if best else None
     page = render_template(
         _TEMPLATE,
         title=str(concept.token),
         noun=card.class_noun,
-        verdict=explain_scores(best.scores, card.class_noun) if scored else ["Nobody judged its pictures."],
-        figures=format_scores(best.scores) if scored else "",
-        samples=_image_data_url(run / SHEET_FILE),
-        trial=_image_data_url(run / VALIDATIONS_FOLDER / image_name(best.step)) if scored else "",
-        plain=_image_data_url(run / VALIDATIONS_FOLDER / CLASS_NOUN_FILE),
-        best=card.steps,
-        curves=_image_data_url(run / CURVES),
-        course=story.ending,
+        explanation=explain_scores(scores, card.class_noun) if scores else ["Its samples were not scored."],
+        figures=format_scores(scores) if scores else "",
+        samples=_image_data_url(run / SAMPLES_FILE),
+        validation_image=_image_data_url(validation_image(run, best.step)) if best else "",
+        class_image=_image_data_url(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE),
+        best_step=card.steps,
+        curves=_image_data_url(run / CURVES_FILE),
+        ending=summary.ending,
         validations=scored,
-        judge=story.scorer,
+        scorer=summary.scorer,
         rule=SELECTION_RULE,
-        photos=[printable(line, 500) for line in story.photos],  # file names are untrusted
-        facts=_facts(card, story.seconds),
+        photos=[printable(line, 500) for line in summary.photos],  # file names are untrusted
+        facts=_facts(card, summary.seconds),
     )
     storage.write_text(run / REPORT_FILE, page)
     return run / REPORT_FILE

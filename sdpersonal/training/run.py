@@ -24,28 +24,33 @@ from ..units import format_duration
 from .build_concept import build_concept
 from .checkpoint import load_step
 from .control import poll
-from .curves import CURVES_FILE as CURVES
 from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
-from .distributed import check_same_start, fail_together, init_distributed
-from .dry_run import COST_FILE as COST
+from .distributed import Accelerator, check_same_start, init_distributed
 from .dry_run import perform_dry_run
-from .early_stopping import fixed_batch
-from .ema import EMA, NoEMA
-from .loop import Accelerator, LoopConfig, NullLog, TrainState
-from .methods.factory import build_method, check_before_loading, in_class, method_name, subject_noun
-from .methods.factory import resolve_preset as chosen_preset
-from .milestones import RunEnd, plan_milestones, run_milestones
+from .early_stopping import can_converge, fixed_batch
+from .methods.factory import (
+    build_method,
+    check_before_loading,
+    insert_class_noun,
+    method_name,
+    resolve_preset,
+    subject_noun,
+)
+from .milestones import RunEnd, milestone_steps, run_milestones
 from .oom_advice import OomAdvice
-from .optim import lr_factor, make_optimizer
+from .optim import EMA, NoEMA, lr_factor, make_optimizer
 from .presets import Preset, preset
+from .process_failures import fail_together
 from .progress_log import ProgressLog, ignore_broken_pipe
 from .prompt_templates import CAPTION_TEMPLATES
 from .report import RunSummary, write_report
-from .run_dir import RESULT_FILE, check_no_earlier_run, check_not_finished, run_folder, run_identity, start_step
-from .sample_sheet import add_sample_sheet
+from .resume import check_no_earlier_run, check_not_finished, run_folder, run_identity, start_step
+from .run_dir import COST_FILE, CURVES_FILE, RESULT_FILE
+from .sampling import add_sample_sheet
 from .trackers import check_tracker_installed, open_tracker
 from .train_result import TrainResult
+from .train_state import LoopConfig, LoopHooks, TrainState
 from .validation import Validation, Validator
 
 
@@ -61,192 +66,217 @@ def train(
     """
     started_at = time.monotonic()
     accelerator = init_distributed()
-    log = ignore_broken_pipe(log) if accelerator.is_main_process else _discard
+    say = ignore_broken_pipe(log) if accelerator.is_main_process else _discard
     with fail_together(accelerator), ExitStack() as stack:
         check_tracker_installed(settings.report_to)
         run = run_folder(settings)
         check_before_loading(settings)
         check_not_finished(settings, run)
         storage.check_folder(run)
-        inputs = _load(settings, accelerator, log)
-        base = inputs.base
+        inputs = _load(settings, run, accelerator, say)
         if accelerator.is_main_process:
             stack.enter_context(storage.lock(run))
             storage.remove_leftovers(run)
             poll(run)  # drop a command that an earlier run did not read
-        method_preset = chosen_preset(settings, base.kind, len(inputs.photos.photos))
-        state, config, validator = _setup(settings, run, accelerator, inputs, method_preset, stack, log)
-        end = _fit(settings, state, config, method_preset, validator, log, on_progress)
+        state, config, validator = _setup(inputs, stack)
+        end = _fit(inputs, state, config, validator, on_progress)
         if not accelerator.is_main_process:
             return None
-        best = _restore_best(run, state, end, validator, log)
-        with state.ema.applied():
-            concept = build_concept(settings, base, state.method, method_preset, best, state.method.finish(run))
-        state.method.close()
-        concept, sheet = add_sample_sheet(concept, base, run, log) if settings.samples else (concept, None)
-        seconds = time.monotonic() - started_at
-        summary = RunSummary(
-            inputs.photo_report, _ending_text(end, config, best), validator.scorer_name if validator else "", seconds
-        )
-        report = write_report(run, concept, validator.validations if validator else [], summary)
-        token = Library(settings.library).add(concept)
-        result = {"token": str(token), "sha256": concept.identity, "steps": end.step, "best": best.step}
-        storage.write_json(run / RESULT_FILE, result | {"seconds": round(seconds, 1)})
+        best = _restore_best(inputs, state, end, validator)
+        result = _save_concept(inputs, state, validator, end, best, started_at)
     for line in explain_scores(best.scores, subject_noun(settings)) if best.scores else ():
-        log(line)
-    log(f"{token} is in {settings.library}, after {format_duration(seconds)}. All about it: {report}")
-    return TrainResult(token, run, sheet, seconds, settings.library)
+        say(line)
+    duration = format_duration(result.seconds)
+    say(f"{result.token} was added to {settings.library} after {duration}. Report: {result.report}")
+    return result
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The inputs of a run. judge: None unless the main process has one; said: the report on the photos, in lines."""
+    """The inputs of a run. scorer: None unless the main process has one; photo_report: lines about the photos."""
 
+    settings: TrainingSettings
+    run: Path
+    accelerator: Accelerator
     base: StableDiffusion
     photos: PhotoSet
     scorer: Scorer | None
     photo_report: list[str]
+    preset: Preset  # with the user's settings applied
+    say: Callable[[str], None]
+
+    @property
+    def resolution(self) -> int:
+        return self.settings.resolution or self.base.resolution
+
+    @property
+    def photos_per_step(self) -> int:
+        return self.preset.batch * self.settings.accumulate * self.accelerator.num_processes
 
 
-def _load(settings: TrainingSettings, accelerator: Accelerator, say: Callable[[str], None]) -> _Inputs:
-    with OomAdvice(accelerator.device, settings, 0, 1).translate("loading the base", "Take a smaller base."):
+def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: Callable[[str], None]) -> _Inputs:
+    with OomAdvice(accelerator.device, settings, 0, 1).translate("while loading the model", "Use a smaller --base."):
         base = load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
     say(describe_base(base, settings.base))
     if settings.checkpointing:
         base.enable_gradient_checkpointing(settings.checkpointing)
     photos = load_photos(settings.photos, settings.resolution or base.resolution, settings.crop, settings.kind)
-    if not accelerator.is_main_process:
-        return _Inputs(base, photos, None, [])
-    judge = scorer_for_base(base.kind)
-    check_report = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", judge)
-    lines = [*photos.report().splitlines(), *(check_report.lines() if check_report.findings else ())]
-    say("\n".join(lines))
-    return _Inputs(base, photos, judge, lines)
+    scorer, lines = None, []
+    if accelerator.is_main_process:
+        scorer = scorer_for_base(base.kind)
+        findings = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", scorer)
+        lines = [*photos.report().splitlines(), *(findings.lines() if findings.findings else ())]
+        say("\n".join(lines))
+    resolved = resolve_preset(settings, base.kind, len(photos.photos))
+    return _Inputs(settings, run, accelerator, base, photos, scorer, lines, resolved, say)
 
 
-def _setup(
-    settings: TrainingSettings,
-    run: Path,
-    accelerator: Accelerator,
-    given: _Inputs,
-    chosen: Preset,
-    held: ExitStack,
-    say: Callable[[str], None],
-) -> tuple[TrainState, LoopConfig, Validator | None]:
+def _setup(inputs: _Inputs, stack: ExitStack) -> tuple[TrainState, LoopConfig, Validator | None]:
     """Build method, optimizer, data and validator, and dry-run a step.
 
-    The method's close() is pushed on `held`; only the main process gets a validator.
+    The method's close() is pushed on `stack`; only the main process gets a validator.
     """
-    base, photos = given.base, given.photos
-    side = settings.resolution or base.resolution
-    per_step = chosen.batch * settings.accumulate * accelerator.num_processes
-    identity = run_identity(settings, base, photos, chosen, per_step)
-    check_no_earlier_run(settings, run, identity, chosen.steps)
-    oom_advice = OomAdvice(accelerator.device, settings, side, chosen.batch)
+    settings, run, preset, accelerator = inputs.settings, inputs.run, inputs.preset, inputs.accelerator
+    identity = run_identity(settings, inputs.base, inputs.photos, preset, inputs.photos_per_step)
+    check_no_earlier_run(settings, run, identity, preset.steps)
+    oom_advice = OomAdvice(accelerator.device, settings, inputs.resolution, preset.batch)
     with oom_advice.translate("before the first step"):
-        method = build_method(settings, base, chosen, accelerator, say)
-        held.callback(method.close)
-        usual = preset(method_name(settings), base.kind, settings.kind)
-        optimizer = make_optimizer(settings.optimizer, method.param_groups(), chosen.lr, usual.lr)
-        templates = CAPTION_TEMPLATES[settings.kind]
-        fitted_photos, cut_notes = fit_captions(base, [method.caption_pieces, in_class(settings)], photos.photos)
-        given.photo_report.extend(cut_notes)
-        if cut_notes:
-            say("\n".join(cut_notes))
-        data = PhotoDataset(base, fitted_photos, templates, settings.seed, settings.flip, settings.noise_offset)
-        validator = (
-            _build_validator(settings, run, given, say) if settings.samples and accelerator.is_main_process else None
-        )
-        average = EMA(method.trainable_parameters(), chosen.ema_decay) if chosen.ema_decay else NoEMA()
-        state = TrainState(accelerator, method, data, optimizer, oom_advice, average)
+        state = _build_state(inputs, oom_advice, stack)
+        validator = _build_validator(inputs) if settings.samples and accelerator.is_main_process else None
         intro = (
-            f"Learning {settings.token} by {method.name} at {side} px: up to {chosen.steps} steps of {per_step} photos"
+            f"Training {settings.token} with {state.method.name} at {inputs.resolution} px: up to {preset.steps} steps "
+            f"of {inputs.photos_per_step} photos"
         )
-        if settings.resume:
-            say(f"{intro}.")
-        else:
-            cost = perform_dry_run(state, chosen.batch, settings.accumulate, run)
-            validation_seconds = chosen.milestones * ((validator.seconds if validator else 0) + cost.checkpoint)
-            seconds = chosen.steps * cost.step + validation_seconds
-            if accelerator.is_main_process:
-                storage.write_json(run / COST, cost.as_json() | {"steps": chosen.steps, "seconds": round(seconds, 1)})
-            say(f"{intro}, about {format_duration(seconds)}; {cost.memory_text()}.")
-        start = start_step(settings, run, state.checkpoint_state(), identity, chosen.steps, say)
-        check_same_start(accelerator, photos, identity, start)
+        inputs.say(f"{intro}." if settings.resume else f"{intro}, {_dry_run(inputs, state, validator)}.")
+        state.step = start_step(settings, run, state.checkpoint_state(), identity, preset.steps, inputs.say)
+        check_same_start(accelerator, inputs.photos, identity, state.step)
     if validator and validator.scorer_name:
-        validator.resume_from(start)
-    config = LoopConfig(
-        run=run,
-        start=start,
-        steps=chosen.steps,
-        batch=chosen.batch,
+        validator.resume_from(state.step)
+    return state, _loop_config(inputs, state, identity), validator
+
+
+def _build_state(inputs: _Inputs, oom_advice: OomAdvice, stack: ExitStack) -> TrainState:
+    settings, base, resolved = inputs.settings, inputs.base, inputs.preset
+    method = build_method(settings, base, resolved, inputs.accelerator, inputs.say)
+    stack.callback(method.close)
+    usual_lr = preset(method_name(settings), base.kind, settings.kind).lr
+    optimizer = make_optimizer(settings.optimizer, method.param_groups(), resolved.lr, usual_lr)
+    photos, notes = fit_captions(base, [method.caption_pieces, insert_class_noun(settings)], inputs.photos.photos)
+    inputs.photo_report.extend(notes)
+    if notes:
+        inputs.say("\n".join(notes))
+    templates = CAPTION_TEMPLATES[settings.kind]
+    data = PhotoDataset(base, photos, templates, settings.seed, settings.flip, settings.noise_offset)
+    ema = EMA(method.trainable_parameters(), resolved.ema_decay) if resolved.ema_decay else NoEMA()
+    return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema)
+
+
+def _build_validator(inputs: _Inputs) -> Validator:
+    settings = inputs.settings
+    if inputs.scorer is None:
+        inputs.say(f"No CLIP model found to score samples, so the last checkpoint is used. To get one: {FETCH_COMMAND}")
+    squares = [Image.fromarray(photo.square()) for photo in inputs.photos.photos]
+    return Validator(inputs.run, inputs.base, inputs.scorer, settings.kind, subject_noun(settings), squares)
+
+
+def _dry_run(inputs: _Inputs, state: TrainState, validator: Validator | None) -> str:
+    """Measure the cost of the run and save it; return it in words."""
+    preset = inputs.preset
+    cost = perform_dry_run(state, preset.batch, inputs.settings.accumulate, inputs.run)
+    milestone_seconds = (validator.seconds if validator else 0) + cost.checkpoint
+    seconds = preset.steps * cost.step + preset.milestones * milestone_seconds
+    if inputs.accelerator.is_main_process:
+        measurements = cost.as_json() | {"steps": preset.steps, "seconds": round(seconds, 1)}
+        storage.write_json(inputs.run / COST_FILE, measurements)
+    return f"about {format_duration(seconds)}; {cost.memory_text()}"
+
+
+def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]) -> LoopConfig:
+    settings, resolved = inputs.settings, inputs.preset
+    usual_lr = preset(method_name(settings), inputs.base.kind, settings.kind).lr
+    early_stop = settings.early_stop and can_converge(resolved.steps, resolved.measure_every)
+    measures = inputs.accelerator.is_main_process and resolved.steps >= resolved.measure_every
+    return LoopConfig(
+        run=inputs.run,
+        steps=resolved.steps,
+        batch=resolved.batch,
         accumulate=settings.accumulate,
         save_every=settings.save_every,
-        lr=settings.lr or chosen.lr,
-        usual_lr=1.0 if settings.optimizer == "prodigy" else usual.lr,
-        lr_factor=lr_factor(settings, chosen),
+        lr=settings.lr or resolved.lr,
+        lr_factor=lr_factor(settings, resolved),
         identity=identity,
-        fixed_batch=fixed_batch(data) if accelerator.is_main_process and chosen.steps >= chosen.measure_every else None,
-        measure_every=chosen.measure_every,
+        milestones=milestone_steps(resolved.steps, resolved.milestones if settings.samples or early_stop else 1),
+        early_stop=early_stop,
+        pivot_steps=resolved.pivot_steps,
+        fixed_batch=fixed_batch(state.photos) if measures else None,
+        measure_every=resolved.measure_every,
+        usual_lr=1.0 if settings.optimizer == "prodigy" else usual_lr,
     )
-    return state, config, validator
-
-
-def _build_validator(settings: TrainingSettings, run: Path, given: _Inputs, say: Callable[[str], None]) -> Validator:
-    if given.scorer is None:
-        say(f"Nobody here can judge the pictures, so the last checkpoint counts; to have a judge: {FETCH_COMMAND}")
-    squares = [Image.fromarray(photo.square()) for photo in given.photos.photos]
-    return Validator(run, given.base, given.scorer, settings.kind, subject_noun(settings), squares)
 
 
 def _fit(
-    settings: TrainingSettings,
+    inputs: _Inputs,
     state: TrainState,
     config: LoopConfig,
-    chosen: Preset,
     validator: Validator | None,
-    say: Callable[[str], None],
     on_progress: OnProgress | None,
 ) -> RunEnd:
     """Train the method; return where and why the run ended."""
-    milestones = plan_milestones(chosen, settings.samples, settings.early_stop)
     if not state.accelerator.is_main_process:
-        end = run_milestones(state, config, milestones, NullLog(), None, say)
+        end = run_milestones(state, config, LoopHooks(say=inputs.say))
         state.accelerator.wait_for_everyone()
         return end
-    photos = config.identity["batch"]
-    facts = {"steps": config.steps, "photos": state.photos.count, "photos a step": photos, "rate": chosen.lr}
+    facts: dict[str, float] = {"steps": config.steps, "photos": state.photos.count}
+    facts |= {"photos a step": inputs.photos_per_step, "rate": inputs.preset.lr}
     with (
-        open_tracker(settings.report_to, config.run, facts) as track,
-        ProgressLog(config.run, config.start, config.steps, track, on_progress=on_progress) as log,
+        open_tracker(inputs.settings.report_to, config.run, facts) as tracker,
+        ProgressLog(config.run, state.step, config.steps, tracker, on_progress=on_progress) as log,
     ):
-        end = run_milestones(state, config, milestones, log, validator, say)
+        end = run_milestones(state, config, LoopHooks(log, validator, inputs.say))
     state.accelerator.wait_for_everyone()
     validations = validator.validations if validator else []
-    save_curves(config.run / CURVES, log.losses, log.fixed_batch_losses, validations, milestones.pivot)
+    save_curves(config.run / CURVES_FILE, log.losses, log.fixed_batch_losses, validations, config.pivot_steps)
     return end
 
 
-def _restore_best(
-    run: Path, state: TrainState, ended: RunEnd, validator: Validator | None, say: Callable[[str], None]
-) -> Validation:
+def _restore_best(inputs: _Inputs, state: TrainState, end: RunEnd, validator: Validator | None) -> Validation:
     """Restore the best checkpoint and return its validation; without one, return the last step's, unscored."""
-    best = validator.best if validator else None
-    if best is None or best.step == ended.step:
-        return best or Validation(ended.step, None)
-    try:
-        load_step(run, best.step, state.checkpoint_state())
-        return best
-    except UserError as error:
-        say(f"{error.message} The last one counts.")
-        load_step(run, ended.step, state.checkpoint_state())
-        return next(validation for validation in validator.validations if validation.step == ended.step)
+    last = Validation(end.step, None)
+    if validator is None or (best := validator.best) is None:
+        return last
+    if best.step != end.step:
+        try:
+            load_step(inputs.run, best.step, state.checkpoint_state())
+        except UserError as error:
+            inputs.say(f"{error.message} The last one is used.")
+            load_step(inputs.run, end.step, state.checkpoint_state())
+            return next(validation for validation in validator.validations if validation.step == end.step)
+    return best
 
 
-def _ending_text(ended: RunEnd, config: LoopConfig, best: Validation) -> str:
-    early = f", {ended.reason}; {config.steps} were allowed" if ended.reason else ""
-    restored = "" if best.step == ended.step else f" The concept is as it was after step {best.step}."
-    return f"It ended after step {ended.step}{early}.{restored}"
+def _save_concept(
+    inputs: _Inputs, state: TrainState, validator: Validator | None, end: RunEnd, best: Validation, started_at: float
+) -> TrainResult:
+    """Add the concept to the library, and write the run's report and result."""
+    settings, run, base, method = inputs.settings, inputs.run, inputs.base, state.method
+    with state.ema.applied():
+        concept = build_concept(settings, base, method, inputs.preset, best, method.finish(run))
+    method.close()
+    concept, sheet = add_sample_sheet(concept, base, run, inputs.say) if settings.samples else (concept, None)
+    seconds = time.monotonic() - started_at
+    scorer_name, validations = (validator.scorer_name, validator.validations) if validator else ("", [])
+    ending = _describe_end(end, inputs.preset.steps, best)
+    write_report(run, concept, validations, RunSummary(inputs.photo_report, ending, scorer_name, seconds))
+    token = Library(settings.library).add(concept)
+    result = {"token": str(token), "sha256": concept.identity, "steps": end.step, "best": best.step}
+    storage.write_json(run / RESULT_FILE, result | {"seconds": round(seconds, 1)})
+    return TrainResult(token, run, sheet, seconds, settings.library)
+
+
+def _describe_end(end: RunEnd, steps: int, best: Validation) -> str:
+    early = f", {end.reason}; {steps} were allowed" if end.reason else ""
+    restored = "" if best.step == end.step else f" The concept is as it was after step {best.step}."
+    return f"It ended after step {end.step}{early}.{restored}"
 
 
 def _discard(_: str) -> None:

@@ -1,131 +1,108 @@
-"""Find a run's folder, its identity, and the step from which it resumes."""
+"""The contents of a run folder: the names of its files, its checkpoints, and readers that tolerate what a kill left.
+
+This module imports no torch, so that the app and the command line can look into a run folder at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
-from ..config import TrainingSettings
+from .. import storage
 from ..errors import UserError
-from ..models import StableDiffusion
-from ..photos.loading import PhotoSet
-from ..prompts import Token, printable
-from .checkpoint import (
-    CheckpointState,
-    check_same_run,
-    latest_identity,
-    latest_step,
-    load_checkpoint,
-    no_checkpoint_error,
-)
-from .methods.factory import method_name
-from .presets import Preset
 
-RESULT_FILE = "result.json"
+RUNS_FOLDER = Path("runs")  # run folders are in it unless --run says otherwise
+PROGRESS_FILE = "progress.jsonl"  # a line for each step
+VALIDATIONS_FILE = "trials.jsonl"  # a line for each validation
+VALIDATIONS_FOLDER = "trials"  # images of each validation
+CLASS_NOUN_IMAGE = "class-noun.png"  # in VALIDATIONS_FOLDER
+COST_FILE = "cost.json"  # measurements of the dry run
+COMMAND_FILE = "ask"  # a command that the run has not read yet
+RESULT_FILE = "result.json"  # written by a finished run
+CURVES_FILE = "loss.png"
+SAMPLES_FILE = "samples.png"
+REPORT_FILE = "report.html"
+MODEL_FOLDER = "model"  # the model of full DreamBooth
+DRY_RUN_FOLDER = "rehearsal"  # the checkpoint of the dry run, while it is written
+MANIFEST_FILE = "manifest.json"  # in a checkpoint's folder, written last
 
-# The result does not depend on these, or only through what `run_identity` adds in their place. Steps may grow.
-_NOT_IN_IDENTITY = {"photos", "base", "revision", "steps", "lr", "batch", "accumulate", "checkpointing"} | {
-    "library",
-    "run",
-    "resume",
-    "save_every",
-    "samples",
-    "early_stop",
-    "report_to",
-    "consent",
-}
+# A run logs one of these lines, each with a step number, when it ends before its last step.
+CONVERGED_LINE = "The loss has converged: ended after step"
+KEPT_LINE = "Ended after step"
+ENDING_LINES = (CONVERGED_LINE, KEPT_LINE, "There is no more to learn")  # the last: of former versions
+
+_CHECKPOINT = re.compile(r"step-([0-9]{6,9})")
+_MAX_JSON_BYTES = 1 << 20
 
 
-def run_folder(settings: TrainingSettings) -> Path:
-    """Return --run; else the first of runs/me-duck-method, ...-2, ... that holds no finished run.
-
-    With --resume it is the newest of those that exists. Raises UserError if --resume finds no checkpoint there, or
-    if the folder is inside that of the photos, where its images would be trained on.
-    """
-    folder = settings.run or _default_folder(settings)
-    if folder.resolve().is_relative_to(settings.photos.resolve()):
-        raise UserError(
-            f"The run's folder {printable(str(folder))} is inside the folder of photos.", "Give another --run."
-        )
-    if settings.resume and latest_step(folder) is None:
-        raise no_checkpoint_error(folder)
-    return folder
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / f"step-{step:06d}"
 
 
-def _default_folder(settings: TrainingSettings) -> Path:
-    name = f"{Token.parse(settings.token).slug}-{method_name(settings)}"
-    number, folder = 1, Path("runs") / name
-    while folder.exists() if settings.resume else (folder / RESULT_FILE).exists():
-        number += 1
-        previous, folder = folder, Path("runs") / f"{name}-{number}"
-    return previous if settings.resume and number > 1 else folder
+def checkpoint_folders(run: Path) -> dict[int, Path]:
+    """Return the folders of all checkpoints by step, ascending; a damaged one has perhaps no manifest."""
+    matches = ((_CHECKPOINT.fullmatch(path.name), path) for path in run.glob("step-*"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match and path.is_dir()))
 
 
-def run_identity(
-    settings: TrainingSettings, base: StableDiffusion, photos: PhotoSet, chosen: Preset, photos_a_step: int
-) -> dict[str, object]:
-    """Return all that the result of the run depends on, except the number of steps, which may grow."""
-    return settings.model_dump(mode="json", exclude=_NOT_IN_IDENTITY) | {
-        "method": method_name(settings),
-        "base": base.version,
-        "resolution": settings.resolution or base.resolution,
-        "photos": photos.identity,
-        "lr": chosen.lr,
-        "targets": chosen.targets,
-        "snr_gamma": chosen.snr_gamma,
-        "batch": photos_a_step,
-        "steps": chosen.steps if settings.schedule == "cosine" else None,  # cosine: every step's rate depends on them
-    }
+def checkpoint_steps(run: Path) -> list[int]:
+    """Return the steps of the checkpoints that look complete, ascending."""
+    return [step for step, folder in checkpoint_folders(run).items() if (folder / MANIFEST_FILE).exists()]
 
 
-def start_step(
-    settings: TrainingSettings,
-    run: Path,
-    learned: CheckpointState,
-    identity: dict[str, object],
-    steps: int,
-    say: Callable[[str], None],
-) -> int:
-    """Return 0 for a new run. With --resume, load the newest whole checkpoint and return its step.
-
-    Raises UserError if the checkpoint belongs to another run.
-    """
-    if not settings.resume:
-        return 0
-    checkpoint = load_checkpoint(run, learned, identity)
-    if checkpoint.step > steps:
-        raise UserError(
-            f"The run is at step {checkpoint.step} already, past --steps {steps}.", "Give more steps, or start anew."
-        )
-    say(checkpoint.note)
-    return checkpoint.step
+def latest_step(run: Path) -> int | None:
+    """Return the newest step with a checkpoint that looks complete, or None."""
+    return max(checkpoint_steps(run), default=None)
 
 
-def check_not_finished(settings: TrainingSettings, run: Path) -> None:
-    """Raise UserError if the folder holds a finished run and --resume was not given."""
-    if settings.resume or not (run / RESULT_FILE).exists() or (step := latest_step(run)) is None:
-        return
-    raise UserError(
-        f"{printable(str(run))} holds a finished run, of {step} steps.",
-        "Add --resume --no-early-stop, and more --steps, to train it on; or --run FOLDER for a new one.",
-    )
+def has_checkpoint(run: Path) -> bool:
+    return latest_step(run) is not None
 
 
-def check_no_earlier_run(settings: TrainingSettings, run: Path, identity: dict[str, object], steps: int) -> None:
-    """Raise UserError if the folder holds a run and --resume was not given."""
-    if settings.resume:
-        return
-    step, place = latest_step(run), printable(str(run))
-    if step is None:
-        return
-    check_not_finished(settings, run)
+def validation_image(run: Path, step: int) -> Path:
+    return run / VALIDATIONS_FOLDER / f"step-{step:06d}.png"
+
+
+def validation_images(run: Path) -> dict[int, Path]:
+    """Return the images of all validations by step, ascending."""
+    matches = ((_CHECKPOINT.fullmatch(path.stem), path) for path in (run / VALIDATIONS_FOLDER).glob("step-*.png"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if the file is missing or holds none."""
     try:
-        check_same_run(identity, latest_identity(run) or {})
+        return parse_object(storage.read_bytes(path, _MAX_JSON_BYTES)) or {}
     except UserError:
-        raise UserError(
-            f"{place} holds an unfinished run of other settings, at step {step}.", "Give another --run."
-        ) from None
-    raise UserError(
-        f"{place} holds an unfinished run of these very settings, at step {step} of {steps}.",
-        "Add --resume to go on from there, or --run FOLDER to start anew.",
-    )
+        return {}
+
+
+def read_json_lines(path: Path, max_bytes: int) -> list[dict[str, Any]]:
+    """Read the JSON objects of a file, one a line; incomplete lines are left out, a missing file has none."""
+    try:
+        lines = storage.read_bytes(path, max_bytes).splitlines()
+    except UserError:
+        return []
+    return [entry for line in lines if (entry := parse_object(line)) is not None]
+
+
+def parse_object(text: bytes | str) -> dict[str, Any] | None:
+    """Parse a JSON object; None if the text is none, such as a line that a kill cut off."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def to_number(value: object) -> float:
+    """Convert a JSON value to a float; 0 if it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    try:
+        return float(value) if math.isfinite(value) else 0.0
+    except OverflowError:
+        return 0.0

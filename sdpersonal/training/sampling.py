@@ -1,38 +1,94 @@
-"""Generate images with a method during training, as the concept would if the run ended here."""
+"""Generate samples: with a method during training, and with the new concept at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image
 
-from ..generation import MAX_BATCH_SIZE, SamplingConfig, denoise, noise_from_seed
+from .. import storage
+from ..concepts.concept import Concept
+from ..concepts.thumbnail import make_thumbnail
+from ..config import GenerateRequest
+from ..errors import OutOfMemory
+from ..generation import MAX_BATCH_SIZE, Generator, SamplingConfig, denoise, noise_from_seed
+from ..image_grid import encode_png, labelled_grid
 from ..models import SizeConditioning, StableDiffusion
+from ..models.oom import translate_oom
+from ..prompts import Token
+from .dataset import CaptionPieces, CaptionSplitter
+from .prompt_templates import SAMPLE_PROMPTS
+from .run_dir import SAMPLES_FILE
 
-CaptionToPieces = Callable[[str], Sequence[object]]
-"""A caption with {} for the subject -> what `encode_captions` takes: `Method.words`, or with a plain noun."""
+_SEEDS = 3  # images of each prompt in the sample sheet
 
 
 def generate_samples(
     base: StableDiffusion,
-    caption_pieces: CaptionToPieces,
+    caption_pieces: CaptionSplitter,
     prompts_and_seeds: Sequence[tuple[str, int]],
     resolution: int,
     steps: int,
 ) -> list[Image.Image]:
-    """Generate an image for each (prompt, seed) with the LoRA layers as they are. side: in pixels."""
+    """Generate an image for each (prompt, seed) with the LoRA layers as they are.
+
+    resolution: side of the images in pixels; steps: denoising steps.
+    """
     images: list[Image.Image] = []
     for first in range(0, len(prompts_and_seeds), MAX_BATCH_SIZE):
         chunk = prompts_and_seeds[first : first + MAX_BATCH_SIZE]
         with base.exclusive():
-            prompts = [[""]] * len(chunk) + [caption_pieces(prompt) for prompt, _ in chunk]
-            condition = base.encode_captions(
-                prompts, [SizeConditioning.full(resolution, resolution)] * (2 * len(chunk))
-            )
-            noise = torch.stack(
-                [noise_from_seed(seed, base.latent_shape(resolution, resolution)) for _, seed in chunk]
-            ).to(base.device)
-            latents = denoise(base, condition, noise, SamplingConfig(steps, base.guidance))
-            images += [Image.fromarray(pixels) for pixels in base.decode(latents)]
+            negatives: list[CaptionPieces] = [[""]] * len(chunk)
+            prompts = negatives + [caption_pieces(prompt) for prompt, _ in chunk]
+            images += _generate_batch(base, prompts, [seed for _, seed in chunk], resolution, steps)
     return images
+
+
+def _generate_batch(
+    base: StableDiffusion, prompts: Sequence[CaptionPieces], seeds: Sequence[int], resolution: int, steps: int
+) -> list[Image.Image]:
+    """Generate one image per seed. prompts: the negative ones first."""
+    conditioning = base.encode_captions(prompts, [SizeConditioning.full(resolution, resolution)] * len(prompts))
+    shape = base.latent_shape(resolution, resolution)
+    noise = torch.stack([noise_from_seed(seed, shape) for seed in seeds]).to(base.device)
+    latents = denoise(base, lambda progress: conditioning, noise, SamplingConfig(steps, base.guidance))
+    return [Image.fromarray(pixels) for pixels in base.decode(latents)]
+
+
+def add_sample_sheet(
+    concept: Concept, base: StableDiffusion, run: Path, say: Callable[[str], None]
+) -> tuple[Concept, Path | None]:
+    """Return the concept with its first image as thumbnail, and the sheet. Both are left out if memory is too small:
+    the trained concept is worth more than its images."""
+    try:
+        with translate_oom("while generating samples", "", base.device):
+            return _generate_sheet(concept, base, run)
+    except OutOfMemory:
+        pass
+    say("There is no memory left for samples, so the concept has none. Generate some: sdpersonal generate.")
+    return concept, None
+
+
+def _generate_sheet(concept: Concept, base: StableDiffusion, run: Path) -> tuple[Concept, Path]:
+    prompts = [prompt.format(concept.token) for prompt in SAMPLE_PROMPTS[concept.card.kind]]
+    generator = Generator(base, _OneConceptLibrary(concept))
+    rows = [
+        [result.image for result in generator.generate(GenerateRequest(prompt=prompt, num_images=_SEEDS))]
+        for prompt in prompts
+    ]
+    sheet = run / SAMPLES_FILE
+    storage.write_bytes(sheet, encode_png(labelled_grid(rows, prompts, [f"seed {i}" for i in range(_SEEDS)])))
+    return replace(concept, thumbnail=make_thumbnail(rows[0][0])), sheet
+
+
+class _OneConceptLibrary:
+    """A library of the one concept, which is not in any real one yet."""
+
+    def __init__(self, concept: Concept):
+        self._concept = concept
+
+    def get(self, token: Token) -> Concept:
+        return self._concept

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import (  # type: ignore[import-untyped]  # the package has no type information
+    GeneralTracker,
+    TensorBoardTracker,
+    WandBTracker,
+)
 
 from ..errors import UserError
 

@@ -12,9 +12,7 @@ from ..concepts.concept import Concept
 from ..concepts.library import Library
 from ..errors import UserError
 from ..prompts import Token
-from .curves import CURVES_FILE
-from .progress_log import PROGRESS_FILE
-from .report import REPORT_FILE
+from .run_dir import CURVES_FILE, PROGRESS_FILE, REPORT_FILE
 
 _MAX_BYTES = 100_000_000  # of a sheet, or of a log of 100,000 steps
 

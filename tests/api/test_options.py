@@ -25,13 +25,12 @@ FUNCTIONS = [
     (sp.Pipeline.endless, GenerateRequest, options.RequestOptions, {"num_images", "all_combinations"}),
     (sp.Pipeline.xyz_grid, GenerateRequest, options.RequestOptions, {"num_images", "all_combinations"}),
 ]
-KEYWORDS = {field: keyword for keyword, field in options.FIELDS.items()}
 
 
 @pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
 def test_every_field_is_offered_with_its_default(function, settings, offered, missing):
     parameters = inspect.signature(function).parameters
-    fields = {KEYWORDS.get(name, name): field for name, field in settings.model_fields.items()}
+    fields = settings.model_fields
     assert set(fields) - set(parameters) == missing
     for name in set(fields) - missing:
         default, expected = parameters[name].default, fields[name].default
@@ -46,7 +45,7 @@ def test_every_field_is_offered_with_its_default(function, settings, offered, mi
 def test_the_types_are_those_of_the_fields(function, settings, offered, missing):
     fields = typing.get_type_hints(settings, include_extras=True)
     for keyword, type_ in typing.get_type_hints(offered).items():
-        assert _plain(fields[options.FIELDS.get(keyword, keyword)]) == _settled(type_), keyword
+        assert _plain(fields[keyword]) == _settled(type_), keyword
 
 
 def _plain(annotation):
@@ -72,12 +71,6 @@ def test_help_says_what_every_keyword_means_without_flags(function, settings, of
     for keyword in typing.get_type_hints(offered):
         line = next(line for line in text.splitlines() if line.startswith(f"    {keyword}: "))
         assert len(line) > len(keyword) + 12 and "--" not in line, line
-
-
-def test_mappings_of_names_are_needed():
-    """Once the settings class has the new names, the mapping goes."""
-    assert all(field in GenerateRequest.model_fields for field in options.FIELDS.values())
-    assert not set(options.FIELDS) & set(GenerateRequest.model_fields)
 
 
 @pytest.mark.parametrize(

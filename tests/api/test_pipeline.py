@@ -71,7 +71,7 @@ def test_a_name_in_place_of_a_model_is_refused_at_once(tiny):
 
 
 def test_images_are_those_of_the_generator(sd, images):
-    request = sp.GenerateRequest(prompt=PROMPT, seed=7, steps=3, size="64x64").model_copy(update={"n": 2})
+    request = sp.GenerateRequest(prompt=PROMPT, seed=7, steps=3, size="64x64").model_copy(update={"num_images": 2})
     expected = list(sp.Generator(sd.base, sd.library).generate(request))
     assert isinstance(images, sp.GeneratedImages) and len(images) == 2
     assert all(

@@ -57,7 +57,7 @@ def test_a_drawing_through_the_queue(server):
         {"seed": "NaN"},
         {"steps": "NaN"},
         {"guidance": "NaN"},
-        {"n": "NaN"},
+        {"num_images": "NaN"},
         {"seed": "null"},
         {"seed": "1e999"},
         {"prompt": "null"},
@@ -76,7 +76,7 @@ def test_bad_numbers_are_refused_in_words(server, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [{"steps": "51000"}, {"steps": '"x"'}, {"n": "[1]"}, {"prompt": "{}"}])
+@pytest.mark.parametrize("form", [{"steps": "51000"}, {"steps": '"x"'}, {"num_images": "[1]"}, {"prompt": "{}"}])
 def test_wrong_types_end_in_an_answer(server, form):
     answer = server.draw(**form)
     assert "Traceback" not in json.dumps(answer) and str(ROOT) not in json.dumps(answer)
@@ -117,7 +117,7 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
     sessions = [f"crowd{i}" for i in range(40)]
     before = len(list((server.place / "outputs").rglob("*.png")))
     with concurrent.futures.ThreadPoolExecutor(len(sessions)) as pool:
-        joined = pool.map(lambda session: server.join(session, n="1", steps="8").status_code, sessions)
+        joined = pool.map(lambda session: server.join(session, num_images="1", steps="8").status_code, sessions)
         assert {*joined} == {200}
         said = list(pool.map(server.ending, sessions))
     busy = [text for text in said if "The queue is full" in text]
@@ -134,7 +134,7 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
 @pytest.mark.slow
 def test_a_page_that_is_closed_frees_the_device(server):
     session = "leaves"
-    assert server.join(session, steps="150", n="16").status_code == 200  # a minute of work
+    assert server.join(session, steps="150", num_images="16").status_code == 200  # a minute of work
     with server.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
         next(line for line in stream.iter_lines() if "process_generating" in line)
     begun = time.monotonic()

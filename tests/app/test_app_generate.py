@@ -86,7 +86,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     window.click("#variations")
     status(window, "4 images in")
     near = [read_recipe(path.read_bytes()) for path in kept(server)[-4:]]
-    assert {(each.seed, each.near) for each in near} == {(recipe.seed, 0.15)}
+    assert {(each.seed, each.variation_strength) for each in near} == {(recipe.seed, 0.15)}
 
     before = len(kept(server))
     window.upload("#settings input[type=file]", first)
@@ -111,7 +111,7 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     window.wait("!!document.querySelector('#init-image [aria-label*=lear]')")
     window.click("#generate")
     status(window, "1 image in")
-    assert read_recipe(kept(server)[-1].read_bytes()).start
+    assert read_recipe(kept(server)[-1].read_bytes()).init_image
 
     window.run("document.querySelector('#grid-box button').click()")
     window.wait("document.querySelector('#generate-grid')")

@@ -20,7 +20,8 @@ from sdpersonal.prompts import Token
 
 EXAMPLES = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "60"))
 ODD = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 2.5, "7", True, None, 2**64, [1], {}, "", "1" * 5000, b"7", 1e-320)
-NUMBERS = ("n", "seed", "steps", "guidance", "rescale", "near", "near_seed", "change", "enlarge")
+NUMBERS = ("num_images", "seed", "steps", "guidance", "rescale", "strength", "hires_scale")
+NUMBERS += ("variation_strength", "variation_seed")
 BITS = ("<me/duck>", "<duck:0.5@0-0.4>", "<me/duck+me/ink>", "<me/gone>", "<|endoftext|>", "<", ">", "(", ")", "[", "]")
 BITS += (
     "(x:1.3)",
@@ -71,12 +72,12 @@ def test_a_number_is_one_or_is_told_in_one_sentence(name, value):
         {"size": "8192x8192"},
         {"size": "7x7"},
         {"size": "513x512"},
-        {"n": 10_000},
+        {"num_images": 10_000},
         {"steps": 10**6},
-        {"n": 100, "steps": 150, "size": "2048x2048"},
-        {"n": 100, "steps": 150, "size": "1024x1024", "enlarge": 4},
+        {"num_images": 100, "steps": 150, "size": "2048x2048"},
+        {"num_images": 100, "steps": 150, "size": "1024x1024", "hires_scale": 4},
         {"mask": "mask.png"},
-        {"start": "a.png", "enlarge": 2},
+        {"init_image": "a.png", "hires_scale": 2},
         {"fast": "<../x>"},
         {"fast": 7},
         {"colour": "red"},
@@ -93,8 +94,8 @@ def test_what_is_too_much_is_refused_at_once(fields):
 
 
 def test_all_limits_together_are_within_the_work_that_is_taken():
-    request = GenerateRequest(prompt="x", n=100, steps=50, size="1024x1024")
-    assert request.n * request.denoising_steps * 1024 * 1024 <= MAX_WORK
+    request = GenerateRequest(prompt="x", num_images=100, steps=50, size="1024x1024")
+    assert request.num_images * request.denoising_steps * 1024 * 1024 <= MAX_WORK
 
 
 prompts = st.lists(st.sampled_from(BITS) | st.text(max_size=6), max_size=8).map("".join)
@@ -112,8 +113,14 @@ prompts = st.lists(st.sampled_from(BITS) | st.text(max_size=6), max_size=8).map(
 def test_any_prompt_is_drawn_or_refused(tiny, library, prompt, negative, every, seed, near, guidance):
     began = time.monotonic()
     try:
-        fields = {"every": every, "seed": seed, "near": near, "guidance": guidance, "size": "64x64"}
-        request = GenerateRequest(prompt=prompt, negative=negative, n=2, steps=1, **fields)
+        fields = {
+            "all_combinations": every,
+            "seed": seed,
+            "variation_strength": near,
+            "guidance": guidance,
+            "size": "64x64",
+        }
+        request = GenerateRequest(prompt=prompt, negative=negative, num_images=2, steps=1, **fields)
         first = next(iter(Generator(tiny, library).generate(request)))
     except UserError as error:
         assert str(error) and "\x00" not in str(error) and "\u202e" not in str(error)
@@ -129,7 +136,7 @@ def test_a_concept_that_goes_while_others_are_drawn_is_named(tiny, library, tmp_
     copy = Library(tmp_path)
     copy.add(library.get(Token("me", "duck")))
     generator = Generator(tiny, copy)
-    request = GenerateRequest(prompt="<me/duck>", n=1, steps=1, size="64x64")
+    request = GenerateRequest(prompt="<me/duck>", num_images=1, steps=1, size="64x64")
     list(generator.generate(request))
     copy.remove(Token("me", "duck"))
     with pytest.raises(UserError, match="<me/duck>"):

@@ -25,7 +25,7 @@ from sdpersonal.generation import Generator
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.models import load_base
 
-FORM = {"prompt": "a cat on grass", "n": 1, "steps": 2, "seed": 7}
+FORM = {"prompt": "a cat on grass", "num_images": 1, "steps": 2, "seed": 7}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def drawn(service, page="page", work=generate_job, **form):
 
 
 def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(service):
-    views = drawn(service, n=2)
+    views = drawn(service, num_images=2)
     shares = [view.progress for view in views]
     assert shares == sorted(shares) and shares[-1] == 1
     assert views[-1].message.startswith("2 images in ")
@@ -71,7 +71,7 @@ def test_how_it_looks_so_far_is_shown_and_changes_nothing(service):
     assert not slow[-1].preview and not quick[-1].preview
 
 
-@pytest.mark.parametrize("field", ["seed", "steps", "guidance", "n"])
+@pytest.mark.parametrize("field", ["seed", "steps", "guidance", "num_images"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e308, "7", True, [1], {}])
 def test_bad_numbers_become_words(service, field, value):
     (view,) = drawn(service, **{field: value})
@@ -107,7 +107,7 @@ def test_a_page_that_stops_does_not_stop_another(service):
 
 
 def test_a_page_that_goes_away_frees_the_device(service):
-    views = service.submit(lambda: generate_job(FORM | {"steps": 150, "n": 16}), "page")
+    views = service.submit(lambda: generate_job(FORM | {"steps": 150, "num_images": 16}), "page")
     next(views), next(views)
     views.close()
     assert drawn(service, "other")[-1].message.startswith("1 image")
@@ -125,7 +125,7 @@ def test_a_long_drawing_gives_way_to_a_short_one(service):
     begun = threading.Event()
 
     def long():
-        for view in service.submit(lambda: generate_job(FORM | {"n": 16, "steps": 8}), "long"):
+        for view in service.submit(lambda: generate_job(FORM | {"num_images": 16, "steps": 8}), "long"):
             if view.progress:
                 begun.set()
         endings.append("long")

@@ -30,7 +30,7 @@ from sdpersonal.generation import Generator
 from sdpersonal.image_metadata import Recipe, read_recipe
 from support.stock import small_library
 
-FORM = {"prompt": "a <me/duck> on grass", "n": 1, "steps": 2, "seed": 7}
+FORM = {"prompt": "a <me/duck> on grass", "num_images": 1, "steps": 2, "seed": 7}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(service, tmp_pa
     assert "AND in capitals" in image_actions.settings_note(
         found
     ) and "same picture" not in image_actions.settings_note(found)
-    view = ended(service, lambda: generate_job(dict(found.fields) | {"n": 1}))
+    view = ended(service, lambda: generate_job(dict(found.fields) | {"num_images": 1}))
     assert "AND in capitals" in view.message and not view.results
 
 
@@ -189,8 +189,8 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
     for picture, scheduler in ((drawn.saved, ""), (tmp_path / "theirs.png", "Euler a")):
         fields = dict(image_actions.read_settings(picture).fields)
         updates = dict(zip(form.components, form.updates(fields), strict=True))
-        got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "enlarge")}
-        assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "enlarge": 1.0}
+        got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "hires_scale")}
+        assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "hires_scale": 1.0}
 
 
 def test_it_is_a_favourite_or_not(workspace, drawn):
@@ -215,7 +215,7 @@ def test_it_is_taken_along_with_its_recipe_or_without(workspace, drawn):
 def test_variations_are_near_it(service, workspace, drawn):
     view = ended(service, lambda: image_actions.variation_job(workspace, drawn, 0.2, 2))
     recipes = [read_recipe(each.saved.read_bytes()) for each in view.results]
-    assert [(each.seed, each.near, each.near_seed) for each in recipes] == [(7, 0.2, 1), (7, 0.2, 2)]
+    assert [(each.seed, each.variation_strength, each.variation_seed) for each in recipes] == [(7, 0.2, 1), (7, 0.2, 2)]
 
 
 def test_one_thing_in_it_is_changed(service, workspace, drawn):
@@ -242,7 +242,7 @@ def test_a_change_of_nothing_is_told(service, workspace, drawn, change):
 @pytest.mark.parametrize("share", [math.nan, 0, 7, "x", []])
 def test_a_bad_share_is_told(service, workspace, drawn, share):
     view = ended(service, lambda: image_actions.variation_job(workspace, drawn, share))
-    assert not view.results and "near must be" in view.message
+    assert not view.results and "variation_strength must be" in view.message
 
 
 def test_nothing_chosen_is_told(service, workspace):
@@ -268,7 +268,7 @@ def test_a_painted_part_becomes_a_mask(workspace):
     picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 255)), Image.new("RGBA", (80, 64))
     layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
     found = save_init_image(workspace, "page", {"background": picture, "layers": [layer], "composite": None})
-    with Image.open(found["mask"]) as mask, Image.open(found["start"]) as start:
+    with Image.open(found["mask"]) as mask, Image.open(found["init_image"]) as start:
         white = np.asarray(mask)[..., 0] == 255
         assert start.mode == "RGB" and white.sum() == 400 and white[20:40, 10:30].all()
 
@@ -281,7 +281,7 @@ def test_an_empty_editor_is_nothing_to_begin_from(workspace, editor):
 def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
     picture = Image.new("RGBA", (80, 64), (9, 99, 9, 255))
     assert [*save_init_image(workspace, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
-        "start"
+        "init_image"
     ]
     with pytest.raises(UserError, match="at most 4096"):
         save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
@@ -292,7 +292,7 @@ def test_a_part_is_drawn_anew(service, workspace, drawn):
         picture, layer = image.convert("RGBA"), Image.new("RGBA", image.size)
     layer.paste((0, 255, 255, 255), (64, 0, 128, 128))
     begun = save_init_image(workspace, "page", {"background": picture, "layers": [layer]})
-    (result,) = ended(service, lambda: generate_job(FORM | begun | {"change": 1.0, "seed": 8, "steps": 4})).results
+    (result,) = ended(service, lambda: generate_job(FORM | begun | {"strength": 1.0, "seed": 8, "steps": 4})).results
     with Image.open(result.saved) as new:
         difference = np.abs(np.asarray(new, int) - np.asarray(picture.convert("RGB"), int)).max(-1)
     assert difference[:, :48].max() == 0 and difference[:, 80:].max() > 20

@@ -145,7 +145,7 @@ def test_a_card_in_words(workspace):
     assert (found.token, found.prompt_token, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
     assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in base")
     assert "likeness 0.66" in known["Scores"] and found.quality == (
-        "It is like the photos, and the places that prompts ask for are drawn.",
+        "It is like the photos, and the places that prompts ask for are there.",
     )
     assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
     assert found.thumbnail.startswith("data:image/webp;base64,")

@@ -14,7 +14,7 @@ import pytest
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
 from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
-from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader, read_json
+from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader
 from sdpersonal.app.backend.train.run_view import run_view
 from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text
 from sdpersonal.app.backend.train.trainer_process import (
@@ -29,6 +29,7 @@ from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import UserError
+from sdpersonal.training.run_dir import read_json
 
 BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
 PATIENCE = 150  # seconds, on a machine with other work
@@ -263,9 +264,9 @@ def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
 
 
 def _as_read(argv):
-    from sdpersonal.cli.main import _parse_settings
+    from sdpersonal.cli.commands.train import parse_training
 
-    return _parse_settings(DreamboothSettings, argv[2:], "train")
+    return parse_training(DreamboothSettings, argv[2:], "train")
 
 
 def test_a_process_of_its_own_takes_no_module_from_where_it_runs(tmp_path, monkeypatch):

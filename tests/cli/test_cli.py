@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdpersonal.cli.main import COMMANDS, main
+from conftest import ROOT
+from sdpersonal.cli.commands import COMMANDS, GROUPS
+from sdpersonal.cli.commands.generate import GenerateArgs
+from sdpersonal.cli.main import main
+from sdpersonal.cli.parsing import parse_settings
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
@@ -35,6 +39,117 @@ def test_help_names_every_command(capsys):
     assert all(name in said for name in COMMANDS)
     assert main(["concept", "lst"]) == 2
     assert "concept lst is not a command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_has_help(group, capsys):
+    for argv in ([group, "--help"], [group, "-h"]):
+        assert main(argv) == 0
+        shown = capsys.readouterr().out
+        assert [line.split()[1] for line in shown.splitlines() if line.startswith(f"  {group} ")] == [
+            name.split()[1] for name in COMMANDS if name.startswith(f"{group} ")
+        ]
+
+
+def test_version(capsys):
+    from importlib.metadata import version
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sdpersonal {version('sdpersonal')}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_line_is_cryptic(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # a flag and all of its help on one line
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    for line in capsys.readouterr().out.splitlines():
+        assert line.lower().count("default:") <= 1 and "{None" not in line and "None}" not in line, line
+        assert "(default: False)" not in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["concpts", "list"], "sdpersonal concepts list"),
+        (["concepts", "lst"], "sdpersonal concepts list"),
+        (["list"], "sdpersonal concepts list"),
+        (["generat", "a duck"], "sdpersonal generate"),
+        (["generate", "a duck", "--sed", "3"], "--seed"),
+        (["concepts", "list", "--libary=x"], "--library"),
+        (["train", "dreambooth", "--stps", "3"], "--steps"),
+    ],
+)
+def test_a_misspelt_command_or_flag_is_told_which_one_is_meant(argv, meant, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert f"Did you mean {meant}? " in err and err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["generate", "a duck", "--scheduler"], "--scheduler needs a value."),
+        (["generate", "a duck", "--negative", "-x"], "A value that begins with a dash is written --negative=-x"),
+        (["generate", "a", "duck"], "'duck' is a word too many."),
+        (["generate", "a duck", "--grid=yes"], "--grid takes no value, got yes."),
+        (["train", "dreambooth", "--photos", "x"], "--token and --class are missing."),
+        (["generate", "--", "-x", "a"], "'a' is a word too many."),
+    ],
+)
+def test_words_that_do_not_fit_are_told(argv, said, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") <= 2
+
+
+def test_the_last_of_a_switch_counts_and_both_spellings_are_read():
+    def parse(*words):
+        return parse_settings(GenerateArgs, ["a duck", *words], "sdpersonal generate")
+
+    assert parse("--grid").grid and parse("--no-grid", "--grid").grid
+    assert not parse("--no-grid").grid and not parse("--grid", "--no-grid").grid
+    assert parse("--no-safety-checker", "--safety_checker").safety_checker
+    assert not parse("--safety-checker", "--no_safety_checker").safety_checker
+
+
+def test_former_commands_are_read(library, tmp_path, capsys):
+    assert run(library, "concepts", "push", "<me/duck>", "me/duck", "--dry-run") == 0
+    assert "Nothing was sent" in capsys.readouterr().out
+    for argv in (["outputs"], ["outputs", "page"]):
+        assert main([*argv, "--out", str(tmp_path)]) == 2
+        assert "No images in" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "concepts push" not in capsys.readouterr().out
+
+
+def test_the_app_without_its_extra_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["app"]) == 2
+    assert capsys.readouterr().err == (
+        "error: The app needs gradio and psutil.\nInstall with pip install 'sdpersonal[app]'.\n"
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_script_knows_every_command(shell, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["completion", shell])
+    script = capsys.readouterr().out
+    assert not caught.value.code and script.count("\n") > 50
+    assert all(word in script for name in COMMANDS for word in name.split()) and "--guidance" in script
+
+
+def test_bash_completes_a_command(tmp_path):
+    (tmp_path / "script").write_text(_completion("bash"))
+    complete = "COMP_WORDS=(sdpersonal concepts exp); COMP_CWORD=2; _tyro_sdpersonal; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", f"source ./script; {complete}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["export"], done.stderr
+
+
+def _completion(shell):
+    argv = [sys.executable, "-m", "sdpersonal", "completion", shell]
+    return subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

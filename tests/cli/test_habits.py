@@ -85,7 +85,7 @@ CAT = """--train_data_dir=./cat --learnable_property="object" --placeholder_toke
     --lr_warmup_steps=0"""
 DOG = {"token": "<me/sks-dog>", "class_noun": "dog", "photos": "dog", "resolution": 512, "batch": 1}
 FULL = DOG | {"method": "full", "base": SD14, "lr": 5e-6, "run": "path-to-save-model", "schedule": "constant"}
-DRAWN = FULL | {"prior": "drawn", "prior_weight": 1.0, "class_pictures": 200, "steps": 800}
+DRAWN = FULL | {"prior": "generated", "prior_weight": 1.0, "num_class_images": 200, "steps": 800}
 TOY = {"token": "<me/cat-toy>", "init": "toy", "kind": "object", "photos": "cat", "lr": 0.002, "batch": 1}
 README = {
     "whole model": (
@@ -224,7 +224,7 @@ def test_our_own_words_stay_as_they_are():
 
 def test_the_equivalent_command_is_shown_and_means_the_same():
     settings, notes = read(README["SDXL LoRA"][0])
-    shown = next(note for note in notes if note.startswith("in this program's own words: "))
+    shown = next(note for note in notes if note.startswith("the same in this program's flags: "))
     assert tyro.cli(DreamboothSettings, args=shlex.split(shown.partition(": ")[2])) == settings
 
 
@@ -505,7 +505,7 @@ def test_epochs_with_class_pictures_and_repeats():
 
 def test_traps_of_their_defaults_are_named():
     settings, notes = read(DOGS)
-    assert settings.steps is None and says(notes, "steps: ours")
+    assert settings.steps is None and says(notes, "steps: our default")
     settings, notes = read(f"{CATS} --num_train_epochs 3")
     assert settings.steps is None and says(notes, "5000") and says(notes, "--num_train_epochs", "steps only")
     _, notes = read(f"{DOGS} --lr_warmup_steps 500")
@@ -611,10 +611,10 @@ def test_a_validation_prompt_is_handed_back_in_our_words():
         ("--instance_data_dir --instance_prompt 'a photo of sks dog'", "--instance_data_dir needs a value"),
         ("--instance_data_dir dog --instance_prompt a photo of sks dog", "takes one value, got 5 words"),
         (f"{DOGS} --push_to_hub yes", "--push_to_hub takes no value"),
-        (f"{DOGS} --learning_rate 1e-4 --lr 1e-3", "--learning_rate and --lr are one setting"),
-        (f"{DOGS} --placeholder_token '<x>' --train_data_dir cat", "are one setting"),
+        (f"{DOGS} --learning_rate 1e-4 --lr 1e-3", "--learning_rate and --lr are the same setting"),
+        (f"{DOGS} --placeholder_token '<x>' --train_data_dir cat", "are the same setting"),
         (f"{DOGS} --num_train_epochs many", "--num_train_epochs must be a whole number"),
-        (f"{DOGS} --num_vectors 3", "--num_vectors means nothing to DreamBooth"),
+        (f"{DOGS} --num_vectors 3", "--num_vectors has no meaning for DreamBooth"),
     ],
 )
 def test_mistakes_are_told(command, said):
@@ -624,16 +624,15 @@ def test_mistakes_are_told(command, said):
 
 def test_what_belongs_to_the_other_trainer_is_told():
     for flag in ("--train_text_encoder", "--with_prior_preservation", "--rank 4"):
-        with pytest.raises(UserError, match="means nothing to textual inversion"):
+        with pytest.raises(UserError, match="has no meaning for textual inversion"):
             read(f"{CATS} {flag}")
 
 
 def test_unknown_flags_are_the_parsers_business(capsys):
     argv = [*shlex.split(DOGS), "--nonsense", "3"]
     assert "--nonsense" in translate(DreamboothSettings, argv, MACHINE).argv
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "dreambooth", *argv, "--base", "tiny"])
-    assert caught.value.code == 2 and "--nonsense" in capsys.readouterr().err
+    assert main(["train", "dreambooth", *argv, "--base", "tiny"]) == 2
+    assert "has no flag --nonsense" in capsys.readouterr().err
 
 
 @given(

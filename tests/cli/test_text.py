@@ -28,17 +28,7 @@ def walk_types(annotation):
         yield from walk_types(part)
 
 
-def app():
-    """app.py, which is no module of the package."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("app", Path(__file__).parents[2] / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PROGRAMS = {name: settings for name, (_, settings) in COMMANDS.items()} | {"app.py": app().Opening}
+PROGRAMS = {name: settings for name, (_, settings) in COMMANDS.items()}
 FIELDS = [
     (program, name)
     for program, settings in PROGRAMS.items()
@@ -53,7 +43,7 @@ MAY_BE_EMPTY = {"negative", "prompt", "class_noun", "title", "description", "lic
 def valid(settings, without):
     """Values for what a settings class needs besides one field."""
     examples = {"token": "<me/a>", "class_noun": "dog", "x": "seed: 1, 2", "as_": "<me/b>", "old": "a", "new": "b"}
-    examples |= {"tokens": ["<me/a>", "<me/b>"], "parts": ["<me/a>", "<me/b>"], "files": ["a"], "pictures": ["a"]}
+    examples |= {"tokens": ["<me/a>", "<me/b>"], "parts": ["<me/a>", "<me/b>"], "files": ["a"], "images": ["a"]}
     needed = {
         name for name, field in settings.model_fields.items() if field.is_required() and name != without
     }  # fmt: skip
@@ -253,8 +243,7 @@ def test_the_page_says_its_own_labels(monkeypatch):
 )
 def test_the_app_says_what_is_wrong_before_it_loads(flags, said, capsys):
     Path("file").touch()
-    module = app()
-    assert run_command(module.open_app, module.Opening, flags, "app.py") == 2
+    assert run_command(*COMMANDS["app"], flags, "app.py") == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") <= 2 and "must be valid" not in err
 
@@ -277,21 +266,21 @@ def test_a_terminal_in_ascii_is_printed_to(root, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "missing"),
-    [("generate", "PROMPT"), ("concepts rename <me/a>", "NEW"), ("vary", "PICTURE"), ("concepts pull", "HUB_ID")],
+    [("generate", "PROMPT"), ("concepts rename <me/a>", "NEW"), ("vary", "IMAGE"), ("hub pull", "HUB_ID")],
 )
 def test_what_is_missing_is_called_by_its_name(command, missing, capsys):
     from sdpersonal.cli.main import main
 
-    with pytest.raises(SystemExit) as caught:
-        main(command.split())
-    assert caught.value.code == 2 and f" {missing} " in capsys.readouterr().err
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert f" {missing} " in err and err.count("\n") == 2
 
 
 def test_no_pictures_are_no_favourites(capsys):
     from sdpersonal.cli.main import main
 
     assert main(["outputs", "favourite"]) == 2
-    assert "PICTURES must be one or more, got 0." in capsys.readouterr().err and os.listdir() == []
+    assert "IMAGES must be one or more, got 0." in capsys.readouterr().err and os.listdir() == []
 
 
 def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):
@@ -299,7 +288,7 @@ def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):
 
     for flags, said in (
         (["--clip-skip", "12"], "--clip-skip must be at most "),
-        (["--scheduler", "Heun"], "--scheduler 'Heun' cannot draw with this base"),
+        (["--scheduler", "Heun"], "--scheduler 'Heun' cannot be used with this base"),
         (["--scheduler", "DPM2 a", "--steps", "2"], "--steps must be 1 or at least 3 with DPM2 a Uniform"),
     ):
         assert main(["generate", "a cat", "--base", "tiny", "--n", "1", *flags]) == 2

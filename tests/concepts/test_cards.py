@@ -89,7 +89,7 @@ def test_an_edit_of_an_older_version_is_of_that_one(library):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "Nothing to change was said."),
+        ([], "Nothing to change."),
         (["--licence", "whatever"], "is not a known licence"),
         (["--consent", "maybe"], "consent must be one of yes, no, unknown"),
         (["--kind", "animal"], "kind must be one of"),

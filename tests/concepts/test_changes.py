@@ -386,9 +386,9 @@ def test_room_for_a_mix_is_what_the_slots_hold(form, tiny):
     diff = {"diff": np.ones(layers[paths[2]].weight.shape, np.float32)}
     mix = [Lora({names[paths[1]]: plain}, tensors), Lora({}, {names[paths[2]]: diff})]
     with tiny.adapters.active([(lora, 0.5) for lora in mix]):
-        loaded = [part for slot in slots.values() for part in (slot.down, slot.up, slot.whole) if part is not None]
-        assert tiny.adapters.room(mix) == sum(part.nbytes for part in loaded) > 0
-    assert tiny.adapters.room(mix[:1]) < tiny.adapters.room(mix) and tiny.adapters.room([]) == 0
+        every = [part for slot in slots.values() for part in (slot.down, slot.up, slot.full_change)]
+        assert tiny.adapters.memory_bytes(mix) == sum(part.nbytes for part in every if part is not None) > 0
+    assert tiny.adapters.memory_bytes(mix[:1]) < tiny.adapters.memory_bytes(mix) and tiny.adapters.memory_bytes([]) == 0
 
 
 # --- as plain LoRAs ---------------------------------------------------------------------------------------------------

@@ -180,9 +180,9 @@ def test_diff_says_settings_scores_and_cosines(library, capsys):
 
 def test_diff_of_what_cannot_be_compared(library, capsys):
     assert run(library, "concepts", "diff", "duck", "cat") == 0
-    assert "different bases, so their numbers cannot be compared" in capsys.readouterr().out
+    assert "different models, so their weights cannot be compared" in capsys.readouterr().out
     assert run(library, "concepts", "diff", "duck-v1", "duck-v1") == 0
-    assert "Their cards say the same." in capsys.readouterr().out
+    assert "Their cards are the same." in capsys.readouterr().out
     path = library.find(library.entries()[-1].token).path
     path.write_bytes(path.read_bytes()[:-100])
     assert run(library, "concepts", "diff", "duck", "ink") == 2

@@ -135,7 +135,7 @@ def test_nothing_is_sent_before_it_was_shown(hub, library, tmp_path, capsys):
             == 0
         )
         text = capsys.readouterr().out
-        assert "Nothing was sent. To send it: --yes" in text
+        assert "Nothing was sent. Add --yes to send it." in text
     assert hub.asked == []
     shown = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if " kB  " in line}
     assert run(library, "concepts", "push", "duck", ID, "--yes", "--json") == 0

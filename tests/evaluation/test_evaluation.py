@@ -50,23 +50,23 @@ class Peer:
 
     def image_features(self, images):
         side, rows = self.config["crop_size"]["height"], []
-        for picture in images:
-            picture = picture.convert("RGB")
-            width, height = picture.size
+        for image in images:
+            image = image.convert("RGB")
+            width, height = image.size
             assert width == height  # so nothing is cropped
-            picture = picture.resize((side, side), Image.Resampling(self.config["resample"]))
-            pixels = np.asarray(picture, np.float64) * self.config["rescale_factor"]
+            image = image.resize((side, side), Image.Resampling(self.config["resample"]))
+            pixels = np.asarray(image, np.float64) * self.config["rescale_factor"]
             rows.append((pixels - self.config["image_mean"]) / self.config["image_std"])
         pixels = torch.tensor(np.stack(rows).transpose(0, 3, 1, 2), dtype=torch.float32)
         with torch.no_grad():
-            found = self.model.visual_projection(self.model.vision_model(pixels)[1])
-        return unit(found.numpy())
+            result = self.model.visual_projection(self.model.vision_model(pixels)[1])
+        return unit(result.numpy())
 
     def read(self, texts):
         ids = self.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            found = self.model.text_projection(self.model.text_model(ids.input_ids)[1])
-        return unit(found.numpy())
+            result = self.model.text_projection(self.model.text_model(ids.input_ids)[1])
+        return unit(result.numpy())
 
 
 def unit(features):
@@ -86,8 +86,8 @@ def judge():
 
 @pytest.fixture(scope="module")
 def photos(root):
-    found = load_photos(root / "examples" / "photos" / "teddy-bear", 128).photos
-    return [Image.fromarray(photo.square()) for photo in found]
+    result = load_photos(root / "examples" / "photos" / "teddy-bear", 128).photos
+    return [Image.fromarray(photo.square()) for photo in result]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,9 @@ def test_the_built_in_judge_sees_and_reads_as_transformers_does(judge, peer, pho
 def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
     many = (photos * 9)[:40]
     np.testing.assert_allclose(
-        judge.image_features(many), np.concatenate([judge.image_features([one]) for one in photos] * 9)[:40], atol=1e-5
+        judge.image_features(many),
+        np.concatenate([judge.image_features([item]) for item in photos] * 9)[:40],
+        atol=1e-5,
     )
 
 
@@ -130,39 +132,39 @@ def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
 
 def by_hand(peer, kind, noun, photos, plain, images):
     """Every figure, from its definition."""
-    prompts = [one.format(noun if kind == "style" else f"a {noun}") for one in PROMPTS[kind]]
-    mine, his, class_own = peer.image_features(images), peer.image_features(photos), peer.image_features(plain)
+    prompts = [item.format(noun if kind == "style" else f"a {noun}") for item in PROMPTS[kind]]
+    of_images, of_photos, of_class = (peer.image_features(items) for items in (images, photos, plain))
     texts, scale = peer.text_features(prompts), float(np.exp(peer.model.logit_scale.item()))
 
-    def told(features):
-        found = []
+    def own_prompt_odds(features):
+        result = []
         for number, feature in enumerate(features):
             odds = [math.exp(scale * float(feature @ text)) for text in texts]
-            found.append(odds[number // len(SCORE_SEEDS)] / sum(odds))
-        return np.array(found)
+            result.append(odds[number // len(SCORE_SEEDS)] / sum(odds))
+        return np.array(result)
 
-    pairs = [float(his[i] @ his[j]) for i in range(len(his)) for j in range(len(his)) if i != j]
+    pairs = [float(of_photos[i] @ of_photos[j]) for i in range(len(of_photos)) for j in range(len(of_photos)) if i != j]
     ceiling = np.mean(pairs) if pairs else 1.0
-    floor = np.mean([float(a @ b) for a in class_own for b in his])
-    cosine = np.mean([float(a @ b) for a in mine for b in his])
-    alike = [float(mine[i] @ mine[i + 1]) for i in range(0, len(mine), 2)]
+    floor = np.mean([float(a @ b) for a in of_class for b in of_photos])
+    cosine = np.mean([float(a @ b) for a in of_images for b in of_photos])
+    alike = [float(of_images[i] @ of_images[i + 1]) for i in range(0, len(of_images), 2)]
 
     def correlation(a, b):
         """Pearson's, over pixels and colours, each colour's mean taken off."""
         a, b = (
-            np.asarray(one.convert("RGB").resize((32, 32), Image.Resampling.BOX), np.float64) / 255 for one in (a, b)
+            np.asarray(item.convert("RGB").resize((32, 32), Image.Resampling.BOX), np.float64) / 255 for item in (a, b)
         )
-        a, b = ((one - one.mean((0, 1))).ravel() for one in (a, b))
+        a, b = ((item - item.mean((0, 1))).ravel() for item in (a, b))
         if a.std() < 0.02 or b.std() < 0.02:
             return 0.0
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
     copied = [
-        max(correlation(one, photo) for photo in photos) > COPY_CORRELATION and odds < 0.5
-        for one, odds in zip(images, told(mine), strict=True)
+        max(correlation(item, photo) for photo in photos) > COPY_CORRELATION and odds < 0.5
+        for item, odds in zip(images, own_prompt_odds(of_images), strict=True)
     ]
     likeness = (cosine - floor) / max(ceiling - floor, 0.05)
-    fidelity = min(1.0, told(mine).mean() / max(told(class_own).mean(), 1 / len(prompts)))
+    fidelity = min(1.0, own_prompt_odds(of_images).mean() / max(own_prompt_odds(of_class).mean(), 1 / len(prompts)))
     figures = {"likeness": likeness, "fidelity": fidelity, "copying": np.mean(copied)}
     figures |= {"diversity": 1 - np.mean(alike), "cosine": cosine}
     root = math.sqrt(min(1, max(0, likeness)) * min(1, max(0, fidelity)))
@@ -181,26 +183,26 @@ KINDS = {"object": "bear", "style": "cyanotype", "person": "bear"}
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_is_what_it_is_said_to_be(judge, peer, photos, plain, others, kind):
     """Of pictures with nothing of the photos in them, and of pictures half of which are the photos."""
-    noun, drawn = KINDS[kind], "style" if kind == "style" else "object"
-    acceptance = ConceptEvaluation(judge, kind, noun, photos, plain[drawn])
-    for pictures in (others[drawn], [*photos[:4], *others[drawn][4:]]):
-        assert_equal(acceptance.score(pictures), by_hand(peer, kind, noun, photos, plain[drawn], pictures))
+    noun, results = KINDS[kind], "style" if kind == "style" else "object"
+    acceptance = ConceptEvaluation(judge, kind, noun, photos, plain[results])
+    for generated in (others[results], [*photos[:4], *others[results][4:]]):
+        assert_equal(acceptance.score(generated), by_hand(peer, kind, noun, photos, plain[results], generated))
 
 
 def test_the_photos_themselves_only_copy(judge, photos, plain):
     scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score((photos * 2)[:8])
     assert scores.copying >= 0.5 and scores.likeness > 0.9
-    said = explain_scores(scores, "bear")
-    assert said[0].startswith("It only copies a photo: ") and f"{scores.copying:.0%} of the pictures" in said[0]
-    assert not any("no effect" in line for line in said)
+    message = explain_scores(scores, "bear")
+    assert message[0].startswith("It only copies a photo: ") and f"{scores.copying:.0%} of the images" in message[0]
+    assert not any("no effect" in line for line in message)
 
 
 def test_the_class_nouns_own_pictures_show_no_effect(judge, photos, plain):
     scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score(plain["object"])
     assert scores.likeness == pytest.approx(0, abs=1e-6) and scores.score == pytest.approx(0, abs=1e-3)
     assert scores.copying == 0
-    said = explain_scores(scores, "bear")
-    assert said[-1].startswith("Training had no effect: the pictures are no more like the photos than any bear.")
+    message = explain_scores(scores, "bear")
+    assert message[-1].startswith("Training had no effect: the images are no more like the photos than any bear.")
 
 
 def test_a_copy_in_the_place_that_was_asked_for_is_none(judge, photos, plain):
@@ -251,17 +253,17 @@ def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, co
         assert scores.score == 0
     elif likeness >= 1 and fidelity == 1 and copying == 0:
         assert scores.score == 1
-    said = explain_scores(scores, "bear")
-    assert 1 <= len(said) <= 3
-    assert ("only copies" in said[0]) == (copying >= 0.5)
-    assert any("no effect" in line for line in said) == (likeness < 0.15)
+    message = explain_scores(scores, "bear")
+    assert 1 <= len(message) <= 3
+    assert ("only copies" in message[0]) == (copying >= 0.5)
+    assert any("no effect" in line for line in message) == (likeness < 0.15)
     good = likeness >= 0.5 and fidelity >= 0.6 and copying < 0.5
-    assert (said == ["It is like the photos, and the places that prompts ask for are drawn."]) == good
+    assert (message == ["It is like the photos, and the places that prompts ask for are there."]) == good
 
 
 def test_pictures_are_of_any_mode_and_size(judge, photos, plain):
     acceptance = ConceptEvaluation(judge, "object", "bear", photos, plain["object"])
-    modes = [one.convert("P") if i % 2 else one.resize((64, 64)).convert("RGBA") for i, one in enumerate(photos * 2)]
+    modes = [item.convert("P") if i % 2 else item.resize((64, 64)).convert("RGBA") for i, item in enumerate(photos * 2)]
     assert math.isfinite(acceptance.score(modes[:8]).score)
 
 
@@ -349,9 +351,9 @@ CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 
 @pytest.fixture
 def images():
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shapes = [(90, 64, 3), (64, 100, 3), (200, 200, 3), (64, 64, 3)]  # what is prepared is resized, and cropped
-    return [Image.fromarray(draw.integers(0, 255, shape, np.uint8)) for shape in shapes]
+    return [Image.fromarray(rng.integers(0, 255, shape, np.uint8)) for shape in shapes]
 
 
 def pipeline(folder, kind, processor, images):
@@ -381,17 +383,17 @@ def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, ima
     np.testing.assert_allclose(
         judge.image_features(images), pipeline(clip, CLIPModel, CLIPImageProcessorPil, images), atol=1e-5
     )
-    mine = judge.subject_features(images)
-    np.testing.assert_allclose(mine, pipeline(dino, ViTModel, ViTImageProcessorPil, images), atol=1e-5)
-    assert mine.shape == (4, 32) and judge.image_features(images).shape == (4, 16)
+    features = judge.subject_features(images)
+    np.testing.assert_allclose(features, pipeline(dino, ViTModel, ViTImageProcessorPil, images), atol=1e-5)
+    assert features.shape == (4, 32) and judge.image_features(images).shape == (4, 16)
     texts = ["a duck", "a very long " + "long " * 90 + "text"]
     ids = CLIPTokenizer.from_pretrained(clip)(
         texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     )
     model = CLIPModel.from_pretrained(clip).eval()
     with torch.no_grad():
-        theirs = unit(model.text_projection(model.text_model(**ids).pooler_output).numpy())
-    np.testing.assert_allclose(judge.text_features(texts), theirs, atol=1e-5)
+        reference = unit(model.text_projection(model.text_model(**ids).pooler_output).numpy())
+    np.testing.assert_allclose(judge.text_features(texts), reference, atol=1e-5)
 
 
 def test_likeness_is_dinos_and_fidelity_clips(hub, images):
@@ -405,8 +407,8 @@ def test_likeness_is_dinos_and_fidelity_clips(hub, images):
     eight = images * 2
     for judge in (alone, both):
         acceptance = ConceptEvaluation(judge, "object", "cat", images[:3], eight)
-        mine, his = judge.subject_features(eight[::-1]), judge.subject_features(images[:3])
-        assert acceptance.score(eight[::-1]).cosine == pytest.approx(float((mine @ his.T).mean()), abs=1e-6)
+        of_images, of_photos = judge.subject_features(eight[::-1]), judge.subject_features(images[:3])
+        assert acceptance.score(eight[::-1]).cosine == pytest.approx(float((of_images @ of_photos.T).mean()), abs=1e-6)
     assert not np.allclose(alone.subject_features(images)[:, :16], both.subject_features(images)[:, :16])
 
 
@@ -446,9 +448,9 @@ def test_a_part_of_a_judge_is_none(hub, part):
 
 def test_without_the_tokenizers_settings_texts_are_still_of_one_length(hub):
     folder = hub(CLIP, save_clip)
-    whole = scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100])
+    full = scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100])
     (folder / "tokenizer_config.json").unlink()
-    np.testing.assert_allclose(scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100]), whole, atol=1e-6)
+    np.testing.assert_allclose(scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100]), full, atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["cut", "nonsense", "lacks a weight", "config"])
@@ -482,38 +484,38 @@ def narrow(tmp_path_factory):
 
 @pytest.fixture
 def begin(narrow, tmp_path):
-    def begin(**more):
+    def begin(**options):
         common = {"photos": save_photos(tmp_path / "photos", 3), "token": "<me/thing>", "base": str(narrow)}
         common |= {"steps": 4, "batch": 1, "rank": 2, "class_noun": "cat"}
         common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}
-        said = []
-        result = train(DreamboothSettings(**(common | more)), said.append)
-        return Library(tmp_path / "concepts").get(result.token), said
+        message = []
+        result = train(DreamboothSettings(**(common | options)), message.append)
+        return Library(tmp_path / "concepts").get(result.token), message
 
     return begin
 
 
 def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
-    concept, said = begin()
-    line = next(line for line in said if "judge" in line)
+    concept, message = begin()
+    line = next(line for line in message if "judge" in line)
     assert "the last checkpoint counts" in line and line.endswith(scorers.FETCH_COMMAND)
     assert concept.card.steps == 4 and concept.card.scores == {} and concept.thumbnail
     assert not (tmp_path / "run" / "trials.jsonl").exists()
-    assert "Nobody judged its pictures." in (tmp_path / "run" / "report.html").read_text()
+    assert "Its samples were not scored." in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_is_judged_by_what_the_cache_has(hub, begin, tmp_path):
     hub(CLIP, save_clip)
     hub(DINO, save_dino)
     concept, said = begin()
-    assert not any("Nobody here can judge" in line for line in said)
+    assert not any("No CLIP model found" in line for line in said)
     lines = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and concept.card.scores["score"] >= 0
     assert "CLIP ViT-B/32 and DINO ViT-S/16" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_judge_that_is_not_installed_is_told(tmp_path):
-    with pytest.raises(UserError, match="no judge in"):
+    with pytest.raises(UserError, match="The scoring model is missing"):
         Scorer(tmp_path / "gone")
     shutil.copytree(built_in_folder() / "judge", tmp_path / "elsewhere")
     assert Scorer(tmp_path / "elsewhere").name == "CLIP ViT-B/32"

@@ -41,12 +41,12 @@ def ceiling(judge, held_out, root):
 
 def draw(base, library, what):
     """Three pictures in each place; the places in which they were asked for, in order."""
-    pictures, places = [], []
+    images, places = [], []
     for number, place in enumerate(PLACES):
-        request = GenerateRequest(prompt=f"{what} {place}", n=3)
-        pictures += [picture.image for picture in Generator(base, library).generate(request)]
-        places += [number] * request.n
-    return pictures, places
+        request = GenerateRequest(prompt=f"{what} {place}", num_images=3)
+        images += [image.image for image in Generator(base, library).generate(request)]
+        places += [number] * request.num_images
+    return images, places
 
 
 def test_the_judge_knows_the_subject_from_others(judge, held_out, ceiling):
@@ -67,10 +67,10 @@ def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, r
     library = Library(tmp_path / "concepts")
     before, _ = draw(tiny, library, "a bear")
     after, places = draw(tiny, library, "<me/teddy>")
-    likeness = {name: judge.likeness(after, own) for name, own in held_out.items()}
+    likeness = {name: judge.likeness(after, original) for name, original in held_out.items()}
     was = judge.likeness(before, held_out[SUBJECT])
-    seen = judge.best_text(after, [f"a bear {place}" for place in PLACES])
-    right = sum(a == b for a, b in zip(seen, places, strict=True))
+    recorded = judge.best_text(after, [f"a bear {place}" for place in PLACES])
+    right = sum(a == b for a, b in zip(recorded, places, strict=True))
     figures = {"initial words": was, "token": likeness[SUBJECT], "training photos": ceiling, **likeness}
     print(f"\n{method}:", {name: round(value, 3) for name, value in figures.items()}, f"places {right}/{len(places)}")
     assert likeness[SUBJECT] > was + (0.1 if method == "dreambooth" else 0.05)

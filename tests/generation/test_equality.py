@@ -71,44 +71,50 @@ class Shelf(dict):
 @pytest.fixture(scope="module")
 def shelf(base):
     """Two words and two LoRAs."""
-    draw = torch.Generator().manual_seed(0)
-    found = Shelf()
+    rng = torch.Generator().manual_seed(0)
+    result = Shelf()
     for name, count in (("one", 2), ("two", 3)):
-        rows = {key: (0.03 * torch.randn(count, width, generator=draw)).numpy() for key, width in base.widths.items()}
-        found[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), rows)
+        rows = {key: (0.03 * torch.randn(count, width, generator=rng)).numpy() for key, width in base.widths.items()}
+        result[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), rows)
     for name in ("red", "blue"):
-        trained = base.adapters.add_trainable("all", 2, draw, text=True)
+        trained = base.adapters.add_trainable("all", 2, rng, text_encoder=True)
         for parameter in trained.values():
-            parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=rng)
         base.adapters.clear()
-        found[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), {}, to_lora(trained))
-    return found
+        result[name] = Concept(
+            Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), {}, to_lora(trained)
+        )
+    return result
 
 
 @pytest.fixture
 def ours(base, shelf, monkeypatch):
     """Latents that a request ends with."""
 
-    def ours(prompt, **more):
-        kept, real = [], base.decode
+    def ours(prompt, **options):
+        saved, real = [], base.decode
         with monkeypatch.context() as patched:
-            patched.setattr(base, "decode", lambda latents: kept.append(latents) or real(latents))
-            common = {"negative": NEGATIVE, "n": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
-            list(Generator(base, shelf).generate(GenerateRequest(prompt=prompt, **(common | {"guidance": 4.0} | more))))
-        return kept[-1]
+            patched.setattr(base, "decode", lambda latents: saved.append(latents) or real(latents))
+            common = {"negative": NEGATIVE, "num_images": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
+            list(
+                Generator(base, shelf).generate(
+                    GenerateRequest(prompt=prompt, **(common | {"guidance": 4.0} | options))
+                )
+            )
+        return saved[-1]
 
     return ours
 
 
-def theirs(pipe, base, prompt, **more):
+def theirs(pipe, base, prompt, **options):
     noise = torch.randn(base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(3))[None]
     common = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0}
     size = {"height": HEIGHT, "width": WIDTH, "latents": noise}
-    return pipe(prompt, output_type="latent", **(common | size | more)).images
+    return pipe(prompt, output_type="latent", **(common | size | options)).images
 
 
-def close(one, other):
-    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+def close(item, other):
+    torch.testing.assert_close(item, other, atol=1e-4, rtol=1e-4)
 
 
 def put(pipe, shelf, tmp_path, *names):
@@ -196,7 +202,7 @@ def test_from_a_picture(place, base, stock, ours, image, monkeypatch, change):
     monkeypatch.setattr(pipe, "prepare_latents", lambda *_, **__: begun)
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": change}
     made = pipe(PROMPT, image=Image.open(image), output_type="latent", **settings).images
-    close(ours(PROMPT, start=image, change=change), made)
+    close(ours(PROMPT, init_image=image, strength=change), made)
 
 
 def test_a_part_of_a_picture(place, base, stock, ours, image, monkeypatch, tmp_path):
@@ -214,4 +220,4 @@ def test_a_part_of_a_picture(place, base, stock, ours, image, monkeypatch, tmp_p
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": 0.5}
     settings |= {"height": HEIGHT, "width": WIDTH, "output_type": "latent"}
     made = pipe(PROMPT, image=Image.open(image), mask_image=mask, **settings).images
-    close(ours(PROMPT, start=image, mask=tmp_path / "mask.png", change=0.5), made)
+    close(ours(PROMPT, init_image=image, mask=tmp_path / "mask.png", strength=0.5), made)

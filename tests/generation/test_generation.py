@@ -16,7 +16,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator, SamplingConfig, denoise, noise_from_seed
-from sdpersonal.generation.noise import slerp
+from sdpersonal.generation.denoise import slerp
 from sdpersonal.generation.prompt_resolution import PromptResolver, embeddings_at_strength, resolve_concepts
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.models import Segment
@@ -27,11 +27,11 @@ STEPS, SIZE = 3, "64x64"
 
 
 def random_lora(base, seed, rank=3):
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     layers = {}
     for name in base.adapters.layer_names("attention"):
         out, into = base.adapters._adapters[name].layer.weight.shape
-        down, up = draw.normal(size=(rank, into)) / into**0.5, draw.normal(size=(out, rank)) / rank**0.5
+        down, up = rng.normal(size=(rank, into)) / into**0.5, rng.normal(size=(out, rank)) / rank**0.5
         layers[name] = LoraLayer(down.astype(np.float32), up.astype(np.float32), float(rank) / 2)
     return Lora(layers)
 
@@ -59,8 +59,8 @@ def shelf(tiny):
 
 
 def pictures(base, concepts, prompt, **fields):
-    request = GenerateRequest(**({"prompt": prompt, "n": 2, "steps": STEPS, "size": SIZE} | fields))
-    return [np.asarray(picture.image) for picture in Generator(base, concepts).generate(request)]
+    request = GenerateRequest(**({"prompt": prompt, "num_images": 2, "steps": STEPS, "size": SIZE} | fields))
+    return [np.asarray(image.image) for image in Generator(base, concepts).generate(request)]
 
 
 def weights(base):
@@ -100,42 +100,42 @@ def test_two_at_once_draw_what_each_draws_alone(tiny, shelf):
     for thread in threads:
         thread.join()
     assert all(
-        np.array_equal(a, b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True)
+        np.array_equal(a, b) for item, two in zip(alone, together, strict=True) for a, b in zip(item, two, strict=True)
     )
 
 
 def test_picture_i_depends_on_seed_plus_i_alone(tiny, shelf):
-    five = pictures(tiny, shelf, "<duck>", n=5, seed=10)
+    five = pictures(tiny, shelf, "<duck>", num_images=5, seed=10)
     for i in (0, 3, 4):
-        (one,) = pictures(tiny, shelf, "<duck>", n=1, seed=10 + i)
-        assert np.abs(one.astype(int) - five[i]).max() <= 1  # kernels round differently in another batch
+        (item,) = pictures(tiny, shelf, "<duck>", num_images=1, seed=10 + i)
+        assert np.abs(item.astype(int) - five[i]).max() <= 1  # kernels round differently in another batch
 
 
 def test_strengths_act(tiny, shelf):
     (bare,), (off,), (half,), (full,) = (
-        pictures(tiny, shelf, f"a cat <duck:{strength}>" if strength is not None else "a cat ", n=1)
+        pictures(tiny, shelf, f"a cat <duck:{strength}>" if strength is not None else "a cat ", num_images=1)
         for strength in (None, 0, 0.5, 1)
     )
-    distance = [np.abs(each.astype(int) - full).mean() for each in (off, half, full)]
+    distance = [np.abs(item.astype(int) - full).mean() for item in (off, half, full)]
     assert distance[0] > distance[1] > distance[2] == 0
     assert not np.array_equal(bare, full)
 
 
 def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
     rows_only = Shelf(duck=Concept(shelf["duck"].token, shelf["duck"].card, shelf["duck"].vectors))
-    (ours,), (theirs,) = (pictures(tiny, s, "a cat", n=1, negative="<duck>") for s in (shelf, rows_only))
-    assert np.array_equal(ours, theirs)
+    (ours,), (reference,) = (pictures(tiny, s, "a cat", num_images=1, negative="<duck>") for s in (shelf, rows_only))
+    assert np.array_equal(ours, reference)
 
 
 def test_the_recipe_is_all_that_is_needed(tiny, shelf):
-    request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
-    (picture,) = Generator(tiny, shelf).generate(request)
-    with Image.open(io.BytesIO(picture.to_png())) as opened:
-        assert np.array_equal(np.asarray(opened), np.asarray(picture.image))
-        recipe = read_recipe(picture.to_png())
-    assert recipe == picture.recipe
+    request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", num_images=1, seed=7, steps=STEPS, size=SIZE)
+    (image,) = Generator(tiny, shelf).generate(request)
+    with Image.open(io.BytesIO(image.to_png())) as opened:
+        assert np.array_equal(np.asarray(opened), np.asarray(image.image))
+        recipe = read_recipe(image.to_png())
+    assert recipe == image.recipe
     assert (recipe.prompt, recipe.template, recipe.seed, recipe.size) == (request.prompt, "", 7, SIZE)
-    assert [one.model_dump() for one in recipe.concepts] == [
+    assert [item.model_dump() for item in recipe.concepts] == [
         {
             "token": "<me/duck>",
             "sha256": shelf["duck"].identity,
@@ -148,14 +148,14 @@ def test_the_recipe_is_all_that_is_needed(tiny, shelf):
     ]
     assert recipe.base.model_dump() == {"name": "tiny", "kind": "tiny", "sha256": tiny.version}
     (redrawn,) = Generator(tiny, shelf).generate(recipe.request())
-    assert redrawn.to_png() == picture.to_png()
+    assert redrawn.to_png() == image.to_png()
 
 
 def test_progress_and_cancelling(tiny, shelf):
-    seen = []
-    request = GenerateRequest(prompt="a cat", n=10, steps=STEPS, size=SIZE)
-    list(Generator(tiny, shelf).generate(request, progress=lambda done, total: seen.append((done, total))))
-    assert seen == [(i, 6) for i in range(1, 7)]  # two batches of three steps
+    recorded = []
+    request = GenerateRequest(prompt="a cat", num_images=10, steps=STEPS, size=SIZE)
+    list(Generator(tiny, shelf).generate(request, progress=lambda done, total: recorded.append((done, total))))
+    assert recorded == [(i, 6) for i in range(1, 7)]  # two batches of three steps
     with pytest.raises(Interrupted):
         list(Generator(tiny, shelf).generate(request, cancelled=lambda: True))
 
@@ -175,7 +175,7 @@ def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
     stranger = Concept(Token("you", "cat"), Card(base="sd1"), {"clip_l": np.zeros((1, 768), np.float32)})
     wide = Concept(Token("you", "wide"), Card(base="tiny"), {"clip_l": np.zeros((1, 99), np.float32)})
     for concept, problem in (
-        (stranger, "made for the base sd1; the loaded one is tiny"),
+        (stranger, "made for the base sd1; the loaded base is tiny"),
         (wide, "vectors of width 99"),
     ):
         with pytest.raises(UserError, match=problem):
@@ -184,11 +184,11 @@ def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
 
 def latents(base, concepts, monkeypatch, prompt, **fields):
     """What a request ends with, before the autoencoder."""
-    kept, real = [], base.decode
+    saved, real = [], base.decode
     with monkeypatch.context() as patched:
-        patched.setattr(base, "decode", lambda some: kept.append(some) or real(some))
+        patched.setattr(base, "decode", lambda sample: saved.append(sample) or real(sample))
         pictures(base, concepts, prompt, **fields)
-    return torch.cat(kept)
+    return torch.cat(saved)
 
 
 # --- strengths, windows, blends ---
@@ -197,69 +197,71 @@ def latents(base, concepts, monkeypatch, prompt, **fields):
 def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
     encoder = tiny.encoders["clip_l"]
     start = encoder.initial_embeddings("cup of coffee", 8)
-    learned = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
-    mine = Concept(Token("me", "cup"), Card(base="tiny", class_noun="cup of coffee"), {"clip_l": learned})
+    trained = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
+    concept = Concept(Token("me", "cup"), Card(base="tiny", class_noun="cup of coffee"), {"clip_l": trained})
     for strength in (0, 0.3, 1, 1.5, 5, -1, -2.5, -5):
-        expected = (1 - strength) * start.numpy() + strength * learned
-        np.testing.assert_allclose(embeddings_at_strength(tiny, mine, strength)["clip_l"], expected, atol=1e-6)
-    stranger = Concept(Token("me", "cup"), Card(base="tiny"), {"clip_l": learned})
+        expected = (1 - strength) * start.numpy() + strength * trained
+        np.testing.assert_allclose(embeddings_at_strength(tiny, concept, strength)["clip_l"], expected, atol=1e-6)
+    stranger = Concept(Token("me", "cup"), Card(base="tiny"), {"clip_l": trained})
     for strength in (0.3, -2):
         np.testing.assert_allclose(
-            embeddings_at_strength(tiny, stranger, strength)["clip_l"], strength * learned, atol=1e-6
+            embeddings_at_strength(tiny, stranger, strength)["clip_l"], strength * trained, atol=1e-6
         )
 
 
 def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
     rows = {"clip_l": shelf["word"].vectors["clip_l"][:1]}
     noun = Concept(Token("me", "cat"), Card(base="tiny", class_noun="cat"), rows)
-    (off,), (plain,) = (pictures(tiny, Shelf(cat=noun), prompt, n=1) for prompt in ("a <cat:0> here", "a cat here"))
+    (off,), (plain,) = (
+        pictures(tiny, Shelf(cat=noun), prompt, num_images=1) for prompt in ("a <cat:0> here", "a cat here")
+    )
     assert np.array_equal(off, plain)
 
 
 def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
     """Against a loop of our own, with the mix and the words of each step put in by hand."""
-    ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", n=1, steps=4, seed=5)
-    reader = PromptResolver(tiny, shelf)
+    ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", num_images=1, steps=4, seed=5)
+    resolver = PromptResolver(tiny, shelf)
     concept = shelf["duck"]
 
-    def condition(moment):
-        strength = 0.8 if moment >= 0.5 else 0.0
+    def condition(progress):
+        strength = 0.8 if progress >= 0.5 else 0.0
         tiny.adapters.set([(concept.lora, strength)])
         words = [Segment("a cat "), Segment(embeddings_at_strength(tiny, concept, strength))]
-        rows = [tiny.encode_prompt(one) for one in ([], words)]
+        rows = [tiny.encode_prompt(item) for item in ([], words)]
         return type(rows[0])(torch.cat([row.prompt_embeds for row in rows]))
 
     with tiny.exclusive(), tiny.adapters.active(()):
         noise = noise_from_seed(5, tiny.latent_shape(64, 64))[None]
         assert torch.equal(ours, denoise(tiny, condition, noise, SamplingConfig(4, tiny.guidance)))
-    assert reader.resolve("a <duck@0-1>").loras_at(0.99) == reader.resolve("a <duck>").loras_at(0.0)
+    assert resolver.resolve("a <duck@0-1>").loras_at(0.99) == resolver.resolve("a <duck>").loras_at(0.0)
 
 
 def test_early_and_late_are_the_two_halves(tiny, shelf):
     """Windows that meet leave no step out and share none."""
-    reader = PromptResolver(tiny, shelf)
+    resolver = PromptResolver(tiny, shelf)
     for steps in (1, 2, 3, 7, 25):
-        moments = [(i + 0.5) / steps for i in range(steps)]
-        early, late = (reader.resolve(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
-        assert all(bool(early.loras_at(m)) != bool(late.loras_at(m)) for m in moments)
+        progresses = [(i + 0.5) / steps for i in range(steps)]
+        early, late = (resolver.resolve(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
+        assert all(bool(early.loras_at(m)) != bool(late.loras_at(m)) for m in progresses)
 
 
 def test_a_blend_is_half_of_each(tiny, shelf):
     other = random_concept(tiny, "<me/other>", 9)
     both = Shelf(duck=shelf["duck"], other=other)
-    reader = PromptResolver(tiny, both)
-    reading = reader.resolve("<duck+other>")
-    (spoken,) = reader.segments(reading.at(0.5))
+    resolver = PromptResolver(tiny, both)
+    resolved = resolver.resolve("<duck+other>")
+    (segment,) = resolved.segments_at(tiny, 0.5)
     expected = (shelf["duck"].vectors["clip_l"] + other.vectors["clip_l"]) / 2
-    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
-    assert [(share.identity, share.strength) for share in reading.loras_at(0.5)] == [
+    np.testing.assert_allclose(segment.content["clip_l"], expected, atol=1e-6)
+    assert [(weight.identity, weight.strength) for weight in resolved.loras_at(0.5)] == [
         (shelf["duck"].identity, 0.5),
         (other.identity, 0.5),
     ]
-    weighted = reader.resolve("<duck:0.6+other:0.2>")
-    (spoken,) = reader.segments(weighted.at(0.5))  # three parts to one, four fifths of the way
+    weighted = resolver.resolve("<duck:0.6+other:0.2>")
+    (segment,) = weighted.segments_at(tiny, 0.5)  # three parts to one, four fifths of the way
     expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
-    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+    np.testing.assert_allclose(segment.content["clip_l"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("strengths", [(-1, 2), (1, -1), (-0.5, -1.5), (5, -5), (0.6, 0.2), (0, 0), (-1, 0)])
@@ -267,8 +269,8 @@ def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, streng
     """In numpy: the mean of the nouns, weighted by how far each concept is from 0, and each way times its strength."""
     nouns, rows = ("dog", "cup"), np.random.default_rng(3).normal(size=(2, 1, tiny.encoders["clip_l"].width))
     parts = [
-        (Concept(Token("me", noun), Card(base="tiny", class_noun=noun), {"clip_l": one.astype(np.float32)}), strength)
-        for noun, one, strength in zip(nouns, rows, strengths, strict=True)
+        (Concept(Token("me", noun), Card(base="tiny", class_noun=noun), {"clip_l": item.astype(np.float32)}), strength)
+        for noun, item, strength in zip(nouns, rows, strengths, strict=True)
     ]
     starts = np.stack([tiny.encoders["clip_l"].embeddings_of(noun).numpy() for noun in nouns])
     far = np.abs(strengths) if any(strengths) else np.ones(2)
@@ -279,13 +281,13 @@ def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, streng
 
 def test_a_negative_strength_takes_the_change_away(tiny, shelf):
     """Slots at -s and bare weights less s times the change are one model."""
-    lora, reader = shelf["duck"].lora, PromptResolver(tiny, shelf)
+    lora, resolver = shelf["duck"].lora, PromptResolver(tiny, shelf)
     name, layer = next((name, layer) for name, layer in lora.layers.items() if layer.down.ndim == 2)
     linear = tiny.adapters.layers()[name]
     x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
     change = layer.alpha / layer.rank * layer.up.astype(np.float32) @ layer.down.astype(np.float32)
-    mix = reader.resolve("a <duck:-1.5>").loras_at(0.5)
-    with torch.no_grad(), tiny.adapters.active(reader.loras(mix)):
+    mix = [(weight.lora, weight.strength) for weight in resolver.resolve("a <duck:-1.5>").loras_at(0.5)]
+    with torch.no_grad(), tiny.adapters.active(mix):
         got = linear(x)
     with torch.no_grad():
         expected = linear(x).numpy() - 1.5 * x.numpy() @ change.T
@@ -293,32 +295,33 @@ def test_a_negative_strength_takes_the_change_away(tiny, shelf):
 
 
 def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
-    reader = PromptResolver(tiny, shelf)
+    resolver = PromptResolver(tiny, shelf)
     for prompt, strength in (
         ("<duck:-1> and <duck:0.5>", -1.0),
         ("<duck:0.5> and <duck:-1>", -1.0),
         ("<duck:-1> and <duck>", 1.0),
         ("<duck:-2@0-0.6> <duck:-1>", -2.0),
     ):
-        reading = reader.resolve(prompt)
-        assert [share.strength for share in reading.loras_at(0.5)] == [strength]
-        assert [at for _, at in reading.strongest_uses().values()] == [strength]
-    assert [share.strength for share in reader.resolve("<duck:-2@0-0.4> <duck:-1>").loras_at(0.5)] == [-1.0]
-    assert reader.resolve("<duck:-0>").loras_at(0.5) == ()
+        resolved = resolver.resolve(prompt)
+        assert [weight.strength for weight in resolved.loras_at(0.5)] == [strength]
+        assert [at for _, at in resolved.strongest_uses().values()] == [strength]
+    assert [weight.strength for weight in resolver.resolve("<duck:-2@0-0.4> <duck:-1>").loras_at(0.5)] == [-1.0]
+    assert resolver.resolve("<duck:-0>").loras_at(0.5) == ()
 
 
 def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
-    [picture] = Generator(tiny, shelf).generate(GenerateRequest(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
-    assert [each.strength for each in picture.recipe.concepts] == [-1.0]
-    (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", n=1) for at in (1, 0))
-    assert not np.array_equal(np.asarray(picture.image), plus) and not np.array_equal(np.asarray(picture.image), off)
+    request = GenerateRequest(prompt="a cat <duck:-1>", num_images=1, steps=STEPS, size=SIZE)
+    [image] = Generator(tiny, shelf).generate(request)
+    assert [item.strength for item in image.recipe.concepts] == [-1.0]
+    (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", num_images=1) for at in (1, 0))
+    assert not np.array_equal(np.asarray(image.image), plus) and not np.array_equal(np.asarray(image.image), off)
 
 
 def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
-    reader = PromptResolver(tiny, shelf)
-    first, second = reader.segments(reader.resolve("<duck+ink>").at(0.5))
-    np.testing.assert_allclose(first.piece["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
-    np.testing.assert_allclose(second.piece["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
+    resolver = PromptResolver(tiny, shelf)
+    first, second = resolver.resolve("<duck+ink>").segments_at(tiny, 0.5)
+    np.testing.assert_allclose(first.content["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
+    np.testing.assert_allclose(second.content["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
 
 
 # --- alternatives ---
@@ -326,51 +329,57 @@ def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
 
 def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
     (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
-    request = GenerateRequest(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
-    drawn = list(Generator(tiny, shelf, tmp_path).generate(request))
-    assert len({picture.recipe.prompt for picture in drawn}) > 2
-    assert all(picture.recipe.template == request.prompt for picture in drawn)
-    for picture in drawn[::2]:
-        alone = request.model_copy(update={"n": 1, "seed": picture.seed})
+    request = GenerateRequest(prompt="{a|b|<duck>} on __place__", num_images=6, steps=1, size=SIZE)
+    generated = list(Generator(tiny, shelf, tmp_path).generate(request))
+    assert len({image.recipe.prompt for image in generated}) > 2
+    assert all(image.recipe.template == request.prompt for image in generated)
+    for image in generated[::2]:
+        alone = request.model_copy(update={"num_images": 1, "seed": image.seed})
         (again,) = Generator(tiny, shelf, tmp_path).generate(alone)
-        assert again.recipe == picture.recipe.model_copy(update={"batch": 1, "place": 0})
-        (redone,) = Generator(tiny, shelf).generate(picture.recipe.request())
-        assert redone.recipe.prompt == picture.recipe.prompt
-        assert np.abs(np.asarray(redone.image).astype(int) - np.asarray(picture.image)).max() <= 1
+        assert again.recipe == image.recipe.model_copy(update={"batch": 1, "place": 0})
+        (redone,) = Generator(tiny, shelf).generate(image.recipe.request())
+        assert redone.recipe.prompt == image.recipe.prompt
+        assert np.abs(np.asarray(redone.image).astype(int) - np.asarray(image.image)).max() <= 1
 
 
 def test_every_alternative_can_be_drawn(tiny, shelf):
-    request = GenerateRequest(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
-    drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).generate(request)]
-    assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
-    many = GenerateRequest(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
-    with pytest.raises(UserError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
+    request = GenerateRequest(prompt="a {red|blue} {cat|dog}", all_combinations=True, num_images=2, steps=1, size=SIZE)
+    generated = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).generate(request)]
+    assert generated == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
+    many = GenerateRequest(prompt="{a|b|c|d}" * 6, all_combinations=True, num_images=1, steps=1)
+    with pytest.raises(UserError, match="4,096 alternatives, generated 1 times each; up to 1000 images are allowed"):
         list(Generator(tiny, shelf).generate(many))
 
 
 def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
     prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
-    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", every=True, n=1, seed=4)
-    for mine, prompt in zip(together, prompts, strict=True):
-        alone = latents(tiny, shelf, monkeypatch, prompt, n=1, seed=4)
-        torch.testing.assert_close(mine[None], alone, atol=1e-4, rtol=0)
+    template = "{" + "|".join(prompts) + "}"
+    together = latents(tiny, shelf, monkeypatch, template, all_combinations=True, num_images=1, seed=4)
+    for concept, prompt in zip(together, prompts, strict=True):
+        alone = latents(tiny, shelf, monkeypatch, prompt, num_images=1, seed=4)
+        torch.testing.assert_close(concept[None], alone, atol=1e-4, rtol=0)
 
 
 # --- variations, start pictures, passes ---
 
 
 def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
-    (favourite,) = pictures(tiny, shelf, "a cat", n=1, seed=5)
+    (favourite,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5)
     away = [
-        np.abs(pictures(tiny, shelf, "a cat", n=1, seed=5, near=near, near_seed=8)[0].astype(int) - favourite).mean()
+        np.abs(
+            pictures(tiny, shelf, "a cat", num_images=1, seed=5, variation_strength=near, variation_seed=8)[0].astype(
+                int
+            )
+            - favourite
+        ).mean()
         for near in (0.05, 0.3, 1.0)
     ]
     assert 0 < away[0] < away[1] < away[2]
-    (other,) = pictures(tiny, shelf, "a cat", n=1, seed=8)
-    (end,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=1.0, near_seed=8)
+    (other,) = pictures(tiny, shelf, "a cat", num_images=1, seed=8)
+    (end,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5, variation_strength=1.0, variation_seed=8)
     assert np.abs(end.astype(int) - other).max() <= 1
-    two = pictures(tiny, shelf, "a cat", n=2, seed=5, near=0.3, near_seed=8)
-    (second,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=0.3, near_seed=9)
+    two = pictures(tiny, shelf, "a cat", num_images=2, seed=5, variation_strength=0.3, variation_seed=8)
+    (second,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5, variation_strength=0.3, variation_seed=9)
     assert np.abs(two[1].astype(int) - second).max() <= 1
 
 
@@ -383,26 +392,26 @@ def test_seeds_of_64_bits(tiny, shelf):
         assert torch.equal(
             noise_from_seed(seed, shape), noise_from_seed(seed % 2**32, shape)
         )  # torch uses its lower half
-    request = GenerateRequest(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
-    drawn = list(Generator(tiny, shelf).generate(request))
-    assert [picture.seed for picture in drawn] == [2**64 - 1, 0]
-    for picture in drawn:
-        recipe = read_recipe(picture.to_png())
+    request = GenerateRequest(prompt="a {cat|dog}", num_images=2, seed=2**64 - 1, steps=2, size="64x64")
+    generated = list(Generator(tiny, shelf).generate(request))
+    assert [image.seed for image in generated] == [2**64 - 1, 0]
+    for image in generated:
+        recipe = read_recipe(image.to_png())
         again = list(Generator(tiny, shelf).generate(recipe.batch_request()))[recipe.place]
-        assert recipe.seed == picture.seed and again.image.tobytes() == picture.image.tobytes()
+        assert recipe.seed == image.seed and again.image.tobytes() == image.image.tobytes()
 
 
 def test_noise_between_two_is_noise():
     """Slerp in numpy; and as long as its ends."""
-    one, two = noise_from_seed(0, (4, 16, 16)), noise_from_seed(1, (4, 16, 16))
-    a, b = one.numpy().ravel().astype(np.float64), two.numpy().ravel().astype(np.float64)
+    item, two = noise_from_seed(0, (4, 16, 16)), noise_from_seed(1, (4, 16, 16))
+    a, b = item.numpy().ravel().astype(np.float64), two.numpy().ravel().astype(np.float64)
     angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    for share in (0, 0.2, 0.5, 1):
-        expected = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)
-        made = slerp(one, two, share)
+    for weight in (0, 0.2, 0.5, 1):
+        expected = (np.sin((1 - weight) * angle) * a + np.sin(weight * angle) * b) / np.sin(angle)
+        made = slerp(item, two, weight)
         np.testing.assert_allclose(made.numpy().ravel(), expected, atol=1e-5)
         assert 0.95 < made.std() < 1.05
-    assert torch.equal(slerp(one, one.clone(), 0.5), one)
+    assert torch.equal(slerp(item, item.clone(), 0.5), item)
 
 
 @pytest.fixture
@@ -416,7 +425,9 @@ def start(tmp_path):
 def test_the_less_may_change_the_nearer_it_stays(tiny, shelf, start):
     was = np.asarray(Image.open(start)).astype(int)
     away = [
-        np.abs(pictures(tiny, shelf, "a cat", n=1, start=start, change=change, steps=10)[0] - was).mean()
+        np.abs(
+            pictures(tiny, shelf, "a cat", num_images=1, init_image=start, strength=change, steps=10)[0] - was
+        ).mean()
         for change in (0.1, 0.5, 1.0)
     ]
     assert away[0] < away[1] < away[2]
@@ -426,41 +437,54 @@ def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (40, 0, 64, 64))
     mask.save(tmp_path / "mask.png")
-    (drawn,) = pictures(tiny, shelf, "a cat", n=1, start=start, mask=tmp_path / "mask.png", change=1.0)
+    settings = {"num_images": 1, "init_image": start, "mask": tmp_path / "mask.png", "strength": 1.0}
+    (generated,) = pictures(tiny, shelf, "a cat", **settings)
     was = np.asarray(Image.open(start)).astype(int)
-    assert np.array_equal(drawn[:, :40], was[:, :40]) and np.abs(drawn[:, 48:] - was[:, 48:]).mean() > 5
+    assert np.array_equal(generated[:, :40], was[:, :40]) and np.abs(generated[:, 48:] - was[:, 48:]).mean() > 5
 
 
 def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
     Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
-    (own,) = Generator(tiny, shelf).generate(GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
-    assert own.image.size == (184, 88) and own.recipe.size == "184x88"  # as wide, as many pixels as the base's own
+    (original,) = Generator(tiny, shelf).generate(
+        GenerateRequest(prompt="x", num_images=1, steps=1, init_image=tmp_path / "wide.jpg")
+    )
+    assert (
+        original.image.size == (184, 88) and original.recipe.size == "184x88"
+    )  # as wide, as many pixels as the base's own
     (square,) = Generator(tiny, shelf).generate(
-        GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE)
+        GenerateRequest(prompt="x", num_images=1, steps=1, init_image=tmp_path / "wide.jpg", size=SIZE)
     )
     assert square.image.size == (64, 64)
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"no picture", "not a picture that I know"), (b"\x89PNG\r\n\x1a\n1234", "is damaged"), (None, "start.png")],
+    [
+        (b"no picture", "not an image in a supported"),
+        (b"\x89PNG\r\n\x1a\n1234", "is damaged"),
+        (None, "start.png"),
+    ],
 )
 def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
     if content:
         (tmp_path / "start.png").write_bytes(content)
     with pytest.raises(UserError, match=problem):
-        list(Generator(tiny, shelf).generate(GenerateRequest(prompt="x", n=1, start=tmp_path / "start.png")))
+        list(
+            Generator(tiny, shelf).generate(
+                GenerateRequest(prompt="x", num_images=1, init_image=tmp_path / "start.png")
+            )
+        )
 
 
 def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
-    seen = []
-    request = GenerateRequest(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
-    (large,) = Generator(tiny, shelf).generate(request, progress=lambda done, total: seen.append((done, total)))
-    assert large.image.size == (128, 128) and seen == [(i, 9) for i in range(1, 10)]
-    assert large.recipe.size == SIZE and large.recipe.enlarge == 2
-    (small,) = pictures(tiny, shelf, "a cat", n=1, steps=6)
+    recorded = []
+    request = GenerateRequest(prompt="a cat", num_images=1, steps=6, size=SIZE, hires_scale=2, strength=0.5)
+    (large,) = Generator(tiny, shelf).generate(request, progress=lambda done, total: recorded.append((done, total)))
+    assert large.image.size == (128, 128) and recorded == [(i, 9) for i in range(1, 10)]
+    assert large.recipe.size == SIZE and large.recipe.hires_scale == 2
+    (small,) = pictures(tiny, shelf, "a cat", num_images=1, steps=6)
     back = np.asarray(large.image.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
-    (other,) = pictures(tiny, shelf, "a cat", n=1, steps=6, seed=99)
+    (other,) = pictures(tiny, shelf, "a cat", num_images=1, steps=6, seed=99)
     assert np.abs(back - small).mean() < 0.7 * np.abs(back - other).mean()
 
 
@@ -469,12 +493,12 @@ def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
     """Noise drawn on the way is each picture's own; no guidance; the LoRA is in the slots though no prompt names it."""
     fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
     both = Shelf(shelf, **{kind: fast})
-    request = GenerateRequest(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
+    request = GenerateRequest(prompt="a cat", num_images=3, fast=f"<them/{kind}>", size=SIZE)
     three = list(Generator(tiny, both).generate(request))
     assert {(p.recipe.steps, p.recipe.guidance, p.recipe.sampler) for p in three} == {(6, 1.0, kind.upper())}
-    assert [(one.token, one.lora) for one in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
+    assert [(item.token, item.lora) for item in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
     (alone,) = Generator(tiny, both).generate(
-        GenerateRequest(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE)
+        GenerateRequest(prompt="a cat", num_images=1, seed=1, fast=f"<them/{kind}>", size=SIZE)
     )
     assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(three[1].image)).max() <= 1
     with pytest.raises(UserError, match="has no LoRA"):
@@ -484,25 +508,25 @@ def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
 def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
     generator, read = Generator(tiny, shelf), []
     real = tiny.encode_prompt
-    monkeypatch.setattr(tiny, "encode_prompt", lambda *args, **more: read.append(1) or real(*args, **more))
-    request = GenerateRequest(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
+    monkeypatch.setattr(tiny, "encode_prompt", lambda *args, **options: read.append(1) or real(*args, **options))
+    request = GenerateRequest(prompt="a cat <duck>", num_images=6, steps=1, size=SIZE)
     list(generator.generate(request))
     assert len(read) == 2  # the prompt and the empty one, with these LoRAs in the slots
     list(generator.generate(request.model_copy(update={"seed": 50})))
     assert len(read) == 2
-    list(generator.generate(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
+    list(generator.generate(request.model_copy(update={"prompt": "a cat <duck:0.5>", "num_images": 1})))
     assert len(read) == 4
 
 
 def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
     """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
-    draw = torch.Generator().manual_seed(0)
-    trained = tiny.adapters.add_trainable("all", 2, draw, text=True)
+    rng = torch.Generator().manual_seed(0)
+    trained = tiny.adapters.add_trainable("all", 2, rng, text_encoder=True)
     for parameter in trained.values():
-        parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=rng)
     tiny.adapters.clear()
     mix, words = [(to_lora(trained), 1.0)], ["a cat", "a dog", "a fish", "a red duck"]
     with torch.no_grad(), tiny.adapters.active(mix):
-        together = [tiny.encode_prompt([Segment(one)]).prompt_embeds for one in words]
+        together = [tiny.encode_prompt([Segment(item)]).prompt_embeds for item in words]
     with torch.no_grad(), tiny.adapters.active(mix):
         assert torch.equal(tiny.encode_prompt([Segment(words[3])]).prompt_embeds, together[3])

@@ -22,9 +22,9 @@ SHAPE = Image.fromarray(WHITE)  # mode "1"
 
 def rgba(colour, shape=SHAPE):
     """Strokes of a colour on a transparent layer."""
-    picture = Image.new("RGBA", SIZE, (*colour, 255))
-    picture.putalpha(shape.convert("L"))
-    return picture
+    image = Image.new("RGBA", SIZE, (*colour, 255))
+    image.putalpha(shape.convert("L"))
+    return image
 
 
 def saved(image, kind, **options):
@@ -65,10 +65,10 @@ def two(white, clear, dtype=np.uint16):
 
 
 def palette_with_alpha():
-    picture = Image.fromarray(WHITE.astype(np.uint8))
-    picture = picture.convert("P")
-    picture.putpalette([255, 255, 255] * 2)
-    return saved(picture, "PNG", transparency=bytes([0, 255]))
+    image = Image.fromarray(WHITE.astype(np.uint8))
+    image = image.convert("P")
+    image.putpalette([255, 255, 255] * 2)
+    return saved(image, "PNG", transparency=bytes([0, 255]))
 
 
 LAYER = rgba((255, 255, 255))
@@ -109,7 +109,7 @@ def changed(tmp_path, data):
     """Where a picture that is another everywhere shows through, (H, W) bool; and the mask's note."""
     (tmp_path / "mask.png").write_bytes(data)
     request = GenerateRequest(
-        prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE)
+        prompt="x", init_image=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE)
     )
     source = load_init_image(request, None)
     was = np.asarray(source.image).astype(int)
@@ -119,14 +119,14 @@ def changed(tmp_path, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, tmp_path, kind):
-    anew, note = changed(tmp_path, KINDS[kind]())
+    regenerated, note = changed(tmp_path, KINDS[kind]())
     lossy = kind in ("JPEG", "WebP, lossy", "HEIC")
     edge = np.zeros_like(WHITE)
     edge[30:98, :82] = True
     edge[34:94, :78] = False
     assert not note
-    assert not (anew & ~WHITE & ~(edge if lossy else False)).any()
-    assert anew[36:92, 2:76].mean() > 0.99  # a pixel of 127 or 128 hardly changes when it is turned over
+    assert not (regenerated & ~WHITE & ~(edge if lossy else False)).any()
+    assert regenerated[36:92, 2:76].mean() > 0.99  # a pixel of 127 or 128 hardly changes when it is turned over
 
 
 @pytest.mark.parametrize(
@@ -141,18 +141,18 @@ def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, t
     ids=["clear", "clear white", "black", "black strokes", "faint"],
 )
 def test_nothing_white_is_said_and_changes_nothing(start, tmp_path, image):
-    anew, note = changed(tmp_path, saved(image, "PNG"))
-    assert not anew.any() and "mask.png has nothing white" in note
+    regenerated, note = changed(tmp_path, saved(image, "PNG"))
+    assert not regenerated.any() and "mask.png has nothing white" in note
 
 
 def test_a_mask_of_another_size_is_stretched(start, tmp_path):
     half = Image.fromarray(WHITE).convert("L").resize((80, 64), Image.Resampling.NEAREST)
-    anew, note = changed(tmp_path, saved(half, "PNG"))
-    assert not note and not (anew & ~WHITE).sum() > 2 * (64 + 80) and anew[36:92, 2:76].mean() > 0.99
+    regenerated, note = changed(tmp_path, saved(half, "PNG"))
+    assert not note and not (regenerated & ~WHITE).sum() > 2 * (64 + 80) and regenerated[36:92, 2:76].mean() > 0.99
     square = Image.fromarray(WHITE).convert("L").resize((128, 128), Image.Resampling.NEAREST)
-    anew, note = changed(tmp_path, saved(square, "PNG"))
-    assert "is 128x128 and the start picture 160x128: the mask is stretched to it" in note
-    assert anew[36:92, 2:76].mean() > 0.99 and not anew[:, 84:].any()
+    regenerated, note = changed(tmp_path, saved(square, "PNG"))
+    assert "is 128x128 and the init image 160x128: the mask is stretched to it" in note
+    assert regenerated[36:92, 2:76].mean() > 0.99 and not regenerated[:, 84:].any()
 
 
 def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path):
@@ -161,7 +161,7 @@ def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path
     mask = Image.new("L", (320, 128), 0)
     mask.paste(255, (160, 0, 320, 128))
     mask.save(tmp_path / "mask.png")
-    request = GenerateRequest(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
+    request = GenerateRequest(prompt="x", init_image=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
     white = np.asarray(load_init_image(request, None).mask) > 0
     assert not white[:, :80].any() and white[:, 80:].all()
 
@@ -171,7 +171,7 @@ def test_other_containers_are_refused_in_words(start, tmp_path, kind):
     with pytest.raises(UserError, match=rf"mask.png is a {kind}.*export it as PNG"):
         changed(tmp_path, saved(SHAPE.convert("L"), kind))
     with pytest.raises(UserError, match="nowhere"):
-        mask_note(GenerateRequest(prompt="x", start=tmp_path / "start.png", mask=Path("nowhere.png")))
+        mask_note(GenerateRequest(prompt="x", init_image=tmp_path / "start.png", mask=Path("nowhere.png")))
 
 
 # --- photos: white where they are transparent, and nowhere else -----------------------------------------------------
@@ -183,10 +183,10 @@ DEEP[:40, :40] = 1234
 
 def flat(samples, transparent, depth):
     """The answer out of the raw samples: their high byte, and white where all channels are the transparent colour."""
-    shown = (samples >> 8 if depth == 16 else samples * (255 // (2**depth - 1))).astype(np.uint8)
-    shown = np.repeat(shown[..., None], 3, -1) if samples.ndim == 2 else shown
+    displayed = (samples >> 8 if depth == 16 else samples * (255 // (2**depth - 1))).astype(np.uint8)
+    displayed = np.repeat(displayed[..., None], 3, -1) if samples.ndim == 2 else displayed
     clear = samples == transparent if samples.ndim == 2 else (samples == transparent).all(-1)
-    return np.where(clear[..., None], np.uint8(255), shown)
+    return np.where(clear[..., None], np.uint8(255), displayed)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])

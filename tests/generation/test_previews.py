@@ -19,24 +19,24 @@ def test_a_guess_is_what_was_noised(tiny):
 
 
 def test_pictures_are_the_same_with_previews(tiny):
-    request, seen = GenerateRequest(prompt="a cat on grass", n=2, steps=12), []
-    bare = [picture.to_png() for picture in Generator(tiny).generate(request)]
-    watched = [picture.to_png() for picture in Generator(tiny).generate(request, preview=seen.append)]
+    request, recorded = GenerateRequest(prompt="a cat on grass", num_images=2, steps=12), []
+    bare = [image.to_png() for image in Generator(tiny).generate(request)]
+    watched = [image.to_png() for image in Generator(tiny).generate(request, preview=recorded.append)]
     assert watched == bare
-    assert all(len(pictures) == 2 and pictures[0].size == (128, 128) for pictures in seen)
+    assert all(len(images) == 2 and images[0].size == (128, 128) for images in recorded)
 
 
 def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
-    now, shown = [0.0], []
-    monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: now[0])
+    clock, displayed = [0.0], []
+    monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: clock[0])
 
     def show(images):
-        shown.append((now[0], images[0].size))
-        now[0] += 0.3  # what it cost
+        displayed.append((clock[0], images[0].size))
+        clock[0] += 0.3  # what it cost
 
     previews = Previews(tiny, show)
     for _ in range(100):
-        now[0] += 0.2
+        clock[0] += 0.2
         previews.update(lambda: torch.zeros(1, tiny.vae.config.latent_channels, 64, 64))
-    assert {size for _, size in shown} == {(21 * tiny.vae_scale_factor, 21 * tiny.vae_scale_factor)}
-    assert len(shown) >= 2 and 0.3 * len(shown) <= 0.1 * now[0]
+    assert {size for _, size in displayed} == {(21 * tiny.vae_scale_factor, 21 * tiny.vae_scale_factor)}
+    assert len(displayed) >= 2 and 0.3 * len(displayed) <= 0.1 * clock[0]

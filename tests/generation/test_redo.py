@@ -27,15 +27,15 @@ SMALL = {"steps": 2, "size": "64x64"}
 
 def a_lora(base, seed: int, token: str) -> Concept:
     """A LoRA that changes what is drawn, with vectors."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     layers = {}
     for name, module in base.adapters.layers().items():
         if name.startswith("lora_unet_") and "to_q" in name:
             out, width = module.weight.shape
             layers[name] = LoraLayer(
-                draw.normal(size=(2, width)).astype(np.float32), draw.normal(size=(out, 2)).astype(np.float32), 0.4
+                rng.normal(size=(2, width)).astype(np.float32), rng.normal(size=(out, 2)).astype(np.float32), 0.4
             )
-    rows = draw.normal(size=(2, base.widths["clip_l"])).astype(np.float32) * 0.02
+    rows = rng.normal(size=(2, base.widths["clip_l"])).astype(np.float32) * 0.02
     return Concept(Token.parse(token), card(), {"clip_l": rows}, Lora(layers))
 
 
@@ -48,12 +48,12 @@ def stock(tiny, tmp_path_factory):
     library.add(embedding("<me/ink>", 3))
     request = GenerateRequest(
         prompt="a photo of <duck:0.8> by <me/ink> {in the rain|at night|on the moon|in snow|in autumn}",
-        n=3,
+        num_images=3,
         seed=11,
         **SMALL,
     )
-    pictures = [picture.to_png() for picture in Generator(tiny, library).generate(request)]
-    return library, pictures
+    images = [image.to_png() for image in Generator(tiny, library).generate(request)]
+    return library, images
 
 
 @pytest.fixture
@@ -62,15 +62,15 @@ def place(stock, tmp_path, tiny, monkeypatch):
     library = Library(tmp_path / "concepts")
     for entry in stock[0].entries():
         library.add(stock[0].get(entry.token))
-    asked = []
-    monkeypatch.setattr(models, "load_base", lambda name: asked.append(name) or tiny)
+    calls = []
+    monkeypatch.setattr(models, "load_base", lambda name: calls.append(name) or tiny)
 
-    def redo(data: bytes, *more: str) -> int:
+    def redo(data: bytes, *options: str) -> int:
         (tmp_path / "picture.png").write_bytes(data)
         where = ["--library", str(library.folder), "--out", str(tmp_path / "outputs")]
-        return main(["redo", str(tmp_path / "picture.png"), *where, *more])
+        return main(["redo", str(tmp_path / "picture.png"), *where, *options])
 
-    redo.library, redo.asked, redo.outputs, redo.folder = library, asked, Outputs(tmp_path / "outputs"), tmp_path
+    redo.library, redo.asked, redo.outputs, redo.folder = library, calls, Outputs(tmp_path / "outputs"), tmp_path
     return redo
 
 
@@ -86,53 +86,55 @@ def other_pixels(data: bytes) -> bytes:
 
 
 def test_every_picture_of_a_batch_comes_out_the_same_to_the_byte(stock, place, capsys):
-    _, pictures = stock
-    assert len({read_recipe(data).prompt for data in pictures}) > 1  # alternatives were chosen
-    for data in pictures:
+    _, images = stock
+    assert len({read_recipe(data).prompt for data in images}) > 1  # alternatives were chosen
+    for data in images:
         assert place(data) == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith(": the same, pixel for pixel")
-    assert kept(place) == pictures and place.asked == ["tiny"] * 3
+    assert kept(place) == images and place.asked == ["tiny"] * 3
     assert "3 pictures" in (place.folder / "outputs" / "index.html").read_text()
 
 
 def test_newer_and_renamed_concepts_do_not_change_it(stock, place, tiny):
-    _, pictures = stock
+    _, images = stock
     place.library.add(a_lora(tiny, 2, "<me/duck>"))  # <duck> is now another one
     place.library.rename(Token.parse("<me/duck-v1>"), Token.parse("<you/goose>"))
     place.library.rename(Token.parse("<me/ink>"), Token.parse("<me/wash>"))
-    assert place(pictures[0]) == 0 and place(pictures[2]) == 0
-    assert kept(place) == [pictures[0], pictures[2]]
+    assert place(images[0]) == 0 and place(images[2]) == 0
+    assert kept(place) == [images[0], images[2]]
 
 
 def test_variations_start_pictures_and_masks(stock, place, tiny):
     start, mask = place.folder / "start.png", place.folder / "mask.png"
     Image.radial_gradient("L").convert("RGB").save(start)
     Image.linear_gradient("L").save(mask)
-    near = GenerateRequest(prompt="a <me/duck>", n=2, seed=5, near=0.2, near_seed=9, **SMALL)
-    inside = GenerateRequest(prompt="a <me/duck>", n=1, seed=5, start=start, mask=mask, change=0.7, **SMALL)
-    drawn = [
-        picture.to_png() for request in (near, inside) for picture in Generator(tiny, place.library).generate(request)
+    noise = {"seed": 5, "variation_strength": 0.2, "variation_seed": 9}
+    near = GenerateRequest(prompt="a <me/duck>", num_images=2, **noise, **SMALL)
+    images = {"init_image": start, "mask": mask, "strength": 0.7}
+    inside = GenerateRequest(prompt="a <me/duck>", num_images=1, seed=5, **images, **SMALL)
+    generated = [
+        image.to_png() for request in (near, inside) for image in Generator(tiny, place.library).generate(request)
     ]
-    for data in drawn[:2]:
+    for data in generated[:2]:
         assert place(data) == 0
-    assert place(drawn[2], "--start", str(start), "--mask", str(mask)) == 0
-    assert kept(place) == drawn
+    assert place(generated[2], "--start", str(start), "--mask", str(mask)) == 0
+    assert kept(place) == generated
 
 
 def test_pixels_that_differ_are_counted(stock, place, capsys):
     assert place(other_pixels(stock[1][0])) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert re.search(r"differs from it in \d+\.\d% of its pixels, by at most \d+/255", line)
+    assert re.search(r"differs from the original in \d+\.\d% of its pixels, by at most \d+/255", line)
     small = png_with_recipe(Image.new("RGB", (8, 8)), read_recipe(stock[1][0]))
-    assert place(small) == 0 and "drawn, but 64x64 where that was 8x8" in capsys.readouterr().out
+    assert place(small) == 0 and "generated, but 64x64 where the original is 8x8" in capsys.readouterr().out
     assert place(stock[1][0][:-300]) == 0 and "cannot be read to compare" in capsys.readouterr().out
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
 
 
-def refused(redo, capsys, data: bytes, *more: str) -> str:
-    assert redo(data, *more) == 2
+def refused(redo, capsys, data: bytes, *options: str) -> str:
+    assert redo(data, *options) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err and kept(redo) == []
     return err
@@ -140,19 +142,19 @@ def refused(redo, capsys, data: bytes, *more: str) -> str:
 
 def test_a_missing_concept_is_named(stock, place, capsys):
     data = stock[1][0]
-    wanted = {each.token: each.sha256[:8] for each in read_recipe(data).concepts}
-    for token in wanted:
+    expected = {item.token: item.sha256[:8] for item in read_recipe(data).concepts}
+    for token in expected:
         place.library.remove(Token.parse(token))
     err = refused(place, capsys, data)
-    assert f"Its concept <me/duck-v1> ({wanted['<me/duck-v1>']}) is not in the library." in err
-    assert f"Its concept <me/ink-v1> ({wanted['<me/ink-v1>']}) is not in the library." in err
-    assert err.count("sdpersonal concepts pull OWNER/NAME") == 1 and "--anyway" not in err
+    assert f"Its concept <me/duck-v1> ({expected['<me/duck-v1>']}) is not in the library." in err
+    assert f"Its concept <me/ink-v1> ({expected['<me/ink-v1>']}) is not in the library." in err
+    assert err.count("sdpersonal hub pull OWNER/NAME") == 1 and "--anyway" not in err
     assert place(data, "--anyway") == 2 and place.asked == []  # before the base is loaded
     capsys.readouterr()
     recipe = read_recipe(data)
-    known = tuple(each.model_copy(update={"hub": "me/ducks"}) for each in recipe.concepts)
+    known = tuple(item.model_copy(update={"hub": "me/ducks"}) for item in recipe.concepts)
     there = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"concepts": known}))
-    assert "Get it: sdpersonal concepts pull me/ducks" in refused(place, capsys, there)
+    assert "Get it: sdpersonal hub pull me/ducks" in refused(place, capsys, there)
 
 
 def test_other_bytes_under_the_same_token(stock, place, tiny, capsys):
@@ -162,8 +164,8 @@ def test_other_bytes_under_the_same_token(stock, place, tiny, capsys):
     recipe = read_recipe(stock[1][0])
     err = refused(place, capsys, stock[1][0])
     assert f"<me/duck-v1> was {recipe.concepts[0].sha256[:8]}; <me/duck-v1> here is {other.identity[:8]}." in err
-    assert "sdpersonal concepts pull me/ducks" in err and "--anyway" in err and place.asked == []
-    assert place(stock[1][0], "--anyway") == 0 and "differs from it" in capsys.readouterr().out
+    assert "sdpersonal hub pull me/ducks" in err and "--anyway" in err and place.asked == []
+    assert place(stock[1][0], "--anyway") == 0 and "differs from the original" in capsys.readouterr().out
     (data,) = kept(place)
     assert read_recipe(data).concepts[0].sha256 == other.identity  # its recipe is true
 
@@ -173,7 +175,7 @@ def test_another_base(stock, place, capsys):
     base = recipe.base.model_copy(update={"sha256": "0" * 64})
     data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base}))
     err = refused(place, capsys, data)
-    assert "drawn with the base tiny (00000000); tiny (" in err and "--base" in err and "--anyway" in err
+    assert "generated with the base tiny (00000000); tiny (" in err and "--base" in err and "--anyway" in err
     assert place(data, "--anyway") == 0
     assert read_recipe(kept(place)[0]).base == recipe.base
 
@@ -183,7 +185,7 @@ def test_a_pictures_word_is_never_a_path(stock, place, name, capsys):
     recipe = read_recipe(stock[1][0])
     base = recipe.base.model_copy(update={"name": name})
     err = refused(place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base})))
-    assert "Give its folder, file or Hub id with --base." in err and place.asked == []
+    assert "Give --base its folder, file or Hub id." in err and place.asked == []
     with pytest.raises(UserError):
         base_to_load(recipe.model_copy(update={"base": base}), ["tiny", "sd15"])
 
@@ -203,13 +205,13 @@ def test_start_pictures_are_known_by_their_pixels(stock, place, capsys):
     Image.linear_gradient("L").convert("RGB").save(wrong)
     sums = {path: pixels_sha256(Image.open(path)) for path in (right, wrong)}
     recipe = read_recipe(stock[1][0])
-    data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"start": sums[right]}))
+    data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"init_image": sums[right]}))
     err = refused(place, capsys, data)
-    assert f"It was drawn from a start picture (pixels {sums[right][:8]})." in err and "--start FILE" in err
+    assert f"The image was generated from an init image (pixels {sums[right][:8]})." in err and "--start FILE" in err
     err = refused(place, capsys, data, "--start", str(wrong))
-    assert f"had other pixels ({sums[right][:8]}) than the one you give ({sums[wrong][:8]})" in err
-    assert "drawn without a mask" in refused(place, capsys, data, "--start", str(right), "--mask", str(right))
-    assert "drawn without a start" in refused(place, capsys, stock[1][0], "--start", str(right))
+    assert f"--start has other pixels ({sums[wrong][:8]}) than the image was generated from ({sums[right][:8]})" in err
+    assert "generated without a mask" in refused(place, capsys, data, "--start", str(right), "--mask", str(right))
+    assert "generated without an init" in refused(place, capsys, stock[1][0], "--start", str(right))
     assert "No such file" in refused(place, capsys, data, "--start", str(place.folder / "none.png"))
     assert place.asked == []
     assert place(data, "--start", str(right)) == 0 and place(data, "--start", str(wrong), "--anyway") == 0
@@ -219,7 +221,7 @@ def test_a_token_that_the_recipe_does_not_explain(stock):
     recipe = read_recipe(stock[1][0]).model_copy(update={"prompt": "a <me/ink> <duck>"})
     pinned = PinnedConcepts(recipe.model_copy(update={"concepts": recipe.concepts[:1]}), stock[0])
     assert pinned.get(Token.parse("<duck>")).identity == recipe.concepts[0].sha256
-    with pytest.raises(UserError, match="does not say which concept its <you/ink> was"):
+    with pytest.raises(UserError, match="does not contain the concept <you/ink>"):
         pinned.get(Token.parse("<you/ink>"))
 
 
@@ -232,7 +234,9 @@ def test_a_prompt_that_cannot_be_read_keeps_its_words(place, capsys, tmp_path):
     err = refused(place, capsys, (tmp_path / "theirs.png").read_bytes())
     assert "[cat:dog:0.5] changes words during the sampling" in err and "generate ''" not in err
     line = next(line for line in err.splitlines() if "sdpersonal generate" in line)
-    assert line.startswith("Change that in its prompt, then type: sdpersonal generate 'a [cat:dog:0.5] in rain' --n 1")
+    assert line.startswith(
+        "Change that in its prompt, then type: sdpersonal generate 'a [cat:dog:0.5] in rain' --num-images 1"
+    )
     assert "--seed 12345678901234567890" in line
     empty = PngInfo()
     empty.add_text("parameters", "Negative prompt: x\nSteps: 4, Sampler: Euler a, Seed: 1, Size: 64x64")
@@ -244,9 +248,12 @@ def test_a_prompt_that_cannot_be_read_keeps_its_words(place, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "command"),
     [
-        ("-n a cat", "generate ' -n a cat' --n 1 --negative ' --x' --seed 5"),
-        ("<lora:x:1>", "Type a prompt of your own: sdpersonal generate 'YOUR PROMPT' --n 1 --negative ' --x' --seed 5"),
-        ("a\u200bcat \u202eon a hill", "generate 'acat on a hill' --n 1"),
+        ("-n a cat", "generate ' -n a cat' --num-images 1 --negative ' --x' --seed 5"),
+        (
+            "<lora:x:1>",
+            "Type a prompt of your own: sdpersonal generate 'YOUR PROMPT' --num-images 1 --negative ' --x' --seed 5",
+        ),
+        ("a\u200bcat \u202eon a hill", "generate 'acat on a hill' --num-images 1"),
     ],
 )
 def test_the_proposed_command_can_be_typed(prompt, command, place, capsys):
@@ -263,9 +270,9 @@ def test_other_pictures(place, capsys, tmp_path):
     info.add_text("parameters", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
     err = refused(place, capsys, (tmp_path / "theirs.png").read_bytes())
-    assert "was drawn by another program" in err and "Not loaded: the LoRA x (1)." in err
+    assert "was generated by another program" in err and "Not loaded: the LoRA x (1)." in err
     line = next(line for line in err.splitlines() if "sdpersonal generate" in line).partition(": ")[2]
-    assert shlex.split(line)[:5] == ["sdpersonal", "generate", "a cat's", "--n", "1"]
+    assert shlex.split(line)[:5] == ["sdpersonal", "generate", "a cat's", "--num-images", "1"]
     assert line.endswith(" --negative b --seed 5 --steps 20 --guidance 7 --size 64x64 --scheduler 'Euler a'")
     assert "holds no recipe" in refused(place, capsys, png_with_recipe(Image.new("RGB", (8, 8)), None))
     assert "holds no recipe" in refused(place, capsys, b"no picture")

@@ -71,22 +71,22 @@ NEAR = ("DPM++ 2S a Karras", "DPM++ SDE Karras", "DPM++ 3M SDE Exponential")
 
 @pytest.mark.parametrize("name", [*A1111, *A1111_BEFORE_1_9, *COMFYUI, *INVOKEAI, *NOVELAI, *DRAW_THINGS])
 def test_every_name_of_other_programs_is_known_or_said_to_have_no_counterpart(name):
-    found, reason = find(name), no_counterpart(name)
-    assert (found is None) == bool(reason)
-    if found is None:
+    result, reason = find(name), no_counterpart(name)
+    assert (result is None) == bool(reason)
+    if result is None:
         with pytest.raises(UserError, match="cannot be used: "):
             GenerateRequest(prompt="a", scheduler=name)
     else:
-        assert GenerateRequest(prompt="a", scheduler=name).scheduler == found.name
+        assert GenerateRequest(prompt="a", scheduler=name).scheduler == result.name
 
 
 @pytest.mark.parametrize("schedule", [*A1111_SCHEDULES, *COMFYUI_SCHEDULES])
 def test_every_schedule_goes_with_every_sampler_or_says_what_is_used_instead(schedule):
     for sampler in SAMPLERS:
-        found = find(sampler.name, schedule)
-        assert found is not None and found.sampler == sampler.name
-        if found.schedule not in ("", *sampler.schedules):
-            assert f"no schedule {found.schedule} for" in found.near
+        result = find(sampler.name, schedule)
+        assert result is not None and result.sampler == sampler.name
+        if result.schedule not in ("", *sampler.schedules):
+            assert f"no schedule {result.schedule} for" in result.near
     assert find("Euler", "no such schedule") is None
 
 
@@ -119,9 +119,9 @@ def test_every_schedule_goes_with_every_sampler_or_says_what_is_used_instead(sch
     ],
 )
 def test_what_a_name_means(name, schedule, kind, settings):
-    found = find(name, schedule)
-    assert found.diffusers == kind and not found.near
-    assert {key: found.options[key] for key in settings} == settings
+    result = find(name, schedule)
+    assert result.diffusers == kind and not result.near
+    assert {key: result.options[key] for key in settings} == settings
 
 
 def test_names_that_mean_another_schedule_in_another_program():
@@ -157,9 +157,9 @@ def test_what_is_no_name(wrong):
 
 def test_a_scheduler_of_few_steps_takes_no_more():
     assert GenerateRequest(prompt="a", scheduler="LCM", steps=50).scheduler == "LCM"
-    for more in ({"scheduler": "tcd"}, {"fast": "<me/lcm>"}):
+    for options in ({"scheduler": "tcd"}, {"fast": "<me/lcm>"}):
         with pytest.raises(UserError, match="steps must be at most 50"):
-            GenerateRequest(prompt="a", steps=51, **more)
+            GenerateRequest(prompt="a", steps=51, **options)
     GenerateRequest(prompt="a", steps=51, fast="<me/lcm>", scheduler="Euler a")
 
 
@@ -242,14 +242,15 @@ def sd1(model):
     return model
 
 
-def ours(base, monkeypatch, **more):
+def ours(base, monkeypatch, **options):
     """Latents that a request ends with."""
     ends, real = [], base.decode
     with monkeypatch.context() as patched:
         patched.setattr(base, "decode", lambda latents: ends.append(latents) or real(latents))
-        common = {"n": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}", "guidance": 3.0, "rescale": 0.0}
-        pictures = list(Generator(base).generate(GenerateRequest(**({"prompt": "a red umbrella"} | common | more))))
-    return torch.cat(ends), pictures
+        common = {"num_images": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}"}
+        common |= {"guidance": 3.0, "rescale": 0.0}
+        images = list(Generator(base).generate(GenerateRequest(**({"prompt": "a red umbrella"} | common | options))))
+    return torch.cat(ends), images
 
 
 def scheduler_of(base, name):
@@ -277,10 +278,10 @@ def eta(name):
 COMMON = {"negative_prompt": "", "guidance_scale": 3.0, "num_inference_steps": STEPS, "output_type": "latent"}
 
 
-def close(one, other):
+def close(item, other):
     scale = max(1.0, float(other.abs().max()))  # random weights may lead anywhere
     assert torch.isfinite(other).all()
-    assert (one - other).abs().max() < 1e-4 * scale
+    assert (item - other).abs().max() < 1e-4 * scale
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -290,12 +291,12 @@ def test_images_are_those_of_the_stock_pipeline(model, name, monkeypatch):
     pipe = stock(folder)
     pipe.scheduler = scheduler_of(base, name)
     noise, generator = beginning(base)
-    more = {"generator": generator, "height": SIDE, "width": SIDE} | eta(name)
-    theirs = pipe("a red umbrella", latents=noise, **COMMON, **more).images
-    made, (picture,) = ours(base, monkeypatch, scheduler=name)
-    close(made, theirs)
-    assert picture.recipe.scheduler == named(name).name
-    assert picture.recipe.sampler == type(pipe.scheduler).__name__.removesuffix("Scheduler")
+    options = {"generator": generator, "height": SIDE, "width": SIDE} | eta(name)
+    reference = pipe("a red umbrella", latents=noise, **COMMON, **options).images
+    made, (image,) = ours(base, monkeypatch, scheduler=name)
+    close(made, reference)
+    assert image.recipe.scheduler == named(name).name
+    assert image.recipe.sampler == type(pipe.scheduler).__name__.removesuffix("Scheduler")
 
 
 @pytest.fixture
@@ -329,24 +330,24 @@ def test_images_from_images_are_those_of_the_stock_pipelines(sd1, name, inpainti
         return (start, noise, latents) if inpainting else start
 
     monkeypatch.setattr(pipe, "prepare_latents", begun)
-    more, asked = {"strength": 0.5, "image": Image.open(photo), "generator": generator} | eta(name), {}
+    extra, calls = {"strength": 0.5, "image": Image.open(photo), "generator": generator} | eta(name), {}
     if inpainting:
         mask = photo.with_name("mask.png")
-        more |= {"mask_image": Image.open(mask), "height": SIDE, "width": SIDE}
-        asked = {"mask": mask}
+        extra |= {"mask_image": Image.open(mask), "height": SIDE, "width": SIDE}
+        calls = {"mask": mask}
         # What a UNet of nine channels would be given; encoding it draws from the generator.
         monkeypatch.setattr(pipe, "_encode_vae_image", lambda *_, **__: latents)
-    theirs = pipe("a red umbrella", **COMMON, **more).images
-    made, _ = ours(base, monkeypatch, scheduler=name, start=photo, change=0.5, **asked)
-    close(made, theirs)
+    reference = pipe("a red umbrella", **COMMON, **extra).images
+    made, _ = ours(base, monkeypatch, scheduler=name, init_image=photo, strength=0.5, **calls)
+    close(made, reference)
 
 
 def test_lms_from_an_image_begins_as_euler(sd1, photo, monkeypatch):
     """With one slope a linear multistep method is Euler's, wherever in the schedule it begins."""
     _, base = sd1
-    asked = {"start": photo, "change": 0.1, "steps": 10}
-    one, two = (ours(base, monkeypatch, scheduler=name, **asked)[0] for name in ("LMS", "Euler"))
-    close(one, two)
+    calls = {"start": photo, "change": 0.1, "steps": 10}
+    item, two = (ours(base, monkeypatch, scheduler=name, **calls)[0] for name in ("LMS", "Euler"))
+    close(item, two)
 
 
 def test_the_default_by_its_name_is_the_default(model, monkeypatch):
@@ -359,7 +360,7 @@ def test_the_default_by_its_name_is_the_default(model, monkeypatch):
 def test_noise_is_each_images_own(sd1, name, monkeypatch):
     """Whatever is drawn beside it; other seeds give other noise, the same seed the same."""
     _, base = sd1
-    together, _ = ours(base, monkeypatch, scheduler=name, n=3, seed=SEED - 1)
+    together, _ = ours(base, monkeypatch, scheduler=name, num_images=3, seed=SEED - 1)
     alone, _ = ours(base, monkeypatch, scheduler=name)
     close(together[1:2], alone)
     assert torch.equal(ours(base, monkeypatch, scheduler=name)[0], alone)
@@ -371,15 +372,22 @@ def test_noise_is_each_images_own(sd1, name, monkeypatch):
 def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
     _, base = sd1
     sampling = SamplingConfig(5, 1.0, strength=change, scheduler=named(name))
-    row, moments, counted = base.encode_captions([["a"]] * 2), [], []
+    row, progresses, counted = base.encode_captions([["a"]] * 2), [], []
     noise, _ = beginning(base)
     with base.exclusive():
-        denoise(base, lambda moment: moments.append(moment) or row, noise, sampling, counted.append, seeds=(SEED,))
-    assert counted == list(range(1, sampling.predictions + 1))
+        denoise(
+            base,
+            lambda progress: progresses.append(progress) or row,
+            noise,
+            sampling,
+            seeds=(SEED,),
+            on_step=counted.append,
+        )
+    assert counted == list(range(1, sampling.num_predictions + 1))
     taken = {1.0: 5, 0.5: 2, 0.01: 1}[change]
     twice = name in ("Heun", "DPM2 a")
     assert len(counted) == (2 * taken - 1 if twice else taken + 1 if name == "PLMS" else taken)
-    steps = [round(moment * 5 - 0.5) for moment in moments]
+    steps = [round(progress * 5 - 0.5) for progress in progresses]
     first = 5 - taken - (name == "PLMS" and change < 1)  # which begins a noise level earlier then, in diffusers too
     assert steps == sorted(steps) and set(steps) == set(range(first, 5))
     if twice:
@@ -388,20 +396,20 @@ def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
 
 def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
     _, base = sd1
-    told = []
+    output = []
     request = GenerateRequest(
-        prompt="a", n=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", enlarge=1.25, change=0.7
+        prompt="a", num_images=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", hires_scale=1.25, strength=0.7
     )
-    list(Generator(base).generate(request, progress=lambda done, total: told.append((done, total))))
-    assert told == [(i, 5 + 3) for i in range(1, 9)]
+    list(Generator(base).generate(request, progress=lambda done, total: output.append((done, total))))
+    assert output == [(i, 5 + 3) for i in range(1, 9)]
 
 
 @pytest.mark.parametrize("name", [*(name for name in NAMES if "Beta" in name), "Heun", "Heun Simple", "Heun DDIM"])
 def test_what_divides_by_the_last_signal_is_refused_for_such_a_base(tiny, name):
-    with pytest.raises(UserError, match="cannot draw with this base"):
-        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=2, scheduler=name)))
+    with pytest.raises(UserError, match="cannot be used with this base"):
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=2, scheduler=name)))
     with pytest.raises(UserError, match="steps must be 1 or at least 3"):
-        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=2, scheduler="DPM2 a")))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=2, scheduler="DPM2 a")))
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -452,11 +460,11 @@ def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
             embeds[f"{prefix}prompt_embeds"] = encoded[0]
             if base.kind == "sdxl":
                 embeds[f"{prefix}pooled_prompt_embeds"] = encoded[2]
-        more = {name: value for name, value in COMMON.items() if name != "negative_prompt"}
-        theirs = pipe(latents=beginning(base)[0], height=SIDE, width=SIDE, **embeds, **more).images
-        made, (picture,) = ours(base, monkeypatch, clip_skip=skip, negative="snow")
-        close(made, theirs)
-        assert picture.recipe.clip_skip == skip
+        options = {name: value for name, value in COMMON.items() if name != "negative_prompt"}
+        reference = pipe(latents=beginning(base)[0], height=SIDE, width=SIDE, **embeds, **options).images
+        made, (image,) = ours(base, monkeypatch, clip_skip=skip, negative="snow")
+        close(made, reference)
+        assert image.recipe.clip_skip == skip
         assert torch.equal(made, before) == (skip == 1)
     most = 2  # both encoders of the narrow models have as many layers; SDXL reads the last but one of three
     with pytest.raises(UserError, match=rf"clip_skip must be at most {most} for this base, got 3.\n.*1 skips none"):
@@ -465,14 +473,17 @@ def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
 
 def test_embeddings_are_kept_apart_by_clip_skip(skipping):
     _, base = skipping
-    generator, common = Generator(base), {"prompt": "a duck", "n": 1, "steps": 1, "size": "64x64", "guidance": 1.0}
+    generator, common = (
+        Generator(base),
+        {"prompt": "a duck", "num_images": 1, "steps": 1, "size": "64x64", "guidance": 1.0},
+    )
 
     def pixels(skip):
-        (picture,) = generator.generate(GenerateRequest(**common, clip_skip=skip))
-        return np.array(picture.image)
+        (image,) = generator.generate(GenerateRequest(**common, clip_skip=skip))
+        return np.array(image.image)
 
-    one, two, again = pixels(1), pixels(2), pixels(1)
-    assert np.array_equal(one, again) and not np.array_equal(one, two)
+    item, two, again = pixels(1), pixels(2), pixels(1)
+    assert np.array_equal(item, again) and not np.array_equal(item, two)
 
 
 @pytest.mark.parametrize("wrong", [0, 13, -1, 1.5, "2", True, None])
@@ -526,7 +537,7 @@ def test_a_sheet_may_vary_both():
     from sdpersonal.playground.xyz_grid import XyzGridRequest
 
     sheet = XyzGridRequest(prompt="a cat", x="scheduler: none, euler_ancestral", y="clip-skip: 1..2")
-    asked = [(cell.request.scheduler, cell.request.clip_skip) for cell in sheet.cells]
-    assert asked == [(None, 1), ("Euler a", 1), (None, 2), ("Euler a", 2)]
+    calls = [(cell.request.scheduler, cell.request.clip_skip) for cell in sheet.cells]
+    assert calls == [(None, 1), ("Euler a", 1), (None, 2), ("Euler a", 2)]
     with pytest.raises(UserError, match="scheduler 'eulr' is unknown"):
         XyzGridRequest(prompt="a cat", x="scheduler: eulr, Euler")

@@ -53,9 +53,9 @@ DRAW = [
     (["a cat", "--fast", "<me/gone>"], "<me/gone>"),
     (["a cat", "--fast", "<you/ink>"], "has no LoRA"),
     (["a cat", "--start", "none.png"], "none.png"),
-    (["a cat", "--start", "file"], "not a picture"),
+    (["a cat", "--start", "file"], "not an image"),
     (["a cat", "--start", "start.png", "--mask", "none.png"], "none.png"),
-    (["a cat", "--start", "start.png", "--mask", "file"], "not a picture"),
+    (["a cat", "--start", "start.png", "--mask", "file"], "not an image"),
     (["a cat", "--out", "file"], "is a file, not a folder"),
     (["a cat", "--out", "file/below"], "not a"),
     (["a <you/ink>", "--base", OTHER], "was made for the base"),
@@ -120,9 +120,9 @@ def test_training(place, capsys, flags, said):
 
 def test_training_that_is_right_goes_on_to_loading(place):
     argv = ["--photos", "photos", "--token", "<me/x>", "--class", "dog"]
-    for more in (["--base", "tiny", "--method", "pivotal", "--steps", "61"], ["--base", "/folder", "--steps", "2"]):
+    for options in (["--base", "tiny", "--method", "pivotal", "--steps", "61"], ["--base", "/folder", "--steps", "2"]):
         with pytest.raises(Loaded):
-            main(["train", "dreambooth", *argv, *more])
+            main(["train", "dreambooth", *argv, *options])
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ WHOLE = {
     "guidance": 8.0,
     "clip_skip": 2,
     "size": "512x768",
-    "enlarge": 2.0,
-    "change": 0.5,
+    "hires_scale": 2.0,
+    "strength": 0.5,
     "scheduler": "DPM++ 2M Karras",
 }
 
@@ -291,8 +291,8 @@ def test_comfyui_from_another_picture():
     })  # fmt: skip
     begun["3"]["inputs"]["denoise"] = 0.35
     found = read(png(prompt=begun))
-    assert found.fields["change"] == 0.35 and "size" not in found.fields
-    assert "It began from another image: give that with --start." in found.notes
+    assert found.fields["strength"] == 0.35 and "size" not in found.fields
+    assert "It was generated from another image: give that with --init-image." in found.notes
 
 
 def test_of_several_samplers_the_one_that_made_the_picture():
@@ -369,7 +369,7 @@ def test_invokeai_since_3():
         "rescale": 0.5,
         "clip_skip": 2,
         "size": "512x640",
-        "change": 0.6,
+        "strength": 0.6,
         "scheduler": "DPM++ 2M Karras",
     }
     old = {key: value for key, value in INVOKE.items() if key != "loras"}
@@ -378,7 +378,7 @@ def test_invokeai_since_3():
         assert networks(each) == [("LoRA", "ink", 0.75)]
         assert {
             "It was generated with the model dreamer.",
-            "It began from another image: give that with --start.",
+            "It was generated from another image: give that with --init-image.",
         } <= set(read(each).notes)
         assert any("ControlNet" in note for note in read(each).notes)
 
@@ -392,9 +392,9 @@ def test_invokeai_until_3():
     wanted |= {"size": "512x768", "scheduler": "LMS"}
     assert fields(png(sd_dash_metadata=meta, Dream="x")) == wanted
     assert fields(png(Dream=dream)) == wanted
-    assert read(png(Dream=dream + " -I a.png -f 0.4")).fields["change"] == 0.4
+    assert read(png(Dream=dream + " -I a.png -f 0.4")).fields["strength"] == 0.4
     picture["variations"] = [{"seed": 9, "weight": 0.2}]
-    assert {"near": 0.2, "near_seed": 9}.items() <= fields(png(sd_dash_metadata=meta)).items()
+    assert {"variation_strength": 0.2, "variation_seed": 9}.items() <= fields(png(sd_dash_metadata=meta)).items()
     with pytest.raises(UserError, match="comes from InvokeAI, but it has invokeai_workflow without metadata"):
         read_recipe(png(invokeai_workflow={"nodes": []}), "x.png")
 
@@ -555,7 +555,7 @@ SWARM = {
 
 def test_swarmui():
     wanted = {"prompt": "a cat", "negative": "dull", "seed": LARGEST, "steps": 20, "guidance": 7.0, "clip_skip": 2}
-    wanted |= {"size": "768x512", "enlarge": 1.5, "change": 0.3, "scheduler": "Euler a"}
+    wanted |= {"size": "768x512", "hires_scale": 1.5, "strength": 0.3, "scheduler": "Euler a"}
     new = {"sui_image_params": SWARM, "sui_extra_data": {}}
     data = png(parameters=json.dumps(new, indent=2), prompt=graph())
     assert fields(data) == wanted
@@ -566,7 +566,7 @@ def test_swarmui():
     for each in (with_exif("JPEG", b"UNICODE\0" + text.encode("utf-16-le")), with_exif("JPEG", t272=text)):
         assert fields(each) == wanted and networks(each) == networks(data)
     begun = read(png(parameters={"sui_image_params": SWARM | {"initimagecreativity": 0.4}}))
-    assert begun.fields["change"] == 0.4 and any("--start" in note for note in begun.notes)
+    assert begun.fields["strength"] == 0.4 and any("--init-image" in note for note in begun.notes)
 
 
 def test_easy_diffusion():
@@ -588,7 +588,7 @@ def test_easy_diffusion():
     old = {"Prompt": "a cat", "Negative Prompt": "dull", "Seed": "5", "Stable Diffusion model": "sd", "Sampler": "ddim"}
     old |= {"Width": "512", "Height": "512", "Steps": "25", "Guidance Scale": "7.5", "Prompt Strength": "0.6"}
     found = read(png(**old))
-    assert found.fields["change"] == 0.6 and found.fields["scheduler"] == "DDIM"
+    assert found.fields["strength"] == 0.6 and found.fields["scheduler"] == "DDIM"
 
 
 def xmp(comment: str) -> str:
@@ -620,7 +620,7 @@ def test_draw_things():
         out, "JPEG", xmp=xmp(json.dumps(new).replace("<", "&lt;").replace("&", "&amp;")).encode()
     )
     found = read(out.getvalue())
-    assert found.fields["change"] == 0.5 and found.fields["clip_skip"] == 2 and found.networks[0].name == "ink"
+    assert found.fields["strength"] == 0.5 and found.fields["clip_skip"] == 2 and found.networks[0].name == "ink"
     with pytest.raises(UserError, match="comes from Draw Things, but its XMP holds no settings"):
         read_recipe(png(**{"XML:com.adobe.xmp": xmp("")}), "x.png")
 
@@ -631,7 +631,7 @@ def test_stability_matrix():
     found = read(png(parameters_dash_json=flat, smproj={"State": {}}))
     assert found.fields["seed"] == LARGEST and found.fields["size"] == "512x768" and found.program == "Stability Matrix"
     found = read(png(parameters_dash_json=flat, smproj={"State": {}}, prompt=graph(), parameters="x"))
-    assert found.fields["enlarge"] == 2.0 and found.program == "Stability Matrix"
+    assert found.fields["hires_scale"] == 2.0 and found.program == "Stability Matrix"
     state = {"Prompt": {"Prompt": "a cat", "NegativePrompt": "dull"}, "Seed": {"Seed": 5}}
     state["Sampler"] = {"Steps": 20, "CfgScale": 5, "Width": 512, "Height": 768, "SelectedSampler": {"Name": "ddim"}}
     state["Model"] = {"SelectedModelName": "v1.safetensors", "ClipSkip": 2, "IsClipSkipEnabled": True}
@@ -675,9 +675,9 @@ def test_sd_next_and_other_programs():
         "Hires size: 1536x1536"
     )
     found = read(png(parameters=text))
-    assert found.program == "SD.Next" and found.fields["enlarge"] == 1.5 and found.fields["scheduler"] == "Euler a"
+    assert found.program == "SD.Next" and found.fields["hires_scale"] == 1.5 and found.fields["scheduler"] == "Euler a"
     begun = read(png(parameters=text.replace("txt2img; upscale", "img2img").replace("Hires scale: 1.5, ", "")))
-    assert "It began from another image: give that with --start." in begun.notes
+    assert "It was generated from another image: give that with --init-image." in begun.notes
     space = {"prompt": "a cat", "negative_prompt": "dull", "resolution": "832 x 1216", "guidance_scale": 5.5}
     space |= {"num_inference_steps": 24, "seed": 7, "sampler": "DPM++ 2M Karras"}
     assert fields(png(parameters=space))["size"] == "832x1216"
@@ -694,14 +694,20 @@ TAIL = "Sampler: Euler a, CFG scale: 7, Seed: 4091609273, Size: 512x512, Model: 
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
-        ("Denoising strength: 0.7", {"size": "512x512", "change": 0.7}),  # of A1111's API, for all pictures
-        ("Denoising strength: 0.5, Hires resize: 1024x1024, Hires upscaler: Latent", {"enlarge": 2.0, "change": 0.5}),
-        ("Denoising strength: 0.5, Hires resize: 1024x0, Hires upscaler: Latent", {"enlarge": 2.0}),
-        ("Denoising strength: 0.5, Hires resize-1: 768, Hires resize-2: 768", {"enlarge": 1.5}),
-        ("Denoising strength: 0.7, First pass size: 256x256", {"size": "256x256", "enlarge": 2.0, "change": 0.7}),
-        ("Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent", {"enlarge": 2}),
-        ("Hires scale: 1.5", {"enlarge": 1.5}),
-        ("Variation seed: 18446744073709551615, Variation seed strength: 0.1", {"near": 0.1, "near_seed": LARGEST}),
+        ("Denoising strength: 0.7", {"size": "512x512", "strength": 0.7}),  # of A1111's API, for all pictures
+        (
+            "Denoising strength: 0.5, Hires resize: 1024x1024, Hires upscaler: Latent",
+            {"hires_scale": 2.0, "strength": 0.5},
+        ),
+        ("Denoising strength: 0.5, Hires resize: 1024x0, Hires upscaler: Latent", {"hires_scale": 2.0}),
+        ("Denoising strength: 0.5, Hires resize-1: 768, Hires resize-2: 768", {"hires_scale": 1.5}),
+        ("Denoising strength: 0.7, First pass size: 256x256", {"size": "256x256", "hires_scale": 2.0, "strength": 0.7}),
+        ("Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent", {"hires_scale": 2}),
+        ("Hires scale: 1.5", {"hires_scale": 1.5}),
+        (
+            "Variation seed: 18446744073709551615, Variation seed strength: 0.1",
+            {"variation_strength": 0.1, "variation_seed": LARGEST},
+        ),
     ],
 )
 def test_second_passes_and_what_an_api_writes(more, wanted):
@@ -716,7 +722,7 @@ def test_second_passes_and_what_an_api_writes(more, wanted):
 
 def test_what_only_an_image_to_image_text_says():
     found = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Mask blur: 4")
-    assert "It began from another image: give that with --start." in found.notes
+    assert "It was generated from another image: give that with --init-image." in found.notes
     plain = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5")
     assert any(note.startswith("It says a denoising strength of 0.5: if it is an") for note in plain.notes)
     odd = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Hires resize: 1024x640")

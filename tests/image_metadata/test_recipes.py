@@ -95,7 +95,9 @@ def theirs(text: str) -> bytes:
 def test_a_recipe_asks_for_its_picture():
     found = recipe(near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>")
     asked = {name: getattr(found, name) for name in GenerateRequest.model_fields if name in Recipe.model_fields}
-    assert found.request() == GenerateRequest(**(asked | {"start": None, "mask": None, "scheduler": None}), n=1)
+    assert found.request() == GenerateRequest(
+        **(asked | {"init_image": None, "mask": None, "scheduler": None}), num_images=1
+    )
     assert found.request().fast == "<them/lcm>" and recipe().request().fast is None
     began = recipe(start=C, mask=A)
     assert began.request(Path("a.png"), Path("b.png")).mask == Path("b.png")
@@ -103,19 +105,20 @@ def test_a_recipe_asks_for_its_picture():
 
 def test_one_of_a_batch():
     assert recipe(batch=4, place=2).batch_request().model_dump() == recipe().request().model_dump() | {
-        "n": 4,
+        "num_images": 4,
         "seed": 5,
     }
     assert recipe(batch=4, place=3, seed=1).batch_request().seed == 2**64 - 2
     near = recipe(batch=2, place=1, near=0.1, near_seed=9).batch_request()
-    assert (near.seed, near.near_seed, near.n) == (7, 8, 2)
+    assert (near.seed, near.variation_seed, near.num_images) == (7, 8, 2)
 
 
 WRONG = [math.nan, math.inf, -1, 0, 1e308, 2.5, "7", True, None, 2**64, [1], {}, b"x"]
 
 
 @pytest.mark.parametrize(
-    "name", ["seed", "steps", "guidance", "rescale", "near", "near_seed", "change", "enlarge", "size"]
+    "name",
+    ["seed", "steps", "guidance", "rescale", "variation_strength", "variation_seed", "strength", "hires_scale", "size"],
 )
 def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
     refused = 0
@@ -149,9 +152,9 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
         ({"concepts": [FIELDS["concepts"][0] | {"token": "../../etc"}]}, "is not a concept's token"),
         ({"concepts": [FIELDS["concepts"][0] | {"vectors": 1}]}, "vectors must be yes or no"),
         ({"concepts": [FIELDS["concepts"][0] | {"strength": math.nan}]}, "strength must be a number from -100"),
-        ({"start": "/etc/passwd"}, "64 hexadecimal digits"),
-        ({"mask": A}, "a mask and no start image"),
-        ({"start": A, "enlarge": 2.0}, "--enlarge"),
+        ({"init_image": "/etc/passwd"}, "64 hexadecimal digits"),
+        ({"mask": A}, "a mask and no initial image"),
+        ({"init_image": A, "hires_scale": 2.0}, "--hires-scale"),
         ({"fast": "<no token>"}, "is not a concept's token"),
         ({"batch": 0}, "batch must be a whole number from 1 to 64"),
         ({"batch": 2, "place": 2}, "place must be below batch"),
@@ -163,7 +166,7 @@ def test_what_else_is_refused(changes, said):
 
 
 def test_what_is_not_known_is_passed_over():
-    strange = {"self": 1, "cls": 2, "__class__": 3, "n": 9, "every": True, "loader": "os.system"}
+    strange = {"self": 1, "cls": 2, "__class__": 3, "num_images": 9, "all_combinations": True, "loader": "os.system"}
     inner = {"base": FIELDS["base"] | strange, "concepts": [FIELDS["concepts"][0] | strange]}
     assert Recipe(**(FIELDS | inner), **strange) == recipe()
 
@@ -430,10 +433,10 @@ def test_what_means_the_same_here_is_taken():
         "guidance": 6.5,
         "seed": 965400086,
         "size": "512x768",
-        "near": 0.3,
-        "near_seed": 11,
-        "enlarge": 1.5,
-        "change": 0.4,
+        "variation_strength": 0.3,
+        "variation_seed": 11,
+        "hires_scale": 1.5,
+        "strength": 0.4,
         "scheduler": "Euler a",
         "clip_skip": 2,
     }
@@ -443,7 +446,7 @@ def test_what_means_the_same_here_is_taken():
         "It was generated with the model v1-5.",
         "Its noise was generated on a GPU: the same seed begins from other noise here.",
     )
-    assert found.request(n=2, seed=1) == GenerateRequest(**(dict(found.fields) | {"n": 2, "seed": 1}))
+    assert found.request(num_images=2, seed=1) == GenerateRequest(**(dict(found.fields) | {"num_images": 2, "seed": 1}))
 
 
 def test_what_we_do_not_take_is_left_out_and_told():
@@ -452,7 +455,7 @@ def test_what_we_do_not_take_is_left_out_and_told():
     assert dict(found.fields) == {"prompt": "a cat", "negative": ""} and len(found.notes) == 5
     assert found.notes[0] == "Left out: steps must be a whole number from 1 to 150, got 500."
     assert all(note.startswith("Left out: ") for note in found.notes[:4]) and "DPM fast" in found.notes[4]
-    assert "--start" in parse_infotext("x\nSteps: 20, Denoising strength: 0.5, Size: 512x512").notes[-1]
+    assert "--init-image" in parse_infotext("x\nSteps: 20, Denoising strength: 0.5, Size: 512x512").notes[-1]
     assert "near" not in parse_infotext("x\nSteps: 20, Variation seed strength: 0, Size: 512x512").fields
     assert parse_infotext("a cat\nof no kind") is None and parse_infotext("") is None
 
@@ -656,7 +659,7 @@ strange_texts = st.lists(
 def test_whatever_a_picture_holds(data):
     try:
         found = read_recipe(data, "x.png")
-        assert found.request().n == 1
+        assert found.request().num_images == 1
     except UserError as error:
         assert len(str(error)) < 3000
         return

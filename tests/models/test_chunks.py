@@ -8,7 +8,6 @@ import torch
 
 from sdpersonal.errors import UserError
 from sdpersonal.models import Conditioning, Segment, load_base
-from sdpersonal.models.text_encoder import EncoderSegment
 from sdpersonal.prompts import Break
 from support.narrow import save_narrow
 
@@ -70,11 +69,11 @@ def random_prompt(encoder, chance):
             units.append(None)
         elif kind < 0.2:
             rows = torch.randn(chance.choice([1, 2, 8, 30]), encoder.width)
-            spans.append(EncoderSegment(rows, weight))
+            spans.append(Segment({"clip_l": rows}, weight))
             units.append(([0] * len(rows), weight))
         else:
             words = [chance.choice(["duck", "a", "red", ",", ",", "umbrella"]) for _ in range(chance.randint(1, 12))]
-            spans.append(EncoderSegment(" ".join(words), weight))
+            spans.append(Segment(" ".join(words), weight))
             units += [(token, weight) for token in encoder.ids(" ".join(words))]
     return spans, units
 
@@ -93,21 +92,21 @@ def test_prompts_are_cut_as_a1111_cuts_them(tiny, seed):
         assert chunk.weights == [1.0, *weights] + [1.0] * (left + 1)
         assert all(set(chunk.ids[at : at + len(rows)]) == {0} for at, rows in chunk.vectors)
     assert sum(len(chunk.vectors) for chunk in chunks) == sum(
-        isinstance(one, EncoderSegment) and not isinstance(one.piece, str) for one in spans
+        isinstance(item, Segment) and not isinstance(item.content, str) for item in spans
     )
 
 
 def test_what_is_at_a_comma_is_cut_there(tiny):
     encoder = tiny.encoders["clip_l"]
     assert len(encoder.ids("cat")) == 1
-    first, second = encoder.chunks([EncoderSegment("cat " * 60 + "," + " cat" * 20)])
+    first, second = encoder.chunks([Segment("cat " * 60 + "," + " cat" * 20)])
     assert first.ids.index(encoder.tokenizer.eos_token_id) == 1 + 61 and len(second.ids) == 77
-    late, _ = encoder.chunks([EncoderSegment("cat " * 50 + "," + " cat" * 30)])  # the comma is too far back
+    late, _ = encoder.chunks([Segment("cat " * 50 + "," + " cat" * 30)])  # the comma is too far back
     assert late.ids.index(encoder.tokenizer.eos_token_id) == 1 + 75
 
 
 def test_vectors_that_fit_no_chunk_are_refused(tiny):
-    with pytest.raises(UserError, match="80 vectors fits no prompt: 75 fit"):
+    with pytest.raises(UserError, match="80 vectors does not fit into a prompt, which takes 75"):
         tiny.encode_prompt([Segment({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
 
 
@@ -148,14 +147,14 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
     finally:
         bias.data.fill_(0.3)
     words = slice(1, 1 + len(sd2.encoders["clip_l"].ids("a red duck")))
-    for each, weight in ((words, 1.3), (slice(words.stop, 77), 1.0)):
-        ratio = read[each] / plain[each]
+    for item, weight in ((words, 1.3), (slice(words.stop, 77), 1.0)):
+        ratio = read[item] / plain[item]
         assert (ratio > 0.5 * weight).all() and (ratio < 2 * weight).all()
 
 
 @torch.no_grad()
 def test_a_long_prompt_is_its_chunks_side_by_side(tiny):
-    long = tiny.encode_prompt([Segment("a duck, "), Break(), Segment("a cat")], chunks=3)
+    long = tiny.encode_prompt([Segment("a duck, "), Break(), Segment("a cat")], min_chunks=3)
     assert long.prompt_embeds.shape[1] == 3 * 77
     parts = [tiny.encode_captions([[words]]).prompt_embeds for words in ("a duck, ", "a cat", "")]
     assert torch.equal(long.prompt_embeds, torch.cat(parts, dim=1))
@@ -184,8 +183,8 @@ def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
 
 @torch.no_grad()
 def test_emphasis_on_one_prompt_is_not_felt_by_its_neighbour(tiny):
-    one, two = tiny.encode_prompt([Segment("a duck", 1.4)]), tiny.encode_prompt([Segment("a cat", 0.6)])
-    both = Conditioning.cat([one, two])
-    assert torch.equal(both[:1].prompt_embeds, one.prompt_embeds) and torch.equal(
+    item, two = tiny.encode_prompt([Segment("a duck", 1.4)]), tiny.encode_prompt([Segment("a cat", 0.6)])
+    both = Conditioning.cat([item, two])
+    assert torch.equal(both[:1].prompt_embeds, item.prompt_embeds) and torch.equal(
         both[1:].prompt_embeds, two.prompt_embeds
     )

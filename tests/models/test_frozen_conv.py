@@ -51,10 +51,10 @@ def kept(conv, x):
 def test_answer_and_gradient_are_those_of_pytorch(shape, sides):
     plain, frozen = pair(**shape)
     x = torch.randn(sides[0], shape["in_channels"], *sides[1:], requires_grad=True)
-    wanted, answer = plain(x), frozen(x)
-    torch.testing.assert_close(answer, wanted, atol=1e-5, rtol=1e-4)
-    direction = torch.randn_like(wanted)
-    (wanted_gradient,) = torch.autograd.grad(wanted, x, direction)
+    expected, answer = plain(x), frozen(x)
+    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-4)
+    direction = torch.randn_like(expected)
+    (wanted_gradient,) = torch.autograd.grad(expected, x, direction)
     (gradient,) = torch.autograd.grad(answer, x, direction)
     torch.testing.assert_close(gradient, wanted_gradient, atol=1e-5, rtol=1e-4)
 

@@ -23,11 +23,9 @@ def test_the_frozen_base_is_bf16_and_the_schedule_fp32():
 def test_a_seed_means_the_same_picture_as_on_the_cpu_but_for_rounding(tiny):
     from sdpersonal.models import load_base
 
-    request = GenerateRequest(prompt="a duck on the beach", n=2)
-    here = [np.asarray(picture.image, int) for picture in Generator(tiny).generate(request)]
-    there = [
-        np.asarray(picture.image, int) for picture in Generator(load_base("tiny", device="cuda")).generate(request)
-    ]
+    request = GenerateRequest(prompt="a duck on the beach", num_images=2)
+    here = [np.asarray(image.image, int) for image in Generator(tiny).generate(request)]
+    there = [np.asarray(image.image, int) for image in Generator(load_base("tiny", device="cuda")).generate(request)]
     assert max(np.abs(a - b).mean() for a, b in zip(here, there, strict=True)) < 12
 
 
@@ -49,20 +47,21 @@ def test_training_and_resuming_on_the_card(tmp_path, root):
     ]  # 10 steps once, 5 once
 
 
-@pytest.mark.parametrize("mode", ["waiting", "turns"])
+@pytest.mark.parametrize("mode", ["model", "sequential"])
 def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch):
     from sdpersonal.models import load_base, offload
     from sdpersonal.models.offload import OffloadPlan
 
-    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck on the beach", n=3, steps=4)
-    expected = [picture.image.tobytes() for picture in Generator(base).generate(request)]
-    held = base.offloader.bytes_on_device()
+    base = load_base("tiny", device="cuda")
+    request = GenerateRequest(prompt="a duck on the beach", num_images=3, steps=4)
+    expected = [image.image.tobytes() for image in Generator(base).generate(request)]
+    stored = base.offloader.bytes_on_device()
     monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan(mode, False, most))
-    assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected
-    assert base.offloader.bytes_on_device() < held and base.device.type == "cuda"
+    assert [image.image.tobytes() for image in Generator(base).generate(request)] == expected
+    assert base.offloader.bytes_on_device() < stored and base.device.type == "cuda"
     monkeypatch.undo()
-    assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected
-    assert base.offloader.bytes_on_device() == held
+    assert [image.image.tobytes() for image in Generator(base).generate(request)] == expected
+    assert base.offloader.bytes_on_device() == stored
 
 
 def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
@@ -72,47 +71,47 @@ def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
     from sdpersonal.models.offload import OffloadPlan
 
     shelf, base = Shelf(duck=random_concept(tiny, "<me/duck>", 1)), load_base("tiny", device="cuda")
-    request = GenerateRequest(prompt="a cat <duck:0.7>", n=2, steps=4)
-    expected = [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)]
-    monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("turns", False, most))
-    assert [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)] == expected
+    request = GenerateRequest(prompt="a cat <duck:0.7>", num_images=2, steps=4)
+    expected = [image.image.tobytes() for image in Generator(base, shelf).generate(request)]
+    monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("sequential", False, most))
+    assert [image.image.tobytes() for image in Generator(base, shelf).generate(request)] == expected
 
 
 def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
     from sdpersonal.errors import OutOfMemory
     from sdpersonal.models import load_base
 
-    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", n=2, steps=2)
-    expected = [picture.image.tobytes() for picture in Generator(base).generate(request)]
+    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", num_images=2, steps=2)
+    expected = [image.image.tobytes() for image in Generator(base).generate(request)]
     torch.cuda.empty_cache()
-    _, whole = torch.cuda.mem_get_info()
-    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole + 1e-6)
+    _, full = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / full + 1e-6)
     try:
-        with pytest.raises(OutOfMemory, match="Out of memory drawing"):
-            list(Generator(base).generate(GenerateRequest(prompt="a duck", n=8, steps=2, size="2048x2048")))
+        with pytest.raises(OutOfMemory, match="Out of memory generating"):
+            list(Generator(base).generate(GenerateRequest(prompt="a duck", num_images=8, steps=2, size="2048x2048")))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected
+    assert [image.image.tobytes() for image in Generator(base).generate(request)] == expected
 
 
 def test_what_a_stage_takes_on_a_card_is_about_what_is_reckoned_with():
     from benchmarks.steps.geometry import build
     from sdpersonal.models.offload import memory_need
 
-    base, pictures = build("sd15", "cuda"), 4
+    base, images = build("sd15", "cuda"), 4
     for model in base.modules().values():
         model.to(torch.bfloat16)
     reckoned, shape = memory_need(base, (512, 512)), base.latent_shape(512, 512)
     with base.exclusive():
-        condition = base.encode_captions([["a"]] * (2 * pictures))
-        latents = torch.zeros(2 * pictures, *shape, device="cuda")
+        condition = base.encode_captions([["a"]] * (2 * images))
+        latents = torch.zeros(2 * images, *shape, device="cuda")
         for work, expected in (
-            (lambda: base.predict(latents, torch.zeros(2 * pictures, device="cuda"), condition), 4 * reckoned.step),
+            (lambda: base.predict(latents, torch.zeros(2 * images, device="cuda"), condition), 4 * reckoned.step),
             (lambda: base.decode(latents[:1]), reckoned.decoding),
         ):
             work()
             torch.cuda.empty_cache()
-            held = torch.cuda.memory_allocated()
+            stored = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             work()
-            assert torch.cuda.max_memory_allocated() - held < 1.3 * expected
+            assert torch.cuda.max_memory_allocated() - stored < 1.3 * expected

@@ -29,11 +29,11 @@ def model():
 
 
 def some_lora(seed, rank, alpha):
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     return Lora(
         {
-            "lora_unet_to_q": LoraLayer(draw.normal(size=(rank, 12)), draw.normal(size=(7, rank)), alpha),
-            "lora_unet_conv": LoraLayer(draw.normal(size=(rank, 3, 3, 3)), draw.normal(size=(5, rank, 1, 1)), alpha),
+            "lora_unet_to_q": LoraLayer(rng.normal(size=(rank, 12)), rng.normal(size=(7, rank)), alpha),
+            "lora_unet_conv": LoraLayer(rng.normal(size=(rank, 3, 3, 3)), rng.normal(size=(5, rank, 1, 1)), alpha),
         }
     )
 
@@ -54,41 +54,41 @@ def dense(model, mix):
 @pytest.mark.parametrize("strengths", [(1.0,), (0.7, 1.3), (1.0, 0.0, 0.25)])
 def test_a_mix_is_the_sum_of_its_parts(model, strengths):
     mix = [(some_lora(i, rank=2 + i, alpha=1.5 + i), s) for i, s in enumerate(strengths)]
-    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     with torch.no_grad(), LoraAdapters({"lora_unet": model}).active(mix):
-        ours = model(x, picture)
-    for mine, theirs in zip(ours, dense(model, mix)(x, picture), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)  # the slots hold fp32 factors
+        ours = model(x, image)
+    for concept, reference in zip(ours, dense(model, mix)(x, image), strict=True):
+        torch.testing.assert_close(concept, reference, rtol=1e-5, atol=1e-5)  # the slots hold fp32 factors
 
 
 def test_nothing_stays_even_after_a_failure(model):
-    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    slots, before = LoraAdapters({"lora_unet": model}), model(x, picture)
-    with pytest.raises(RuntimeError, match="boom"), slots.active([(some_lora(0, 2, 2.0), 1.0)]):
-        assert not torch.equal(model(x, picture)[0], before[0])
+    x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    adapters, before = LoraAdapters({"lora_unet": model}), model(x, image)
+    with pytest.raises(RuntimeError, match="boom"), adapters.active([(some_lora(0, 2, 2.0), 1.0)]):
+        assert not torch.equal(model(x, image)[0], before[0])
         raise RuntimeError("boom")
-    assert all(torch.equal(a, b) for a, b in zip(model(x, picture), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model(x, image), before, strict=True))
 
 
 def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
-    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    slots, before = LoraAdapters({"lora_unet": model}), model(x, picture)[0]
-    trained = slots.add_trainable("attention", 3, torch.Generator().manual_seed(0))
+    x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    adapters, before = LoraAdapters({"lora_unet": model}), model(x, image)[0]
+    trained = adapters.add_trainable("attention", 3, torch.Generator().manual_seed(0))
     assert {name: value.dtype for name, value in trained.items()} == {
         "lora_unet_to_q.lora_down.weight": torch.float32,
         "lora_unet_to_q.lora_up.weight": torch.float32,
     }
-    assert torch.equal(model(x, picture)[0], before)  # B is zero
+    assert torch.equal(model(x, image)[0], before)  # B is zero
     trained["lora_unet_to_q.lora_up.weight"].data += 1.0
-    changed = model(x, picture)[0]
+    changed = model(x, image)[0]
     assert not torch.equal(changed, before)
-    with slots.disabled():
-        assert torch.equal(model(x, picture)[0], before)
-    assert torch.equal(model(x, picture)[0], changed)
+    with adapters.disabled():
+        assert torch.equal(model(x, image)[0], before)
+    assert torch.equal(model(x, image)[0], changed)
     lora = to_lora(trained)
-    slots.clear()
-    with torch.no_grad(), slots.active([(lora, 1.0)]):
-        torch.testing.assert_close(model(x, picture)[0], changed)
+    adapters.clear()
+    with torch.no_grad(), adapters.active([(lora, 1.0)]):
+        torch.testing.assert_close(model(x, image)[0], changed)
 
 
 @pytest.mark.parametrize("change", ["name", "width"])
@@ -107,40 +107,42 @@ def test_attention_projections_of_a_real_unet(tiny):
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in tiny.unet.modules())
     assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
     assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
-    more = tiny.adapters.layer_names("transformer")
-    assert set(names) < set(more) and not any("time" in name or "resnets" in name for name in more)
+    options = tiny.adapters.layer_names("transformer")
+    assert set(names) < set(options) and not any("time" in name or "resnets" in name for name in options)
 
 
 def test_convolutions_and_text_encoders_learn_where_asked(tiny):
-    usual, everything = tiny.adapters.layer_names("transformer"), tiny.adapters.layer_names("all", text=True)
+    usual, everything = tiny.adapters.layer_names("transformer"), tiny.adapters.layer_names("all", text_encoder=True)
     assert set(usual) < set(everything)
-    more = set(everything) - set(usual)
-    assert {"lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_downsamplers_0_conv"} <= more
+    options = set(everything) - set(usual)
+    assert {"lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_downsamplers_0_conv"} <= options
     assert {
         "lora_te_text_model_encoder_layers_0_self_attn_out_proj",
         "lora_te_text_model_encoder_layers_3_mlp_fc2",
-    } <= more
+    } <= options
     assert not any(
-        word in name for name in more for word in ("time_embedding", "conv_in", "conv_out", "token_embedding")
+        word in name for name in options for word in ("time_embedding", "conv_in", "conv_out", "token_embedding")
     )
-    assert all(name.endswith("_proj") for name in set(tiny.adapters.layer_names("attention", text=True)) - set(usual))
+    assert all(
+        name.endswith("_proj") for name in set(tiny.adapters.layer_names("attention", text_encoder=True)) - set(usual)
+    )
     alone = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0))
-    both = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0), text=True)
+    both = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0), text_encoder=True)
     tiny.adapters.clear()
     assert all(torch.equal(alone[name], both[name]) for name in alone) and len(both) > len(alone)
 
 
 def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
     noisy, t = torch.randn(1, *tiny.latent_shape(128, 128)), torch.tensor([500])
-    trained = tiny.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = tiny.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text_encoder=True)
     try:
         for name, parameter in trained.items():
             if name.endswith("up.weight"):
                 parameter.data += 0.01
         condition = tiny.encode_captions([["a duck"]])
-        learned = tiny.predict(noisy, t, condition)
-        learned.square().mean().backward()
-        assert [name for name, one in trained.items() if one.grad is None or not one.grad.abs().sum()] == []
+        weights = tiny.predict(noisy, t, condition)
+        weights.square().mean().backward()
+        assert [name for name, item in trained.items() if item.grad is None or not item.grad.abs().sum()] == []
     finally:
         tiny.adapters.clear()
     lora = to_lora(trained)
@@ -151,7 +153,7 @@ def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
     tiny.adapters.check(lora, "<me/duck>")
     with torch.no_grad(), tiny.adapters.active([(lora, 1.0)]):
         torch.testing.assert_close(
-            tiny.predict(noisy, t, tiny.encode_captions([["a duck"]])), learned, atol=1e-5, rtol=1e-5
+            tiny.predict(noisy, t, tiny.encode_captions([["a duck"]])), weights, atol=1e-5, rtol=1e-5
         )
 
 
@@ -165,9 +167,9 @@ def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
     x, answers = torch.randn(1, 6, 3, 3), []
     for layer in (flat, square):
         for model in (linear, conv):
-            slots = LoraAdapters({"lora_unet": model})
-            slots.check(lora := Lora({"lora_unet_0": layer}), "<me/duck>")
-            with torch.no_grad(), slots.active([(lora, 1.0)]):
+            adapters = LoraAdapters({"lora_unet": model})
+            adapters.check(lora := Lora({"lora_unet_0": layer}), "<me/duck>")
+            with torch.no_grad(), adapters.active([(lora, 1.0)]):
                 answers.append(model(x) if model is conv else model(x.movedim(1, -1)).movedim(-1, 1))
     for answer in answers[1:]:
         torch.testing.assert_close(answer, answers[0])
@@ -187,49 +189,49 @@ def weights_of(model):
 
 
 def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(model):
-    slots, mix = LoraAdapters({"lora_unet": model}), [(some_lora(i, 2 + i, 1.5), 0.7 - i / 4) for i in range(2)]
-    x, picture = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 8, 8).double()
-    before, bare = weights_of(model), model(x, picture)
-    expected, less = (dense(model, some)(x, picture) for some in (mix, mix[:1]))
-    with torch.no_grad(), slots.active(mix):
+    adapters, mix = LoraAdapters({"lora_unet": model}), [(some_lora(i, 2 + i, 1.5), 0.7 - i / 4) for i in range(2)]
+    x, image = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 8, 8).double()
+    before, bare = weights_of(model), model(x, image)
+    expected, less = (dense(model, sample)(x, image) for sample in (mix, mix[:1]))
+    with torch.no_grad(), adapters.active(mix):
         for use in range(4):
-            for mine, theirs in zip(model(x, picture), expected, strict=True):
-                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+            for concept, reference in zip(model(x, image), expected, strict=True):
+                torch.testing.assert_close(concept, reference, rtol=1e-5, atol=1e-5)
             assert (model.to_q.weight is before["to_q.weight"][0]) == (use == 0)  # two uses are no more than prompts
         assert not model.to_q._forward_hooks and not model.conv._forward_hooks
-        slots.set(mix[:1])
+        adapters.set(mix[:1])
         assert model.to_q.weight is before["to_q.weight"][0]
         for _ in range(3):
-            other = model(x, picture)
+            other = model(x, image)
         torch.testing.assert_close(other[0], less[0], rtol=1e-5, atol=1e-5)
     after = weights_of(model)
     assert all(after[name][0] is value and after[name][1] == place for name, (value, place) in before.items())
-    assert all(torch.equal(a, b) for a, b in zip(model(x, picture), bare, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model(x, image), bare, strict=True))
 
 
 def test_what_learns_is_never_merged(model):
-    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    slots, own = LoraAdapters({"lora_unet": model}), model.to_q.weight
-    trained = slots.add_trainable("attention", 3, torch.Generator().manual_seed(0))
+    x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    adapters, original = LoraAdapters({"lora_unet": model}), model.to_q.weight
+    trained = adapters.add_trainable("attention", 3, torch.Generator().manual_seed(0))
     for _ in range(4):
         with torch.no_grad():  # a trial's pictures
-            model(x, picture)
-        with slots.disabled():
-            model(x, picture)
-    assert model.to_q.weight is own
-    model(x, picture)[0].square().sum().backward()
+            model(x, image)
+        with adapters.disabled():
+            model(x, image)
+    assert model.to_q.weight is original
+    model(x, image)[0].square().sum().backward()
     assert trained["lora_unet_to_q.lora_up.weight"].grad.abs().sum() > 0
 
 
 def test_a_mix_is_bypassed_and_comes_back_after_it_was_merged(model):
-    x, picture, mix = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double(), [(some_lora(0, 2, 2.0), 1.0)]
-    slots, bare = LoraAdapters({"lora_unet": model}), model(x, picture)
-    with torch.no_grad(), slots.active(mix):
-        mixed = [model(x, picture)[0] for _ in range(3)][-1]
-        with slots.disabled():
-            assert torch.equal(model(x, picture)[0], bare[0])
-        torch.testing.assert_close(model(x, picture)[0], mixed)
-    assert torch.equal(model(x, picture)[0], bare[0])
+    x, image, mix = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double(), [(some_lora(0, 2, 2.0), 1.0)]
+    adapters, bare = LoraAdapters({"lora_unet": model}), model(x, image)
+    with torch.no_grad(), adapters.active(mix):
+        mixed = [model(x, image)[0] for _ in range(3)][-1]
+        with adapters.disabled():
+            assert torch.equal(model(x, image)[0], bare[0])
+        torch.testing.assert_close(model(x, image)[0], mixed)
+    assert torch.equal(model(x, image)[0], bare[0])
 
 
 def test_large_layers_and_half_precision_stay_as_they_are():
@@ -237,8 +239,8 @@ def test_large_layers_and_half_precision_stay_as_they_are():
         model = nn.Sequential(layer)
         width = layer.in_features
         part = LoraLayer(np.ones((1, width), np.float32), np.ones((width, 1), np.float32), 1.0)
-        own, x = layer.weight, torch.ones(1, width, dtype=layer.weight.dtype)
+        original, x = layer.weight, torch.ones(1, width, dtype=layer.weight.dtype)
         with torch.no_grad(), LoraAdapters({"lora_unet": model}).active([(Lora({"lora_unet_0": part}), 1.0)]):
             answers = [model(x) for _ in range(4)]
-            assert layer.weight is own
-        assert all(torch.equal(one, answers[0]) for one in answers)
+            assert layer.weight is original
+        assert all(torch.equal(item, answers[0]) for item in answers)

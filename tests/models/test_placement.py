@@ -38,11 +38,11 @@ SDXL = MemoryNeed(  # at 1024x1024 in bf16, autoencoder in fp32
     ("card", "expected"),
     [
         (24, OffloadPlan("all", False, 4)),
-        (11.8, OffloadPlan("waiting", False, 4)),
-        (9.8, OffloadPlan("turns", False, 4)),
-        (8, OffloadPlan("turns", False, 2)),
-        (7.2, OffloadPlan("turns", False, 1)),
-        (2, OffloadPlan("turns", True, 1)),  # hopeless; the error that comes says what to lower
+        (11.8, OffloadPlan("model", False, 4)),
+        (9.8, OffloadPlan("sequential", False, 4)),
+        (8, OffloadPlan("sequential", False, 2)),
+        (7.2, OffloadPlan("sequential", False, 1)),
+        (2, OffloadPlan("sequential", True, 1)),  # hopeless; the error that comes says what to lower
     ],
 )
 def test_sdxl_on_cards_of_several_sizes(card, expected):
@@ -51,17 +51,17 @@ def test_sdxl_on_cards_of_several_sizes(card, expected):
 
 def test_tiles_where_nothing_else_fits():
     need = MemoryNeed(text=GB, unet=GB, vae=GB // 4, step=GB, decoding=20 * GB, tile=GB)
-    assert choose_plan(8 * GB, need, 4) == OffloadPlan("turns", True, 4)
+    assert choose_plan(8 * GB, need, 4) == OffloadPlan("sequential", True, 4)
 
 
 def test_what_is_chosen_fits_and_more_memory_never_means_less_speed():
-    cost = {"all": 0, "waiting": 0, "turns": 1}
+    cost = {"all": 0, "model": 0, "sequential": 1}
     ranks = []
     for free in range(0, 40 * GB, GB // 7):
         chosen = choose_plan(free, SDXL, 4)
-        if chosen != OffloadPlan("turns", True, 1):
+        if chosen != OffloadPlan("sequential", True, 1):
             assert SDXL.peak(chosen.mode, chosen.tiled, chosen.batch_size) < 0.9 * free
-        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.batch_size, chosen.mode == "waiting"))
+        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.batch_size, chosen.mode == "model"))
     assert ranks == sorted(ranks, reverse=True)
 
 
@@ -70,20 +70,20 @@ class Live(TorchDispatchMode):
 
     def __init__(self, base):
         super().__init__()
-        own = itertools.chain.from_iterable(
+        original = itertools.chain.from_iterable(
             (*model.parameters(), *model.buffers()) for model in base.modules().values()
         )
-        self._sizes = {one.untyped_storage()._cdata: 0 for one in own}
+        self._sizes = {item.untyped_storage()._cdata: 0 for item in original}
         self._now = self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for one in tree_iter(out):
-            if isinstance(one, torch.Tensor) and (key := (kept := one.untyped_storage())._cdata) not in self._sizes:
-                self._sizes[key] = kept.nbytes()
-                self._now += kept.nbytes()
+        for item in tree_iter(out):
+            if isinstance(item, torch.Tensor) and (key := (saved := item.untyped_storage())._cdata) not in self._sizes:
+                self._sizes[key] = saved.nbytes()
+                self._now += saved.nbytes()
                 self.most = max(self.most, self._now)
-                weakref.finalize(kept, self._gone, key)
+                weakref.finalize(saved, self._gone, key)
         return out
 
     def _gone(self, key):
@@ -95,18 +95,18 @@ def test_a_stage_takes_what_is_reckoned_with(kind, side, monkeypatch):
     """Counted on the meta device, in the models' real shapes."""
     # There it would be written out with the whole matrix, which no kernel on a card does.
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
-    base, pictures = build(kind, "meta"), 4
+    base, images = build(kind, "meta"), 4
     base.unet.to(torch.bfloat16)
-    condition = base.encode_captions([["a"]] * (2 * pictures))
-    latents = torch.zeros(2 * pictures, *base.latent_shape(side, side), device="meta")
+    condition = base.encode_captions([["a"]] * (2 * images))
+    latents = torch.zeros(2 * images, *base.latent_shape(side, side), device="meta")
     reckoned = memory_need(base, (side, side))
     with torch.no_grad(), Live(base) as live:
-        base.predict(latents, torch.zeros(2 * pictures, device="meta"), condition)
-    assert live.most <= pictures * reckoned.step < 2.2 * live.most
+        base.predict(latents, torch.zeros(2 * images, device="meta"), condition)
+    assert live.most <= images * reckoned.step < 2.2 * live.most
     with torch.no_grad(), Live(base) as live:
         base.vae.decode(latents[:1])
     assert live.most <= reckoned.decoding < 1.1 * live.most
-    assert reckoned.unet == 2 * sum(one.numel() for one in base.unet.parameters())
+    assert reckoned.unet == 2 * sum(item.numel() for item in base.unet.parameters())
 
 
 class Model(nn.Linear):
@@ -128,21 +128,21 @@ def places(stages):
     ("mode", "expected"),
     [
         ("all", ["xxx", "xxx", "xxx", "xxx", "xxx"]),
-        ("waiting", [".x.", "xx.", ".x.", ".x.", ".xx"]),
-        ("turns", ["...", "x..", ".x.", ".x.", "..x"]),
+        ("model", [".x.", "xx.", ".x.", ".x.", ".xx"]),
+        ("sequential", ["...", "x..", ".x.", ".x.", "..x"]),
     ],
 )
 def test_who_is_on_the_card_in_a_drawing(mode, expected):
     stages = Offloader(Model(), Model(), Model(), torch.device("cuda", 0))
-    stages._models["vae"].config = type("Config", (), {"block_out_channels": (1, 1, 1, 1)})
-    stages.apply_plan(OffloadPlan(mode, mode == "turns", 1))
-    seen = [places(stages)]
+    stages._models["vae"].config = {"block_out_channels": (1, 1, 1, 1)}
+    stages.apply_plan(OffloadPlan(mode, mode == "sequential", 1))
+    recorded = [places(stages)]
     for stage in ("text", "unet", "unet", "vae"):
         stages.to_device(stage)
-        seen.append(places(stages))
+        recorded.append(places(stages))
         assert stages.bytes_on_device() == 4 * 8 * places(stages).count("x")
-    assert seen == expected
-    assert stages._models["vae"].use_tiling == (mode == "turns")
+    assert recorded == expected
+    assert stages._models["vae"].use_tiling == (mode == "sequential")
     stages.apply_plan(OffloadPlan("all", False, 4))
     assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
 
@@ -156,16 +156,17 @@ def test_nothing_moves_on_a_cpu(tiny):
 
 def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     """The same pictures, in other batches, up to the kernels' rounding."""
-    request = GenerateRequest(prompt="a duck", n=4, steps=2, size="64x64")
-    together = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
-    seen = []
+    request = GenerateRequest(prompt="a duck", num_images=4, steps=2, size="64x64")
+    together = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
+    recorded = []
     monkeypatch.setattr(
-        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: seen.append(size) or 3
+        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: recorded.append(size) or 3
     )
-    batches = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
+    batches = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
-    list(Generator(tiny).generate(GenerateRequest(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
-    assert seen == [(64, 64), (96, 144)]
+    request = GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x96", hires_scale=1.5)
+    list(Generator(tiny).generate(request))
+    assert recorded == [(64, 64), (96, 144)]
 
 
 # --- memory that is too short after all -------------------------------------------------------------------------------
@@ -188,19 +189,19 @@ class NoRoomAt:
 
 @pytest.mark.parametrize("n", [1, 3])  # in the first batch, and after some pictures
 def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatch, n):
-    request = GenerateRequest(prompt="a duck", n=10, steps=2, size="64x64")
-    expected = [picture.image.tobytes() for picture in Generator(tiny).generate(request)]
+    request = GenerateRequest(prompt="a duck", num_images=10, steps=2, size="64x64")
+    expected = [image.image.tobytes() for image in Generator(tiny).generate(request)]
     generator, failing = Generator(tiny), NoRoomAt(tiny, n)
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "predict", failing)
         with pytest.raises(
-            OutOfMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\."
+            OutOfMemory, match=r"^Out of memory generating \d images at once: needs about .* GB there\."
         ) as caught:
             list(generator.generate(request))
-    assert "--size" in caught.value.hint and "--n 1" in caught.value.hint
+    assert "--size" in caught.value.hint and "--num-images 1" in caught.value.hint
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
-    assert [picture.image.tobytes() for picture in generator.generate(request)] == expected
+    assert [image.image.tobytes() for image in generator.generate(request)] == expected
 
 
 def test_other_errors_pass(tiny, monkeypatch):
@@ -209,7 +210,7 @@ def test_other_errors_pass(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "predict", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=1, size="64x64")))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=1, size="64x64")))
 
 
 def test_a_card_is_asked_what_is_free(tiny, monkeypatch):

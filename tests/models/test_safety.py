@@ -37,13 +37,13 @@ def save_checker(folder):
         checker.concept_embeds.normal_()
         checker.special_care_embeds.normal_()
         pixels = prepare(samples(), return_tensors="pt").pixel_values
-        seen = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(pixels)[1]))
+        recorded = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(pixels)[1]))
         for embeds, limits in (
             (checker.concept_embeds, checker.concept_embeds_weights),
             (checker.special_care_embeds, checker.special_care_embeds_weights),
         ):
-            limits.copy_((seen @ torch.nn.functional.normalize(embeds).T).amax(0) + 0.5)
-        cosines = seen @ torch.nn.functional.normalize(checker.concept_embeds).T
+            limits.copy_((recorded @ torch.nn.functional.normalize(embeds).T).amax(0) + 0.5)
+        cosines = recorded @ torch.nn.functional.normalize(checker.concept_embeds).T
         checker.concept_embeds_weights[3] = cosines[:, 3].median() - 1e-4
     pipe = StableDiffusionPipeline.from_pretrained(
         built_in_folder(), safety_checker=checker, feature_extractor=prepare, requires_safety_checker=True
@@ -54,9 +54,9 @@ def save_checker(folder):
 
 
 def samples():
-    draw = np.random.default_rng(0)
-    small = [Image.fromarray(draw.integers(0, 255, (5, 4, 3), np.uint8)) for _ in range(6)]
-    return [one.resize((64 + 16 * i, 96)) for i, one in enumerate(small)]
+    rng = np.random.default_rng(0)
+    small = [Image.fromarray(rng.integers(0, 255, (5, 4, 3), np.uint8)) for _ in range(6)]
+    return [item.resize((64 + 16 * i, 96)) for i, item in enumerate(small)]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def checked(tmp_path_factory):
 
 def theirs(pipe, images):
     """What `run_safety_checker` would have blackened."""
-    arrays = [np.asarray(picture, np.float32)[None] / 255 for picture in images]
+    arrays = [np.asarray(image, np.float32)[None] / 255 for image in images]
     return [pipe.run_safety_checker(array, "cpu", torch.float32)[1][0] for array in arrays]
 
 
@@ -81,7 +81,7 @@ def test_it_flags_what_diffusers_would_blacken(checked):
 def test_pictures_are_not_changed_and_one_by_one_is_as_together(checked):
     checker, before = load_base(str(checked[0]), "cpu").safety_checker, samples()
     together = checker.flag(before)
-    assert [checker.flag([one])[0] for one in before] == together
+    assert [checker.flag([item])[0] for item in before] == together
     assert all(a.tobytes() == b.tobytes() for a, b in zip(before, samples(), strict=True))
 
 
@@ -144,7 +144,7 @@ def test_it_is_fetched_with_a_base_and_none_is_incomplete_without(checked, tmp_p
 # --- in a drawing -----------------------------------------------------------------------------------------------------
 
 
-REQUEST = GenerateRequest(prompt="a duck on the beach", n=6, steps=2, size="64x64")
+REQUEST = GenerateRequest(prompt="a duck on the beach", num_images=6, steps=2, size="64x64")
 
 
 @pytest.fixture(scope="module")
@@ -155,28 +155,28 @@ def drawn(checked):
     bare = list(Generator(base).generate(REQUEST))
     limits = checker._model.concept_embeds_weights
     limits.fill_(9.0)
-    pixels = checker._processor([one.image for one in bare], return_tensors="pt").pixel_values
+    pixels = checker._processor([item.image for item in bare], return_tensors="pt").pixel_values
     with torch.no_grad():
-        seen = checker._model.visual_projection(checker._model.vision_model(pixels)[1])
-        limits[3] = torch.cosine_similarity(seen, checker._model.concept_embeds[3:4]).median() + 1e-4
+        recorded = checker._model.visual_projection(checker._model.vision_model(pixels)[1])
+        limits[3] = torch.cosine_similarity(recorded, checker._model.concept_embeds[3:4]).median() + 1e-4
     base.safety_checker = checker
     return base, bare, list(Generator(base).generate(REQUEST))
 
 
 def test_what_is_flagged_is_grey_and_says_so(drawn):
-    base, bare, pictures = drawn
-    assert [picture.hidden for picture in pictures] == base.safety_checker.flag([one.image for one in bare])
-    assert 0 < sum(picture.hidden for picture in pictures) < len(pictures)
-    for picture, before in zip(pictures, bare, strict=True):
-        assert picture.recipe.prompt == REQUEST.prompt and not before.hidden
-        if picture.hidden:
-            assert picture.image.getcolors() == [(64 * 64, (128, 128, 128))]
+    base, bare, images = drawn
+    assert [image.hidden for image in images] == base.safety_checker.flag([item.image for item in bare])
+    assert 0 < sum(image.hidden for image in images) < len(images)
+    for image, before in zip(images, bare, strict=True):
+        assert image.recipe.prompt == REQUEST.prompt and not before.hidden
+        if image.hidden:
+            assert image.image.getcolors() == [(64 * 64, (128, 128, 128))]
         else:
-            assert picture.image.tobytes() == before.image.tobytes()
+            assert image.image.tobytes() == before.image.tobytes()
 
 
 def test_a_file_of_a_hidden_picture_says_why_it_is_grey(drawn):
-    hidden = next(picture for picture in drawn[2] if picture.hidden)
+    hidden = next(image for image in drawn[2] if image.hidden)
     recipe = json.loads(Image.open(BytesIO(hidden.to_png())).text["sdpersonal"])
     assert recipe["hidden"] is True and recipe["seed"] == hidden.seed
 
@@ -184,7 +184,7 @@ def test_a_file_of_a_hidden_picture_says_why_it_is_grey(drawn):
 def test_nan_is_told_and_not_hidden(drawn, monkeypatch):
     base = drawn[0]
     monkeypatch.setattr(base, "predict", lambda noisy, t, condition: torch.full_like(noisy, float("nan")))
-    with pytest.raises(UserError, match="The picture came out as NaN"):
+    with pytest.raises(UserError, match="The generated image is NaN"):
         list(Generator(base).generate(REQUEST))
 
 
@@ -203,13 +203,13 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     from sdpersonal.cli.main import main
     from sdpersonal.concepts.library import Library
 
-    base, _, pictures = drawn
+    base, _, images = drawn
     monkeypatch.setattr(models, "load_base", lambda name, safety: base)
-    line = f"The checker hid {sum(picture.hidden for picture in pictures)} of 6 images."
+    line = f"The checker hid {sum(image.hidden for image in images)} of 6 images."
     assert main(["generate", REQUEST.prompt, "--n=6", "--steps=2", "--size=64x64", "--base=x"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert line in said and said[0].endswith("Its safety checker is on.")
-    form = {"prompt": REQUEST.prompt, "n": 6, "steps": 2, "size": "64x64"}
+    message = capsys.readouterr().out.splitlines()
+    assert line in message and message[0].endswith("Its safety checker is on.")
+    form = {"prompt": REQUEST.prompt, "num_images": 6, "steps": 2, "size": "64x64"}
     studio = GenerationService(
         lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b")
     )

@@ -56,14 +56,14 @@ def rows():
     }
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+def close(ours, reference):
+    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
 
 
 def a_lora(base, targets="all", seed=0):
     """One that says something in every layer that could be trained."""
     generator = torch.Generator().manual_seed(seed)
-    trained = base.adapters.add_trainable(targets, 2, generator, text=True)
+    trained = base.adapters.add_trainable(targets, 2, generator, text_encoder=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     base.adapters.clear()
@@ -97,9 +97,11 @@ def test_no_words_are_zeros_as_diffusers_has_them(base, stock, folder, tmp_path)
 
 def test_sizes_are_told_in_diffusers_order_and_exactly(base, stock):
     framing = SizeConditioning(original=(1023, 771), crop=(13, 0), target=(64, 128))
-    theirs = stock._get_add_time_ids((1023, 771), (13, 0), (64, 128), torch.float32, text_encoder_projection_dim=1280)
+    reference = stock._get_add_time_ids(
+        (1023, 771), (13, 0), (64, 128), torch.float32, text_encoder_projection_dim=1280
+    )
     condition = base.encode_captions([[PROMPT]], [framing])
-    assert torch.equal(condition.added_cond_kwargs["time_ids"], theirs)
+    assert torch.equal(condition.added_cond_kwargs["time_ids"], reference)
     assert base.encode_captions([[PROMPT]]).added_cond_kwargs["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]]
     again = base.with_size_conditioning(condition, [SizeConditioning.full(64, 32)])
     assert (
@@ -135,7 +137,7 @@ def test_gradients_reach_the_vectors_of_both_encoders(base, rows):
 
 
 def test_layers_are_named_as_kohya_names_them(base):
-    names = base.adapters.layer_names("all", text=True)
+    names = base.adapters.layer_names("all", text_encoder=True)
     for name in (  # of sd-scripts' networks/lora.py, over its sdxl_original_unet.py
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
         "lora_unet_input_blocks_4_1_proj_in",
@@ -167,10 +169,10 @@ def test_a_lora_of_ours_in_diffusers_pipeline(base, stock, tmp_path):
     with torch.no_grad():
         states, _, pooled, _ = stock.encode_prompt(PROMPT, device="cpu", do_classifier_free_guidance=False)
         added = {"text_embeds": pooled, "time_ids": condition.added_cond_kwargs["time_ids"]}
-        theirs = stock.unet(noisy, t, states, added_cond_kwargs=added).sample
+        reference = stock.unet(noisy, t, states, added_cond_kwargs=added).sample
         unet_bare = base.predict(noisy, t, condition)
     close(condition.prompt_embeds, states)
-    close(ours, theirs)
+    close(ours, reference)
     assert (ours - unet_bare).abs().max() > 1e-2
     assert (condition.prompt_embeds - bare.prompt_embeds).abs().max() > 1e-2
 
@@ -179,11 +181,11 @@ def test_a_lora_may_name_the_unets_layers_either_way(base):
     lora = a_lora(base, "attention")
     from sdpersonal.models.loading.ldm_keys import unet_paths
 
-    theirs = {
+    reference = {
         f"lora_unet_{new.replace('.', '_')}": f"lora_unet_{old.replace('.', '_')}"
         for old, new in unet_paths(base.unet).items()
     }
-    other = Lora({theirs.get(name, name): layer for name, layer in lora.layers.items()})
+    other = Lora({reference.get(name, name): layer for name, layer in lora.layers.items()})
     assert any("down_blocks" in name for name in other.layers)
     base.adapters.check(other, "<me/duck>")
     noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), base.encode_captions([[PROMPT]])
@@ -195,7 +197,7 @@ def test_a_lora_may_name_the_unets_layers_either_way(base):
 
 
 def test_every_trained_layer_gets_a_gradient(base, rows):
-    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text_encoder=True)
     try:
         for name, parameter in trained.items():
             parameter.data += 0.01 if name.endswith("up.weight") else 0.0
@@ -218,9 +220,10 @@ def test_a_concept_is_drawn_with_its_text_lora(base, rows):
         def get(self, token):
             return concept
 
-    (picture,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck>", n=1, steps=2, size="128x64"))
-    (other,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck:0.2>", n=1, steps=2, size="128x64"))
-    assert picture.image.size == (128, 64) and np.any(np.asarray(picture.image) != np.asarray(other.image))
+    settings = {"num_images": 1, "steps": 2, "size": "128x64"}
+    (image,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck>", **settings))
+    (other,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck:0.2>", **settings))
+    assert image.image.size == (128, 64) and np.any(np.asarray(image.image) != np.asarray(other.image))
 
 
 def test_a_saved_base_is_the_same_in_diffusers_and_here(base, tmp_path):
@@ -251,9 +254,9 @@ def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(fold
         module.to(torch.float32 if name == "vae" else torch.bfloat16)
     posterior = base.encode(np.zeros((1, 64, 64, 3), np.uint8))
     with base.exclusive():
-        said = base.predict(posterior.mean, torch.tensor([10]), base.encode_captions([[PROMPT]]))
-    assert said.dtype == posterior.mean.dtype == torch.float32
-    assert base.decode(said).shape == (1, 64, 64, 3)
+        message = base.predict(posterior.mean, torch.tensor([10]), base.encode_captions([[PROMPT]]))
+    assert message.dtype == posterior.mean.dtype == torch.float32
+    assert base.decode(message).shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +265,7 @@ def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(fold
         ("refiner", "is the refiner of SDXL"),
         ("null encoder", "is the refiner of SDXL"),
         ("inpainting", r"is an inpainting or depth model \(9 channels\)"),
-        ("edm", "was trained in a way that I do not know"),
+        ("edm", "was trained in an unsupported way"),
         ("no second encoder", "text_encoder_2/model.safetensors is missing"),
         ("no second tokenizer", "cannot be read"),
     ],
@@ -270,8 +273,8 @@ def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(fold
 def test_its_sisters_are_refused_by_name(folder, tmp_path, change, problem):
     copy = shutil.copytree(folder, tmp_path / "copy")
 
-    def edit(path, **more):
-        (copy / path).write_text(json.dumps(json.loads((copy / path).read_text()) | more))
+    def edit(path, **options):
+        (copy / path).write_text(json.dumps(json.loads((copy / path).read_text()) | options))
 
     if change == "refiner":
         edit("model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline")

@@ -16,8 +16,7 @@ from sdpersonal.models.loading.architecture import (
     with_prefix_removed,
 )
 from sdpersonal.models.loading.ldm_keys import clip_keys, open_clip_keys, unet_keys, vae_keys
-from sdpersonal.models.loading.single_file import declared_prediction_type, predicts_v
-from sdpersonal.models.loading.tokenizer import clip_tokenizer
+from sdpersonal.models.loading.single_file import clip_tokenizer, declared_prediction_type, predicts_v
 from support import original
 
 
@@ -30,8 +29,8 @@ def tokenizers():
 def both(request, tmp_path_factory, tokenizers):
     """(kind, folder in diffusers layout with fp16 weights, one file): the same model."""
     folder = tmp_path_factory.mktemp("single")
-    mine = {"sd1": tokenizers[:1], "sdxl": tokenizers}.get(request.param, tokenizers[1:])
-    pipe = original.pipeline(request.param, mine)
+    concept = {"sd1": tokenizers[:1], "sdxl": tokenizers}.get(request.param, tokenizers[1:])
+    pipe = original.pipeline(request.param, concept)
     metadata = (
         {"modelspec.prediction_type": "v"} if request.param == "sd2 v" else {"modelspec.prediction_type": "epsilon"}
     )
@@ -48,28 +47,28 @@ def tensors(base):
 
 def test_one_file_is_the_folder_it_was_written_from(both):
     kind, folder, path = both
-    ours, theirs = load_base(str(path), "cpu"), load_base(str(folder), "cpu")
-    assert ours.kind == theirs.kind == kind.split()[0]
-    mine, wanted = tensors(ours), tensors(theirs)
-    assert mine.keys() == wanted.keys() and all(torch.equal(mine[key], wanted[key]) for key in wanted)
+    ours, reference = load_base(str(path), "cpu"), load_base(str(folder), "cpu")
+    assert ours.kind == reference.kind == kind.split()[0]
+    concept, expected = tensors(ours), tensors(reference)
+    assert concept.keys() == expected.keys() and all(torch.equal(concept[key], expected[key]) for key in expected)
     assert (
         ours.schedule.prediction_type
-        == theirs.schedule.prediction_type
+        == reference.schedule.prediction_type
         == ("v_prediction" if kind == "sd2 v" else "epsilon")
     )
-    assert torch.equal(ours.schedule.alphas_cumprod, theirs.schedule.alphas_cumprod)
+    assert torch.equal(ours.schedule.alphas_cumprod, reference.schedule.alphas_cumprod)
     rows = {key: 0.02 * torch.randn(2, width) for key, width in ours.widths.items()}
     prompts = [["a photo of ", rows, " on the beach, 8k!"], ["a cat"]]
     noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([999, 10])
     with torch.no_grad():
-        one, two = ours.encode_captions(prompts), theirs.encode_captions(prompts)
-        assert torch.equal(one.prompt_embeds, two.prompt_embeds)
+        item, two = ours.encode_captions(prompts), reference.encode_captions(prompts)
+        assert torch.equal(item.prompt_embeds, two.prompt_embeds)
         assert torch.equal(
-            ours.predict(noisy, t, one), theirs.predict(noisy, t, ours.with_size_conditioning(two, _whole(ours, 2)))
+            ours.predict(noisy, t, item), reference.predict(noisy, t, ours.with_size_conditioning(two, _whole(ours, 2)))
         )
     pixels = torch.randint(0, 255, (1, 64, 64, 3), dtype=torch.uint8).numpy()
-    assert torch.equal(ours.encode(pixels).mean, theirs.encode(pixels).mean)
-    sampler, stock = dict(ours.make_scheduler().config), dict(theirs.make_scheduler().config)
+    assert torch.equal(ours.encode(pixels).mean, reference.encode(pixels).mean)
+    sampler, stock = dict(ours.make_scheduler().config), dict(reference.make_scheduler().config)
     assert {key: sampler[key] for key in ("timestep_spacing", "steps_offset", "beta_schedule", "prediction_type")} == {
         key: stock[key] for key in ("timestep_spacing", "steps_offset", "beta_schedule", "prediction_type")
     }
@@ -113,9 +112,9 @@ def test_every_weight_of_the_full_models_has_its_place(full):
     places = {"unet": unet_keys(parts["unet"]), "vae": vae_keys(parts["vae"])}
     places |= {name: find(parts[name], prefix) for name, find, prefix in texts}
     taken = set()
-    for part, found in places.items():
+    for part, result in places.items():
         for key, weight in parts[part].state_dict().items():
-            place, tensor = found[key], tensors[found[key].key]
+            place, tensor = result[key], tensors[result[key].key]
             shape = list(tensor.shape)
             if place.qkv_index is not None:
                 shape[0] //= 3
@@ -133,11 +132,11 @@ def test_published_configurations_are_read_off_the_shapes(full):
     _same(unet_config(inputs, kind, size), parts["unet"].config)
     _same(vae_config(with_prefix_removed(shapes, "first_stage_model."), kind, 512), parts["vae"].config)
     if kind == "sd1":
-        mine = clip_config(with_prefix_removed(shapes, "cond_stage_model.transformer.text_model."))
-        _same(mine, parts["text_encoder"].config.to_dict())
+        concept = clip_config(with_prefix_removed(shapes, "cond_stage_model.transformer.text_model."))
+        _same(concept, parts["text_encoder"].config.to_dict())
     elif kind == "sd2":
-        mine = open_clip_config(with_prefix_removed(shapes, "cond_stage_model.model."), all_layers=False)
-        _same(mine, parts["text_encoder"].config.to_dict())
+        concept = open_clip_config(with_prefix_removed(shapes, "cond_stage_model.model."), all_layers=False)
+        _same(concept, parts["text_encoder"].config.to_dict())
         deeper = with_prefix_removed(shapes, "cond_stage_model.model.") | {
             "transformer.resblocks.23.mlp.c_fc.weight": (4096, 1024)
         }
@@ -147,19 +146,19 @@ def test_published_configurations_are_read_off_the_shapes(full):
             clip_config(with_prefix_removed(shapes, "conditioner.embedders.0.transformer.text_model.")),
             parts["text_encoder"].config.to_dict(),
         )
-        mine = open_clip_config(with_prefix_removed(shapes, "conditioner.embedders.1.model."), all_layers=True)
-        _same(mine, parts["text_encoder_2"].config.to_dict())
+        concept = open_clip_config(with_prefix_removed(shapes, "conditioner.embedders.1.model."), all_layers=True)
+        _same(concept, parts["text_encoder_2"].config.to_dict())
 
 
 def _shapes(state):
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _same(mine, theirs):
+def _same(concept, reference):
     def plain(value):
         return list(value) if isinstance(value, tuple) else value
 
-    assert {key: plain(value) for key, value in mine.items()} == {key: plain(theirs[key]) for key in mine}
+    assert {key: plain(value) for key, value in concept.items()} == {key: plain(reference[key]) for key in concept}
 
 
 def test_the_parameters_of_the_full_models_are_counted_as_published(full):
@@ -216,7 +215,7 @@ def test_what_no_file_says_is_decided_by_a1111s_question(tokenizers, tmp_path, b
     pipe = original.pipeline("sd2", tokenizers[1:])
     pipe.unet.conv_out.bias.data.fill_(bias)
     base = load_base(str(original.write(pipe, tmp_path / "sd2.safetensors")), "cpu")
-    assert base.schedule.prediction_type == prediction and base.note.startswith("It does not say")
+    assert base.schedule.prediction_type == prediction and base.note.startswith("The file does not say")
     assert base.resolution == (768 if prediction == "v_prediction" else 512)
     x = torch.ones((1, 4, 8, 8)) * 0.5  # as A1111 asks
     with torch.no_grad():
@@ -240,14 +239,14 @@ def test_another_autoencoder_from_a_folder_or_a_file(sd2, tmp_path):
     alone = {key.removeprefix("first_stage_model."): value for key, value in original._vae(other).items()}
     save_file({key: value.contiguous() for key, value in alone.items()}, tmp_path / "vae.safetensors")
     usual = load_base(str(path), "cpu")
-    for given in ("vae", "vae.safetensors"):
-        base = load_base(str(path), "cpu", vae=tmp_path / given)
-        mine, wanted = base.vae.state_dict(), other.state_dict()
-        assert mine.keys() == wanted.keys() and all(torch.equal(mine[key], wanted[key]) for key in wanted)
+    for arguments in ("vae", "vae.safetensors"):
+        base = load_base(str(path), "cpu", vae=tmp_path / arguments)
+        concept, expected = base.vae.state_dict(), other.state_dict()
+        assert concept.keys() == expected.keys() and all(torch.equal(concept[key], expected[key]) for key in expected)
         assert base.version != usual.version
     config = json.loads((tmp_path / "vae" / "config.json").read_text()) | {"scaling_factor": 0.13025}
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="makes other latents"):
+    with pytest.raises(UserError, match="has other latents"):
         load_base(str(path), "cpu", vae=str(tmp_path / "vae"))
     with pytest.raises(UserError, match="No autoencoder called nothing"):
         load_base(str(path), "cpu", vae="nothing")
@@ -258,10 +257,12 @@ def test_another_autoencoder_from_a_folder_or_a_file(sd2, tmp_path):
 
 def test_a_file_without_an_autoencoder_asks_for_one(sd2, tmp_path):
     parts = {"unet": sd2.unet, "vae": sd2.vae, "text_encoder": sd2.text_encoder}
-    whole = original.checkpoint(parts)
-    bare = {key: value.half().contiguous() for key, value in whole.items() if not key.startswith("first_stage_model")}
+    complete = original.checkpoint(parts)
+    bare = {
+        key: value.half().contiguous() for key, value in complete.items() if not key.startswith("first_stage_model")
+    }
     save_file(bare, tmp_path / "bare.safetensors", {"modelspec.prediction_type": "epsilon"})
-    with pytest.raises(UserError, match=r"holds no autoencoder \(VAE\)"):
+    with pytest.raises(UserError, match=r"has no autoencoder \(VAE\)"):
         load_base(str(tmp_path / "bare.safetensors"), "cpu")
     sd2.vae.save_pretrained(tmp_path / "vae")
     base = load_base(str(tmp_path / "bare.safetensors"), "cpu", vae=str(tmp_path / "vae"))
@@ -273,7 +274,7 @@ def test_a_file_without_an_autoencoder_asks_for_one(sd2, tmp_path):
 UNET = "model.diffusion_model."
 
 
-def unet_like(channels=4, width=768, **more):
+def unet_like(channels=4, width=768, **options):
     shapes = {
         f"{UNET}input_blocks.0.0.weight": (32, channels, 3, 3),
         f"{UNET}out.2.weight": (4, 32, 3, 3),
@@ -281,18 +282,18 @@ def unet_like(channels=4, width=768, **more):
         "first_stage_model.decoder.conv_in.weight": (8, 4, 3, 3),
         "cond_stage_model.transformer.text_model.final_layer_norm.weight": (width,),
     }
-    return shapes | more
+    return shapes | options
 
 
 @pytest.mark.parametrize(
     ("shapes", "problem"),
     [
-        (unet_like(channels=9), "is an inpainting model: its UNet reads 9 channels"),
+        (unet_like(channels=9), "is an inpainting model: its UNet takes 9 channels"),
         (unet_like(channels=8), "is an editing model"),
         (unet_like(channels=5), "is a depth model"),
-        (unet_like(width=640), "reads text of width 640"),
-        (unet_like(width=192), "reads text of width 192"),
-        ({key: shape for key, shape in unet_like().items() if "cond_stage" not in key}, "holds no text encoder"),
+        (unet_like(width=640), "has text embeddings of width 640"),
+        (unet_like(width=192), "has text embeddings of width 192"),
+        ({key: shape for key, shape in unet_like().items() if "cond_stage" not in key}, "has no text encoder"),
         (unet_like(width=1024, **{f"{UNET}label_emb.0.0.weight": (64, 2048)}), "unCLIP"),
         (unet_like(width=1280, **{"conditioner.embedders.0.model.ln_final.weight": (1280,)}), "is the refiner of SDXL"),
         ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (9, 3)}, "is Stable Diffusion 3"),
@@ -309,8 +310,8 @@ def unet_like(channels=4, width=768, **more):
             "is a part of a diffusers folder",
         ),
         ({"decoder.conv_in.weight": (32, 4, 3, 3), "encoder.conv_in.weight": (3, 3)}, r"is an autoencoder \(VAE\)"),
-        ({"blocks.0.weight": (3, 3), "blocks.1.weight": (3, 3)}, "is not a checkpoint that I know"),
-        (unet_like(), "is not laid out as Stable Diffusion: .* is missing"),
+        ({"blocks.0.weight": (3, 3), "blocks.1.weight": (3, 3)}, "is not a supported checkpoint"),
+        (unet_like(), "is not laid out as Stable Diffusion: it lacks .*"),
     ],
 )
 def test_files_that_are_no_base_are_refused_by_name(tmp_path, shapes, problem):
@@ -323,7 +324,7 @@ def test_files_that_are_no_base_are_refused_by_name(tmp_path, shapes, problem):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("old.ckpt", b"\x80\x02}q\x00.", r"is a pickle \(\.ckpt\): opening it can run code"),
+        ("old.ckpt", b"\x80\x02}q\x00.", r"is a pickle \(\.ckpt\), which can run code"),
         ("old.pt", b"PK\x03\x04", r"is a pickle \(\.pt\)"),
         ("new.gguf", b"GGUF", "is not a .safetensors file"),
         ("void.safetensors", b"", "is empty"),
@@ -358,11 +359,11 @@ def test_a_file_fetched_in_part_is_said_to_be_so(tmp_path, share):
 
 def test_one_weight_too_few_or_of_another_shape_is_named(sd2, tmp_path):
     parts = {"unet": sd2.unet, "vae": sd2.vae, "text_encoder": sd2.text_encoder}
-    whole = {key: value.half().contiguous() for key, value in original.checkpoint(parts).items()}
-    some = f"{UNET}input_blocks.1.1.transformer_blocks.0.norm1.weight"
-    save_file({key: value for key, value in whole.items() if key != some}, tmp_path / "it.safetensors")
-    with pytest.raises(UserError, match=rf"lacks 1 of the weights it should have; the first is {some}"):
+    complete = {key: value.half().contiguous() for key, value in original.checkpoint(parts).items()}
+    sample = f"{UNET}input_blocks.1.1.transformer_blocks.0.norm1.weight"
+    save_file({key: value for key, value in complete.items() if key != sample}, tmp_path / "it.safetensors")
+    with pytest.raises(UserError, match=rf"lacks 1 of the weights it should have; the first is {sample}"):
         load_base(str(tmp_path / "it.safetensors"), "cpu")
-    save_file(whole | {some: torch.zeros(7)}, tmp_path / "it.safetensors")
-    with pytest.raises(UserError, match=rf"{some} has the shape \(7,\) where \(64,\) belongs"):
+    save_file(complete | {sample: torch.zeros(7)}, tmp_path / "it.safetensors")
+    with pytest.raises(UserError, match=rf"{sample} has the shape \(7,\) where \(64,\) belongs"):
         load_base(str(tmp_path / "it.safetensors"), "cpu")

@@ -52,9 +52,9 @@ def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, 
     (entry,) = library.entries()
     assert entry.card.base == kind and entry.card.base_name == folder.name and str(tmp_path) not in str(entry.card)
     base = load_base(str(folder), device="cpu")
-    request = GenerateRequest(prompt="a photo of <duck>", n=1, steps=1, size="128x64")
-    (picture,) = Generator(base, library).generate(request)
-    assert picture.image.size == (128, 64)
+    request = GenerateRequest(prompt="a photo of <duck>", num_images=1, steps=1, size="128x64")
+    (image,) = Generator(base, library).generate(request)
+    assert image.image.size == (128, 64)
     with pytest.raises(UserError, match=f"made for the base {kind}; the loaded one is tiny"):
         list(Generator(tiny, library).generate(request))
 
@@ -80,12 +80,12 @@ def test_autoencoders_with_the_older_names_of_attention(model, tmp_path):
     vae = shutil.copytree(model[1] / "vae", tmp_path / "vae")
     path = vae / "diffusion_pytorch_model.safetensors"
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    wanted, renamed = load_file(path), {}
-    for key, value in wanted.items():
+    expected, renamed = load_file(path), {}
+    for key, value in expected.items():
         for new, old in older.items():
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
         renamed[key] = value
     assert any("query" in key for key in renamed)
     save_file(renamed, path, {"format": "pt"})
     base = load_base(str(model[1]), "cpu", vae=str(vae))
-    assert all(torch.equal(value, wanted[key]) for key, value in base.vae.state_dict().items())
+    assert all(torch.equal(value, expected[key]) for key, value in base.vae.state_dict().items())

@@ -260,9 +260,15 @@ def test_the_page_shows_favourites_then_the_newest(outputs):
 
 def test_what_else_a_recipe_tells(outputs):
     duck = {"token": "<me/duck-v1>", "sha256": "b" * 64, "strength": 0.8}
-    more = {"near": 0.1, "near_seed": 7, "enlarge": 2.0, "template": "a {duck|fox}", "concepts": [duck]}
+    more = {
+        "variation_strength": 0.1,
+        "variation_seed": 7,
+        "hires_scale": 2.0,
+        "template": "a {duck|fox}",
+        "concepts": [duck],
+    }
     outputs.save(drawn(1, **more))
-    outputs.save(drawn(1, start="c" * 64, change=0.5))
+    outputs.save(drawn(1, init_image="c" * 64, strength=0.5))
     second, first = (dict(each["facts"]) for each in Page(write_page(outputs)[0]).pictures)
     assert first["Near"] == "0.1 towards seed 7" and first["Concepts"] == "<me/duck-v1> 0.8"
     assert first["Size"] == "64x64, enlarged 2 times" and first["Chosen from"] == "a {duck|fox}"
@@ -339,10 +345,10 @@ def test_two_writers_at_once_lose_no_picture(outputs):
 
 def test_the_commands(outputs, capsys):
     here = ["--out", str(outputs.folder)]
-    assert main(["outputs", *here]) == 2 and "No pictures in" in capsys.readouterr().err
+    assert main(["outputs", *here]) == 2 and "No images in" in capsys.readouterr().err
     paths = [outputs.save(drawn(n)) for n in range(2)]
     assert main(["outputs", *here]) == 0
-    assert capsys.readouterr().out == f"2 pictures: {outputs.folder / 'index.html'}\n"
+    assert capsys.readouterr().out == f"2 images: {outputs.folder / 'index.html'}\n"
     assert main(["outputs", "favourite", str(paths[0]), *here]) == 0
     copy = outputs.folder / "favourites" / f"2026-11-23-{paths[0].name}"
     assert capsys.readouterr().out == f"{copy}\n" and copy.exists()

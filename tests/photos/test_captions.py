@@ -60,9 +60,9 @@ def one_photo(folder, files, kind="object"):
     ],
 )
 def test_captions_that_cannot_be_used_are_said_with_the_true_reason(tmp_path, text, reason):
-    found = one_photo(tmp_path, {"a.txt": text})
-    assert found.photos[0].captions == () and found.ignored == 0
-    assert f"its caption is not used: a.txt {reason}" in found.photos[0].notes[-1]
+    result = one_photo(tmp_path, {"a.txt": text})
+    assert result.photos[0].captions == () and result.ignored == 0
+    assert f"its caption is not used: a.txt {reason}" in result.photos[0].notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_emoji_quotes_and_other_scripts_stay(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.TXT", "A.txt", "a.caption", "a.Caption", "a.png.txt", "a.PNG.caption"])
 def test_names_of_caption_files(tmp_path, name):
-    found = one_photo(tmp_path, {name: "{} in the snow"})
-    assert found.photos[0].captions == ("{} in the snow",) and "ignored" not in found.report()
+    result = one_photo(tmp_path, {name: "{} in the snow"})
+    assert result.photos[0].captions == ("{} in the snow",) and "ignored" not in result.report()
 
 
 def test_names_that_are_written_in_two_ways(tmp_path):
@@ -102,17 +102,17 @@ def test_names_that_are_written_in_two_ways(tmp_path):
 
 
 def test_the_more_telling_name_wins(tmp_path):
-    found = one_photo(tmp_path, {"a.txt": "{} of both", "a.png.txt": "{} of one", "a.caption": "{} later"})
-    assert found.photos[0].captions == ("{} of one",) and found.ignored == 2
+    result = one_photo(tmp_path, {"a.txt": "{} of both", "a.png.txt": "{} of one", "a.caption": "{} later"})
+    assert result.photos[0].captions == ("{} of one",) and result.ignored == 2
 
 
 def test_one_caption_for_two_photos_is_counted_once(tmp_path):
     (tmp_path / "01.jpg").write_bytes(encoded(smooth(seed=1), "JPEG"))
     one_photo(tmp_path, {"01.txt": "{} here", "a.txt": "", "notes.md": ""})
     (tmp_path / "01.png").write_bytes(encoded(smooth(seed=3), "PNG"))
-    found = load_photos(tmp_path, 64)
-    assert [photo.captions for photo in found.photos] == [("{} here",), ("{} here",), ()]
-    assert found.ignored == 1 and "3 photos, 2 with captions, 1 other file ignored" in found.report()
+    result = load_photos(tmp_path, 64)
+    assert [photo.captions for photo in result.photos] == [("{} here",), ("{} here",), ()]
+    assert result.ignored == 1 and "3 photos, 2 with captions, 1 other file ignored" in result.report()
 
 
 @pytest.mark.parametrize(
@@ -147,17 +147,17 @@ def test_the_table_of_an_image_folder(tmp_path):
     (tmp_path / "b.png").write_bytes(encoded(smooth(seed=2), "PNG"))
     (tmp_path / "c.png").write_bytes(encoded(smooth(seed=3), "PNG"))
     text = "\n".join(map(json.dumps, rows))
-    found = one_photo(tmp_path, {"metadata.jsonl": text, "c.txt": "{} of its own"})
-    assert [photo.captions for photo in found.photos] == [("{} in the snow",), ("{} at home",), ("{} of its own",)]
-    assert found.ignored == 0 and not found.skipped
-    for broken, said in (
+    result = one_photo(tmp_path, {"metadata.jsonl": text, "c.txt": "{} of its own"})
+    assert [photo.captions for photo in result.photos] == [("{} in the snow",), ("{} at home",), ("{} of its own",)]
+    assert result.ignored == 0 and not result.skipped
+    for broken, message in (
         ("\n{", "has no whole JSON object in line 3"),
         ('\n{"file_name": "c.png"}', "has no text in line 3"),
     ):
-        found = one_photo(tmp_path, {"metadata.jsonl": text + broken})
-        assert said in found.report() and found.photos[0].captions
-    found = one_photo(tmp_path, {"metadata.jsonl": json.dumps({"file_name": "a.png", "text": "\ud83d {}"})})
-    assert "its text in metadata.jsonl is not valid Unicode" in found.photos[0].notes[-1]
+        result = one_photo(tmp_path, {"metadata.jsonl": text + broken})
+        assert message in result.report() and result.photos[0].captions
+    result = one_photo(tmp_path, {"metadata.jsonl": json.dumps({"file_name": "a.png", "text": "\ud83d {}"})})
+    assert "its text in metadata.jsonl is not valid Unicode" in result.photos[0].notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -176,18 +176,18 @@ def test_the_table_of_an_image_folder(tmp_path):
     ],
 )
 def test_rows_of_a_table(tmp_path, rows, caption, said):
-    found = one_photo(tmp_path, {"metadata.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)})
-    assert found.photos[0].captions == caption
-    assert len(found.skipped) == bool(said) and said in found.report()
+    result = one_photo(tmp_path, {"metadata.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)})
+    assert result.photos[0].captions == caption
+    assert len(result.skipped) == bool(said) and said in result.report()
 
 
 def test_a_table_with_commas(tmp_path):
-    found = one_photo(tmp_path, {"metadata.csv": '\ufefffile_name,text\r\na.png,"{} in the snow, at night"\r\n'})
-    assert found.photos[0].captions == ("{} in the snow, at night",) and not found.skipped
-    found = one_photo(tmp_path, {"metadata.csv": "a;b\nc;d"})
-    assert "metadata.csv has no file_name in line 2" in found.report()
-    found = one_photo(tmp_path, {"metadata.csv": "file_name,text\na.png,{}" + "x" * 200_000})
-    assert "metadata.csv is not CSV in line 2: field larger than field limit" in found.report()
+    result = one_photo(tmp_path, {"metadata.csv": '\ufefffile_name,text\r\na.png,"{} in the snow, at night"\r\n'})
+    assert result.photos[0].captions == ("{} in the snow, at night",) and not result.skipped
+    result = one_photo(tmp_path, {"metadata.csv": "a;b\nc;d"})
+    assert "metadata.csv has no file_name in line 2" in result.report()
+    result = one_photo(tmp_path, {"metadata.csv": "file_name,text\na.png,{}" + "x" * 200_000})
+    assert "metadata.csv is not CSV in line 2: field larger than field limit" in result.report()
 
 
 def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():
@@ -226,8 +226,8 @@ def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
     for photo, before in zip(fitted, photos, strict=True):
         (caption,) = photo.captions
         assert caption.count("{}") == 1 and (caption[:20] in before.captions[0] or caption[-20:] in before.captions[0])
-        for reading in readings:
-            tiny.encode_captions([reading(caption)])  # raises where it does not fit
+        for resolved in readings:
+            tiny.encode_captions([resolved(caption)])  # raises where it does not fit
     assert max(len(tiny.encoders["clip_l"].ids(photo.captions[0])) for photo in fitted) > 55
 
 
@@ -240,15 +240,15 @@ def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
         (tmp_path / "set" / f"{seed}.txt").write_text(text)
     argv = ["photos", "check", str(tmp_path / "set"), "--kind", "style", "--sheet", str(tmp_path / "sheet.png")]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "1.png: its caption takes about 204 tokens; 75 are read" in said and "0.png: its caption" not in said
+    message = capsys.readouterr().out
+    assert "1.png: its caption takes about 204 tokens; 75 are read" in message and "0.png: its caption" not in message
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["long_captions"] == {"1.png": 204}  # 40 x (4 words + a comma) + 4
 
 
 def test_braces_in_a_caption_are_plain_text(tiny, tmp_path):
     from sdpersonal.config import DreamboothSettings
-    from sdpersonal.training.methods.factory import in_class
+    from sdpersonal.training.methods.factory import insert_class_noun
 
-    reading = in_class(DreamboothSettings(photos="x", token="<me/a>", class_noun="dog"))
+    reading = insert_class_noun(DreamboothSettings(photos="x", token="<me/a>", class_noun="dog"))
     assert reading("{} beside {red} and {") == ["dog beside {red} and {"]

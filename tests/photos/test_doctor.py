@@ -13,11 +13,10 @@ from PIL import Image
 from conftest import ROOT
 from sdpersonal.cli.main import main
 from sdpersonal.photos.checks import Report, check, contact_sheet
-from sdpersonal.photos.checks.exposure import exposure
+from sdpersonal.photos.checks.clip_checks import silhouette
 from sdpersonal.photos.checks.findings import make_finding
-from sdpersonal.photos.checks.rotation import edge_histogram
-from sdpersonal.photos.checks.sharpness import BLUR_THRESHOLD, sharpness
-from sdpersonal.photos.checks.two_subjects import silhouette
+from sdpersonal.photos.checks.set import edge_histogram
+from sdpersonal.photos.checks.single import BLUR_THRESHOLD, exposure, sharpness
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
 
@@ -38,13 +37,13 @@ def teddy() -> list[Image.Image]:
     return bad.load_squares(SAMPLES / "teddy-bear")
 
 
-def names(images, kind="object", **more) -> list[str]:
-    return [each.name for each in check(bad.as_set(images), kind, **more).findings]
+def names(images, kind="object", **options) -> list[str]:
+    return [item.name for item in check(bad.as_set(images), kind, **options).findings]
 
 
-def photos_with(name, images, **more) -> tuple[str, ...]:
-    found = check(bad.as_set(images), "object", **more).findings
-    return next((each.photos for each in found if each.name == name), ())
+def photos_with(name, images, **options) -> tuple[str, ...]:
+    result = check(bad.as_set(images), "object", **options).findings
+    return next((item.photos for item in result if item.name == name), ())
 
 
 @pytest.mark.parametrize("side", [128, 512])
@@ -61,53 +60,53 @@ def test_made_sets_in_many_places_are_good(seed):
 def test_real_sets_get_no_false_warning(shared_photos, clip):
     lines = (shared_photos / "prompts_and_classes.txt").read_text().split("Prompts")[0].splitlines()
     classes = dict(line.split(",") for line in lines if "," in line)
-    found = {}
+    result = {}
     for folder in sorted(path for path in shared_photos.iterdir() if path.is_dir()):
         verdict = check(load_photos(folder, 512), "object", classes[folder.name], clip)
-        found[folder.name] = [each.name for each in verdict.findings]
-    assert len(found) == 15
-    assert {name: all_ for name, all_ in found.items() if all_} == TRUE
+        result[folder.name] = [item.name for item in verdict.findings]
+    assert len(result) == 15
+    assert {name: all_ for name, all_ in result.items() if all_} == TRUE
 
 
 @pytest.mark.parametrize("subject", ["can", "backpack_dog", "fancy_boot"])
 def test_faults_of_real_photos_are_found(shared_photos, subject):
-    pictures = bad.load_squares(shared_photos / subject)
-    everyone = {f"{i:02}.jpg" for i in range(1, len(pictures) + 1)}
-    assert set(photos_with("near-duplicates", bad.copies(pictures[0]))) == {f"{i:02}.jpg" for i in range(1, 6)}
+    images = bad.load_squares(shared_photos / subject)
+    everyone = {f"{i:02}.jpg" for i in range(1, len(images) + 1)}
+    assert set(photos_with("near-duplicates", bad.copies(images[0]))) == {f"{i:02}.jpg" for i in range(1, 6)}
     for fault in ("out of focus, 4 px", "shaken, 21 px", "4 stops too dark", "a quarter of the contrast"):
         name, spoil = bad.ONE_BY_ONE[fault]
-        assert set(photos_with(name, [spoil(picture) for picture in pictures])) == everyone, fault
+        assert set(photos_with(name, [spoil(image) for image in images])) == everyone, fault
 
 
 @pytest.mark.parametrize("fault", [fault for fault in bad.ONE_BY_ONE if "too light" not in fault])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_spoiled_photo_is_named(fault, seed):
     name, spoil = bad.ONE_BY_ONE[fault]
-    pictures = bad.in_many_places(seed=seed)
-    pictures[3] = spoil(pictures[3])
-    found = check(bad.as_set(pictures), "object").findings
-    assert [(each.name, each.photos) for each in found] == [(name, ("04.jpg",))]
+    images = bad.in_many_places(seed=seed)
+    images[3] = spoil(images[3])
+    result = check(bad.as_set(images), "object").findings
+    assert [(item.name, item.photos) for item in result] == [(name, ("04.jpg",))]
 
 
 def test_too_much_light_is_told_where_it_burns():
     """On a dark wall two stops more do no harm: then nothing is said."""
-    found = [
+    result = [
         names([*bad.in_many_places(4, seed), bad.brightened(bad.made_photo(seed, 9, seed), 3)]) for seed in range(6)
     ]
-    assert found.count(["burnt-out"]) >= 3
-    assert all(name == "burnt-out" for each in found for name in each)
+    assert result.count(["burnt-out"]) >= 3
+    assert all(name == "burnt-out" for item in result for name in item)
 
 
 def test_one_photo_five_times(teddy):
-    for pictures in (bad.copies(teddy[1]), bad.copies(bad.made_photo(5, 0, 0))):
-        assert names(pictures) == ["near-duplicates"]
-        assert len(photos_with("near-duplicates", pictures)) == 5
+    for images in (bad.copies(teddy[1]), bad.copies(bad.made_photo(5, 0, 0))):
+        assert names(images) == ["near-duplicates"]
+        assert len(photos_with("near-duplicates", images)) == 5
 
 
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.7])
 def test_a_cut_copy_is_found_and_its_original_named(teddy, share):
-    pictures = [*teddy, bad.recompressed(bad.cut(teddy[3], share, 0.2, 0.7))]
-    assert photos_with("near-duplicates", pictures) == ("04.jpg", "06.jpg")
+    images = [*teddy, bad.recompressed(bad.cut(teddy[3], share, 0.2, 0.7))]
+    assert photos_with("near-duplicates", images) == ("04.jpg", "06.jpg")
 
 
 def test_two_pairs_of_copies_are_two_findings(teddy):
@@ -122,8 +121,8 @@ def test_plain_pictures_are_no_copies_of_each_other():
 @pytest.mark.parametrize("clockwise", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_photo_on_its_side_among_its_like(seed, clockwise):
-    pictures = bad.with_one_turned(bad.in_one_place(seed=seed), 2, clockwise)
-    assert photos_with("sideways", pictures) == ("03.jpg",)
+    images = bad.with_one_turned(bad.in_one_place(seed=seed), 2, clockwise)
+    assert photos_with("sideways", images) == ("03.jpg",)
     assert photos_with("sideways", bad.in_one_place(seed=seed)) == ()
 
 
@@ -134,23 +133,23 @@ def test_one_background(seed):
 
 def test_too_few_and_too_small(tmp_path, teddy):
     folder = bad.save_all([teddy[0].resize((300, 300)), teddy[1].resize((300, 300))], tmp_path / "few")
-    found = check(load_photos(folder, 512), "object").findings
-    assert [each.name for each in found] == ["few", "small"]
-    assert "512 pixels, from 300" in found[1].message
-    assert [each.name for each in check(load_photos(folder, 256), "object").findings] == ["few"]
+    result = check(load_photos(folder, 512), "object").findings
+    assert [item.name for item in result] == ["few", "small"]
+    assert "512 pixels, from 300" in result[1].message
+    assert [item.name for item in check(load_photos(folder, 256), "object").findings] == ["few"]
     assert names(teddy[:1]) == ["few"]
 
 
 @pytest.mark.parametrize("side", [128, 512])
 def test_two_subjects(side, teddy, clip):
-    teddies, others = ([picture.resize((side, side)) for picture in each] for each in (teddy, bad.in_many_places(3, 7)))
+    teddies, others = ([image.resize((side, side)) for image in item] for item in (teddy, bad.in_many_places(3, 7)))
     assert photos_with("two-subjects", teddies + others, clip=clip) == ("06.jpg", "07.jpg", "08.jpg")
     assert photos_with("two-subjects", teddies + others) == ()  # nobody looks
 
 
 def test_two_real_subjects(shared_photos, clip):
     pairs = [("dog", "teapot"), ("cat", "duck_toy"), ("monster_toy", "vase"), ("red_cartoon", "can")]
-    found = [
+    result = [
         bool(
             photos_with(
                 "two-subjects", bad.load_squares(shared_photos / a) + bad.load_squares(shared_photos / b), clip=clip
@@ -158,7 +157,7 @@ def test_two_real_subjects(shared_photos, clip):
         )
         for a, b in pairs
     ]
-    assert sum(found) >= 3  # 70 % of all 105 pairs
+    assert sum(result) >= 3  # 70 % of all 105 pairs
 
 
 def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, clip):
@@ -171,13 +170,13 @@ def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, clip):
 
 def test_real_photos_are_not_named_by_eyes_that_know_drawings_only(shared_photos, clip):
     for subject in ("teapot", "dog", "backpack"):
-        pictures = bad.load_squares(shared_photos / subject)
-        assert "wrong-class" not in names(pictures, class_noun="cat", clip=clip)
+        images = bad.load_squares(shared_photos / subject)
+        assert "wrong-class" not in names(images, class_noun="cat", clip=clip)
 
 
 def test_a_style_may_be_dark_soft_and_in_one_place_but_wants_captions(teddy):
-    pictures = [bad.defocused(bad.brightened(picture, -4), 6) for picture in bad.in_one_place()]
-    assert names(pictures, kind="style") == ["no-captions"]
+    images = [bad.defocused(bad.brightened(image, -4), 6) for image in bad.in_one_place()]
+    assert names(images, kind="style") == ["no-captions"]
     assert set(names([*teddy, bad.recompressed(teddy[0])], kind="style")) == {"near-duplicates", "no-captions"}
 
 
@@ -226,8 +225,8 @@ def test_the_silhouette_is_rousseeuw_s():
 
 
 def test_names_of_files_are_shown_as_they_are():
-    said = make_finding("blurred", ["{0}.jpg", "a{}b.jpg"], "{} are blurred.")
-    assert said.message == "{0}.jpg and a{}b.jpg are blurred."
+    message = make_finding("blurred", ["{0}.jpg", "a{}b.jpg"], "{} are blurred.")
+    assert message.message == "{0}.jpg and a{}b.jpg are blurred."
     many = make_finding("dark", [f"{i}.jpg" for i in range(9)], "{} are too dark.")
     assert "5.jpg and 3 more" in many.message
     assert len(many.photos) == 9
@@ -235,11 +234,11 @@ def test_names_of_files_are_shown_as_they_are():
 
 def test_a_verdict_in_words_and_in_json(teddy):
     verdict = check(bad.as_set([*teddy, bad.defocused(teddy[0], 8)]), "object")
-    said = verdict.lines()
-    assert said[0].startswith("6 photos, ")
-    assert len(said) == 1 + 2 * len(verdict.findings)
+    message = verdict.lines()
+    assert message[0].startswith("6 photos, ")
+    assert len(message) == 1 + 2 * len(verdict.findings)
     assert json.loads(json.dumps(verdict.as_json()))["findings"][0]["photos"]
-    assert Report(5).lines() == ["5 photos: I see nothing to change."]
+    assert Report(5).lines() == ["5 photos: nothing to change."]
 
 
 def test_the_contact_sheet_shows_every_photo_whole_with_its_square(tmp_path):
@@ -255,7 +254,7 @@ def test_the_contact_sheet_shows_every_photo_whole_with_its_square(tmp_path):
 
 
 def test_thirty_photos_take_seconds():
-    photos = bad.as_set([picture for seed in range(6) for picture in bad.in_many_places(5, seed)])
+    photos = bad.as_set([image for seed in range(6) for image in bad.in_many_places(5, seed)])
     began = time.perf_counter()
     check(photos, "object")
     assert time.perf_counter() - began < 30  # 3 on an idle core
@@ -265,13 +264,13 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     folder = bad.save_all([*bad.in_many_places(4), bad.defocused(bad.made_photo(0, 9, 9), 8)], tmp_path / "photos")
     before = sorted(folder.iterdir())
     assert main(["photos", "check", str(folder), "--resolution", "256"]) == 0
-    said = capsys.readouterr().out
-    assert "blurred: 05.jpg is blurred." in said
+    message = capsys.readouterr().out
+    assert "blurred: 05.jpg is blurred." in message
     assert Path("photos-check.png").is_file()
     assert main(["photos", "check", str(folder), "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["findings"][0]["name"] == "blurred"
-    assert Image.open(told["sheet"]).format == "PNG"
+    output = json.loads(capsys.readouterr().out)
+    assert output["findings"][0]["name"] == "blurred"
+    assert Image.open(output["sheet"]).format == "PNG"
     monkeypatch.chdir(folder)
     assert main(["photos", "check", "."]) == 0  # beside the folder, not in it
     assert (tmp_path / "photos-check.png").is_file()

@@ -64,8 +64,8 @@ def unusable(data: bytes, size: int = SIDE) -> str:
     return str(reason.value)
 
 
-def close(got: np.ndarray, wanted: np.ndarray, mean: float, most: float) -> None:
-    difference = np.abs(got.astype(float) - wanted)
+def close(got: np.ndarray, expected: np.ndarray, mean: float, most: float) -> None:
+    difference = np.abs(got.astype(float) - expected)
     assert difference.mean() <= mean and difference.max() <= most, (difference.mean(), difference.max())
 
 
@@ -91,9 +91,9 @@ def test_four_formats_become_squares_in_order_of_their_names(tmp_path):
     ):
         originals[name] = smooth(384, 320, seed)
         (tmp_path / name).write_bytes(encoded(originals[name], kind))
-    found = load_photos(tmp_path, 320)
-    assert [photo.name for photo in found.photos] == ["B.png", "a.webp", "c.HEIC", "d.jpg", "é.jpeg"]
-    for photo in found.photos:
+    result = load_photos(tmp_path, 320)
+    assert [photo.name for photo in result.photos] == ["B.png", "a.webp", "c.HEIC", "d.jpg", "é.jpeg"]
+    for photo in result.photos:
         assert photo.pixels.dtype == np.uint8 and photo.pixels.shape == (320, 384, 3)
         close(photo.pixels, originals[photo.name], mean=2.5, most=25)
         assert photo.sha256 == hashlib.sha256((tmp_path / photo.name).read_bytes()).hexdigest()
@@ -103,7 +103,7 @@ def test_four_formats_become_squares_in_order_of_their_names(tmp_path):
         assert photo.square().flags.owndata and photo.square().flags.writeable
         with pytest.raises(ValueError):
             photo.square((65, 0))
-    assert found.report() == "5 photos"
+    assert result.report() == "5 photos"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 700), (700, 1000), (999, 333), (256, 1024), (512, 512)])
@@ -126,8 +126,8 @@ def test_the_folder_is_left_as_it_was(folder):
 
 
 def test_identity_follows_the_files_bytes_and_their_order(tmp_path):
-    one, two = encoded(smooth(seed=1), "PNG"), encoded(smooth(seed=2), "PNG")
-    sets = {"a": (one, two), "b": (one, two), "c": (two, one), "d": (one,)}
+    item, two = encoded(smooth(seed=1), "PNG"), encoded(smooth(seed=2), "PNG")
+    sets = {"a": (item, two), "b": (item, two), "c": (two, item), "d": (item,)}
     identities = {}
     for name, contents in sets.items():
         (tmp_path / name).mkdir()
@@ -146,10 +146,10 @@ def test_import_brings_no_torch_and_registers_nothing_with_pillow():
 
 def test_real_photos_are_all_taken(shared_photos):
     for subject in ("duck_toy", "red_cartoon", "teapot"):
-        found = load_photos(shared_photos / subject, 256, crop="subject")
-        assert len(found.photos) == len(list((shared_photos / subject).iterdir()))
-        assert not found.skipped and not found.duplicates
-        assert all(photo.square().shape == (256, 256, 3) for photo in found.photos)
+        result = load_photos(shared_photos / subject, 256, crop="subject")
+        assert len(result.photos) == len(list((shared_photos / subject).iterdir()))
+        assert not result.skipped and not result.duplicates
+        assert all(photo.square().shape == (256, 256, 3) for photo in result.photos)
 
 
 # --- sizes (P-1, P-9)
@@ -157,8 +157,8 @@ def test_real_photos_are_all_taken(shared_photos):
 
 def test_a_small_file_that_says_it_is_huge_is_refused_with_its_numbers():
     for side, megapixels in ((12000, 144), (20000, 400)):
-        said = unusable(png(side, side, 8, 2, b"\0"))
-        assert said == f"is {side}x{side} ({megapixels} megapixels); I take up to 50: resize it"
+        message = unusable(png(side, side, 8, 2, b"\0"))
+        assert message == f"is {side}x{side} ({megapixels} megapixels); up to 50 are allowed: resize it"
 
 
 def one_colour_webp(width: int, height: int) -> bytes:
@@ -192,7 +192,7 @@ def test_the_largest_pictures_stay_under_a_gigabyte(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     *report, kilobytes = out.stdout.splitlines()
-    assert report[0] == "4 photos, 2 files I cannot use", out.stderr
+    assert report[0] == "4 photos, 2 unusable files", out.stderr
     assert "9000x9000 (81 megapixels)" in out.stdout and "16383x16383 (268 megapixels)" in out.stdout
     assert int(kilobytes) < 1_000_000
 
@@ -214,11 +214,11 @@ def test_too_small_and_too_long_are_refused_by_name(width, height, reason, kind)
 
 def test_a_large_jpeg_decoded_small_looks_like_one_decoded_whole():
     rng = np.random.default_rng(3)
-    picture = np.clip(smooth(3001, 2003) + rng.normal(0, 12, (2003, 3001, 3)), 0, 255).astype(np.uint8)
-    data = encoded(picture, "JPEG")
+    image = np.clip(smooth(3001, 2003) + rng.normal(0, 12, (2003, 3001, 3)), 0, 255).astype(np.uint8)
+    data = encoded(image, "JPEG")
     got, _ = decode(data, 300)
-    whole = Image.open(io.BytesIO(data)).convert("RGB").resize(got.shape[1::-1], Image.Resampling.LANCZOS)
-    close(got, np.asarray(whole), mean=0.7, most=8)
+    full = Image.open(io.BytesIO(data)).convert("RGB").resize(got.shape[1::-1], Image.Resampling.LANCZOS)
+    close(got, np.asarray(full), mean=0.7, most=8)
 
 
 # --- what is not a photo (P-2, P-3, P-4, P-7)
@@ -247,7 +247,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said)
         (b"PK\x03\x04", "is a zip archive; unpack it and give the folder"),
         (b"\x1f\x8b\x08", "is a gzip archive; unpack it and give the folder"),
         (b"\0" * 257 + b"ustar", "is a tar archive; unpack it and give the folder"),
-        (b"\0\0\0\x14ftypqt  ", "is a video; I read pictures only"),
+        (b"\0\0\0\x14ftypqt  ", "is a video; use images"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 99\n",
             "is a Git-LFS pointer: the file itself was not downloaded; run `git lfs pull` where it was "
@@ -257,8 +257,8 @@ def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said)
             b"\0" * 4000,
             "is nothing but zeros: a download that has not finished; fetch the file again and let it finish",
         ),
-        (b"nonsense", "is not a picture that I know; I read JPEG, PNG, WebP, HEIC"),
-        (b"\xff", "is not a picture that I know; I read JPEG, PNG, WebP, HEIC"),
+        (b"nonsense", "is not an image in a supported format (JPEG, PNG, WebP, HEIC)"),
+        (b"\xff", "is not an image in a supported format (JPEG, PNG, WebP, HEIC)"),
     ],
 )
 def test_other_files_are_named_by_their_first_bytes(folder, start, said):
@@ -277,16 +277,16 @@ def test_a_cut_file_is_named_and_the_others_are_taken(folder, kind, kept):
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     data = encoded(noise, kind)
     (folder / "cut.jpg").write_bytes(data[: int(len(data) * kept)])
-    found = load_photos(folder, SIDE)
-    assert [photo.name for photo in found.photos] == ["b.png"]
-    assert [(file.name, file.reason) for file in found.skipped] == [("cut.jpg", "ends early (damaged download?)")]
+    result = load_photos(folder, SIDE)
+    assert [photo.name for photo in result.photos] == ["b.png"]
+    assert [(file.name, file.reason) for file in result.skipped] == [("cut.jpg", "ends early (damaged download?)")]
 
 
 def test_a_damaged_file_is_named(folder):
     data = bytearray(encoded(smooth(seed=1), "PNG"))
     data[60:200] = bytes(140)
     (folder / "a.png").write_bytes(data)
-    assert reasons(folder) == {"a.png": "is damaged; I cannot decode it"}
+    assert reasons(folder) == {"a.png": "is damaged and cannot be decoded"}
 
 
 def test_whatever_is_not_a_regular_file_is_skipped_without_blocking(folder):
@@ -303,9 +303,9 @@ def test_whatever_is_not_a_regular_file_is_skipped_without_blocking(folder):
     with socket.socket(socket.AF_UNIX) as listener:
         os.chdir(folder)  # a socket's path may have 108 bytes
         listener.bind("socket.jpg")
-        found = reasons(folder)
-    assert found.pop("cat.jpg").startswith(folder_said) and found.pop("folder.jpg").startswith(folder_said)
-    assert found == {
+        result = reasons(folder)
+    assert result.pop("cat.jpg").startswith(folder_said) and result.pop("folder.jpg").startswith(folder_said)
+    assert result == {
         "empty.jpg": "is empty",
         "fifo.jpg": "is not a regular file",
         "socket.jpg": "is not a regular file",
@@ -324,7 +324,7 @@ def test_a_device_is_never_opened(folder, monkeypatch):
         pytest.skip("only root makes devices")
     opened = []
     real = os.open
-    monkeypatch.setattr(loading.os, "open", lambda path, *rest: opened.append(path) or real(path, *rest))
+    monkeypatch.setattr(loading.os, "open", lambda path, *remaining: opened.append(path) or real(path, *remaining))
     assert reasons(folder) == {"null.jpg": "is not a regular file"}
     assert [Path(path).name for path in opened] == ["b.png"]
 
@@ -334,9 +334,9 @@ def test_a_link_inside_the_folder_is_followed_and_found_to_be_the_same_photo(fol
     (folder / ".store" / "x").write_bytes(encoded(smooth(seed=7), "PNG"))
     (folder / "a.png").symlink_to(".store/x")
     (folder / "c.png").symlink_to("b.png")
-    found = load_photos(folder, SIDE)
-    assert [photo.name for photo in found.photos] == ["a.png", "b.png"]
-    assert [(file.name, file.reason) for file in found.duplicates] == [
+    result = load_photos(folder, SIDE)
+    assert [photo.name for photo in result.photos] == ["a.png", "b.png"]
+    assert [(file.name, file.reason) for file in result.duplicates] == [
         ("c.png", "is the same photo as b.png; used once")
     ]
 
@@ -344,15 +344,15 @@ def test_a_link_inside_the_folder_is_followed_and_found_to_be_the_same_photo(fol
 def test_a_file_too_large_is_refused_unread(folder):
     with open(folder / "a.jpg", "wb") as file:
         file.truncate(3_000_000_000)  # sparse: takes no room
-    assert reasons(folder) == {"a.jpg": "has 3,000 MB; I take up to 200"}
+    assert reasons(folder) == {"a.jpg": "has 3,000 MB; up to 200 are allowed"}
 
 
 def test_what_lies_beside_photos_is_only_counted(folder):
     for name in (".DS_Store", "Thumbs.db", "._b.png", "notes.txt", "c.txt", "c.caption", "IMG.AAE", "desktop.ini"):
         (folder / name).write_bytes(b"x")
-    found = load_photos(folder, SIDE)
-    assert found.ignored == 8 and not found.skipped
-    assert found.report() == "1 photo, 8 other files ignored"
+    result = load_photos(folder, SIDE)
+    assert result.ignored == 8 and not result.skipped
+    assert result.report() == "1 photo, 8 other files ignored"
 
 
 # --- how many (P-8)
@@ -366,7 +366,7 @@ def test_no_photo_at_all(tmp_path):
     (tmp_path / "b.gif").write_bytes(b"GIF89a")
     with pytest.raises(UserError) as unfit:
         load_photos(tmp_path, SIDE)
-    assert unfit.value.hint == "a.gif is a GIF; export it as PNG or JPEG. And 1 more that I cannot use."
+    assert unfit.value.hint == "a.gif is a GIF; export it as PNG or JPEG. And 1 more are unusable."
 
 
 @pytest.mark.parametrize("count", [501, 3000])
@@ -374,7 +374,7 @@ def test_too_many_files_are_refused_unread(tmp_path, count):
     for i in range(count):
         (tmp_path / f"{i}.jpg").touch()
     started = time.process_time()
-    with pytest.raises(UserError, match=f"holds {count:,} files; I take up to 500 photos"):
+    with pytest.raises(UserError, match=f"contains {count:,} files; up to 500 photos are allowed"):
         load_photos(tmp_path, SIDE)
     assert time.process_time() - started < 5
 
@@ -384,10 +384,10 @@ def test_five_hundred_are_taken_and_exact_copies_used_once(tmp_path):
     for i in range(499):
         (tmp_path / f"{i:03}.jpg").write_bytes(data)
     (tmp_path / "other.jpg").write_bytes(encoded(smooth(seed=1), "JPEG"))
-    found = load_photos(tmp_path, SIDE)
-    assert [photo.name for photo in found.photos] == ["000.jpg", "other.jpg"]
-    assert len(found.duplicates) == 498
-    lines = found.report().splitlines()
+    result = load_photos(tmp_path, SIDE)
+    assert [photo.name for photo in result.photos] == ["000.jpg", "other.jpg"]
+    assert len(result.duplicates) == 498
+    lines = result.report().splitlines()
     assert lines[0] == "2 photos, 498 there twice" and lines[21] == "  and 478 more" and len(lines) == 22
 
 
@@ -395,9 +395,9 @@ def test_the_same_pixels_in_another_file_are_the_same_photo(folder):
     (folder / "c.webp").write_bytes(encoded(smooth(), "WEBP", lossless=True))
     (folder / "d.png").write_bytes(encoded(smooth(), "PNG", exif=encoded_exif("somewhere")))
     (folder / "e.png").write_bytes(encoded(smooth(seed=1), "PNG"))
-    found = load_photos(folder, SIDE)
-    assert [photo.name for photo in found.photos] == ["b.png", "e.png"]
-    assert [file.name for file in found.duplicates] == ["c.webp", "d.png"]
+    result = load_photos(folder, SIDE)
+    assert [photo.name for photo in result.photos] == ["b.png", "e.png"]
+    assert [file.name for file in result.duplicates] == ["c.webp", "d.png"]
 
 
 # --- upright (P-5)
@@ -463,16 +463,16 @@ def test_no_byte_of_the_metadata_is_left(tmp_path):
         (tmp_path / f"{seed}.photo").write_bytes(encoded(smooth(seed=seed), kind, **common))
     for what in ["maker", "artist", "serial", "gps", "thumbnail", "xmp", "icc", "comment", "iptc", "trailer"]:
         assert f"{mark}-{what}".encode() in jpeg, what
-    found = load_photos(tmp_path, SIDE)
-    assert len(found.photos) == 4 and not found.skipped
-    for photo in found.photos:
+    result = load_photos(tmp_path, SIDE)
+    assert len(result.photos) == 4 and not result.skipped
+    for photo in result.photos:
         image = Image.fromarray(photo.pixels)
         assert not image.getexif() and not image.info
         for kind in ("PNG", "JPEG", "WEBP"):
             written = encoded(image, kind)
             assert mark.encode() not in written and b"home-address" not in written and b"Exif" not in written
         others = (photo.name, photo.sha256, photo.crop, photo.notes)
-        assert mark not in repr(others) + repr(photo) + found.report()
+        assert mark not in repr(others) + repr(photo) + result.report()
 
 
 # --- colours (P-10, P-11)
@@ -516,49 +516,49 @@ def matrix_profile(primaries: np.ndarray, curve: bytes, mark: str = "test") -> b
     for name, data in tags.items():
         table += name + struct.pack(">II", start + len(body), len(data))
         body += data + bytes(-len(data) % 4)
-    whole = struct.pack(">I", len(tags)) + table + body
+    full = struct.pack(">I", len(tags)) + table + body
     d50 = struct.pack(">iii", 63190, 65536, 54061)
-    header = struct.pack(">I4sI4s4s4s12s4s", 128 + len(whole), b"\0" * 4, 0x02400000, b"mntr", b"RGB ", b"XYZ ",
+    header = struct.pack(">I4sI4s4s4s12s4s", 128 + len(full), b"\0" * 4, 0x02400000, b"mntr", b"RGB ", b"XYZ ",
                          bytes(12), b"acsp")  # fmt: skip
-    return (header + bytes(28) + d50).ljust(128, b"\0") + whole
+    return (header + bytes(28) + d50).ljust(128, b"\0") + full
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "HEIF"])
 @pytest.mark.parametrize("space", ["Display P3", "Adobe RGB"])
 def test_colour_profiles_are_converted_to_srgb(space, kind):
-    picture = smooth(seed=6)
+    image = smooth(seed=6)
     if space == "Display P3":
-        primaries, curve, light = DISPLAY_P3, srgb_curve(), linear(picture / 255)
+        primaries, curve, light = DISPLAY_P3, srgb_curve(), linear(image / 255)
     else:
         primaries, curve = ADOBE_RGB, b"curv\0\0\0\0" + struct.pack(">IH", 1, 563)
-        light = (picture / 255) ** ADOBE_GAMMA
-    wanted = 255 * gamma_encoded(light @ (np.linalg.inv(SRGB) @ primaries).T)
-    assert np.abs(wanted - picture).mean() > 3  # ignoring the profile would be seen
+        light = (image / 255) ** ADOBE_GAMMA
+    expected = 255 * gamma_encoded(light @ (np.linalg.inv(SRGB) @ primaries).T)
+    assert np.abs(expected - image).mean() > 3  # ignoring the profile would be seen
     options = {"lossless": True} if kind == "WEBP" else {}
-    got, notes = decode(encoded(picture, kind, icc_profile=matrix_profile(primaries, curve), **options), SIDE)
+    got, notes = decode(encoded(image, kind, icc_profile=matrix_profile(primaries, curve), **options), SIDE)
     assert notes == ()
     if kind in ("PNG", "WEBP"):
-        close(got, wanted, mean=0.6, most=4)
+        close(got, expected, mean=0.6, most=4)
     else:
-        close(got, wanted, mean=3, most=60)
+        close(got, expected, mean=3, most=60)
 
 
 def test_transparency_survives_the_profile():
-    picture = smooth(channels=4)
+    image = smooth(channels=4)
     profile = matrix_profile(DISPLAY_P3, srgb_curve())
-    got, _ = decode(encoded(picture, "PNG", icc_profile=profile), SIDE)
-    colour = 255 * gamma_encoded(linear(picture[..., :3] / 255) @ (np.linalg.inv(SRGB) @ DISPLAY_P3).T)
-    alpha = picture[..., 3:] / 255
+    got, _ = decode(encoded(image, "PNG", icc_profile=profile), SIDE)
+    colour = 255 * gamma_encoded(linear(image[..., :3] / 255) @ (np.linalg.inv(SRGB) @ DISPLAY_P3).T)
+    alpha = image[..., 3:] / 255
     close(got, colour * alpha + 255 * (1 - alpha), mean=1, most=4)
 
 
 @pytest.mark.parametrize("profile", [b"not a profile", bytes(500), matrix_profile(SRGB, b"curv")[:300]])
 def test_a_broken_profile_is_taken_as_srgb_and_said(folder, profile):
     (folder / "a.png").write_bytes(encoded(smooth(seed=1), "PNG", icc_profile=profile))
-    found = load_photos(folder, SIDE)
-    np.testing.assert_array_equal(found.photos[0].pixels, smooth(seed=1))
-    assert found.photos[0].notes == ("broken colour profile, taken as sRGB",)
-    assert "  a.png: broken colour profile, taken as sRGB" in found.report()
+    result = load_photos(folder, SIDE)
+    np.testing.assert_array_equal(result.photos[0].pixels, smooth(seed=1))
+    assert result.photos[0].notes == ("broken colour profile, taken as sRGB",)
+    assert "  a.png: broken colour profile, taken as sRGB" in result.report()
 
 
 def test_a_profile_that_does_not_fit_the_picture_is_taken_as_broken():
@@ -599,25 +599,25 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
 
 @pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
 def test_sixteen_bit_colour_and_alpha(colour, channels):
-    picture = smooth(channels=channels)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in picture.astype(np.uint16) * 257)
+    image = smooth(channels=channels)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image.astype(np.uint16) * 257)
     got, _ = decode(png(SIDE, SIDE, 16, colour, rows), SIDE)
-    alpha = picture[..., -1] if channels in (2, 4) else np.full((SIDE, SIDE), 255)
-    close(got, on_white(picture[..., : 1 if channels == 2 else 3], alpha), mean=0.6, most=1)
+    alpha = image[..., -1] if channels in (2, 4) else np.full((SIDE, SIDE), 255)
+    close(got, on_white(image[..., : 1 if channels == 2 else 3], alpha), mean=0.6, most=1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "HEIF"])
 def test_alpha_is_flattened_on_white(kind):
-    picture = smooth(channels=4, seed=2)
+    image = smooth(channels=4, seed=2)
     options = {"WEBP": {"lossless": True, "exact": True}, "HEIF": {"quality": -1, "chroma": 444}}.get(kind, {})
-    got, _ = decode(encoded(picture, kind, **options), SIDE)
-    close(got, on_white(picture[..., :3], picture[..., 3]), mean=1.2, most=6)
+    got, _ = decode(encoded(image, kind, **options), SIDE)
+    close(got, on_white(image[..., :3], image[..., 3]), mean=1.2, most=6)
 
 
 def test_grey_with_alpha_is_flattened_on_white():
-    picture = smooth(channels=2)
-    got, _ = decode(encoded(Image.merge("LA", [Image.fromarray(picture[..., i]) for i in range(2)]), "PNG"), SIDE)
-    close(got, on_white(picture[..., :1], picture[..., 1]), mean=0.6, most=1)
+    image = smooth(channels=2)
+    got, _ = decode(encoded(Image.merge("LA", [Image.fromarray(image[..., i]) for i in range(2)]), "PNG"), SIDE)
+    close(got, on_white(image[..., :1], image[..., 1]), mean=0.6, most=1)
 
 
 def test_a_palette_with_transparent_entries():
@@ -634,20 +634,20 @@ def test_a_palette_with_transparent_entries():
 
 
 def test_one_colour_that_means_transparent():
-    picture = (smooth() // 64 * 64).astype(np.uint8)
-    key = tuple(int(v) for v in picture[100, 100])
-    got, _ = decode(encoded(picture, "PNG", transparency=key), SIDE)
-    hidden = (picture == key).all(-1)
-    np.testing.assert_array_equal(got, np.where(hidden[..., None], 255, picture))
+    image = (smooth() // 64 * 64).astype(np.uint8)
+    key = tuple(int(v) for v in image[100, 100])
+    got, _ = decode(encoded(image, "PNG", transparency=key), SIDE)
+    hidden = (image == key).all(-1)
+    np.testing.assert_array_equal(got, np.where(hidden[..., None], 255, image))
 
 
 def test_no_dark_fringe_where_black_is_hidden_under_transparency():
     yy, xx = np.mgrid[:1024, :1024]
     inside = (xx - 512) ** 2 + (yy - 512) ** 2 < 300**2
-    picture = np.zeros((1024, 1024, 4), dtype=np.uint8)
-    picture[inside] = (255, 128, 0, 255)
-    got, _ = decode(encoded(picture, "PNG"), 300)
-    flat = Image.fromarray(on_white(picture[..., :3], picture[..., 3]).astype(np.uint8))
+    image = np.zeros((1024, 1024, 4), dtype=np.uint8)
+    image[inside] = (255, 128, 0, 255)
+    got, _ = decode(encoded(image, "PNG"), 300)
+    flat = Image.fromarray(on_white(image[..., :3], image[..., 3]).astype(np.uint8))
     # Not to a level: Lanczos overshoots beside a hard edge, and where that is cut off depends on when white is put in.
     close(got, np.asarray(flat.resize((300, 300), Image.Resampling.LANCZOS)), mean=0.05, most=30)
     assert got[..., 0].min() >= 253  # red is 255 in the disc and on white; a black fringe would show here
@@ -666,9 +666,9 @@ def test_the_first_frame_of_an_animation_is_used_and_said(folder, kind):
     first, second = (Image.fromarray(smooth(seed=seed)) for seed in (8, 9))
     options = {"lossless": True} if kind == "WEBP" else {}
     (folder / "a").write_bytes(encoded(first, kind, save_all=True, append_images=[second], **options))
-    found = load_photos(folder, SIDE)
-    np.testing.assert_array_equal(found.photos[0].pixels, np.asarray(first))
-    assert "  a: first frame of an animation" in found.report()
+    result = load_photos(folder, SIDE)
+    np.testing.assert_array_equal(result.photos[0].pixels, np.asarray(first))
+    assert "  a: first frame of an animation" in result.report()
 
 
 def test_the_main_picture_of_a_heic_with_several_is_used_and_said():
@@ -678,7 +678,7 @@ def test_the_main_picture_of_a_heic_with_several_is_used_and_said():
     several.save(out, quality=90, primary_index=1)
     got, notes = decode(out.getvalue(), SIDE)
     close(got, smooth(seed=9), mean=2.5, most=25)
-    assert notes == ("main picture of 2 in the file",)
+    assert notes == ("main image of 2 in the file",)
 
 
 def test_a_ten_bit_heic():
@@ -696,12 +696,12 @@ def test_names_from_hell_are_shown_safely(tmp_path):
              b"\xff.jpg", b"$(touch x).jpg", b"\x1b[31mred.png"]  # fmt: skip
     for seed, name in enumerate(names):
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(smooth(seed=seed), "PNG") if seed % 2 else b"GIF89a")
-    found = load_photos(tmp_path, SIDE)
-    assert len(found.photos) == 4 and len(found.skipped) == 4
-    shown = [photo.name for photo in found.photos] + [file.name for file in found.skipped]
-    assert all(name.isprintable() and len(name) <= 100 for name in shown)
-    assert {"a\\nb.jpg", "\\udcff.jpg", "\\u202egpj.exe", "\\x1b[31mred.png"} <= set(shown)
-    found.report().encode()  # no lone surrogates
+    result = load_photos(tmp_path, SIDE)
+    assert len(result.photos) == 4 and len(result.skipped) == 4
+    displayed = [photo.name for photo in result.photos] + [file.name for file in result.skipped]
+    assert all(name.isprintable() and len(name) <= 100 for name in displayed)
+    assert {"a\\nb.jpg", "\\udcff.jpg", "\\u202egpj.exe", "\\x1b[31mred.png"} <= set(displayed)
+    result.report().encode()  # no lone surrogates
     assert sorted(os.listdir(os.fsencode(tmp_path))) == sorted(names)
 
 
@@ -709,17 +709,17 @@ def test_order_is_that_of_the_names_bytes(tmp_path):
     names = [b"\xff.png", b"B.png", b"a.png", "é.png".encode(), b"10.png", b"9.png"]
     for seed, name in enumerate(names):
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(smooth(seed=seed), "PNG"))
-    wanted = [hashlib.sha256((tmp_path / os.fsdecode(name)).read_bytes()).hexdigest() for name in sorted(names)]
-    assert [photo.sha256 for photo in load_photos(tmp_path, SIDE).photos] == wanted
+    expected = [hashlib.sha256((tmp_path / os.fsdecode(name)).read_bytes()).hexdigest() for name in sorted(names)]
+    assert [photo.sha256 for photo in load_photos(tmp_path, SIDE).photos] == expected
 
 
 def meddle(monkeypatch, change) -> None:
     """Run `change(path)` just before a file is opened, as another program would."""
     real = os.open
 
-    def late(path, *rest):
+    def late(path, *remaining):
         change(Path(path))
-        return real(path, *rest)
+        return real(path, *remaining)
 
     monkeypatch.setattr(loading.os, "open", late)
 
@@ -751,16 +751,16 @@ def test_a_photo_swapped_for_something_else_while_reading_is_named(folder, monke
         return status
 
     monkeypatch.setattr(loading.os, "fstat", fstat)
-    found = reasons(folder)
-    assert found["fifo.png"] == "is not a regular file" and found["link.png"].startswith("cannot be read")
-    assert found["grows.png"] == "changed while I was reading"
+    result = reasons(folder)
+    assert result["fifo.png"] == "is not a regular file" and result["link.png"].startswith("cannot be read")
+    assert result["grows.png"] == "changed while I was reading"
 
 
 def test_folders_that_are_none(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG"))
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04rest")
     os.mkfifo(tmp_path / "fifo")
-    for path, said in {
+    for path, message in {
         tmp_path / "nothing": f"There is no folder {tmp_path}/nothing.\nGive the folder that holds your photos.",
         tmp_path / "a.jpg": f"{tmp_path}/a.jpg is a file, not a folder.\nGive the folder that holds your photos.",
         tmp_path / "a.zip": f"{tmp_path}/a.zip is a zip archive; unpack it and give the folder.",
@@ -770,7 +770,7 @@ def test_folders_that_are_none(tmp_path):
     }.items():
         with pytest.raises(UserError) as error:
             load_photos(path, SIDE)
-        assert said in str(error.value).replace(str(tmp_path)[:60] + "…", str(tmp_path))
+        assert message in str(error.value).replace(str(tmp_path)[:60] + "…", str(tmp_path))
 
 
 @contextlib.contextmanager
@@ -796,7 +796,7 @@ def test_what_may_not_be_read_is_named():
         (folder / "closed").mkdir(mode=0)
         with as_nobody():
             assert reasons(folder)["b.png"] == "cannot be read: Permission denied"
-            with pytest.raises(UserError, match=r"I cannot read the folder .*: Permission denied"):
+            with pytest.raises(UserError, match=r"The folder .* cannot be read: Permission denied"):
                 load_photos(folder / "closed", SIDE)
 
 
@@ -837,10 +837,10 @@ def scene(width: int, height: int, x: int, y: int, radius: int) -> np.ndarray:
 @pytest.mark.parametrize("x", [110, 250, 400, 700, 890])
 def test_the_square_goes_to_the_subject_along_the_longer_side(x):
     for turned in (False, True):
-        picture = scene(1000, 400, x, 210, 100)
+        image = scene(1000, 400, x, 210, 100)
         if turned:
-            picture = np.ascontiguousarray(picture.transpose(1, 0, 2))
-        left, top = find_subject(picture)[::-1] if turned else find_subject(picture)
+            image = np.ascontiguousarray(image.transpose(1, 0, 2))
+        left, top = find_subject(image)[::-1] if turned else find_subject(image)
         assert top == 0 and 0 <= left <= 600
         assert left <= x - 100 + 12 and left + 400 >= x + 100 - 12
 
@@ -862,10 +862,10 @@ def test_the_square_never_leaves_the_photo(width, height):
 
 def test_load_photos_crops_as_asked(folder):
     (folder / "a.png").write_bytes(encoded(scene(1000, 400, 150, 200, 90), "PNG"))
-    centred, found = (load_photos(folder, SIDE, crop=crop).photos[0] for crop in ("center", "subject"))
+    centred, result = (load_photos(folder, SIDE, crop=crop).photos[0] for crop in ("center", "subject"))
     assert centred.crop == (192, 0)
-    assert found.crop[0] < 60
-    magenta = np.abs(found.square().astype(int) - (250, 40, 200)).sum(-1) < 60
+    assert result.crop[0] < 60
+    magenta = np.abs(result.square().astype(int) - (250, 40, 200)).sum(-1) < 60
     assert magenta.sum() > 0.9 * np.pi * (90 * SIDE / 400) ** 2
 
 
@@ -889,7 +889,7 @@ def test_real_subjects_are_found_in_strips_of_their_photos(shared_photos, name):
     start, _ = find_subject(strip)
 
     def share(begin: float) -> float:
-        seen = min(begin + side, right * width) - max(begin, left * width)
-        return seen / min(side, (right - left) * width)
+        recorded = min(begin + side, right * width) - max(begin, left * width)
+        return recorded / min(side, (right - left) * width)
 
     assert share(start) >= 0.7 and share(start) > share((width - side) / 2)

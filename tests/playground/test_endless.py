@@ -44,9 +44,9 @@ def test_it_is_a_bijection_for_every_small_count(key):
 
 @given(st.integers(2, 2**200), st.binary(min_size=1, max_size=8), st.data())
 def test_it_stays_inside_any_count_and_tells_numbers_apart(count, key, data):
-    some = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=8, unique=True))
-    found = [permute_index(i, count, key) for i in some]
-    assert len(set(found)) == len(some) and all(0 <= each < count for each in found)
+    sample = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=8, unique=True))
+    result = [permute_index(i, count, key) for i in sample]
+    assert len(set(result)) == len(sample) and all(0 <= item < count for item in result)
 
 
 def test_each_key_has_an_order_of_its_own_that_looks_like_chance():
@@ -54,8 +54,8 @@ def test_each_key_has_an_order_of_its_own_that_looks_like_chance():
     places = np.array([[permute_index(i, count, str(key).encode()) for i in range(count)] for key in range(keys)])
     assert len({row.tobytes() for row in places}) == keys
     # Where the first one goes: chi-squared with 47 degrees of freedom is above 90 once in 6,000.
-    seen = np.bincount(places[:, 0], minlength=count)
-    assert ((seen - keys / count) ** 2 / (keys / count)).sum() < 90
+    recorded = np.bincount(places[:, 0], minlength=count)
+    assert ((recorded - keys / count) ** 2 / (keys / count)).sum() < 90
     # Neighbours stay neighbours as seldom as chance would have it: 2/48 of the time, give or take.
     assert (np.abs(np.diff(places, axis=1)) == 1).mean() < 0.06
 
@@ -72,14 +72,14 @@ def test_a_thousand_binary_digits_cost_nothing():
 
 def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
     series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=2**64 - 10))
-    wanted = sorted(all_prompts(TEMPLATE, Wildcards(None)))
-    asked = [series.request_at(position) for position in range(4 * len(wanted))]
-    for first in range(0, len(asked), len(wanted)):
-        assert sorted(request.prompt for request in asked[first : first + len(wanted)]) == wanted
-    assert len({(request.prompt, request.seed) for request in asked}) == len(asked)
-    orders = {tuple(request.prompt for request in asked[n : n + len(wanted)]) for n in range(0, 192, len(wanted))}
+    expected = sorted(all_prompts(TEMPLATE, Wildcards(None)))
+    calls = [series.request_at(position) for position in range(4 * len(expected))]
+    for first in range(0, len(calls), len(expected)):
+        assert sorted(request.prompt for request in calls[first : first + len(expected)]) == expected
+    assert len({(request.prompt, request.seed) for request in calls}) == len(calls)
+    orders = {tuple(request.prompt for request in calls[n : n + len(expected)]) for n in range(0, 192, len(expected))}
     assert len(orders) == 4  # each round in its own
-    assert asked[10].seed == 0 and {request.n for request in asked} == {1}
+    assert calls[10].seed == 0 and {request.num_images for request in calls} == {1}
 
 
 def test_combinations_that_read_alike_differ_in_their_seed():
@@ -88,8 +88,12 @@ def test_combinations_that_read_alike_differ_in_their_seed():
 
 
 def test_near_a_favourite_only_the_other_seed_counts_up():
-    series = EndlessSeries(GenerateRequest(prompt="a cat", seed=7, near=0.2, near_seed=3))
-    assert [(series.request_at(p).seed, series.request_at(p).near_seed) for p in range(3)] == [(7, 3), (7, 4), (7, 5)]
+    series = EndlessSeries(GenerateRequest(prompt="a cat", seed=7, variation_strength=0.2, variation_seed=3))
+    assert [(series.request_at(p).seed, series.request_at(p).variation_seed) for p in range(3)] == [
+        (7, 3),
+        (7, 4),
+        (7, 5),
+    ]
 
 
 def test_it_ends_where_seeds_do():
@@ -126,7 +130,7 @@ class Painter:
     def generate(self, request, progress):
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         image = Image.frombytes("RGB", (4, 2), digest[:24])
-        fields = request.model_dump(include={"prompt", "seed", "near", "near_seed"})
+        fields = request.model_dump(include={"prompt", "seed", "variation_strength", "variation_seed"})
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
         recipe = Recipe(**fields, **facts, base=RecipeBase(name="tiny", kind="tiny", sha256="0" * 64))
         progress(1, 1)
@@ -153,9 +157,9 @@ def state(folder: Path) -> dict:
 
 
 def test_it_goes_on_where_it_was(tmp_path):
-    whole = drawn(tmp_path / "whole", 12)
+    full = drawn(tmp_path / "whole", 12)
     parts = [path for _ in range(4) for path in drawn(tmp_path / "parts", 3)]
-    assert len(whole) == len(parts) == 12
+    assert len(full) == len(parts) == 12
     assert pixels(tmp_path / "whole") == pixels(tmp_path / "parts")
     assert state(tmp_path / "parts") == state(tmp_path / "whole")
     assert state(tmp_path / "whole") == {"template": TEMPLATE, "seed": 5, "base": "0" * 64, "position": 12}
@@ -175,7 +179,7 @@ def test_the_recipe_names_the_template(tmp_path):
 def test_killed_at_every_moment_it_leaves_what_an_uninterrupted_run_leaves(tmp_path):
     """Dying at the n-th thing that is done to the disk, for every n, and again on the way on from there."""
     drawn(tmp_path / "whole", 3)
-    wanted = pixels(tmp_path / "whole")
+    expected = pixels(tmp_path / "whole")
     calls = calls_made(lambda: drawn(tmp_path / "counted", 3))
     assert calls > 15
     for n in range(1, calls + 1):
@@ -184,7 +188,7 @@ def test_killed_at_every_moment_it_leaves_what_an_uninterrupted_run_leaves(tmp_p
         die_at(n % 7 + 1, lambda folder=folder: drawn(folder, 1, day=2))  # the day after
         done = state(folder)["position"] if list(folder.glob("endless-*/state.json")) else 0
         assert in_child(lambda folder=folder, done=done: drawn(folder, 3 - done, day=3)) == DONE
-        assert pixels(folder) == wanted, n
+        assert pixels(folder) == expected, n
 
 
 def test_two_processes_do_not_draw_the_same_series(tmp_path):
@@ -197,13 +201,13 @@ def test_two_processes_do_not_draw_the_same_series(tmp_path):
 def test_other_commands_are_other_series(tmp_path):
     drawn(tmp_path, 2)
     drawn(tmp_path, 3, prompt="a {cat|dog}")
-    found = [json.loads(path.read_text())["position"] for path in tmp_path.glob("endless-*/state.json")]
-    assert sorted(found) == [2, 3]
+    result = [json.loads(path.read_text())["position"] for path in tmp_path.glob("endless-*/state.json")]
+    assert sorted(result) == [2, 3]
     request = GenerateRequest(prompt=TEMPLATE, seed=5)
     others = [request.model_copy(update=change) for change in ({"steps": 3}, {"negative": "x"}, {"seed": 6})]
-    folders = {EndlessProgress(tmp_path, each, "0" * 64).folder for each in (request, *others)}
+    folders = {EndlessProgress(tmp_path, item, "0" * 64).folder for item in (request, *others)}
     assert len(folders | {EndlessProgress(tmp_path, request, "1" * 64).folder}) == 5
-    assert EndlessProgress(tmp_path, request.model_copy(update={"n": 7}), "0" * 64).folder in folders
+    assert EndlessProgress(tmp_path, request.model_copy(update={"num_images": 7}), "0" * 64).folder in folders
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ def test_a_damaged_state_is_told_and_nothing_is_drawn(tmp_path, text):
 
 def test_stopped_between_pictures(tmp_path):
     done = []
-    with pytest.raises(Interrupted, match="Stopped after picture 2"):
+    with pytest.raises(Interrupted, match="Stopped after image 2"):
         series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=5))
         for path, _ in generate_endless(series, Painter(), outputs_in(tmp_path), cancelled=lambda: len(done) == 2):
             done.append(path)
@@ -271,11 +275,11 @@ def test_ctrl_c_ends_it_after_the_picture(tmp_path, capsys):
     finger.start()
     assert main(command) == 130
     finger.join()
-    heard = capsys.readouterr()
+    caught = capsys.readouterr()
     count = state(tmp_path)["position"]
-    assert f"Stopped after picture {count}. The same command goes on from there." in heard.err
+    assert f"Stopped after image {count}. The same command continues from there." in caught.err
     assert len(list(tmp_path.glob("*/?????-????????.png"))) == count >= 1
-    assert (tmp_path / "index.html").exists() and "4 combinations" in heard.out
+    assert (tmp_path / "index.html").exists() and "4 combinations" in caught.out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -295,8 +299,8 @@ def test_kill_9_and_the_same_command_again(tmp_path):
     assert main([*COMMAND, "--out", str(tmp_path / "whole"), "--limit", str(count + 2)]) == 0
     for folder in ("killed", "whole"):
         assert len(list((tmp_path / folder).glob("*/?????-????????.png"))) == count + 2
-    found, wanted = (
+    result, expected = (
         [path.name for path in sorted((tmp_path / folder).glob("*/?????-????????.png"))]
         for folder in ("killed", "whole")
     )
-    assert found == wanted  # a name ends in the content's sum
+    assert result == expected  # a name ends in the content's sum

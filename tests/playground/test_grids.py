@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.cli.main import COMMANDS, main
+from sdpersonal.cli.parsing import parse_settings
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError
@@ -29,9 +29,9 @@ from sdpersonal.image_grid import labelled_grid as labelled
 from sdpersonal.image_metadata import Recipe, RecipeBase, read_recipe
 from sdpersonal.outputs import Outputs
 from sdpersonal.playground.xyz_grid import Axis, CheckpointConcepts, XyzGridRequest, generate_cells, generate_grid
-from sdpersonal.playground.xyz_grid.drawing import plan_batches
+from sdpersonal.playground.xyz_grid.generate_cells import plan_batches
+from sdpersonal.playground.xyz_grid.prompt_edits import replace_concept, replace_words, set_strength, set_window
 from sdpersonal.playground.xyz_grid.ranges import parse_numbers
-from sdpersonal.playground.xyz_grid.wording import replace_concept, replace_words, set_strength, set_window
 from sdpersonal.prompts import ConceptRef, Token, parse
 from support.browser import browser, missing
 from support.crash import NO_ROOM, REFUSED, calls_made, fail_at
@@ -84,7 +84,7 @@ def outputs_in(folder: Path) -> Outputs:
 )
 def test_lists_of_numbers(text, wanted):
     assert parse_numbers(text) == wanted and all(
-        isinstance(each, int) == (each % 1 == 0) for each in parse_numbers(text)
+        isinstance(item, int) == (item % 1 == 0) for item in parse_numbers(text)
     )
 
 
@@ -92,8 +92,8 @@ def test_lists_of_numbers(text, wanted):
 def test_a_range_is_what_exact_fractions_say(first, count, step):
     """In hundredths, which floats cannot add up."""
     last = first + count * step
-    found = parse_numbers(f"{first / 100:.2f}..{last / 100:.2f} by {step / 100:.2f}")
-    assert found == tuple(float(Fraction(first + i * step, 100)) for i in range(count + 1))
+    result = parse_numbers(f"{first / 100:.2f}..{last / 100:.2f} by {step / 100:.2f}")
+    assert result == tuple(float(Fraction(first + i * step, 100)) for i in range(count + 1))
 
 
 NO_LISTS = ["", "a", "1,,2", "1..", "..", "1...3", "0..1 by 0", "0..1 by -1", "1; 2", "1.", "nan", "inf", "1e3"]
@@ -102,9 +102,9 @@ NO_LISTS += ["...", "1, ..., 5", "1, 2, ...", "1, 1, ..., 3", "1, 2, ..., a", "0
 
 @pytest.mark.parametrize("text", [*NO_LISTS, "1" * 21, ", ".join("1" * 101)])
 def test_what_is_no_list_of_numbers_is_told(text):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         parse_numbers(text)
-    assert len(str(told.value).splitlines()) <= 2
+    assert len(str(output.value).splitlines()) <= 2
 
 
 # --- prompts with one thing changed -----------------------------------------------------------------------------------
@@ -165,8 +165,8 @@ def test_another_concept_has_the_same_place_strength_and_window(pieces):
     before, after = (parse(text).pieces for text in (prompt, replace_concept(prompt, DUCK, "<you/fox>")))
     for old, new in zip(before, after, strict=True):
         if isinstance(old, ConceptRef):
-            wanted = [Token("you", "fox") if str(part.token)[1:-1] in MEANT else part.token for part in old.parts]
-            assert [part.token for part in new.parts] == wanted and (new.start, new.end) == (old.start, old.end)
+            expected = [Token("you", "fox") if str(part.token)[1:-1] in MEANT else part.token for part in old.parts]
+            assert [part.token for part in new.parts] == expected and (new.start, new.end) == (old.start, old.end)
             assert [part.strength for part in new.parts] == [part.strength for part in old.parts]
         else:
             assert new == old
@@ -185,7 +185,9 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
     [
         ("seed: 1..3", "seed", "", (1, 2, 3), "seed 1"),
         ("seeds: 18446744073709551615", "seed", "", (2**64 - 1,), "seed 18446744073709551615"),
-        ("near-seed: 1", "near_seed", "", (1,), "near seed 1"),
+        ("variation-seed: 1", "variation_seed", "", (1,), "variation seed 1"),
+        ("near-seed: 1", "variation_seed", "", (1,), "variation seed 1"),
+        ("change: 0.5", "strength", "", (0.5,), "strength 0.5"),
         ("guidance: 1, 3, ..., 7", "guidance", "", (1, 3, 5, 7), "guidance 1"),
         ("steps: 4", "steps", "", (4,), "steps 4"),
         ("size: 64x64, 128x64", "size", "", ("64x64", "128x64"), "size 64x64"),
@@ -196,9 +198,9 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
         ("words {2::a|b}: x|y", "words", "{2::a|b}", ("x", "y"), "x"),
         ("words {2::a|b {c|d}}", "words", "{2::a|b {c|d}}", ("a", "b c", "b d"), "a"),
         ("word beach: |snow", "words", "beach", ("", "snow"), "(nothing)"),
-        ("strength <me/duck>: 0..1 by .5", "strength", "<me/duck>", (0, 0.5, 1), "<me/duck:0>"),
-        ("strength <me/duck>: -2..2", "strength", "<me/duck>", (-2, -1, 0, 1, 2), "<me/duck:-2>"),
-        ("strength <duck>: \u22121, -.5, ..., .5", "strength", "<duck>", (-1, -0.5, 0, 0.5), "<duck:-1>"),
+        ("strength <me/duck>: 0..1 by .5", "concept_strength", "<me/duck>", (0, 0.5, 1), "<me/duck:0>"),
+        ("strength <me/duck>: -2..2", "concept_strength", "<me/duck>", (-2, -1, 0, 1, 2), "<me/duck:-2>"),
+        ("strength <duck>: \u22121, -.5, ..., .5", "concept_strength", "<duck>", (-1, -0.5, 0, 0.5), "<duck:-1>"),
         ("window <duck>: 0-1, 0.4 - 1", "window", "<duck>", ("0-1", "0.4-1"), "<duck@0-1>"),
         ("concept <me/duck>: <me/cat>, a toy", "concept", "<me/duck>", ("<me/cat>", "a toy"), "<me/cat>"),
         ("Concept <me/duck>: a, b|c", "concept", "<me/duck>", ("a, b", "c"), "a, b"),
@@ -215,11 +217,12 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
     [
         ({"x": "seed"}, "does not say what to change"),
         ({"x": ""}, "x is empty"),
-        ({"x": "colour: red"}, "colour is nothing that a sheet can change"),
-        ({"x": "n: 1..3"}, "n is nothing"),
-        ({"x": "start: a.png"}, "start is nothing"),
+        ({"x": "colour: red"}, "A grid cannot change colour"),
+        ({"x": "n: 1..3"}, "A grid cannot change n"),
+        ({"x": "start: a.png"}, "A grid cannot change start"),
         ({"x": "seed <me/duck>: 1"}, "seed is followed by a colon"),
-        ({"x": "strength: 1, 2"}, "strength needs the concept"),
+        ({"x": "window: 0-1"}, "window needs the concept"),
+        ({"x": "strength: 1, 2"}, "strength must be a number above 0, up to 1"),
         ({"x": "strength <Me/Düc>: 1"}, "is not a concept's token"),
         ({"x": "strength <me/fox>: 1"}, "There is no <me/fox> in the prompt"),
         ({"x": "strength <me/duck>: 1, 6"}, "must be a number from -5 to 5"),
@@ -239,10 +242,10 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "fast: no token"}, "is not a concept's token"),
         ({"x": "prompt: a|b <"}, None),
         ({"x": "prompt: a|<b"}, None),
-        ({"x": "seed: 1..60", "y": "guidance: 1..20"}, "1,200 pictures; I take up to 1000"),
-        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times the limit of one request"),
+        ({"x": "seed: 1..60", "y": "guidance: 1..20"}, "1,200 images; up to 1000 are allowed"),
+        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times the work that is allowed at once"),
         ({"x": "checkpoint: runs/nothing"}, "holds no checkpoint"),
-        ({"x": "seed: 1..2", "n": 3}, "n is not a setting"),
+        ({"x": "seed: 1..2", "num_images": 3}, "num_images is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),
         ({"x": "words photo: " + "y" * 2000}, "I read up to 2,000"),
         ({"x": "\x1b[31m]: 1"}, "holds the control character U+001B"),
@@ -252,35 +255,35 @@ def test_a_sheet_that_cannot_be_is_told_in_two_lines(fields, said):
     if said is None:
         assert len(a_sheet(**fields).cells) == 2
         return
-    with pytest.raises(UserError, match=re.escape(said)) as told:
+    with pytest.raises(UserError, match=re.escape(said)) as output:
         a_sheet(**fields)
-    assert len(str(told.value).splitlines()) <= 2 and "\x1b" not in str(told.value)
+    assert len(str(output.value).splitlines()) <= 2 and "\x1b" not in str(output.value)
 
 
 def test_cells_are_every_combination_sheet_by_sheet_and_row_by_row():
-    found = a_sheet(
+    result = a_sheet(
         "{} of <me/duck> {where}",
         "words: a photo|art",
         y="strength <me/duck>: 0, 0.5, 1",
         z="words {where}: on a hill|in space",
         guidance=2.0,
     )
-    assert found.shape == (2, 3, 2) and len(found.cells) == 12
-    wanted = itertools.product(("on a hill", "in space"), ("0", "0.5", "1"), ("a photo", "art"))
-    prompts = [f"{what} of <me/duck:{strength}> {where}" for where, strength, what in wanted]
-    assert [cell.request.prompt for cell in found.cells] == prompts
+    assert result.shape == (2, 3, 2) and len(result.cells) == 12
+    expected = itertools.product(("on a hill", "in space"), ("0", "0.5", "1"), ("a photo", "art"))
+    prompts = [f"{what} of <me/duck:{strength}> {where}" for where, strength, what in expected]
+    assert [cell.request.prompt for cell in result.cells] == prompts
     places = [(x, y, z) for z, y, x in itertools.product(range(2), range(3), range(2))]
-    assert [(cell.x, cell.y, cell.z) for cell in found.cells] == places
-    assert {(cell.request.n, cell.request.guidance, cell.request.steps) for cell in found.cells} == {(1, 2.0, 2)}
-    assert found.labels("x") == ["a photo", "art"] and found.labels("z") == ["on a hill", "in space"]
+    assert [(cell.x, cell.y, cell.z) for cell in result.cells] == places
+    assert {(x.request.num_images, x.request.guidance, x.request.steps) for x in result.cells} == {(1, 2.0, 2)}
+    assert result.labels("x") == ["a photo", "art"] and result.labels("z") == ["on a hill", "in space"]
 
 
 def test_axes_find_what_other_axes_put_in():
     """Whichever side they are on: whole prompts first, then words, then what stands in them, then other concepts."""
     sides = ["strength <me/duck>: 0.5", "concept <me/duck>: <me/cat>, <me/fox>", "prompt: a <me/duck>|art"]
     for order in itertools.permutations(sides):
-        found = XyzGridRequest(prompt="nothing", **dict(zip("xyz", order, strict=True)))
-        assert {cell.request.prompt for cell in found.cells} == {"a <me/cat:0.5>", "a <me/fox:0.5>", "art"}
+        result = XyzGridRequest(prompt="nothing", **dict(zip("xyz", order, strict=True)))
+        assert {cell.request.prompt for cell in result.cells} == {"a <me/cat:0.5>", "a <me/fox:0.5>", "art"}
     with pytest.raises(UserError, match="no axis fills it"):
         a_sheet(x="prompt: a|b {}")
 
@@ -293,40 +296,40 @@ def test_axes_find_what_other_axes_put_in():
 def test_neighbouring_seeds_share_a_request_and_every_cell_gets_its_own(seeds, near):
     kind = "seed" if near is None else "near-seed"
     cells = a_sheet(x=f"{kind}: {', '.join(map(str, seeds))}", y="words photo: photo|map|photo", near=near).cells
-    found = plan_batches(cells)
-    seen = []
-    for batch in found:
-        assert batch.request.n == len(batch.cells)
+    result = plan_batches(cells)
+    recorded = []
+    for batch in result:
+        assert batch.request.num_images == len(batch.cells)
         for i, shown_by in enumerate(batch.cells):
-            count = {"seed": i} if near is None else {"near_seed": i}
+            count = {"seed": i} if near is None else {"variation_seed": i}
             for cell in shown_by:
                 moved = {name: getattr(batch.request, name) + i for name in count}
-                assert cell.request == batch.request.model_copy(update=moved | {"n": 1})
-                seen.append(cell)
-    assert sorted(seen, key=lambda c: (c.y, c.x)) == list(cells)
+                assert cell.request == batch.request.model_copy(update=moved | {"num_images": 1})
+                recorded.append(cell)
+    assert sorted(recorded, key=lambda c: (c.y, c.x)) == list(cells)
     runs = sum(seed - 1 not in seeds for seed in set(seeds))
-    assert len(found) == 2 * runs  # photo stands there twice, and is drawn once
+    assert len(result) == 2 * runs  # photo stands there twice, and is drawn once
 
 
 def test_each_place_shows_its_requests_picture(generator):
-    found = a_sheet("a {photo|map} of <me/duck> {}", "seed: 3, 4, 9", y="words: |in snow", guidance=2.0)
-    shown = {(cell.x, cell.y): picture for cells, picture in generate_cells(generator, found.cells) for cell in cells}
-    assert len(shown) == 6
-    for cell in found.cells:
+    result = a_sheet("a {photo|map} of <me/duck> {}", "seed: 3, 4, 9", y="words: |in snow", guidance=2.0)
+    displayed = {(cell.x, cell.y): image for cells, image in generate_cells(generator, result.cells) for cell in cells}
+    assert len(displayed) == 6
+    for cell in result.cells:
         (alone,) = generator.generate(cell.request)
-        picture = shown[cell.x, cell.y]
-        assert picture.recipe.request() == alone.recipe.request() and picture.recipe.template == alone.recipe.template
-        apart = np.abs(np.asarray(picture.image, np.int16) - np.asarray(alone.image, np.int16))
+        image = displayed[cell.x, cell.y]
+        assert image.recipe.request() == alone.recipe.request() and image.recipe.template == alone.recipe.template
+        apart = np.abs(np.asarray(image.image, np.int16) - np.asarray(alone.image, np.int16))
         assert apart.max() <= 1  # another batch
 
 
 def test_progress_counts_work_and_ends_full(generator):
-    told = []
-    found = a_sheet(x="steps: 1, 3", y="seed: 1, 2")
-    list(generate_cells(generator, found.cells, lambda done, total: told.append((done, total))))
+    output = []
+    result = a_sheet(x="steps: 1, 3", y="seed: 1, 2")
+    list(generate_cells(generator, result.cells, lambda done, total: output.append((done, total))))
     pixels = 64 * 64
-    assert told[0] == (2 * pixels, 8 * pixels) and told[-1] == (8 * pixels, 8 * pixels)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert output[0] == (2 * pixels, 8 * pixels) and output[-1] == (8 * pixels, 8 * pixels)
+    assert [done for done, _ in output] == sorted(done for done, _ in output)
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -335,64 +338,65 @@ HOSTILE = r"\</span>\<script>window.PWNED=1\</script>\"\'>\<img src=x onerror=wi
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if not Path(name).name.startswith(".")}
+    result = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: data for name, data in result.items() if not Path(name).name.startswith(".")}
 
 
 @pytest.fixture(scope="module")
 def drawn(generator, tmp_path_factory):
     """A sheet of 2 x 2 x 2 with a hostile word in it, and its folder."""
     words = HOSTILE + "|\u202e\\{\\{ 7*7 \\}\\} it"
-    found = a_sheet("a photo of <me/duck> {}", y=f"words: {words}", z="strength <me/duck>: 0.5, 1")
+    result = a_sheet("a photo of <me/duck> {}", y=f"words: {words}", z="strength <me/duck>: 0.5, 1")
     folder = tmp_path_factory.mktemp("drawn")
-    return found, folder, generate_grid(found, generator, outputs_in(folder))
+    return result, folder, generate_grid(result, generator, outputs_in(folder))
 
 
 def test_pictures_sheets_and_page_are_kept_and_two_runs_give_the_same_bytes(drawn, generator, tmp_path):
-    found, folder, kept = drawn
+    result, folder, saved = drawn
     names = set(content(folder))
     assert (
-        len(kept.images) == 8 and len([name for name in names if re.search(r"/0000[1-8]-[0-9a-f]{8}\.png$", name)]) == 8
+        len(saved.images) == 8
+        and len([name for name in names if re.search(r"/0000[1-8]-[0-9a-f]{8}\.png$", name)]) == 8
     )
-    assert {path.name for path in (*kept.grids, kept.page)} == {
+    assert {path.name for path in (*saved.grids, saved.page)} == {
         "00001-sheet.png",
         "00001-sheet-2.png",
         "00001-sheet.html",
     }
     assert len(names) == 11
-    generate_grid(found, generator, outputs_in(tmp_path))
+    generate_grid(result, generator, outputs_in(tmp_path))
     assert content(tmp_path) == content(folder)
 
 
 def test_every_kept_picture_has_its_recipe(drawn):
-    found, folder, _ = drawn
+    result, folder, _ = drawn
     recipes = [read_recipe(data) for name, data in content(folder).items() if "-sheet" not in name]
     assert all(isinstance(recipe, Recipe) for recipe in recipes)
-    wanted = {(cell.request.prompt, cell.request.seed) for cell in found.cells}
-    assert {(recipe.prompt, recipe.seed) for recipe in recipes} == wanted
+    expected = {(cell.request.prompt, cell.request.seed) for cell in result.cells}
+    assert {(recipe.prompt, recipe.seed) for recipe in recipes} == expected
 
 
 def test_the_labelled_sheet_shows_each_picture_in_its_place(drawn):
-    found, folder, kept = drawn
+    result, folder, saved = drawn
     by_request = {}
     for name, data in content(folder).items():
         if "-sheet" not in name:
             recipe = read_recipe(data)
             by_request[recipe.prompt, recipe.seed] = np.asarray(Image.open(folder / name).convert("RGB"))
-    for z, path in enumerate(kept.grids):
+    for z, path in enumerate(saved.grids):
         page = np.asarray(Image.open(path).convert("RGB").copy(), np.int16)
         tile = 96  # the least: 64 pixels would leave no room for labels
-        for cell in (cell for cell in found.cells if cell.z == z):
-            picture = Image.fromarray(by_request[cell.request.prompt, cell.request.seed]).resize((tile, tile), 1)
+        for cell in (cell for cell in result.cells if cell.z == z):
+            image = Image.fromarray(by_request[cell.request.prompt, cell.request.seed]).resize((tile, tile), 1)
             left = page.shape[1] - (2 - cell.x) * (tile + 6)
             top = page.shape[0] - (2 - cell.y) * (tile + 6)
             there = page[top : top + tile, left : left + tile]
-            assert np.abs(there - np.asarray(picture, np.int16)).mean() < 0.01
+            assert np.abs(there - np.asarray(image, np.int16)).mean() < 0.01
 
 
 def test_what_was_drawn_before_a_stop_is_kept(generator, tmp_path):
     steps = []
-    with pytest.raises(Interrupted, match="2 of 4 pictures are on the sheet"):
+    with pytest.raises(Interrupted, match="2 of 4 images are in the grid"):
         generate_grid(
             a_sheet(y="words photo: photo|map"),
             generator,
@@ -439,16 +443,16 @@ class Painter:
 
 def test_a_full_disk_leaves_every_picture_whole(tmp_path):
     """Full at the n-th thing that is done to the disk, for every third n."""
-    found = a_sheet("a {}", x="words: cat|dog|owl")
-    whole = tmp_path / "whole"
-    calls = calls_made(lambda: generate_grid(found, Painter(), outputs_in(whole)))
+    result = a_sheet("a {}", x="words: cat|dog|owl")
+    full = tmp_path / "whole"
+    calls = calls_made(lambda: generate_grid(result, Painter(), outputs_in(full)))
     assert calls > 20
     for n in range(1, calls + 1, 3):
         folder = tmp_path / str(n)
-        ended = fail_at(n, errno.ENOSPC, lambda folder=folder: generate_grid(found, Painter(), outputs_in(folder)))
+        ended = fail_at(n, errno.ENOSPC, lambda folder=folder: generate_grid(result, Painter(), outputs_in(folder)))
         assert ended in (NO_ROOM, REFUSED)  # refused: kept, but a loss of power may undo it
         for name, data in content(folder).items():
-            assert data == (whole / name).read_bytes() or "-sheet" in name  # a sheet may have empty places
+            assert data == (full / name).read_bytes() or "-sheet" in name  # a sheet may have empty places
 
 
 class Page(HTMLParser):
@@ -466,8 +470,8 @@ class Page(HTMLParser):
 
 
 def test_text_on_the_page_is_never_markup(drawn):
-    _, folder, kept = drawn
-    read = Page(kept.page.read_text())
+    _, folder, saved = drawn
+    read = Page(saved.page.read_text())
     known = {"html", "meta", "title", "style", "header", "h1", "ul", "li", "p", "span", "label", "input", "section"}
     known |= {
         "h2",
@@ -487,46 +491,48 @@ def test_text_on_the_page_is_never_markup(drawn):
         "script",
     }
     assert set(read.tags) <= known and read.tags.count("script") == 1 and read.tags.count("section") == 2
-    assert not [each for each in read.attributes if each[1].startswith("on") or each[1] in ("href", "action", "style")]
+    assert not [item for item in read.attributes if item[1].startswith("on") or item[1] in ("href", "action", "style")]
     sources = [value for _, name, value in read.attributes if name == "src"]
     assert len(sources) == 8 and all(value.startswith("data:image/webp;base64,") for value in sources)
     assert "<me/duck:0.5>" in read.words and "seed 1" in read.words
-    assert not [secret for secret in (str(folder), str(Path.home()), os.getcwd()) if secret in kept.page.read_text()]
+    assert not [secret for secret in (str(folder), str(Path.home()), os.getcwd()) if secret in saved.page.read_text()]
 
 
 def test_small_pictures_are_on_the_page_to_the_bit(drawn):
     import base64
     import io
 
-    _, folder, kept = drawn
-    embedded = re.findall(r'src="data:image/webp;base64,([^"]+)"', kept.page.read_text())
-    shown = {np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).tobytes() for data in embedded}
+    _, folder, saved = drawn
+    embedded = re.findall(r'src="data:image/webp;base64,([^"]+)"', saved.page.read_text())
+    displayed = {
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).tobytes() for data in embedded
+    }
     kept_pixels = {
         np.asarray(Image.open(path).convert("RGB")).tobytes() for path in folder.glob("*/0000?-????????.png")
     }
-    assert shown == kept_pixels
+    assert displayed == kept_pixels
 
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(drawn, tmp_path):
     if missing():
         pytest.skip(missing())
-    found, _, kept = drawn
+    result, _, saved = drawn
     with browser(tmp_path) as window:
-        window.open(kept.page.as_uri())
+        window.open(saved.page.as_uri())
         assert window.run("return window.PWNED ?? null") is None
         assert [url for url in window.requests() if not url.startswith("data:")] == []
         assert window.run("return [...document.images].filter(i => i.naturalWidth == 64).length") == 8
         window.run("document.querySelectorAll('td > button')[5].click()")
         assert window.run("return document.getElementById('view').open") is True
         assert window.run("return document.getElementById('large').naturalWidth") == 64
-        cell = found.cells[5]
-        told = window.text("#facts")
-        assert cell.request.prompt in told and f"Seed\n{cell.request.seed}" in told and "embedding" not in told
-        labels = [found.labels("x")[cell.x], found.labels("y")[cell.y], found.labels("z")[cell.z]]
+        cell = result.cells[5]
+        output = window.text("#facts")
+        assert cell.request.prompt in output and f"Seed\n{cell.request.seed}" in output and "embedding" not in output
+        labels = [result.labels("x")[cell.x], result.labels("y")[cell.y], result.labels("z")[cell.z]]
         assert window.text("#where") == ", ".join(labels)
         window.click("#after")
-        assert found.cells[6].request.prompt in window.text("#facts")
+        assert result.cells[6].request.prompt in window.text("#facts")
         window.click("#close")
         assert window.run("return document.getElementById('view').open") is False
         window.resize(700, 500)
@@ -557,15 +563,15 @@ def test_the_command_draws_and_says_where(library, tmp_path, capsys):
     command = ["sheet", "a photo of <me/duck>", "--x", "seed: 1..2", "--y", "strength <me/duck>: 0, 1"]
     command += ["--base", "tiny", "--steps", "2", "--size", "64x64", "--library", str(library.folder)]
     assert main([*command, "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-2].endswith("00001-sheet.png") and said[-1].endswith("00001-sheet.html")
-    assert Path(said[-1]).exists() and len(list(tmp_path.glob("*/0000?-????????.png"))) == 4
+    message = capsys.readouterr().out.splitlines()
+    assert message[-2].endswith("00001-sheet.png") and message[-1].endswith("00001-sheet.html")
+    assert Path(message[-1]).exists() and len(list(tmp_path.glob("*/0000?-????????.png"))) == 4
     assert "a photo of" in (tmp_path / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--x", "colour: red"], "nothing that a sheet can change"), (["--x", "seed: 1", "--n", "2"], "--n")],
+    [(["--x", "colour: red"], "A grid cannot change"), (["--x", "seed: 1", "--n", "2"], "--n")],
 )
 def test_the_command_tells_what_is_wrong(options, said, capsys):
     try:
@@ -610,20 +616,21 @@ def a_run(tiny, root, tmp_path_factory):
 @pytest.mark.parametrize("method", ["inversion", pytest.param("lora", marks=pytest.mark.thorough)])
 def test_the_last_checkpoint_is_the_concept_that_the_run_left(a_run, tiny, method):
     place = a_run(method)
-    found = XyzGridRequest(prompt="a <me/teddy:0.5> here", x=f"checkpoint: {place / 'run'}", **SMALL)
-    assert [cell.request.prompt for cell in found.cells] == [f"a <me/teddy-step-{n}:0.5> here" for n in (2, 4)]
-    assert found.labels("x") == ["step 2", "step 4"]
+    result = XyzGridRequest(prompt="a <me/teddy:0.5> here", x=f"checkpoint: {place / 'run'}", **SMALL)
+    assert [cell.request.prompt for cell in result.cells] == [f"a <me/teddy-step-{n}:0.5> here" for n in (2, 4)]
+    assert result.labels("x") == ["step 2", "step 4"]
     library = Library(place / "concepts")
     left = library.get(Token.parse("<me/teddy>"))
-    concepts = CheckpointConcepts(library, found.runs[0], tiny)
+    concepts = CheckpointConcepts(library, result.runs[0], tiny)
     first, last = (concepts.get(Token.parse(f"<me/teddy-step-{n}>")) for n in (2, 4))
     assert last.identity == left.identity != first.identity
     assert last.card.class_noun == left.card.class_noun and last.card.base == left.card.base
     assert concepts.get(Token.parse("<me/teddy>")).identity == left.identity
-    pictures = [picture for _, picture in generate_cells(Generator(tiny, concepts), found.cells)]
-    assert [picture.recipe.concepts[0].sha256 for picture in pictures] == [first.identity, last.identity]
-    (as_left,) = Generator(tiny, library).generate(GenerateRequest(prompt="a <me/teddy:0.5> here", n=1, **SMALL))
-    assert pictures[1].image.tobytes() == as_left.image.tobytes() != pictures[0].image.tobytes()
+    images = [image for _, image in generate_cells(Generator(tiny, concepts), result.cells)]
+    assert [image.recipe.concepts[0].sha256 for image in images] == [first.identity, last.identity]
+    request = GenerateRequest(prompt="a <me/teddy:0.5> here", num_images=1, **SMALL)
+    (as_left,) = Generator(tiny, library).generate(request)
+    assert images[1].image.tobytes() == as_left.image.tobytes() != images[0].image.tobytes()
     if method == "inversion":
         _check_what_is_wrong_with_runs(place / "run", tiny)
 
@@ -634,8 +641,8 @@ def _check_what_is_wrong_with_runs(folder, tiny):
         before = manifest.read_text()
         manifest.write_text(json.dumps(change(json.loads(before))))
         try:
-            found = XyzGridRequest(prompt="<me/teddy>", x=f"checkpoint: {folder}")
-            CheckpointConcepts(Library(folder), found.runs[0], tiny)
+            result = XyzGridRequest(prompt="<me/teddy>", x=f"checkpoint: {folder}")
+            CheckpointConcepts(Library(folder), result.runs[0], tiny)
         except UserError as error:
             return str(error)
         finally:
@@ -659,8 +666,8 @@ def documented() -> list[list[str]]:
 
 @pytest.mark.parametrize("command", documented(), ids=" ".join)
 def test_documented_commands_are_understood(command):
-    _, asked = COMMANDS[command[0]]
-    assert tyro.cli(asked, args=command[1:])
+    _, settings = COMMANDS[command[0]]
+    assert parse_settings(settings, command[1:], "sdpersonal")
 
 
 def test_documented_axes_are_understood():
@@ -718,10 +725,10 @@ PIECES += [
 def test_whatever_an_axis_says_it_is_read_or_told(text):
     for fields in ({"x": text}, {"x": "seed: 1", "y": text, "prompt": "a <me/duck:0.5+me/cat:0.2@0-1> {} {a|b}"}):
         try:
-            found = a_sheet(**fields)
+            result = a_sheet(**fields)
         except UserError as error:
             lines = str(error).split("\n")
             assert len(lines) <= 2 and all(line.isprintable() for line in lines)
         else:
-            assert len(found.cells) == np.prod(found.shape) == len({(c.x, c.y, c.z) for c in found.cells})
-            assert all(label.isprintable() for side in "xyz" for label in found.labels(side))
+            assert len(result.cells) == np.prod(result.shape) == len({(c.x, c.y, c.z) for c in result.cells})
+            assert all(label.isprintable() for side in "xyz" for label in result.labels(side))

@@ -32,7 +32,7 @@ from support.samples import embedding
 
 SMALL = {"steps": 4, "size": "64x64"}
 PROMPT = "a photo of <me/duck:0.9> on the beach"
-FAVOURITE = GenerateRequest(prompt=PROMPT, seed=2, n=1, **SMALL)
+FAVOURITE = GenerateRequest(prompt=PROMPT, seed=2, num_images=1, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def generator(tiny, library):
 @pytest.fixture(scope="module")
 def favourite(generator, tmp_path_factory):
     """A picture with its recipe, as a file."""
-    (picture,) = generator.generate(FAVOURITE)
+    (image,) = generator.generate(FAVOURITE)
     path = tmp_path_factory.mktemp("favourite") / "00001-abcdef12.png"
-    path.write_bytes(picture.to_png())
+    path.write_bytes(image.to_png())
     return path
 
 
@@ -64,7 +64,9 @@ def outputs(tmp_path):
 def changed(request: GenerateRequest) -> dict:
     """What is not as in the favourite."""
     return {
-        name: value for name, value in request.model_dump().items() if value != getattr(FAVOURITE, name) and name != "n"
+        name: value
+        for name, value in request.model_dump().items()
+        if value != getattr(FAVOURITE, name) and name != "num_images"
     }
 
 
@@ -73,37 +75,37 @@ def changed(request: GenerateRequest) -> dict:
 
 def test_only_what_is_asked_is_changed():
     (request,) = vary_seed(FAVOURITE, 0.3, 5, seed=9)
-    assert changed(request) == {"near": 0.3, "near_seed": 9} and request.n == 5
-    below = [each.prompt for each in vary_strength(FAVOURITE, "<me/duck>", "-2..0")]
+    assert changed(request) == {"near": 0.3, "variation_seed": 9} and request.num_images == 5
+    below = [item.prompt for item in vary_strength(FAVOURITE, "<me/duck>", "-2..0")]
     assert below == [f"a photo of <me/duck:{strength}> on the beach" for strength in (-2, -1, 0)]
-    found = vary_strength(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
+    result = vary_strength(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
     prompts = [f"a photo of <me/duck:{strength}> on the beach" for strength in ("0.5", "0.75", "1", "1.25")]
-    assert [changed(each) for each in found] == [{"prompt": prompt} for prompt in prompts]
-    found = vary_words(FAVOURITE, "the beach", "snow|a {red|blue} hill")
-    assert [each.prompt for each in found] == [PROMPT.replace("the beach", w) for w in ("snow", "a {red|blue} hill")]
+    assert [changed(item) for item in result] == [{"prompt": prompt} for prompt in prompts]
+    result = vary_words(FAVOURITE, "the beach", "snow|a {red|blue} hill")
+    assert [item.prompt for item in result] == [PROMPT.replace("the beach", w) for w in ("snow", "a {red|blue} hill")]
     (request,) = vary_from_image(FAVOURITE, Path("a.png"), 0.4, 3)
-    assert changed(request) == {"start": Path("a.png"), "change": 0.4, "seed": 3} and request.n == 3
+    assert changed(request) == {"init_image": Path("a.png"), "strength": 0.4, "seed": 3} and request.num_images == 3
     last = GenerateRequest(prompt="x", seed=2**64 - 1)
     assert vary_from_image(last, Path("a.png"))[0].seed == 0  # after the last comes the first
 
 
 def test_all_together_in_order_and_near_by_if_nothing_is_asked():
-    found = variation_requests(
+    result = variation_requests(
         FAVOURITE,
         Path("a.png"),
         variation_strength=0.2,
-        n=3,
-        strength=["<duck>=1, 2", "<me/duck> = 0"],
-        word=["beach=snow|<me/sky>"],
-        start=True,
+        num_images=3,
+        concept_strengths=["<duck>=1, 2", "<me/duck> = 0"],
+        words=["beach=snow|<me/sky>"],
+        img2img=True,
     )
-    assert [each.n for each in found] == [3, 1, 1, 1, 1, 1, 3]
+    assert [item.num_images for item in result] == [3, 1, 1, 1, 1, 1, 3]
     others = [f"a photo of <me/duck:{strength}> on the beach" for strength in (1, 2, 0)]
     others += [PROMPT.replace("beach", word) for word in ("snow", "<me/sky>")]
-    assert [each.prompt for each in found] == [PROMPT, *others, PROMPT]
+    assert [item.prompt for item in result] == [PROMPT, *others, PROMPT]
     (request,) = variation_requests(FAVOURITE, Path("a.png"))
-    assert changed(request) == {"near": 0.15} and request.n == 8
-    assert [each.start for each in variation_requests(FAVOURITE, Path("a.png"), start=True)] == [Path("a.png")]
+    assert changed(request) == {"variation_strength": 0.15} and request.num_images == 8
+    assert [item.init_image for item in variation_requests(FAVOURITE, Path("a.png"), img2img=True)] == [Path("a.png")]
 
 
 @pytest.mark.parametrize(
@@ -111,14 +113,14 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
     [
         ({"strength": ["<me/duck>"]}, "does not say what to change"),
         ({"strength": ["=1"]}, "does not say what to change"),
-        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this picture"),
+        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this image"),
         ({"strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
         ({"strength": ["<me/duck>=much"]}, "not a list of numbers"),
         ({"strength": ["duck duck=1"]}, "is not a concept's token"),
-        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this picture"),
+        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this image"),
         ({"word": ["beach=<me"]}, None),
         ({"word": ["beach=<m e>"]}, "is not a concept's token"),
-        ({"near_by": 2.0}, "near must be a number above 0, up to 1"),
+        ({"variation_strength": 2.0}, "near must be a number above 0, up to 1"),
         ({"start": True, "change": 0.0}, "change must be a number above 0, up to 1"),
     ],
 )
@@ -126,17 +128,17 @@ def test_what_cannot_be_varied_is_told(asked, said):
     if said is None:
         assert len(variation_requests(FAVOURITE, Path("a.png"), **asked)) == 1
         return
-    with pytest.raises(UserError, match=said) as told:
+    with pytest.raises(UserError, match=said) as output:
         variation_requests(FAVOURITE, Path("a.png"), **asked)
-    assert len(str(told.value).splitlines()) <= 2
+    assert len(str(output.value).splitlines()) <= 2
 
 
 def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
     sister = FAVOURITE.model_copy(update={"near": 0.1})
-    with pytest.raises(UserError, match="itself near another one, of seed 2"):
+    with pytest.raises(UserError, match="itself a variation of another one, of seed 2"):
         vary_seed(sister)
-    assert vary_strength(sister, "<me/duck>", "1")[0].near == 0.1
-    assert vary_from_image(sister, Path("a.png"))[0].near is None
+    assert vary_strength(sister, "<me/duck>", "1")[0].variation_strength == 0.1
+    assert vary_from_image(sister, Path("a.png"))[0].variation_strength is None
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -145,31 +147,35 @@ def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
 def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
     original = np.asarray(Image.open(favourite).convert("RGB"), np.float64)
 
-    def apart(share):
-        (request,) = vary_seed(FAVOURITE, share, 3)
-        found = [np.asarray(picture.image, np.float64) for picture in generator.generate(request)]
-        assert len({image.tobytes() for image in found}) == 3
-        return np.mean([np.abs(image - original).mean() for image in found])
+    def apart(weight):
+        (request,) = vary_seed(FAVOURITE, weight, 3)
+        result = [np.asarray(generated.image, np.float64) for generated in generator.generate(request)]
+        assert len({image.tobytes() for image in result}) == 3
+        return np.mean([np.abs(image - original).mean() for image in result])
 
-    distances = [apart(share) for share in (0.02, 0.15, 1.0)]
+    distances = [apart(weight) for weight in (0.02, 0.15, 1.0)]
     assert 0 < distances[0] < 0.5 * distances[1] < 0.5 * distances[2]
 
 
 def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, favourite, outputs):
     image = Image.open(favourite).convert("RGB")
-    asked = variation_requests(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], start=True, n=2)
-    told = []
-    kept = generate_variations(
-        (FAVOURITE, image), asked, generator, outputs, progress=lambda done, total: told.append((done, total))
+    calls = variation_requests(
+        FAVOURITE, favourite, words=["beach=snow"], concept_strengths=["<me/duck>=0, 1"], img2img=True, num_images=2
     )
-    saved, page = kept.images, kept.grid
+    output = []
+    recorded = generate_variations(
+        (FAVOURITE, image), calls, generator, outputs, progress=lambda done, total: output.append((done, total))
+    )
+    saved, page = recorded.images, recorded.grid
     assert (
-        len(saved) == len(kept.hidden) == 5 and page.name == "00001-variations.png" and page.parent == saved[0].parent
+        len(saved) == len(recorded.hidden) == 5
+        and page.name == "00001-variations.png"
+        and page.parent == saved[0].parent
     )
     recipes = [read_recipe(path.read_bytes()) for path in saved]
-    assert [each.prompt for each in recipes[:3]] == [each.prompt for each in asked[:3]]
-    assert all(each.start and each.change == 0.5 for each in recipes[3:]) and not recipes[0].start
-    assert told[-1][0] == told[-1][1]
+    assert [item.prompt for item in recipes[:3]] == [item.prompt for item in calls[:3]]
+    assert all(item.init_image and item.strength == 0.5 for item in recipes[3:]) and not recipes[0].init_image
+    assert output[-1][0] == output[-1][1]
     sheet = np.asarray(Image.open(page).convert("RGB"), np.int16)
     head = 192 // 6
     first = sheet[head + 6 : head + 6 + 192, 6 : 6 + 192]
@@ -177,17 +183,17 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
 
 
 def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
-    image, asked = Image.open(favourite).convert("RGB"), vary_strength(FAVOURITE, "<me/duck>", "0, 1")
-    told = []
+    image, calls = Image.open(favourite).convert("RGB"), vary_strength(FAVOURITE, "<me/duck>", "0, 1")
+    output = []
     with pytest.raises(Interrupted):
         generate_variations(
             (FAVOURITE, image),
-            asked,
+            calls,
             generator,
             outputs,
             private=True,
-            progress=lambda done, total: told.append(done),
-            cancelled=lambda: len(told) > 5,
+            progress=lambda done, total: output.append(done),
+            cancelled=lambda: len(output) > 5,
         )
     (day,) = outputs.folder.iterdir()
     (path,) = day.glob("0000?-????????.png")
@@ -198,18 +204,18 @@ def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
 
 def test_captions_say_what_is_different(generator):
     def said(request):
-        (picture,) = generator.generate(request)
-        return caption(FAVOURITE, request, picture.recipe)
+        (image,) = generator.generate(request)
+        return caption(FAVOURITE, request, image.recipe)
 
     assert said(vary_strength(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
     assert said(vary_words(FAVOURITE, "the beach", "a green hill")[0]) == "a green hill"
-    assert said(vary_seed(FAVOURITE, 0.2, 1, seed=6)[0]) == "near 0.2, seed 6"
+    assert said(vary_seed(FAVOURITE, 0.2, 1, seed=6)[0]) == "variation 0.2, seed 6"
 
 
 def test_a_sheet_of_any_number_has_all_of_them():
     for count in (1, 2, 5, 9, 26):
-        pictures = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
-        page = np.asarray(captioned_grid(pictures, tile_size=32))
+        images = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
+        page = np.asarray(captioned_grid(images, tile_size=32))
         assert {tuple(pixel) for pixel in page.reshape(-1, 3)} >= {(8 * i + 1, 0, 99) for i in range(count)}
 
 
@@ -229,8 +235,8 @@ def test_what_differs_is_told_in_whole_words(texts, expected):
 
 
 def test_without_words_there_is_no_room_for_any():
-    pictures = [Image.new("RGB", (32, 32))] * 2
-    bare, named = (captioned_grid([(each, text) for each in pictures], tile_size=32) for text in ("", "seed 1"))
+    images = [Image.new("RGB", (32, 32))] * 2
+    bare, named = (captioned_grid([(item, text) for item in images], tile_size=32) for text in ("", "seed 1"))
     assert bare.width == named.width and bare.height < named.height
     assert bare.height == 32 + 2 * 6  # the picture, and a gap on both sides
 
@@ -248,17 +254,17 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
     library.add(old)
     library.add(new)
     library.add(embedding("<me/sky>", 3))
-    found = RecipeThenLibrary(recipe, library)
+    result = RecipeThenLibrary(recipe, library)
     assert library.get(Token.parse("<me/duck>")).identity == new.identity
-    assert found.get(Token.parse("<me/duck>")).identity == old.identity
-    assert found.get(Token.parse("<me/sky>")).token.version == 1
+    assert result.get(Token.parse("<me/duck>")).identity == old.identity
+    assert result.get(Token.parse("<me/sky>")).token.version == 1
 
 
 def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
-    (picture, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, n=1)[0])
-    with pytest.raises(UserError, match="It began from another image"):
-        favourite_request(picture.recipe)
-    assert favourite_request(picture.recipe, image_only=True).prompt == PROMPT
+    (image, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, num_images=1)[0])
+    with pytest.raises(UserError, match="was made from an init image"):
+        favourite_request(image.recipe)
+    assert favourite_request(image.recipe, image_only=True).prompt == PROMPT
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -267,11 +273,11 @@ def test_what_began_from_another_picture_is_begun_from_alone(generator, favourit
 def test_the_command_draws_them(favourite, library, tmp_path, capsys):
     command = ["vary", "--near", "0.1", "-n", "2", "--strength", "<me/duck>=0", "--words", "beach=snow", str(favourite)]
     assert main([*command, "--library", str(library.folder), "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1].endswith("00001-variations.png") and len(said) == 1 + 4 + 1
-    recipes = [read_recipe(Path(line).read_bytes()) for line in said[1:-1]]
-    assert [each.near for each in recipes] == [0.1, 0.1, None, None]
-    assert [each.near_seed for each in recipes[:2]] == [1, 2] and {each.seed for each in recipes} == {2}
+    message = capsys.readouterr().out.splitlines()
+    assert message[-1].endswith("00001-variations.png") and len(message) == 1 + 4 + 1
+    recipes = [read_recipe(Path(line).read_bytes()) for line in message[1:-1]]
+    assert [item.variation_strength for item in recipes] == [0.1, 0.1, None, None]
+    assert [item.variation_seed for item in recipes[:2]] == [1, 2] and {item.seed for item in recipes} == {2}
     assert (tmp_path / "index.html").exists()
 
 
@@ -284,10 +290,10 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
     command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--words", "ball=cube|cone"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "It was generated with the model other." in said
-    found = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
-    assert [(each.prompt, each.negative, each.seed, each.steps) for each in found] == [
+    message = capsys.readouterr().out
+    assert "It was generated with the model other." in message
+    result = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
+    assert [(item.prompt, item.negative, item.seed, item.steps) for item in result] == [
         ("a red cube", "blue", 5, 2),
         ("a red cone", "blue", 5, 2),
     ]
@@ -313,8 +319,8 @@ def test_a_prompt_that_cannot_be_read_is_never_an_empty_one(prompt, reason, opti
 )
 def test_the_command_tells_what_is_wrong_before_anything_is_loaded(favourite, options, said, capsys):
     assert main(["vary", str(favourite), *options]) == 2
-    heard = capsys.readouterr()
-    assert said in heard.err and "Traceback" not in heard.err and heard.out == ""
+    caught = capsys.readouterr()
+    assert said in caught.err and "Traceback" not in caught.err and caught.out == ""
 
 
 def test_a_picture_without_a_recipe_is_told(tmp_path, capsys):

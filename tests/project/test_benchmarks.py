@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 
 from benchmarks.steps.cases import ON_CPU, ON_CUDA, Arm, Case, command, copy_photos
-from benchmarks.steps.chart import draw
+from benchmarks.steps.chart import save_chart
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from support.narrow import save_photos
 
@@ -126,7 +126,7 @@ def test_a_case_that_is_none(text):
 
 def test_the_chart(tmp_path):
     arms = {"script fp32": {"seconds": 2.0}, "sdpersonal fp32": {"seconds": 1.0}}
-    draw({"cases": [{"case": "tiny lora 128 px batch 4", "arms": arms}]}, tmp_path / "chart.png")
+    save_chart({"cases": [{"case": "tiny lora 128 px batch 4", "arms": arms}]}, tmp_path / "chart.png")
     assert np.asarray(Image.open(tmp_path / "chart.png").convert("L")).std() > 5
 
 
@@ -150,7 +150,7 @@ def test_the_stand_in_does_what_torchvision_defines(monkeypatch):
     assert {"BILINEAR", "LANCZOS", "BICUBIC"} <= set(modes)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.thorough
@@ -158,7 +158,7 @@ def test_the_stand_in_does_what_torchvision_defines(monkeypatch):
 def test_drawing_beside_diffusers(root, tmp_path):
     """Both sides draw the same picture and say what it took."""
     line = [sys.executable, root / "benchmarks" / "generation.py", "--cases", "tiny:64:2", "--rounds", "1"]
-    line += ["--switches", "1", "--pictures", "2", "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
+    line += ["--switches", "1", "--images", "2", "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
     done = subprocess.run(list(map(str, line)), cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
@@ -182,27 +182,29 @@ def test_a_picture_is_put_together_from_its_steps_and_the_rest():
 def test_the_table_names_medians_side_by_side():
     from benchmarks.generation import markdown_table
 
-    def draw(who, mix, seconds):
+    def generation(who, mix, seconds):
         return {"who": who, "mix": mix, "n": 8, "seconds": [0, seconds], "unet": [0, 0.0], "peak": 2e9, "cuda": None}
 
     def switch(who, mix, source, ready):
         return {"who": who, "mix": mix, "from": source, "ready": [0, ready], "step": [0, 2 * ready]}
 
     seconds = {"diffusers": (24.0, 8.0, 16.0), "sdpersonal": (8.0, 8.0, 1.0)}
-    draws = [draw(who, mix, one) for who, some in seconds.items() for mix in ("one", "two") for one in some]
+    generations = [
+        generation(who, mix, value) for who, values in seconds.items() for mix in ("one", "two") for value in values
+    ]
     switches = [
         switch(who, mix, source, 3.0) for who in seconds for mix in ("one", "two") for source in ("files", "loaded")
     ]
     first = [{"who": who, "since_start": [0, 9.0]} for who in seconds]
-    case = {"case": "tiny 128 px", "steps": 25, "clock": 1, "draws": draws, "switches": switches, "first": first}
+    case = {"case": "tiny 128 px", "steps": 25, "clock": 1, "draws": generations, "switches": switches, "first": first}
     lines = markdown_table({"machine": "two cores", "cases": [case]}).splitlines()
-    assert "| tiny 128 px: two LoRAs, 8 at once, a picture in 25 steps | 2 s | 1 s | 2.00x |" in lines
+    assert "| tiny 128 px: two LoRAs, 8 at once, an image in 25 steps | 2 s | 1 s | 2.00x |" in lines
     assert "| tiny 128 px: switch to two LoRAs from files, until first step | 6 s | 6 s | 1.00x |" in lines
     assert "| tiny 128 px: memory at most | 2.00 GB | 2.00 GB | 1.00x |" in lines
 
 
 def test_a_mix_says_the_same_to_both():
-    from benchmarks.pictures.concepts import ConceptMix
+    from benchmarks.images.concepts import ConceptMix
 
     assert ConceptMix.of("one", 3).our_prompt == "a photo of a <bench/word3> on the beach, soft light<bench/lora3:0.7>"
     assert ConceptMix.of("two", 3).our_prompt.endswith("<bench/lora3:0.7><bench/lora4:0.4>")

@@ -23,6 +23,8 @@ LIGHT = [
             "prompts",
             "api",
             "photos.loading",
+            "training.control",
+            "training.run_dir",
             "progress",
             "concepts.concept",
             "concepts.importers",

@@ -1,10 +1,13 @@
 """A wheel built from the tree and installed alone holds everything, the built-in base included."""
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
+import urllib.request
 import zipfile
 
 import pytest
@@ -89,3 +92,44 @@ def test_a_wheel_alone_draws_a_picture(installed, tmp_path, bare_environment):
     with Image.open(picture) as image:
         assert image.size == (128, 128)
         assert len(image.getcolors(1 << 16) or range(1 << 16)) > 100  # something is drawn on it
+
+
+def test_every_command_is_in_the_wheel(installed, bare_environment, tmp_path):
+    for command in ("app", "demo", "train dreambooth", "concepts list"):
+        shown = run(installed / "sdpersonal", *command.split(), "--help", env=bare_environment, cwd=tmp_path)
+        assert shown.stdout.startswith(f"usage: sdpersonal {command} ")
+
+
+def test_the_demos_photos_are_in_the_wheel(installed, bare_environment, tmp_path):
+    """With the captions beside them; the demo itself takes minutes."""
+    script = "from sdpersonal.cli.commands.demo import SAMPLES; from sdpersonal.photos.loading import load_photos\n"
+    script += "for name in ('teddy-bear', 'cyanotype'):\n"
+    script += (
+        "    photos = load_photos(SAMPLES / name, 64).photos; print(name, len(photos), all(p.captions for p in photos))"
+    )
+    shown = run(installed / "python", "-c", script, env=bare_environment, cwd=tmp_path)
+    assert shown.stdout.splitlines() == ["teddy-bear 5 True", "cyanotype 5 True"]
+
+
+@pytest.mark.slow
+def test_the_app_opens_from_a_wheel(installed, bare_environment, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [installed / "sdpersonal", "app", "--base", "tiny", "--port", str(port)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=bare_environment, cwd=tmp_path, **pipes) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            assert any(f"Open http://127.0.0.1:{port}" in line for line in lines)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
+                text = page.read().decode()
+            assert "gradio" in text
+            asset = re.search(r'(?:src|href)="([^"]*assets/[^"]+\.(?:js|css))"', text)[1]
+            address = asset if asset.startswith("http") else f"http://127.0.0.1:{port}/{asset.lstrip('./')}"
+            with urllib.request.urlopen(address, timeout=60) as file:
+                assert file.read(1)
+        finally:
+            server.terminate()
+            code = server.wait(60)
+    assert code == 130

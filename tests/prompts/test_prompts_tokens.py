@@ -10,7 +10,7 @@ import regex
 import torch
 
 from sdpersonal.errors import UserError
-from sdpersonal.models.loading.tokenizer import clip_tokenizer
+from sdpersonal.models.loading.single_file import clip_tokenizer
 from sdpersonal.models.text_encoder import TextEncoder
 from sdpersonal.prompts import parse
 

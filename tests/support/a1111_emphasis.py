@@ -23,8 +23,8 @@ def signs(prompt: str) -> list[tuple[str, float]]:
         stretch_of.append(stretch)
 
     def times(first, factor):
-        for one in out[first:]:
-            one[1] *= factor
+        for item in out[first:]:
+            item[1] *= factor
 
     while at < len(prompt):
         sign = prompt[at]
@@ -43,8 +43,8 @@ def signs(prompt: str) -> list[tuple[str, float]]:
             step = len(weight[0])
             previous = "bracket"
         elif weight:
-            for one in weight[0]:
-                say(one, "plain" if one is not weight[0][0] else "colon")
+            for item in weight[0]:
+                say(item, "plain" if item is not weight[0][0] else "colon")
             step = len(weight[0])
             previous = "weight"
         elif sign == ")" and round_:
@@ -65,12 +65,12 @@ def signs(prompt: str) -> list[tuple[str, float]]:
 
 def _broken(out, stretch_of):
     """BREAK as a word of its own, and the spaces around it, out of each stretch."""
-    said = []
+    message = []
     for stretch in dict.fromkeys(stretch_of):
-        mine = [tuple(one) for one, of in zip(out, stretch_of, strict=True) if of == stretch]
-        text, at = "".join(sign for sign, _ in mine), 0
+        concept = [tuple(item) for item, of in zip(out, stretch_of, strict=True) if of == stretch]
+        text, at = "".join(sign for sign, _ in concept), 0
         for word in re.finditer(r"\s*\bBREAK\b\s*", text):
-            said += [*mine[at : word.start()], (BREAK, 0.0)]
+            message += [*concept[at : word.start()], (BREAK, 0.0)]
             at = word.end()
-        said += mine[at:]
-    return said
+        message += concept[at:]
+    return message

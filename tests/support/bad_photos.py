@@ -27,18 +27,16 @@ def as_set(images: Sequence[Image.Image]) -> PhotoSet:
     """Square pictures as the loader would hand them on."""
     return PhotoSet(
         tuple(
-            Photo(
-                f"{i:02}.jpg", np.asarray(picture.convert("RGB")), f"{i:064x}", (0, 0), original_size=picture.size[::-1]
-            )
-            for i, picture in enumerate(images, 1)
+            Photo(f"{i:02}.jpg", np.asarray(image.convert("RGB")), f"{i:064x}", (0, 0), original_size=image.size[::-1])
+            for i, image in enumerate(images, 1)
         )
     )
 
 
 def save_all(images: Sequence[Image.Image], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(images, 1):
-        picture.convert("RGB").save(folder / f"{i:02}.jpg", quality=92)
+    for i, image in enumerate(images, 1):
+        image.convert("RGB").save(folder / f"{i:02}.jpg", quality=92)
     return folder
 
 
@@ -105,9 +103,9 @@ ONE_BY_ONE: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
 }
 
 
-def with_one_turned(pictures: Pictures, which: int, clockwise: bool = False) -> Pictures:
+def with_one_turned(images: Pictures, which: int, clockwise: bool = False) -> Pictures:
     turn = Image.Transpose.ROTATE_270 if clockwise else Image.Transpose.ROTATE_90
-    return [picture.transpose(turn) if i == which else picture for i, picture in enumerate(pictures)]
+    return [image.transpose(turn) if i == which else image for i, image in enumerate(images)]
 
 
 def in_one_place(count: int = 5, seed: int = 0, side: int = SIDE) -> Pictures:
@@ -140,15 +138,15 @@ def made_photo(thing: int, photo: int, place: int, side: int = SIDE) -> Image.Im
     return page.filter(ImageFilter.GaussianBlur(0.6 * side / SIDE))
 
 
-def _wall(draw: np.random.Generator, take: np.random.Generator, side: int) -> Image.Image:
-    colour, grain = draw.integers(30, 226, 3), int(draw.integers(4, 24))
+def _wall(rng: np.random.Generator, take: np.random.Generator, side: int) -> Image.Image:
+    colour, grain = rng.integers(30, 226, 3), int(rng.integers(4, 24))
     noise = np.random.default_rng(take.integers(1 << 30)).normal(0, 26, (grain, grain, 1))
     wall = Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).resize(
         (side, side), Image.Resampling.BICUBIC
     )
     pen = ImageDraw.Draw(wall)
-    floor = tuple(int(level) for level in draw.integers(30, 226, 3))
-    top = side * (draw.uniform(0.6, 0.75) + take.uniform(-0.03, 0.03))
+    floor = tuple(int(level) for level in rng.integers(30, 226, 3))
+    top = side * (rng.uniform(0.6, 0.75) + take.uniform(-0.03, 0.03))
     pen.rectangle((0, top, side, side), fill=floor)
     for board in range(4):  # lying boards: what is below looks different from what is beside
         pen.line((0, top + board * side / 12, side, top + board * side / 12), tuple(level // 2 for level in floor), 3)
@@ -167,8 +165,8 @@ def main(folders: Sequence[str]) -> None:
     }
     print(len(sets), "sets,", sum(map(len, sets.values())), "photos")
 
-    def found(pictures: Pictures, name: str, **more: object) -> list[str]:
-        verdict = check(as_set(pictures), "object", **more)
+    def found(images: Pictures, name: str, **options: object) -> list[str]:
+        verdict = check(as_set(images), "object", **options)
         return [photo for finding in verdict.findings if finding.name == name for photo in finding.photos]
 
     def tell(fault: str, name: str, hits: Sequence[bool]) -> None:
@@ -176,9 +174,9 @@ def main(folders: Sequence[str]) -> None:
 
     for fault, (name, spoil) in ONE_BY_ONE.items():
         hits = []
-        for pictures in sets.values():
-            hurt = {f"{i:02}.jpg" for i in range(1, len(pictures) + 1)}
-            these = set(found([spoil(picture) for picture in pictures], name))
+        for images in sets.values():
+            hurt = {f"{i:02}.jpg" for i in range(1, len(images) + 1)}
+            these = set(found([spoil(image) for image in images], name))
             hits += [photo in these for photo in sorted(hurt)]
         tell(fault, name, hits)
     tell(
@@ -187,9 +185,9 @@ def main(folders: Sequence[str]) -> None:
         [len(found(copies(p[0]), "near-duplicates")) == 5 for p in sets.values()],
     )
     turned = [
-        found(with_one_turned(pictures, i, clockwise), "sideways") == [f"{i + 1:02}.jpg"]
-        for pictures in sets.values()
-        for i in range(len(pictures))
+        found(with_one_turned(images, i, clockwise), "sideways") == [f"{i + 1:02}.jpg"]
+        for images in sets.values()
+        for i in range(len(images))
         for clockwise in (False, True)
     ]
     tell("one turned by 90 degrees", "sideways", turned)

@@ -233,9 +233,9 @@ def _open_clip(text) -> dict[str, torch.Tensor]:
     for i in range(text.config.num_hidden_layers):
         ours, original = f"encoder.layers.{i}.", f"transformer.resblocks.{i}."
         for end in ("weight", "bias"):
-            joint = [state[f"{ours}self_attn.{one}_proj.{end}"] for one in "qkv"]
+            joint = [state[f"{ours}self_attn.{item}_proj.{end}"] for item in "qkv"]
             renamed[f"{original}attn.in_proj_{end}"] = torch.cat(joint)
             renamed[f"{original}attn.out_proj.{end}"] = state[f"{ours}self_attn.out_proj.{end}"]
-            for name, theirs in names.items():
-                renamed[f"{original}{theirs}.{end}"] = state[f"{ours}{name}.{end}"]
+            for name, reference in names.items():
+                renamed[f"{original}{reference}.{end}"] = state[f"{ours}{name}.{end}"]
     return renamed

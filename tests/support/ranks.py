@@ -49,12 +49,12 @@ class RankProcess:
 
 
 def start(
-    argv: Sequence[object], place: Path, environment: dict[str, str] | None = None, fault: Callable | None = None
+    argv: Sequence[object], folder: Path, environment: dict[str, str] | None = None, fault: Callable | None = None
 ) -> RankProcess:
     """`sdpersonal ARGV` in a process of its own; fault: called there first, to plant what will go wrong."""
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     name = (environment or {}).get("RANK", "0")
-    child = RankProcess(None, place / f"out-{name}", place / f"err-{name}")
+    child = RankProcess(None, folder / f"out-{name}", folder / f"err-{name}")
     settings = dict(os.environ) | (environment or {})
     child.process = _context.Process(
         target=_run, args=([*map(str, argv)], os.getcwd(), settings, child.out, child.err, fault)
@@ -63,14 +63,14 @@ def start(
     return child
 
 
-def start_two(argvs: Sequence[Sequence[object]], place: Path, faults: Sequence[Callable | None] = (None, None)):
+def start_two(argvs: Sequence[Sequence[object]], folder: Path, faults: Sequence[Callable | None] = (None, None)):
     """Rank 0 and rank 1 of one run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     return [
-        start(argv, place, meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, fault)
+        start(argv, folder, meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, fault)
         for rank, (argv, fault) in enumerate(zip(argvs, faults, strict=True))
     ]
 

@@ -9,7 +9,8 @@ from PIL import Image
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.training import train
-from sdpersonal.training.control import COMMAND_FILE, Command, poll, send
+from sdpersonal.training.control import Command, poll, send
+from sdpersonal.training.run_dir import COMMAND_FILE
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
 
@@ -23,27 +24,27 @@ def narrow(tmp_path_factory):
 def command(narrow, tmp_path):
     photos = save_photos(tmp_path / "photos", 2)
 
-    def build(place, *more, base=narrow, steps=5000):
+    def build(folder, *more, base=narrow, steps=5000):
         flags = ["--photos", photos, "--token", "<me/thing>", "--base", base, "--steps", steps, "--batch", 1]
-        flags += ["--vectors", 2, "--library", place / "concepts", "--run", place / "run"]
+        flags += ["--vectors", 2, "--library", folder / "concepts", "--run", folder / "run"]
         return ["train", "textual-inversion", *flags, *more]
 
     return build
 
 
-def result(place):
-    return json.loads((place / "run" / "result.json").read_text())
+def result(folder):
+    return json.loads((folder / "run" / "result.json").read_text())
 
 
-def after_lines(child, place, count):
-    return child.after_lines(place / "run" / "progress.jsonl", count)
+def after_lines(child, folder, count):
+    return child.after_lines(folder / "run" / "progress.jsonl", count)
 
 
 def test_a_wish_is_heard_once_and_nonsense_not_at_all(tmp_path):
     assert poll(tmp_path) is Command.NOTHING
-    for wish in (Command.SAMPLE, Command.KEEP):
-        send(tmp_path, wish)
-        assert (poll(tmp_path), poll(tmp_path)) == (wish, Command.NOTHING)
+    for sent in (Command.SAMPLE, Command.KEEP):
+        send(tmp_path, sent)
+        assert (poll(tmp_path), poll(tmp_path)) == (sent, Command.NOTHING)
     send(tmp_path, Command.SAMPLE)
     send(tmp_path, Command.KEEP)
     assert poll(tmp_path) is Command.KEEP
@@ -61,25 +62,26 @@ def test_sample_now_then_stop_and_keep(command, tmp_path):
     """On the built-in base, which has a judge: pictures come, are judged, and the concept is what was best."""
     child = after_lines(start(command(tmp_path, base="tiny", steps=400), tmp_path), tmp_path, 3)
     send(tmp_path / "run", Command.SAMPLE)
-    drawn = tmp_path / "run" / "trials.jsonl"
-    while child.process.is_alive() and not (drawn.exists() and drawn.read_text().endswith("\n")):
+    validations_file = tmp_path / "run" / "trials.jsonl"
+    while child.process.is_alive() and not (validations_file.exists() and validations_file.read_text().endswith("\n")):
         time.sleep(0.02)
-    first = json.loads(drawn.read_text())
+    first = json.loads(validations_file.read_text())
     reached = first["step"]
     assert 3 <= reached < 40  # before the first milestone
-    with Image.open(tmp_path / "run" / "trials" / f"step-{reached:06d}.png") as picture:
-        assert picture.width > 300
+    with Image.open(tmp_path / "run" / "trials" / f"step-{reached:06d}.png") as image:
+        assert image.width > 300
     after_lines(child, tmp_path, reached + 2)  # it went on
     send(tmp_path / "run", Command.KEEP)
     assert child.wait() == 0, child.errors
     steps = len((tmp_path / "run" / "progress.jsonl").read_text().splitlines())
     assert (
-        f"Ended after step {steps} of 400, as asked." in child.stdout and not (tmp_path / "run" / COMMAND_FILE).exists()
+        f"Ended after step {steps} of 400, as requested." in child.stdout
+        and not (tmp_path / "run" / COMMAND_FILE).exists()
     )
     assert result(tmp_path)["steps"] == steps and result(tmp_path)["best"] in (reached, steps)
     (entry,) = Library(tmp_path / "concepts").entries()
     assert entry.card.scores and entry.card.steps == result(tmp_path)["best"]
-    assert "as asked; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
+    assert "as requested; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("samples", [pytest.param(True, marks=pytest.mark.thorough), False])
@@ -93,24 +95,24 @@ def test_without_a_judge_only_what_is_asked_for_is_drawn(command, tmp_path, samp
     after_lines(child, tmp_path, done + 2)
     send(tmp_path / "run", Command.KEEP)
     assert child.wait() == 0, child.errors
-    ended = result(tmp_path)["steps"]
-    assert result(tmp_path)["best"] == ended and not (tmp_path / "run" / "trials.jsonl").exists()
-    pictures = sorted(path.name for path in (tmp_path / "run").glob("trials/*"))
-    assert len(pictures) == (2 if samples else 0) and (not samples or pictures[-1] == f"step-{ended:06d}.png")
+    last_step = result(tmp_path)["steps"]
+    assert result(tmp_path)["best"] == last_step and not (tmp_path / "run" / "trials.jsonl").exists()
+    image_names = sorted(path.name for path in (tmp_path / "run").glob("trials/*"))
+    assert len(image_names) == (2 if samples else 0) and (not samples or image_names[-1] == f"step-{last_step:06d}.png")
 
 
 def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_path):
     """The same run, one watched and one not: the same losses, and the same checkpoint at the same step."""
     settings = {"photos": tmp_path / "photos", "token": "<me/thing>", "base": str(narrow), "steps": 6, "batch": 1}
     for name in ("alone", "watched"):
-        place = tmp_path / name
-        (place / "run").mkdir(parents=True)
+        folder = tmp_path / name
+        (folder / "run").mkdir(parents=True)
 
-        def say(line, place=place, name=name):
-            if "Learning" in line and name == "watched":
-                send(place / "run", Command.SAMPLE)
+        def say(line, folder=folder, name=name):
+            if "Training <me/thing>" in line and name == "watched":
+                send(folder / "run", Command.SAMPLE)
 
-        train(TextualInversionSettings(**settings, library=place / "concepts", run=place / "run"), say)
+        train(TextualInversionSettings(**settings, library=folder / "concepts", run=folder / "run"), say)
     assert len(list((tmp_path / "watched" / "run" / "trials").iterdir())) == 1
     identities = [Library(tmp_path / name / "concepts").entries()[0].identity for name in ("alone", "watched")]
     assert identities[0] == identities[1]
@@ -132,5 +134,5 @@ def test_of_two_processes_both_end_at_one_step(command, tmp_path):
     after_lines(ranks[0], tmp_path, 8)
     send(tmp_path / "run", Command.KEEP)
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].errors
-    assert "as asked" in ranks[0].stdout and ranks[1].stdout == ""
+    assert "as requested" in ranks[0].stdout and ranks[1].stdout == ""
     assert len(Library(tmp_path / "concepts").entries()) == 1

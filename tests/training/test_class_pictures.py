@@ -15,10 +15,10 @@ from support.narrow import save_photos
 PROMPT = "a photo of cat"
 
 
-def drawn(base, numbers, prompt=PROMPT):
-    said = []
-    generate_missing(base, prompt, 64, numbers, said.append)
-    return said
+def generate_and_log(base, numbers, prompt=PROMPT):
+    lines = []
+    generate_missing(base, prompt, 64, numbers, lines.append)
+    return lines
 
 
 def files_of(base, prompt=PROMPT):
@@ -26,56 +26,56 @@ def files_of(base, prompt=PROMPT):
 
 
 def test_they_are_what_the_base_draws(tiny):
-    drawn(tiny, [7])
-    [picture] = Generator(tiny).generate(GenerateRequest(prompt=PROMPT, n=1, seed=7, size="64x64"))
+    generate_and_log(tiny, [7])
+    [result] = Generator(tiny).generate(GenerateRequest(prompt=PROMPT, num_images=1, seed=7, size="64x64"))
     (class_images_folder(tiny, PROMPT, 64) / "00007.safetensors").rename(
         class_images_folder(tiny, PROMPT, 64) / "00000.safetensors"
     )
-    [kept] = load_latents(tiny, PROMPT, 64, 1)
-    ours = tiny.decode(kept.mean)[0].astype(int)
-    assert abs(ours - np.asarray(picture.image).astype(int)).max() <= 1
-    assert not kept.std.any()
+    [latents] = load_latents(tiny, PROMPT, 64, 1)
+    decoded = tiny.decode(latents.mean)[0].astype(int)
+    assert abs(decoded - np.asarray(result.image).astype(int)).max() <= 1
+    assert not latents.std.any()
 
 
 def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
-    drawn(tiny, range(4))
-    whole = files_of(tiny)
-    assert list(whole) == [f"{i:05d}.safetensors" for i in range(4)]
+    generate_and_log(tiny, range(4))
+    files = files_of(tiny)
+    assert list(files) == [f"{i:05d}.safetensors" for i in range(4)]
     folder = class_images_folder(tiny, PROMPT, 64)
     (folder / "00001.safetensors").unlink()
-    (folder / "00002.safetensors").write_bytes(whole["00002.safetensors"][:100])
+    (folder / "00002.safetensors").write_bytes(files["00002.safetensors"][:100])
     (folder / "holiday.jpg").write_bytes(b"not ours")
-    said = [drawn(tiny, range(rank, 4, 2)) for rank in range(2)]  # as two processes would
-    assert [len(lines) for lines in said] == [1, 1] and "1 pictures" in said[0][0]
-    assert {name: data for name, data in files_of(tiny).items() if name != "holiday.jpg"} == whole
-    assert drawn(tiny, range(4)) == []
+    logs = [generate_and_log(tiny, range(rank, 4, 2)) for rank in range(2)]  # as two processes would
+    assert [len(lines) for lines in logs] == [1, 1] and "Generating 1 class images" in logs[0][0]
+    assert {name: data for name, data in files_of(tiny).items() if name != "holiday.jpg"} == files
+    assert generate_and_log(tiny, range(4)) == []
     assert len(load_latents(tiny, PROMPT, 64, 4)) == 4
 
 
 def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
-    drawn(tiny, [0])
+    generate_and_log(tiny, [0])
     assert (
         class_images_folder(tiny, "a photo of dog", 64)
         != class_images_folder(tiny, PROMPT, 64)
         != class_images_folder(tiny, PROMPT, 128)
     )
     assert class_images_folder(tiny, "../../etc", 64).parent == class_images_folder(tiny, PROMPT, 64).parent
-    with pytest.raises(UserError, match="are not complete"):
+    with pytest.raises(UserError, match="1 of 2 class images are missing"):
         load_latents(tiny, PROMPT, 64, 2)
 
 
 @pytest.mark.parametrize(
     "prior, method",
     [("drawn", "lora"), ("photos", "full")]
-    + [pytest.param(*each, marks=pytest.mark.thorough) for each in (("drawn", "full"), ("photos", "lora"))],
+    + [pytest.param(*case, marks=pytest.mark.thorough) for case in (("drawn", "full"), ("photos", "lora"))],
 )
 def test_a_run_uses_them(tiny, tmp_path, method, prior):
     for name in ("mine", "cats"):
         save_photos(tmp_path / name, 2)
     common = {"photos": tmp_path / "mine", "base": "tiny", "class_noun": "cat", "steps": 1, "batch": 1, "rank": 2}
-    common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "class_pictures": 2}
-    where = "drawn" if prior == "drawn" else str(tmp_path / "cats")
-    train(DreamboothSettings(**common, token="<me/with>", run=tmp_path / "with", prior=where), log=lambda line: None)
+    common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "num_class_images": 2}
+    source = "generated" if prior == "drawn" else str(tmp_path / "cats")
+    train(DreamboothSettings(**common, token="<me/with>", run=tmp_path / "with", prior=source), log=lambda line: None)
     train(DreamboothSettings(**common, token="<me/without>", run=tmp_path / "without"), log=lambda line: None)
     library = Library(tmp_path / "concepts")
     assert len({entry.path.read_bytes() for entry in library.entries()}) == 2
@@ -86,10 +86,10 @@ def test_a_run_uses_them(tiny, tmp_path, method, prior):
 def test_the_frozen_base_cannot_teach_itself_changed(tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (256, 256), "red").save(tmp_path / "mine" / "a.png")
-    asked = {"photos": tmp_path / "mine", "token": "<me/a>", "class_noun": "cat", "base": "tiny"}
+    common = {"photos": tmp_path / "mine", "token": "<me/a>", "class_noun": "cat", "base": "tiny"}
     with pytest.raises(UserError, match="--method full changes it"):
-        train(DreamboothSettings(**asked, method="full", prior="predicted"), log=lambda line: None)
-    with pytest.raises(UserError, match="learns the word for"):
-        train(DreamboothSettings(**asked, method="pivotal", steps=3), log=lambda line: None)
+        train(DreamboothSettings(**common, method="full", prior="predicted"), log=lambda line: None)
+    with pytest.raises(UserError, match="trains the embeddings for"):
+        train(DreamboothSettings(**common, method="pivotal", steps=3), log=lambda line: None)
     with pytest.raises(UserError, match="There is no folder"):
-        train(DreamboothSettings(**asked, prior="nowhere"), log=lambda line: None)
+        train(DreamboothSettings(**common, prior="nowhere"), log=lambda line: None)

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ import pytest
 from sdpersonal import storage
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
-from sdpersonal.training import distributed, loop
+from sdpersonal.training import process_failures
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods import factory
+from sdpersonal.training.train_state import LoopConfig
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
 
@@ -40,23 +42,23 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def command(narrow, photos):
-    def build(place, *more, batch=1, steps=4, kind="textual-inversion", photos=photos):
-        own = ["--vectors", 2] if kind == "textual-inversion" else ["--class", "cat", "--rank", 2]
+    def build(folder, *more, batch=1, steps=4, kind="textual-inversion", photos=photos):
+        method_flags = ["--vectors", 2] if kind == "textual-inversion" else ["--class", "cat", "--rank", 2]
         flags = ["--photos", photos, "--token", "<me/thing>", "--base", narrow, "--steps", steps, "--batch", batch]
-        flags += ["--save-every", 2, "--library", place / "concepts", "--run", place / "run", "--no-samples"]
-        return ["train", kind, *own, *flags, *more]
+        flags += ["--save-every", 2, "--library", folder / "concepts", "--run", folder / "run", "--no-samples"]
+        return ["train", kind, *method_flags, *flags, *more]
 
     return build
 
 
-def together(argv, place, *faults):
+def together(argv, folder, *faults):
     """Both ranks of one command, ended: [rank 0, rank 1] and their exit codes."""
-    ranks = start_two([argv, argv], place, faults or (None, None))
+    ranks = start_two([argv, argv], folder, faults or (None, None))
     return ranks, [rank.wait() for rank in ranks]
 
 
-def learned(place):
-    concept = Library(place / "concepts").get(Token("me", "thing"))
+def trained_tensors(folder):
+    concept = Library(folder / "concepts").get(Token("me", "thing"))
     lora = (
         [matrix for _, layer in sorted(concept.lora.layers.items()) for matrix in (layer.down, layer.up)]
         if concept.lora
@@ -65,19 +67,19 @@ def learned(place):
     return [*concept.vectors.values(), *lora]
 
 
-def assert_close(place, other):
-    for one, two in zip(learned(place), learned(other), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+def assert_close(actual_folder, expected_folder):
+    for actual, expected in zip(trained_tensors(actual_folder), trained_tensors(expected_folder), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def losses(place):
-    entries = [json.loads(line) for line in (place / "run" / "progress.jsonl").read_text().splitlines()]
+def losses(folder):
+    entries = [json.loads(line) for line in (folder / "run" / "progress.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
     return [entry["loss"] for entry in entries]
 
 
-def checkpoints(place):
-    return sorted(path.name for path in (place / "run").iterdir() if path.name.startswith(("step", ".step")))
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "run").iterdir() if path.name.startswith(("step", ".step")))
 
 
 def note_samples():
@@ -99,18 +101,20 @@ def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
     assert codes == [0, 0], two[0].errors + two[1].errors
     assert "4 steps of 4 photos" in two[0].stdout
     assert two[1].stdout == two[1].errors == two[1].err.read_text() == ""  # two processes, one voice
-    one = start(command(tmp_path / "one", batch=4, kind=kind), tmp_path / "one", fault=note_samples)
-    assert one.wait() == 0, one.errors
+    child = start(command(tmp_path / "one", batch=4, kind=kind), tmp_path / "one", fault=note_samples)
+    assert child.wait() == 0, child.errors
     assert_close(tmp_path / "two", tmp_path / "one")
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
 
-    def seen(rank):
+    def read_samples(rank):
         with open(f"samples-{rank}") as file:
             return [json.loads(line) for line in file]
 
     # Last: the rehearsal's and the fixed batch come before them.
-    assert seen("0")[-8:] == [[i] for i in range(16) if i % 2 == 0] and seen("1")[-8:] == [[i] for i in range(1, 16, 2)]
-    assert [i for indices in seen("one")[-4:] for i in indices] == list(range(16))
+    assert read_samples("0")[-8:] == [[i] for i in range(16) if i % 2 == 0] and read_samples("1")[-8:] == [
+        [i] for i in range(1, 16, 2)
+    ]
+    assert [i for indices in read_samples("one")[-4:] for i in indices] == list(range(16))
     assert len(list((tmp_path / "two" / "concepts").glob("*/*"))) == 1
 
 
@@ -118,10 +122,10 @@ def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
 def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
     assert start(command(tmp_path / "whole", batch=2, steps=6), tmp_path / "whole").wait() == 0
     assert together(command(tmp_path / "parts", steps=2), tmp_path / "parts")[1] == [0, 0]
-    one = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
-    assert one.wait() == 0, one.errors
+    child = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
+    assert child.wait() == 0, child.errors
     ranks, codes = together(command(tmp_path / "parts", "--resume", steps=6), tmp_path / "parts")
-    assert codes == [0, 0] and "going on from step 4" in ranks[0].stdout
+    assert codes == [0, 0] and "Resuming from step 4" in ranks[0].stdout
     assert_close(tmp_path / "parts", tmp_path / "whole")
     assert len(losses(tmp_path / "parts")) == 6
 
@@ -180,38 +184,38 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_the_end_of_one_ends_both_soon_with_the_cause(command, tmp_path, failure):
-    fault, words, code = FAILURES[failure]
+    fault, message, code = FAILURES[failure]
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (None, fault))
-    began = _when_over(ranks[1])
+    started_at = wait_for_end(ranks[1])
     assert ranks[0].wait(SOON) == code, ranks[0].errors
     ranks[1].wait(SOON)
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - started_at < SOON
     assert ranks[1].process.exitcode != 0 or failure == "exit"  # which nothing can change
-    said = ranks[0].errors + ranks[1].errors
-    assert said.count(words) == 1 and "Rank 1" in said, said
-    assert failure == "exception" or "Traceback" not in said
+    errors = ranks[0].errors + ranks[1].errors
+    assert errors.count(message) == 1 and "Rank 1" in errors, errors
+    assert failure == "exception" or "Traceback" not in errors
     assert checkpoints(tmp_path) == ["step-000002"] and not list((tmp_path / "concepts").glob("*/*"))
 
 
-def _when_over(child):
+def wait_for_end(child):
     child.process.join(120)
     return time.monotonic()
 
 
 @pytest.mark.parametrize("failure", ["kill -9", "memory"])
 def test_the_end_of_rank_0_ends_the_others(command, tmp_path, failure):
-    fault, words, code = FAILURES[failure]
+    fault, message, code = FAILURES[failure]
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (fault, None))
-    began = _when_over(ranks[0])
+    started_at = wait_for_end(ranks[0])
     assert ranks[1].wait(SOON) == code
-    assert time.monotonic() - began < SOON
-    said = ranks[0].errors + ranks[1].errors
-    assert said.count(words) == 1 and "Traceback" not in said, said
+    assert time.monotonic() - started_at < SOON
+    errors = ranks[0].errors + ranks[1].errors
+    assert errors.count(message) == 1 and "Traceback" not in errors, errors
     assert checkpoints(tmp_path) == ["step-000002"]
 
 
 def hangs():
-    distributed.GRACE_SECONDS = 1.0
+    process_failures.GRACE_SECONDS = 1.0
     at_step(3, lambda: time.sleep(600))
 
 
@@ -260,12 +264,12 @@ def test_a_number_that_is_none_stops_both_at_one_step(command, tmp_path):
 
 
 def full_disk():
-    real, room = storage.atomic._write, [2]  # the rehearsal's and one more
+    real, writes_left = storage.atomic._write, [2]  # the rehearsal's and one more
 
     def write(handle, data):
         if len(data) > 3000:
-            room[0] -= 1
-            if room[0] < 0:
+            writes_left[0] -= 1
+            if writes_left[0] < 0:
                 raise OSError(errno.ENOSPC, "No space left on device")
         return real(handle, data)
 
@@ -305,15 +309,15 @@ def test_a_stop_that_one_heard_of_stops_both(command, tmp_path):
 
 @pytest.mark.thorough
 def test_folders_that_differ_are_told(command, photos, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
+    other_photos = tmp_path / "other"
+    other_photos.mkdir()
     for path in sorted(photos.iterdir())[:4]:
-        (other / path.name).write_bytes(path.read_bytes())
-    ranks = start_two([command(tmp_path), command(tmp_path, photos=other)], tmp_path)
+        (other_photos / path.name).write_bytes(path.read_bytes())
+    ranks = start_two([command(tmp_path), command(tmp_path, photos=other_photos)], tmp_path)
     assert [rank.wait() for rank in ranks] == [2, 2]
     assert "Rank 1 sees 4 photos, rank 0 sees 5." in ranks[0].errors and ranks[1].errors == ""
-    (other / "4.png").write_bytes((photos / "4.png").read_bytes() + b"more")
-    ranks = start_two([command(tmp_path), command(tmp_path, photos=other)], tmp_path)
+    (other_photos / "4.png").write_bytes((photos / "4.png").read_bytes() + b"more")
+    ranks = start_two([command(tmp_path), command(tmp_path, photos=other_photos)], tmp_path)
     assert [rank.wait() for rank in ranks] == [2, 2]
     assert "Rank 1 sees other photos than rank 0." in ranks[0].errors
     ranks = start_two([command(tmp_path), command(tmp_path, "--seed", 1)], tmp_path)
@@ -336,15 +340,15 @@ def test_a_meeting_port_in_use_is_told(command, tmp_path):
 
 
 def test_samples_are_counted_over_all():
-    plan = loop.LoopConfig(None, 0, 9, 3, 2, 1, 1.0, None, {})
+    config = LoopConfig(Path(), steps=9, batch=3, accumulate=2, save_every=1, lr=1.0, lr_factor=float, identity={})
     for processes in (1, 2, 5):
-        each = [
-            list(loop.sample_indices(step, part, rank, processes, plan))
+        batches = [
+            list(config.sample_indices(step, part, rank, processes))
             for step in range(4)
             for part in range(2)
             for rank in range(processes)
         ]
-        assert [i for one in each for i in one] == list(range(4 * 2 * processes * 3))
+        assert [index for batch in batches for index in batch] == list(range(4 * 2 * processes * 3))
 
 
 # --- they end together ---
@@ -365,12 +369,12 @@ def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
     """Rank 0 alone measures; rank 1 hears of it. The first milestone that has seen nine values is the twelfth step."""
     two, codes = together(command(tmp_path, *STILL, steps=40), tmp_path, short_schedule, short_schedule)
     assert codes == [0, 0], two[0].errors + two[1].errors
-    assert two[0].stdout.count("There is no more to learn: ended after step 12 of 40") == 1 and two[1].stdout == ""
+    assert two[0].stdout.count("The loss has converged: ended after step 12 of 40") == 1 and two[1].stdout == ""
     assert len(losses(tmp_path)) == 12 and checkpoints(tmp_path)[-1] == "step-000012"
     for rank in ("0", "1"):
         with open(f"samples-{rank}") as file:
-            seen = [json.loads(line) for line in file]
-        assert seen[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
+            indices = [json.loads(line) for line in file]
+        assert indices[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
     ranks, codes = together(command(tmp_path, *STILL, "--resume", "--no-early-stop", steps=14), tmp_path)
-    assert codes == [0, 0] and "going on from step 12" in ranks[0].stdout, ranks[0].errors
+    assert codes == [0, 0] and "Resuming from step 12" in ranks[0].stdout, ranks[0].errors
     assert len(losses(tmp_path)) == 14

@@ -46,11 +46,11 @@ def base(folder):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    place = tmp_path_factory.mktemp("photos")
+    folder_of_photos = tmp_path_factory.mktemp("photos")
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((256 + 64 * i, 256)).save(place / f"{i}.png")
-    return load_photos(place, 64).photos
+        Image.fromarray(pixels).resize((256 + 64 * i, 256)).save(folder_of_photos / f"{i}.png")
+    return load_photos(folder_of_photos, 64).photos
 
 
 # What SDXL is told of them: original height and width, top and left of the square when scaled, its height and width.
@@ -62,10 +62,10 @@ def batch(base, photos):
     return PhotoDataset(base, photos, CAPTIONS, seed=1, flip=False).batch(range(4))
 
 
-class Peer:
+class Reference:
     """diffusers' way: the token's vectors are rows of the vocabulary, the LoRA is PEFT's."""
 
-    def __init__(self, folder, kind, rows):
+    def __init__(self, folder, kind, embeddings):
         from diffusers import DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -73,7 +73,7 @@ class Peer:
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").requires_grad_(False)
         self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        count = max((len(value) for value in rows.values()), default=0)
+        count = max((len(value) for value in embeddings.values()), default=0)
         self.words = [f"<row{i}>" for i in range(count)]
         self.tokenizer.add_tokens(self.words)
         self.texts = {"clip_l": CLIPTextModel.from_pretrained(folder / "text_encoder")}
@@ -85,7 +85,7 @@ class Peer:
                 eos = self.tokenizer.eos_token_id
                 model.resize_token_embeddings(len(self.tokenizer))
                 table = model.get_input_embeddings().weight
-                table.data[-count:] = rows[key].detach()
+                table.data[-count:] = embeddings[key].detach()
                 table.requires_grad_(True)
                 # transformers pools at eos_token_id where the config names it rightly
                 assert model.config.eos_token_id == eos
@@ -107,8 +107,8 @@ class Peer:
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         target = self.scheduler.get_velocity(batch.latents, batch.noise, batch.t) if velocity else batch.noise
         states, added = self.encode(prompts, [TIME_IDS[name] for name in batch.photos])
-        says = self.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
-        loss = ((says - target) ** 2).mean(dim=(1, 2, 3))
+        prediction = self.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
+        loss = ((prediction - target) ** 2).mean(dim=(1, 2, 3))
         if gamma is None:
             return loss
         snr = compute_snr(self.scheduler, batch.t)
@@ -119,44 +119,44 @@ def prompts_with(batch, word):
     return [caption.format(word) for caption in batch.captions]
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+def close(ours, expected):
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
     method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
-    peer = Peer(folder, kind, method.embeddings)
-    ours, theirs = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), gamma)
-    close(ours, theirs)
+    reference = Reference(folder, kind, method.embeddings)
+    ours, expected = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), gamma)
+    close(ours, expected)
     ours.mean().backward()
-    theirs.mean().backward()
-    for key, rows in method.trainable_parameters().items():
-        grad = peer.texts[key.removeprefix("rows.")].get_input_embeddings().weight.grad[-3:]
-        close(rows.grad, grad)
-        assert (rows.grad.norm(dim=1) > 0).all()  # each vector
+    expected.mean().backward()
+    for key, embeddings in method.trainable_parameters().items():
+        grad = reference.texts[key.removeprefix("rows.")].get_input_embeddings().weight.grad[-3:]
+        close(embeddings.grad, grad)
+        assert (embeddings.grad.norm(dim=1) > 0).all()  # each vector
 
 
 def test_a_caption_of_several_samples_is_encoded_once(base, batch):
     """With the losses and the gradient that each by itself would have."""
-    method, runs = TextualInversion(base, "duck", 2, PRESET), []
+    method, batch_sizes = TextualInversion(base, "duck", 2, PRESET), []
     same = replace(batch, captions=("a photo of {}", "{} here", "a photo of {}", "a photo of {}"))
-    seen = [
-        encoder.model.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+    hooks = [
+        encoder.model.register_forward_pre_hook(lambda _, args: batch_sizes.append(len(args[0])))
         for encoder in base.encoders.values()
     ]
     together = method.loss(same, 0)
-    for hook in seen:
+    for hook in hooks:
         hook.remove()
     together.sum().backward()
-    gradients = {name: rows.grad.clone() for name, rows in method.trainable_parameters().items()}
+    gradients = {name: embeddings.grad.clone() for name, embeddings in method.trainable_parameters().items()}
     method = TextualInversion(base, "duck", 2, PRESET)
     alone = torch.cat([method.loss(one, 0) for one in same.split(1)])
     alone.sum().backward()
-    assert runs == [2] * len(base.encoders)
+    assert batch_sizes == [2] * len(base.encoders)
     close(together, alone)
-    for name, rows in method.trainable_parameters().items():
-        close(gradients[name], rows.grad)
+    for name, embeddings in method.trainable_parameters().items():
+        close(gradients[name], embeddings.grad)
 
 
 @pytest.mark.parametrize("targets", ["attention", "transformer", "all"])
@@ -169,28 +169,28 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
         for name, value in method.trainable_parameters().items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
-        peer = Peer(folder, kind, method.embeddings)
+        reference = Reference(folder, kind, method.embeddings)
         layers = {
             name: layer
             for name, layer in base.adapters.layers().items()
             if f"{name}.lora_up.weight" in method.trainable_parameters()
         }
         paths = {id(module): path for path, module in base.unet.named_modules()}
-        mine = {paths[id(layer)]: name for name, layer in layers.items()}
-        peer.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(mine)))
+        names_by_path = {paths[id(layer)]: name for name, layer in layers.items()}
+        reference.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(names_by_path)))
         ends = (("lora_A", "lora_down"), ("lora_B", "lora_up"))
-        theirs = {
-            f"{name}.{end}.weight": getattr(peer.unet.get_submodule(path), letter)["default"].weight
-            for path, name in mine.items()
+        expected = {
+            f"{name}.{end}.weight": getattr(reference.unet.get_submodule(path), letter)["default"].weight
+            for path, name in names_by_path.items()
             for letter, end in ends
         }
-        for name, weight in theirs.items():
+        for name, weight in expected.items():
             weight.data = method.trainable_parameters()[name].detach().clone()
-        ours, loss = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), 5.0)
+        ours, loss = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0)
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
-        for name, weight in theirs.items():
+        for name, weight in expected.items():
             close(method.trainable_parameters()[name].grad, weight.grad)
         frozen = [p for model in base.modules().values() for p in model.parameters()]
         assert all(p.grad is None and not p.requires_grad for p in frozen)
@@ -203,35 +203,35 @@ def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
 
     method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2, text=True), PRESET, seed=0)
     try:
-        peer = Peer(folder, kind, method.embeddings)
+        reference = Reference(folder, kind, method.embeddings)
         trained = method.trainable_parameters()
         for name, value in trained.items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
                 value.data *= not name.startswith("lora_unet")  # the UNet's adds nothing here
-        slots, theirs = base.adapters.layers(), {}
+        layers_by_name, expected = base.adapters.layers(), {}
         for key, encoder in base.encoders.items():
             paths = {id(module): path for path, module in encoder.model.named_modules()}
-            mine = {
+            names_by_path = {
                 paths[id(layer)]: name
-                for name, layer in slots.items()
+                for name, layer in layers_by_name.items()
                 if id(layer) in paths and f"{name}.lora_up.weight" in trained
             }
-            assert mine
-            peer.texts[key] = get_peft_model(
-                peer.texts[key], LoraConfig(r=2, lora_alpha=2, target_modules=list(mine))
+            assert names_by_path
+            reference.texts[key] = get_peft_model(
+                reference.texts[key], LoraConfig(r=2, lora_alpha=2, target_modules=list(names_by_path))
             ).eval()
-            for path, name in mine.items():
-                module = peer.texts[key].base_model.model.get_submodule(path)
-                theirs[f"{name}.lora_down.weight"] = module.lora_A["default"].weight
-                theirs[f"{name}.lora_up.weight"] = module.lora_B["default"].weight
-        for name, weight in theirs.items():
+            for path, name in names_by_path.items():
+                module = reference.texts[key].base_model.model.get_submodule(path)
+                expected[f"{name}.lora_down.weight"] = module.lora_A["default"].weight
+                expected[f"{name}.lora_up.weight"] = module.lora_B["default"].weight
+        for name, weight in expected.items():
             weight.data = trained[name].detach().clone()
-        ours, loss = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), 5.0)
+        ours, loss = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0)
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
-        for name, weight in theirs.items():
+        for name, weight in expected.items():
             close(trained[name].grad, weight.grad)
     finally:
         method.close()
@@ -240,18 +240,18 @@ def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
 def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind, batch, tmp_path):
     before = {name: value.clone() for name, value in base.unet.state_dict().items()}
     method = DreamboothFull(base, "toy duck", rank=64, text=True, preset=PRESET)
-    peer = Peer(folder, kind, {})
-    for model in (peer.unet, *peer.texts.values()):
+    reference = Reference(folder, kind, {})
+    for model in (reference.unet, *reference.texts.values()):
         model.requires_grad_(True)
     ours = method.loss(batch, 0)
-    theirs = peer.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0)
-    close(ours, theirs)
+    expected = reference.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0)
+    close(ours, expected)
     ours.mean().backward()
-    theirs.mean().backward()
-    mates = {"unet": peer.unet} | peer.texts
+    expected.mean().backward()
+    reference_modules = {"unet": reference.unet} | reference.texts
     for name, weight in method.trainable_parameters().items():
         model, path = name.split(".", 1)
-        grad = mates[model].get_parameter(path).grad
+        grad = reference_modules[model].get_parameter(path).grad
         if grad is None:
             assert weight.grad is None or not weight.grad.any()
         else:
@@ -262,8 +262,8 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     with torch.no_grad():
         trained = method.loss(batch, 0)
     figures, lora = method.finish(tmp_path), method.lora()
-    peer_after = Peer(tmp_path / "model", kind, {})
-    close(trained, peer_after.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0).detach())
+    reloaded = Reference(tmp_path / "model", kind, {})
+    close(trained, reloaded.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0).detach())
     method.close()
     assert all(torch.equal(before[name], value) for name, value in base.unet.state_dict().items())
     assert not any(p.requires_grad for model in base.modules().values() for p in model.parameters())
@@ -274,12 +274,12 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
         condition = base.encode_captions([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
         near = base.predict(noisy, batch.t, condition)
     with torch.no_grad():
-        states, added = peer_after.encode(prompts_with(batch, f"{IDENTIFIER} toy duck"))
-        there = peer_after.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
-        bare = base.predict(
+        states, added = reloaded.encode(prompts_with(batch, f"{IDENTIFIER} toy duck"))
+        there = reloaded.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
+        disabled = base.predict(
             noisy, batch.t, base.encode_captions([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
         )
-    assert (near - there).norm() < 0.35 * (bare - there).norm()
+    assert (near - there).norm() < 0.35 * (disabled - there).norm()
 
 
 def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
@@ -289,36 +289,40 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
         for name, value in method.trainable_parameters().items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
-        own = PhotoDataset(base, photos, ("a photo of {}",), seed=5, flip=False, purpose="class sample")
-        pictures = own.batch(batch.indices)
-        peer = Peer(folder, kind, {})
+        class_dataset = PhotoDataset(base, photos, ("a photo of {}",), seed=5, flip=False, purpose="class sample")
+        class_batch = class_dataset.batch(batch.indices)
+        reference = Reference(folder, kind, {})
         with torch.no_grad():
-            drawn = ClassImagePrior(base, "duck", own, 5.0).loss(batch).numpy()
-            predicted = PredictedPrior(base, "duck", 5.0, trains_text_encoder=False).loss(batch).numpy()
+            class_image_loss = ClassImagePrior(base, "duck", class_dataset, 5.0).loss(batch).numpy()
+            predicted_loss = PredictedPrior(base, "duck", 5.0, trains_text_encoder=False).loss(batch).numpy()
 
-            def says(batch, bare):
-                noisy = peer.scheduler.add_noise(batch.latents, batch.noise, batch.t)
+            def prediction(batch, disabled):
+                noisy = reference.scheduler.add_noise(batch.latents, batch.noise, batch.t)
                 condition = base.encode_captions([[p] for p in prompts_with(batch, "duck")], batch.size_conditioning)
-                if bare:
+                if disabled:
                     with base.adapters.disabled():
                         return base.predict(noisy, batch.t, condition).numpy()
                 return base.predict(noisy, batch.t, condition).numpy()
 
-            answers = {"subject": says(batch, False), "bare": says(batch, True), "class": says(pictures, False)}
-        abar = peer.scheduler.alphas_cumprod.numpy().astype(np.float64)
+            predictions = {
+                "subject": prediction(batch, False),
+                "bare": prediction(batch, True),
+                "class": prediction(class_batch, False),
+            }
+        abar = reference.scheduler.alphas_cumprod.numpy().astype(np.float64)
 
         def weights(t):
             snr = abar[t] / (1 - abar[t])
             return np.minimum(snr, 5.0) / (snr + (kind == "sd2 v"))
 
-        expected = weights(batch.t.numpy()) * ((answers["subject"] - answers["bare"]) ** 2).mean(axis=(1, 2, 3))
-        np.testing.assert_allclose(predicted, expected, rtol=1e-4)
-        t, x, e = pictures.t.numpy(), pictures.latents.numpy(), pictures.noise.numpy()
+        expected = weights(batch.t.numpy()) * ((predictions["subject"] - predictions["bare"]) ** 2).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(predicted_loss, expected, rtol=1e-4)
+        t, x, e = class_batch.t.numpy(), class_batch.latents.numpy(), class_batch.noise.numpy()
         a, s = np.sqrt(abar[t])[:, None, None, None], np.sqrt(1 - abar[t])[:, None, None, None]
         target = a * e - s * x if kind == "sd2 v" else e
-        expected = weights(t) * ((answers["class"] - target) ** 2).mean(axis=(1, 2, 3))
-        np.testing.assert_allclose(drawn, expected, rtol=1e-4)
-        assert not torch.equal(pictures.noise, batch.noise)
+        expected = weights(t) * ((predictions["class"] - target) ** 2).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(class_image_loss, expected, rtol=1e-4)
+        assert not torch.equal(class_batch.noise, batch.noise)
     finally:
         method.close()
 
@@ -328,9 +332,9 @@ def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
     try:
         trained = method.trainable_parameters()
         lora = [value for name, value in trained.items() if name.startswith("lora_")]
-        rows = [value for name, value in trained.items() if name.startswith("rows.")]
+        embeddings = [value for name, value in trained.items() if name.startswith("rows.")]
         method.loss(batch, 1).mean().backward()
-        assert all(value.grad is None for value in lora) and all(value.grad is not None for value in rows)
+        assert all(value.grad is None for value in lora) and all(value.grad is not None for value in embeddings)
         assert method.learning_rates(1)[1] == PRESET.pivot_lr
         method.loss(batch, 2).mean().backward()
         assert all(value.grad is not None for value in lora)
@@ -343,10 +347,12 @@ def test_rows_longer_than_any_word_are_used_at_its_length(base):
     encoder = base.encoders["clip_l"]
     limit = max_embedding_norm(encoder)
     assert limit == pytest.approx(np.linalg.norm(encoder.token_embeddings.detach().numpy(), axis=1).max(), rel=1e-6)
-    rows = torch.stack([torch.ones(8) * 0.01, torch.arange(8.0) * 100])
-    kept = clip_norm(rows, limit).numpy()
-    np.testing.assert_allclose(kept[0], rows[0].numpy(), rtol=1e-6)
-    np.testing.assert_allclose(kept[1], rows[1].numpy() * limit / np.linalg.norm(rows[1].numpy()), rtol=1e-5)
+    embeddings = torch.stack([torch.ones(8) * 0.01, torch.arange(8.0) * 100])
+    clipped = clip_norm(embeddings, limit).numpy()
+    np.testing.assert_allclose(clipped[0], embeddings[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(
+        clipped[1], embeddings[1].numpy() * limit / np.linalg.norm(embeddings[1].numpy()), rtol=1e-5
+    )
 
 
 def test_cut_is_the_nearest_of_its_rank():
@@ -368,16 +374,16 @@ def test_min_snr_is_zero_where_only_noise_is_seen(tiny):
 def test_rows_start_from_words(tiny, words, count):
     encoder = tiny.encoders["clip_l"]
     table = encoder.token_embeddings[encoder.tokenizer(words, add_special_tokens=False).input_ids].detach().numpy()
-    rows = TokenEmbedding(tiny, words, count).raw["clip_l"].detach().numpy()
+    embeddings = TokenEmbedding(tiny, words, count).raw["clip_l"].detach().numpy()
     if len(table) >= count:
         expected = np.stack([part.mean(0) for part in np.array_split(table, count)])
     else:
         expected = np.stack([table[i * len(table) // count] for i in range(count)])
-    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-6)
 
 
 def test_words_that_hold_no_word_are_refused(tiny):
-    with pytest.raises(UserError, match="holds no word"):
+    with pytest.raises(UserError, match="has no word"):
         TokenEmbedding(tiny, "  ", 2)
 
 
@@ -389,22 +395,24 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
 
     method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2, text=text), PRESET, seed=0)
     try:
-        draw = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         for value in method.trainable_parameters().values():
-            value.data += 0.03 * torch.randn(value.shape, generator=draw)
+            value.data += 0.03 * torch.randn(value.shape, generator=rng)
         noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.t)
         with torch.no_grad():
             pieces = [["a photo of ", method.embeddings, " on the beach"]] * len(noisy)
             expected = base.predict(noisy, batch.t, base.encode_captions(pieces))
-            rows = {key: value.clone() for key, value in method.embeddings.items()}
+            embeddings = {key: value.clone() for key, value in method.embeddings.items()}
         card = Card(base=base.kind, class_noun="toy duck")
-        concept = Concept(Token("me", "duck"), card, {key: value.numpy() for key, value in rows.items()}, method.lora())
+        concept = Concept(
+            Token("me", "duck"), card, {key: value.numpy() for key, value in embeddings.items()}, method.lora()
+        )
     finally:
         method.close()
     tensors = load(concept_to_bytes(concept))
     pipe = DiffusionPipeline.from_pretrained(folder)
     bundled = [key for key in tensors if key.startswith("bundle_emb.")]
-    assert len(bundled) == len(rows)
+    assert len(bundled) == len(embeddings)
     if kind == "sdxl":
         for suffix, key in (("", "clip_l"), ("_2", "clip_g")):
             pipe.load_textual_inversion(
@@ -426,15 +434,18 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
         if kind == "sdxl":
             ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * len(noisy), dtype=torch.float32)
             added = {"text_embeds": pooled[0], "time_ids": ids}
-        theirs = pipe.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
-    torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
+        loaded = pipe.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
+    torch.testing.assert_close(loaded, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_mirrored_photos_place_is_counted_from_its_other_side():
     pixels = np.random.default_rng(0).integers(0, 255, (10, 16, 3), np.uint8)
     photo = Photo("a", pixels, "", crop=(1, 0), original_size=(100, 160))
-    (plain, framing), (mirrored, other) = _crop_and_flip(photo, flip=True)
-    (left, top), (mirrored_left, _) = framing.crop[::-1], other.crop[::-1]
+    (plain, size_conditioning), (mirrored, mirrored_conditioning) = _crop_and_flip(photo, flip=True)
+    (left, top), (mirrored_left, _) = size_conditioning.crop[::-1], mirrored_conditioning.crop[::-1]
     np.testing.assert_array_equal(plain, pixels[top : top + 10, left : left + 10])
     np.testing.assert_array_equal(mirrored, pixels[:, ::-1][:, mirrored_left : mirrored_left + 10])
-    assert framing.original == other.original == (100, 160) and framing.target == (10, 10)
+    assert size_conditioning.original == mirrored_conditioning.original == (100, 160) and size_conditioning.target == (
+        10,
+        10,
+    )

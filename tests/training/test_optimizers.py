@@ -19,18 +19,18 @@ PRESET = Preset(steps=10, batch=1, lr=1e-3, embedding_lr=5e-3)
 
 
 def parameters(sizes=((70, 70), (5,), (2, 3)), seed=0, dtype=torch.float32):
-    chance = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(size, generator=chance, dtype=dtype)) for size in sizes]
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(size, generator=generator, dtype=dtype)) for size in sizes]
 
 
 def gradients(values, step, scales=None):
     """Of a badly scaled quadratic with its minimum elsewhere, and noise: the same for the same values and step."""
-    chance = torch.Generator().manual_seed(1000 + step)
+    generator = torch.Generator().manual_seed(1000 + step)
     for i, value in enumerate(values):
         scale = scales[i] if scales else 1.0
         x = value.detach() * scale
         value.grad = (x - 0.3 * (i + 1)) * (i + 0.5) * scale + 0.05 * scale * torch.randn(
-            x.shape, generator=chance, dtype=x.dtype
+            x.shape, generator=generator, dtype=x.dtype
         )
 
 
@@ -39,41 +39,57 @@ def settings(**values):
 
 
 def test_prodigy_is_the_authors_prodigy():
-    ours, theirs = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
-    a = Prodigy([{"params": ours[:2], "lr": 1.0, "weight_decay": 0.01}, {"params": ours[2:], "lr": 1.0}])
-    groups = [{"params": theirs[:2], "weight_decay": 0.01}, {"params": theirs[2:], "weight_decay": 0.0}]
+    our_parameters, their_parameters = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    a = Prodigy(
+        [{"params": our_parameters[:2], "lr": 1.0, "weight_decay": 0.01}, {"params": our_parameters[2:], "lr": 1.0}]
+    )
+    groups = [
+        {"params": their_parameters[:2], "weight_decay": 0.01},
+        {"params": their_parameters[2:], "weight_decay": 0.0},
+    ]
     b = prodigyopt.Prodigy(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
     for step in range(300):
-        for optimizer, values in ((a, ours), (b, theirs)):
+        for optimizer, values in ((a, our_parameters), (b, their_parameters)):
             gradients(values, step)
             for group in optimizer.param_groups:
                 group["lr"] = 1.0 - step / 400  # as a schedule sets it
             optimizer.step()
     assert b.param_groups[0]["d"] > 1e-2  # the estimate has grown
     assert float(a.param_groups[0]["d"]) == pytest.approx(b.param_groups[0]["d"], rel=1e-6)
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+    for actual, expected in zip(our_parameters, their_parameters, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_rate_in_prodigy_is_a_scale_of_what_it_learns():
     """Ten times the rate of the others: as the authors' Prodigy on a tenth of the parameter."""
-    ours, theirs = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    our_parameters, their_parameters = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
     with torch.no_grad():
-        theirs[1] /= 10
-    a = Prodigy([{"params": [ours[0], ours[2]], "lr": 1.0}, {"params": [ours[1]], "lr": 10.0}])
-    b = prodigyopt.Prodigy(theirs, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
+        their_parameters[1] /= 10
+    a = Prodigy(
+        [{"params": [our_parameters[0], our_parameters[2]], "lr": 1.0}, {"params": [our_parameters[1]], "lr": 10.0}]
+    )
+    b = prodigyopt.Prodigy(their_parameters, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
     for step in range(300):
-        gradients(ours, step)
+        gradients(our_parameters, step)
         a.step()
-        gradients(theirs, step, scales=(1.0, 10.0, 1.0))
+        gradients(their_parameters, step, scales=(1.0, 10.0, 1.0))
         b.step()
     assert float(a.param_groups[0]["d"]) == pytest.approx(b.param_groups[0]["d"], rel=1e-6)
-    torch.testing.assert_close(ours[1], 10 * theirs[1].detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(our_parameters[1], 10 * their_parameters[1].detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_authors_prodigy_refuses_the_two_rates_of_a_lora():
+    """The reason why this package has its own: the token's embeddings train faster than the LoRA."""
+    values = parameters()
+    optimizer = prodigyopt.Prodigy([{"params": values[:1], "lr": 1.0}, {"params": values[1:], "lr": 10.0}])
+    gradients(values, 0)
+    with pytest.raises(RuntimeError, match="different lr values in different parameter groups"):
+        optimizer.step()
 
 
 def test_prodigy_leaves_alone_what_does_not_learn_now():
     values = parameters()
-    before = [value.detach().clone() for value in values]
+    initial = [value.detach().clone() for value in values]
     optimizer = Prodigy([{"params": values[:1], "lr": 1.0}, {"params": values[1:], "lr": 1.0}])
     optimizer.step()  # no gradient anywhere
     for step in range(5):
@@ -81,11 +97,11 @@ def test_prodigy_leaves_alone_what_does_not_learn_now():
         values[0].grad = None
         optimizer.param_groups[1]["lr"] = 0.0 if step < 2 else 1.0
         optimizer.step()
-        assert torch.equal(values[1], before[1]) == (step < 2)
-    assert torch.equal(values[0], before[0]) and values[0] not in optimizer.state
+        assert torch.equal(values[1], initial[1]) == (step < 2)
+    assert torch.equal(values[0], initial[0]) and values[0] not in optimizer.state
 
 
-def their_prodigy(groups):
+def authors_prodigy(groups):
     return prodigyopt.Prodigy([group | {"lr": 1.0} for group in groups])
 
 
@@ -97,14 +113,14 @@ def test_a_checkpoint_changes_nothing(tmp_path, name):
 
     def new():
         values = dict(zip(("lora.up.weight", "rows.clip_l", "rows.clip_g"), parameters(), strict=True))
-        (lora, *rows) = values.values()
+        (lora, *embeddings) = values.values()
         groups = [
             {"params": [lora], "lr": 1e-3, "weight_decay": 1e-2},
-            {"params": rows, "lr": 5e-3, "weight_decay": 0.0},
+            {"params": embeddings, "lr": 5e-3, "weight_decay": 0.0},
         ]
-        return values, their_prodigy(groups) if name == "another's" else make_optimizer(name, groups, 1e-3, 1e-3)
+        return values, authors_prodigy(groups) if name == "another's" else make_optimizer(name, groups, 1e-3, 1e-3)
 
-    def learn(values, optimizer, steps):
+    def train(values, optimizer, steps):
         for step in steps:
             gradients(values.values(), step)
             if step < 3:
@@ -112,17 +128,17 @@ def test_a_checkpoint_changes_nothing(tmp_path, name):
             optimizer.step()
 
     values, optimizer = new()
-    learn(values, optimizer, range(8))
+    train(values, optimizer, range(8))
     if name == "adamw8bit":
         assert optimizer.state[values["lora.up.weight"]]["state1"].dtype == torch.uint8
     for stop in (2, 3, 6):
-        parts, other = new()
-        learn(parts, other, range(stop))
-        save_checkpoint(tmp_path / str(stop), stop, CheckpointState(parts, other, {}), {})
-        parts, other = new()
-        learn(parts, other, range(1))  # whatever it held before goes
-        assert load_checkpoint(tmp_path / str(stop), CheckpointState(parts, other, {}), {}).step == stop
-        learn(parts, other, range(stop, 8))
+        parts, resumed = new()
+        train(parts, resumed, range(stop))
+        save_checkpoint(tmp_path / str(stop), stop, CheckpointState(parts, resumed, {}), {})
+        parts, resumed = new()
+        train(parts, resumed, range(1))  # whatever it held before goes
+        assert load_checkpoint(tmp_path / str(stop), CheckpointState(parts, resumed, {}), {}).step == stop
+        train(parts, resumed, range(stop, 8))
         for key, value in values.items():
             assert torch.equal(value, parts[key]), key
 
@@ -137,12 +153,12 @@ def test_a_large_state_is_written_in_parts(tmp_path, monkeypatch):
     optimizer.step()
     save_checkpoint(tmp_path, 1, CheckpointState(values, optimizer, {}), {})
     assert len(list((tmp_path / "step-000001").glob("state*.safetensors"))) == 3
-    again = dict(zip("abc", parameters(seed=1), strict=True))
-    load_checkpoint(tmp_path, CheckpointState(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
-    assert all(torch.equal(again[key], values[key]) for key in "abc")
+    restored = dict(zip("abc", parameters(seed=1), strict=True))
+    load_checkpoint(tmp_path, CheckpointState(restored, torch.optim.AdamW(restored.values(), fused=True), {}), {})
+    assert all(torch.equal(restored[key], values[key]) for key in "abc")
     (tmp_path / "step-000001" / "state-1.safetensors").unlink()
     with pytest.raises(UserError, match="no checkpoint"):
-        load_checkpoint(tmp_path, CheckpointState(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
+        load_checkpoint(tmp_path, CheckpointState(restored, torch.optim.AdamW(restored.values(), fused=True), {}), {})
 
 
 def test_eight_bits_without_the_package_is_said(monkeypatch):
@@ -155,12 +171,12 @@ def test_eight_bits_without_the_package_is_said(monkeypatch):
 def test_cosine_falls_to_nothing():
     factor = lr_factor(settings(schedule="cosine"), PRESET)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    their_parameters = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     expected = []
     for _ in range(11):
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        theirs.step()
+        their_parameters.step()
     np.testing.assert_allclose([factor(step) for step in range(11)], expected, atol=1e-12)
     assert [lr_factor(settings(), PRESET)(step) for step in (0, 9)] == [1.0, 1.0]
 

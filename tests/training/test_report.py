@@ -20,12 +20,12 @@ from sdpersonal.training import run, train, validation
 from sdpersonal.training.curves import save_curves
 from sdpersonal.training.early_stopping import dvar
 from sdpersonal.training.report import SELECTION_RULE, RunSummary, write_report
-from sdpersonal.training.sample_sheet import SHEET_FILE
-from sdpersonal.training.validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, image_name
+from sdpersonal.training.run_dir import CLASS_NOUN_IMAGE, SAMPLES_FILE, VALIDATIONS_FOLDER, validation_image
+from sdpersonal.training.validation import Validation
 from support.samples import card, concept
 
-STORY = RunSummary(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
-TRIALS = [Validation(step, ConceptScores(0.3 * step, 0.9, 0.1, 0.2, 0.4)) for step in (1, 2, 3)]
+SUMMARY = RunSummary(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
+VALIDATIONS = [Validation(step, ConceptScores(0.3 * step, 0.9, 0.1, 0.2, 0.4)) for step in (1, 2, 3)]
 
 
 class Page(HTMLParser):
@@ -50,13 +50,13 @@ class Page(HTMLParser):
             self.text += data
 
     def pictures(self):
-        found = []
+        images = []
         for tag, attributes in self.tags:
             if tag == "img":
                 kind, data = attributes["src"].split(",", 1)
                 assert kind == "data:image/png;base64" and attributes["alt"]
-                found.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB"))
-        return found
+                images.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB"))
+        return images
 
 
 def assert_stands_alone(text):
@@ -70,11 +70,13 @@ def assert_stands_alone(text):
         assert tag in allowed, tag
         assert not any(name.startswith("on") or name in ("href", "action", "srcdoc") for name in attributes)
         assert tag == "img" or "src" not in attributes
-    assert any(tag == "meta" and one.get("content", "").startswith("default-src 'none'") for tag, one in page.tags)
+    assert any(
+        tag == "meta" and actual.get("content", "").startswith("default-src 'none'") for tag, actual in page.tags
+    )
     return page
 
 
-def picture(seed, size=(64, 48)):
+def random_image(seed, size=(64, 48)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8))
 
 
@@ -82,41 +84,46 @@ def picture(seed, size=(64, 48)):
 def folder(tmp_path):
     """A run's folder with all that a report shows."""
     storage.make_folder(tmp_path / VALIDATIONS_FOLDER)
-    storage.write_bytes(tmp_path / SHEET_FILE, encode_png(picture(0)))
-    storage.write_bytes(tmp_path / VALIDATIONS_FOLDER / CLASS_NOUN_FILE, encode_png(picture(1)))
-    for trial in TRIALS:
-        storage.write_bytes(
-            tmp_path / VALIDATIONS_FOLDER / image_name(trial.step), encode_png(picture(10 + trial.step))
-        )
-    save_curves(tmp_path / "loss.png", [0.5, 0.4, 0.3], [(1, 0.5), (2, 0.4), (3, 0.35)], TRIALS)
+    storage.write_bytes(tmp_path / SAMPLES_FILE, encode_png(random_image(0)))
+    storage.write_bytes(tmp_path / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, encode_png(random_image(1)))
+    for step in (entry.step for entry in VALIDATIONS):
+        storage.write_bytes(validation_image(tmp_path, step), encode_png(random_image(10 + step)))
+    save_curves(tmp_path / "loss.png", [0.5, 0.4, 0.3], [(1, 0.5), (2, 0.4), (3, 0.35)], VALIDATIONS)
     return tmp_path
 
 
-def made(steps=3, **fields):
+def make_concept(steps=3, **fields):
     return concept(card=card(steps=steps, method="dreambooth-lora", recipe={"lr": 0.001, "seed": 0}, **fields))
 
 
 def test_a_page_shows_what_the_run_left(folder):
-    path = write_report(folder, made(), TRIALS, STORY)
+    path = write_report(folder, make_concept(), VALIDATIONS, SUMMARY)
     page = assert_stands_alone(path.read_text(encoding="utf-8"))
     assert path == folder / "report.html"
     shown = page.pictures()
-    expected = [picture(0), picture(13), picture(1)]
-    for one, other in zip(shown, expected, strict=False):
-        assert one.tobytes() == other.tobytes()
+    expected = [random_image(0), random_image(13), random_image(1)]
+    for actual, expected_image in zip(shown, expected, strict=False):
+        assert actual.tobytes() == expected_image.tobytes()
     assert len(shown) == 4 and shown[3].size == Image.open(folder / "loss.png").size
     text = " ".join(page.text.split())
-    for said in ("<me/duck>", "It is like the photos", "It ended after step 3.", "5 photos", "3, kept", SELECTION_RULE):
-        assert said in text, said
+    for lines in (
+        "<me/duck>",
+        "It is like the photos",
+        "It ended after step 3.",
+        "5 photos",
+        "3, used",
+        SELECTION_RULE,
+    ):
+        assert lines in text, lines
     assert "score 0.81" in text  # the root of 0.9 x 0.9, less a tenth that was copied
     assert "seconds in all 61" in re.sub(r"(seconds in all)", r"\1 ", text).replace("  ", " ")
 
 
 def test_the_kept_one_is_the_concepts_own_though_another_scored_more(folder):
-    text = write_report(folder, made(steps=1), TRIALS, STORY).read_text(encoding="utf-8")
+    text = write_report(folder, make_concept(steps=1), VALIDATIONS, SUMMARY).read_text(encoding="utf-8")
     page = Page(text)
-    assert page.pictures()[1].tobytes() == picture(11).tobytes()
-    assert "1, kept" in page.text and "3, kept" not in page.text and page.text.count("kept") == 1
+    assert page.pictures()[1].tobytes() == random_image(11).tobytes()
+    assert "1, used" in page.text and "3, used" not in page.text and page.text.count(", used") == 1
     assert text.count('class="best"') == 1
 
 
@@ -135,58 +142,60 @@ HOSTILE = (
 @pytest.mark.parametrize("noun", HOSTILE)
 def test_nouns_and_names_are_text(folder, noun):
     """Also those of files: as the report on the photos has them, and as they come."""
-    own = made(class_noun=noun, base_name=noun, title=noun)
-    story = replace(STORY, photos=(f"{noun}.jpg", noun))
-    text = write_report(folder, own, TRIALS, story).read_text(encoding="utf-8")
+    hostile = make_concept(class_noun=noun, base_name=noun, title=noun)
+    summary = replace(SUMMARY, photos=(f"{noun}.jpg", noun))
+    text = write_report(folder, hostile, VALIDATIONS, summary).read_text(encoding="utf-8")
     page = Page(text)
-    harmless = {tag for tag, _ in Page(write_report(folder, made(), TRIALS, STORY).read_text()).tags}
+    harmless = {tag for tag, _ in Page(write_report(folder, make_concept(), VALIDATIONS, SUMMARY).read_text()).tags}
     assert {tag for tag, _ in page.tags} == harmless and len(page.pictures()) == 4
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert own.card.class_noun in page.text
+    assert hostile.card.class_noun in page.text
     assert "\x1b" not in text and "49" not in re.findall(r"class noun\s*(\S+)", page.text)
 
 
 @pytest.mark.parametrize("fault", ["\x1b[31m", "\u202e", "\u2066", "\x00", "\u200f"])
 def test_what_turns_or_hides_text_is_shown_as_its_number(folder, fault):
-    story = replace(STORY, photos=(f"a{fault}b.jpg",))
-    text = write_report(folder, made(class_noun=f"a{fault}b", base_name=f"a{fault}b"), TRIALS, story).read_text(
-        encoding="utf-8"
-    )
+    summary = replace(SUMMARY, photos=(f"a{fault}b.jpg",))
+    text = write_report(
+        folder, make_concept(class_noun=f"a{fault}b", base_name=f"a{fault}b"), VALIDATIONS, summary
+    ).read_text(encoding="utf-8")
     assert fault not in text
     assert fault.encode("unicode_escape").decode().replace("[31m", "") in text
 
 
 def test_a_page_without_a_part_is_still_one(folder):
-    wholes = {"trials": TRIALS, "story": STORY}
+    wholes = {"trials": VALIDATIONS, "story": SUMMARY}
     missing = {
         "trials": [],
         "unjudged": [Validation(3, None)],
-        "samples": folder / SHEET_FILE,
-        "plain": folder / VALIDATIONS_FOLDER / CLASS_NOUN_FILE,
-        "kept": folder / VALIDATIONS_FOLDER / image_name(3),
+        "samples": folder / SAMPLES_FILE,
+        "plain": folder / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE,
+        "best": validation_image(folder, 3),
         "curves": folder / "loss.png",
         "everything": folder / VALIDATIONS_FOLDER,
     }
     counts = {}
-    for name, what in missing.items():
-        if isinstance(what, Path):
-            storage.remove(what) if what.exists() else None
-            given = TRIALS if name != "everything" else []
+    for name, part in missing.items():
+        if isinstance(part, Path):
+            storage.remove(part) if part.exists() else None
+            validations = VALIDATIONS if name != "everything" else []
         else:
-            given = what
-        text = write_report(folder, made(), given, replace(wholes["story"], photos=())).read_text(encoding="utf-8")
+            validations = part
+        text = write_report(folder, make_concept(), validations, replace(wholes["story"], photos=())).read_text(
+            encoding="utf-8"
+        )
         page = assert_stands_alone(text)
         counts[name] = len(page.pictures())
         assert page.text.count("<me/duck>") >= 1 and "Settings" in page.text
-        assert ("Nobody judged its pictures." in page.text) == (name in ("trials", "unjudged", "everything"))
-    assert counts == {"trials": 2, "unjudged": 2, "samples": 3, "plain": 2, "kept": 1, "curves": 0, "everything": 0}
+        assert ("Its samples were not scored." in page.text) == (name in ("trials", "unjudged", "everything"))
+    assert counts == {"trials": 2, "unjudged": 2, "samples": 3, "plain": 2, "best": 1, "curves": 0, "everything": 0}
 
 
 def test_a_picture_too_large_for_a_page_is_left_out(folder, monkeypatch):
     from sdpersonal.training import report
 
     monkeypatch.setattr(report, "_MAX_IMAGE_BYTES", 100)
-    assert Page(write_report(folder, made(), TRIALS, STORY).read_text()).pictures() == []
+    assert Page(write_report(folder, make_concept(), VALIDATIONS, SUMMARY).read_text()).pictures() == []
 
 
 def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch, tiny):
@@ -198,12 +207,12 @@ def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch
         photos=photos, token="<me/teddy>", base="tiny", init="<b>bear", steps=2, batch=1, resolution=64,
         library=tmp_path / "concepts", run=tmp_path / "run",
     )  # fmt: skip
-    said = []
-    train(settings, said.append)
+    lines = []
+    train(settings, lines.append)
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     page = assert_stands_alone(text)
     embedded = page.pictures()
-    assert len(embedded) == 4 and any(str(tmp_path / "run" / "report.html") in line for line in said)
+    assert len(embedded) == 4 and any(str(tmp_path / "run" / "report.html") in line for line in lines)
     assert "<b>bear" in page.text and str(tmp_path) not in text and "home" not in page.text
     for path in sorted(photos.glob("*.jpg")):
         data = path.read_bytes()
@@ -214,8 +223,8 @@ def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch
             tiles = [sheet.crop((x, y, x + 128, y + 128)) for x in range(0, sheet.width - 127, 67)
                      for y in range(0, sheet.height - 127, 67)]  # fmt: skip
             small = np.stack([np.asarray(tile.resize((16, 16)), np.float64).ravel() for tile in tiles])
-            one = np.asarray(photo.resize((16, 16)), np.float64).ravel()
-            assert np.abs(small - one).mean(axis=1).min() > 8
+            actual = np.asarray(photo.resize((16, 16)), np.float64).ravel()
+            assert np.abs(small - actual).mean(axis=1).min() > 8
 
 
 # --- curves ---
@@ -225,11 +234,11 @@ MEASURED = [(i, 1 / i) for i in range(1, 61)]
 
 
 def heights(path):
-    with Image.open(path) as picture:
-        picture.load()
-        assert picture.format == "PNG" and picture.width > 600 and "Software" not in picture.info
-        assert len(set(picture.convert("L").tobytes())) > 30
-        return picture.height
+    with Image.open(path) as plot:
+        plot.load()
+        assert plot.format == "PNG" and plot.width > 600 and "Software" not in plot.info
+        assert len(set(plot.convert("L").tobytes())) > 30
+        return plot.height
 
 
 def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
@@ -237,17 +246,18 @@ def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
         "loss": (LOSSES, [], []),
         "no evidence yet": (LOSSES[:3], MEASURED[:3], []),
         "evidence": (LOSSES, MEASURED, []),
-        "scores": (LOSSES[:3], [], TRIALS),
+        "scores": (LOSSES[:3], [], VALIDATIONS),
         "unjudged": (LOSSES, [], [Validation(5, None)]),
-        "all": (LOSSES, MEASURED, TRIALS),
+        "all": (LOSSES, MEASURED, VALIDATIONS),
     }
-    found = {}
-    for name, given in cases.items():
-        save_curves(tmp_path / f"{name}.png", *given)
-        found[name] = heights(tmp_path / f"{name}.png")
-    assert found["loss"] == found["no evidence yet"] == found["unjudged"]
-    assert found["evidence"] == found["scores"] > found["loss"]
-    assert found["all"] - found["evidence"] == found["evidence"] - found["loss"] > 100
+    plot_heights = {}
+    for name, data in cases.items():
+        save_curves(tmp_path / f"{name}.png", *data)
+        plot_heights[name] = heights(tmp_path / f"{name}.png")
+    assert plot_heights["loss"] == plot_heights["no evidence yet"] == plot_heights["unjudged"]
+    assert plot_heights["evidence"] == plot_heights["scores"] > plot_heights["loss"]
+    extra = plot_heights["evidence"] - plot_heights["loss"]
+    assert plot_heights["all"] - plot_heights["evidence"] == extra > 100
 
 
 def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
@@ -257,7 +267,7 @@ def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "validations",
     [
         ([], [], []),
         ([0.5], [(1, 0.5)], []),
@@ -266,12 +276,12 @@ def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
         ([0.0] * 12, [(i, 0.0) for i in range(1, 13)], []),
     ],
 )
-def test_runs_of_nothing_much_have_a_picture_too(tmp_path, given):
-    save_curves(tmp_path / "loss.png", *given)
-    with Image.open(tmp_path / "loss.png") as picture:
-        picture.load()
+def test_runs_of_nothing_much_have_a_picture_too(tmp_path, validations):
+    save_curves(tmp_path / "loss.png", *validations)
+    with Image.open(tmp_path / "loss.png") as random_image:
+        random_image.load()
 
 
 def test_the_title_is_a_token_of_any_form(folder):
-    own = replace(made(), token=Token("me", "duck", 12))
-    assert "<me/duck-v12>" in Page(write_report(folder, own, TRIALS, STORY).read_text()).text
+    hostile = replace(make_concept(), token=Token("me", "duck", 12))
+    assert "<me/duck-v12>" in Page(write_report(folder, hostile, VALIDATIONS, SUMMARY).read_text()).text

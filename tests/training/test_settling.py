@@ -17,18 +17,24 @@ from sdpersonal.training.early_stopping import (
     DVAR_THRESHOLD,
     FIXED_BATCH_SIZE,
     WINDOW,
+    can_converge,
     dvar,
     fixed_batch,
     fixed_batch_loss,
 )
-from sdpersonal.training.ema import EMA
-from sdpersonal.training.loop import fit
 from sdpersonal.training.methods import factory
-from sdpersonal.training.milestones import Milestones, plan_milestones
-from sdpersonal.training.presets import preset
-from sdpersonal.training.progress_log import ProgressLog
-from support.lessons import METHODS, cloned_tensors, equal_tensors, loop_config_for, settings_for, train_state_for
+from sdpersonal.training.milestones import milestone_steps
+from sdpersonal.training.optim import EMA
 from support.narrow import save_narrow, save_photos
+from support.train_states import (
+    METHODS,
+    cloned_tensors,
+    equal_tensors,
+    fit_to_end,
+    loop_config_for,
+    settings_for,
+    train_state_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +63,27 @@ def by_hand(losses):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_rule_is_the_papers(seed):
-    chance = random.Random(seed)
-    losses = [0.2 + chance.random() * 0.9**i for i in range(chance.randint(WINDOW + 1, 60))]
-    seen = dvar([(3 * i, loss) for i, loss in enumerate(losses, 1)])
-    assert [one.step for one in seen] == [3 * i for i in range(WINDOW + 1, len(losses) + 1)]
+    rng = random.Random(seed)
+    losses = [0.2 + rng.random() * 0.9**i for i in range(rng.randint(WINDOW + 1, 60))]
+    points = dvar([(3 * i, loss) for i, loss in enumerate(losses, 1)])
+    assert [point.step for point in points] == [3 * i for i in range(WINDOW + 1, len(losses) + 1)]
     expected = by_hand(losses)
-    np.testing.assert_allclose([one.variance_ratio for one in seen], expected, rtol=1e-9)
-    assert [one.converged for one in seen] == [share < DVAR_THRESHOLD for share in expected]
+    np.testing.assert_allclose([point.variance_ratio for point in points], expected, rtol=1e-9)
+    assert [point.converged for point in points] == [ratio < DVAR_THRESHOLD for ratio in expected]
 
 
 def test_a_straight_fall_ends_by_the_lengths_alone():
     """The variance of n numbers in a row is (n^2 - 1) / 12 of their step's square."""
-    seen = dvar([(i, 1.0 - 0.01 * i) for i in range(1, 41)])
+    points = dvar([(i, 1.0 - 0.01 * i) for i in range(1, 41)])
     lengths = np.arange(WINDOW + 1, 41)
-    np.testing.assert_allclose([one.variance_ratio for one in seen], (WINDOW**2 - 1) / (lengths**2 - 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        [point.variance_ratio for point in points], (WINDOW**2 - 1) / (lengths**2 - 1), rtol=1e-6
+    )
 
 
 def test_a_curve_that_bends_settles_soon_after():
     bent = [(i, max(0.1, 1.0 - 0.1 * i)) for i in range(1, 41)]
-    assert next(one.step for one in dvar(bent) if one.converged) in range(9, 9 + WINDOW)
+    assert next(point.step for point in dvar(bent) if point.converged) in range(9, 9 + WINDOW)
 
 
 def test_nothing_is_known_before_the_window_and_one_more():
@@ -86,8 +94,8 @@ def test_nothing_is_known_before_the_window_and_one_more():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.123456, 0.3, 0.7, 1 / 3, 1e-9, 55.555555])
 def test_a_constant_curve_is_settled_at_once_and_stays_so(value):
-    seen = dvar([(i, value) for i in range(1, 200)])
-    assert all(one.variance_ratio == 0 and one.converged for one in seen)
+    points = dvar([(i, value) for i in range(1, 200)])
+    assert all(point.variance_ratio == 0 and point.converged for point in points)
 
 
 def test_a_number_that_is_none_never_settles():
@@ -96,9 +104,9 @@ def test_a_number_that_is_none_never_settles():
 
 
 def test_an_earlier_curve_is_left_out():
-    chance = random.Random(1)
-    earlier = [(i, 5 + chance.random()) for i in range(1, 21)]
-    later = [(i, chance.random()) for i in range(21, 41)]
+    rng = random.Random(1)
+    earlier = [(i, 5 + rng.random()) for i in range(1, 21)]
+    later = [(i, rng.random()) for i in range(21, 41)]
     assert dvar(earlier + later, start=20) == dvar(later)
     assert dvar(earlier + later)[-1] != dvar(later)[-1]
     assert dvar(earlier, start=20) == []
@@ -108,62 +116,59 @@ def test_an_earlier_curve_is_left_out():
 
 
 def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(settings):
-    lesson, other = train_state_for(settings("inversion")), train_state_for(settings("inversion"))
-    one, two, three = fixed_batch(lesson.photos), fixed_batch(lesson.photos), fixed_batch(other.photos)
-    for again in (two, three):
+    state, other = train_state_for(settings("inversion")), train_state_for(settings("inversion"))
+    first, second, third = fixed_batch(state.photos), fixed_batch(state.photos), fixed_batch(other.photos)
+    for again in (second, third):
         for field in ("latents", "noise", "t"):
-            assert torch.equal(getattr(one, field), getattr(again, field))
-        assert (one.captions, one.photos, one.indices) == (again.captions, again.photos, again.indices)
-    levels, steps = lesson.photos.levels, np.diff(one.t.numpy())
-    assert levels == 1000 and len(one.t) == FIXED_BATCH_SIZE == len(one.latents) == len(one.captions)
-    assert one.t[0] < levels * 0.05 and levels * 0.75 < one.t[-1] < levels
+            assert torch.equal(getattr(first, field), getattr(again, field))
+        assert (first.captions, first.photos, first.indices) == (again.captions, again.photos, again.indices)
+    levels, steps = state.photos.levels, np.diff(first.t.numpy())
+    assert levels == 1000 and len(first.t) == FIXED_BATCH_SIZE == len(first.latents) == len(first.captions)
+    assert first.t[0] < levels * 0.05 and levels * 0.75 < first.t[-1] < levels
     assert steps.min() > 0 and steps.max() - steps.min() <= 1
-    assert set(one.photos) == {"0.png", "1.png", "2.png"}
+    assert set(first.photos) == {"0.png", "1.png", "2.png"}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_watching_changes_nothing(settings, tmp_path, method):
     ends, measured = {}, {}
     for name in ("watched", "not"):
-        lesson = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
+        state = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
         (tmp_path / name).mkdir()
-        plan = loop_config_for(
-            tmp_path / name, 6, fixed_batch=fixed_batch(lesson.photos) if name == "watched" else None
-        )
-        journal = ProgressLog(plan.run, 0, plan.steps)
-        fit(lesson, plan, journal)
-        ends[name] = cloned_tensors(lesson.method.trainable_parameters()) | {
-            f"mean {k}": v for k, v in cloned_tensors(lesson.ema.values).items()
+        batch = fixed_batch(state.photos) if name == "watched" else None
+        log = fit_to_end(state, loop_config_for(tmp_path / name, 6, fixed_batch=batch))
+        ends[name] = cloned_tensors(state.method.trainable_parameters()) | {
+            f"mean {k}": v for k, v in cloned_tensors(state.ema.values).items()
         }
-        measured[name] = journal.fixed_batch_losses, journal.losses
-        with lesson.ema.applied():  # as it was at the last measurement
-            now = fixed_batch_loss(lesson.method, fixed_batch(lesson.photos), 5)
-        lesson.method.close()
+        measured[name] = log.fixed_batch_losses, log.losses
+        with state.ema.applied():  # as it was at the last measurement
+            now = fixed_batch_loss(state.method, fixed_batch(state.photos), 5)
+        state.method.close()
     assert equal_tensors(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
     assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
     assert measured["watched"][0][-1][1] == pytest.approx(float(now), abs=1e-6)
 
 
 def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(settings, tmp_path):
-    lesson = train_state_for(settings("inversion"))
-    plan = loop_config_for(tmp_path, 7, fixed_batch=fixed_batch(lesson.photos), measure_every=3)
-    sizes, real = [], lesson.method.loss
-    lesson.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
-    fit(lesson, plan, ProgressLog(tmp_path, 0, 7))
+    state = train_state_for(settings("inversion"))
+    config = loop_config_for(tmp_path, 7, fixed_batch=fixed_batch(state.photos), measure_every=3)
+    sizes, real = [], state.method.loss
+    state.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
+    fit_to_end(state, config)
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "fixed" in line] == [3, 6]
-    assert max(sizes) == plan.batch
+    assert max(sizes) == config.batch
 
 
 # --- the average ---
 
 
 def test_the_average_is_the_recursion_it_says(settings, tmp_path):
-    draw = np.random.default_rng(0)
-    parameter = torch.nn.Parameter(torch.tensor(draw.normal(size=(3, 2)), dtype=torch.float32))
+    rng = np.random.default_rng(0)
+    parameter = torch.nn.Parameter(torch.tensor(rng.normal(size=(3, 2)), dtype=torch.float32))
     average, expected = EMA({"a": parameter}, 0.7), parameter.detach().numpy().astype(np.float64)
     for step in range(30):
-        value = draw.normal(size=(3, 2)).astype(np.float32)
+        value = rng.normal(size=(3, 2)).astype(np.float32)
         parameter.data.copy_(torch.from_numpy(value))
         average.update(step)
         decay = min(0.7, (1 + step) / (10 + step))
@@ -190,47 +195,47 @@ def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path
     """And the average is that of the values after each step, from numpy."""
     ends, decay = {}, 0.8
     for name, kept in (("average", lambda trained: EMA(trained, decay)), ("none", None)):
-        lesson = train_state_for(settings(method), *([kept] if kept else []))
-        before, after = cloned_tensors(lesson.method.trainable_parameters()), []
-        real = lesson.ema.update
-        lesson.ema.update = lambda step, real=real, lesson=lesson, after=after: (
-            after.append(cloned_tensors(lesson.method.trainable_parameters())),
+        state = train_state_for(settings(method), *([kept] if kept else []))
+        initial, history = cloned_tensors(state.method.trainable_parameters()), []
+        real = state.ema.update
+        state.ema.update = lambda step, real=real, state=state, history=history: (
+            history.append(cloned_tensors(state.method.trainable_parameters())),
             real(step),
         )
         (tmp_path / name).mkdir()
-        fit(lesson, loop_config_for(tmp_path / name, 5), ProgressLog(tmp_path / name, 0, 5))
-        ends[name] = cloned_tensors(lesson.method.trainable_parameters())
+        fit_to_end(state, loop_config_for(tmp_path / name, 5))
+        ends[name] = cloned_tensors(state.method.trainable_parameters())
         if kept:
-            expected = {key: value.numpy().astype(np.float64) for key, value in before.items()}
-            for step, values in enumerate(after):
-                share = min(decay, (1 + step) / (10 + step))
-                expected = {key: share * expected[key] + (1 - share) * values[key].numpy() for key in expected}
-            for key, value in lesson.ema.values.items():
+            expected = {key: value.numpy().astype(np.float64) for key, value in initial.items()}
+            for step, values in enumerate(history):
+                weight = min(decay, (1 + step) / (10 + step))
+                expected = {key: weight * expected[key] + (1 - weight) * values[key].numpy() for key in expected}
+            for key, value in state.ema.values.items():
                 np.testing.assert_allclose(value.numpy(), expected[key], atol=1e-6)
-        lesson.method.close()
+        state.method.close()
     assert equal_tensors(ends["average"], ends["none"])
-    assert not equal_tensors(ends["none"], before)
+    assert not equal_tensors(ends["none"], initial)
 
 
 # --- runs that end ---
 
-STILL = 1e-30  # a rate at which no value changes by a bit
+TINY_LR = 1e-30  # a rate at which no value changes by a bit
 
 
 @pytest.fixture
 def begin(narrow, photos, tmp_path):
     def begin(**more):
-        said = []
-        common = {"photos": photos, "token": "<me/thing>", "base": str(narrow), "steps": 40, "batch": 1, "lr": STILL}
+        lines = []
+        common = {"photos": photos, "token": "<me/thing>", "base": str(narrow), "steps": 40, "batch": 1, "lr": TINY_LR}
         common |= {"library": tmp_path / "concepts", "run": tmp_path / "run", "samples": False, "save_every": 1000}
         kind = DreamboothSettings if "method" in more else TextualInversionSettings
-        result = train(kind(**(common | more)), said.append)
-        return Library(tmp_path / "concepts").get(result.token), said
+        result = train(kind(**(common | more)), lines.append)
+        return Library(tmp_path / "concepts").get(result.token), lines
 
     return begin
 
 
-def facts(tmp_path):
+def last_step(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "run" / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, result["steps"] + 1))
@@ -252,11 +257,11 @@ def usual(monkeypatch):
 def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, usual, tmp_path, steps, end):
     """The first of ten milestones that has seen nine of forty measurements."""
     usual(steps)
-    concept, said = begin(steps=None)
-    assert facts(tmp_path) == concept.card.steps == end
-    line = f"There is no more to learn: ended after step {end} of {steps} (--no-early-stop goes on)."
-    assert said.count(line) == 1
-    assert f"It ended after step {end}, since there was no more to learn; {steps} were allowed." in " ".join(
+    concept, lines = begin(steps=None)
+    assert last_step(tmp_path) == concept.card.steps == end
+    line = f"The loss has converged: ended after step {end} of {steps} (--no-early-stop runs all of them)."
+    assert lines.count(line) == 1
+    assert f"It ended after step {end}, since the loss had converged; {steps} were allowed." in " ".join(
         (tmp_path / "run" / "report.html").read_text().split()
     )
 
@@ -264,55 +269,57 @@ def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, usual, tmp
 def test_who_asks_for_less_is_not_stopped_the_sooner_and_who_asks_for_more_waits_longer(begin, usual, tmp_path):
     usual(80)
     begin(steps=40)
-    assert facts(tmp_path) == 20  # nine measurements of every second step
+    assert last_step(tmp_path) == 20  # nine measurements of every second step
     begin(steps=160, run=tmp_path / "longer" / "run")
-    assert facts(tmp_path / "longer") == 48
+    assert last_step(tmp_path / "longer") == 48
 
 
 def test_a_stopped_run_resumed_ends_there_again_or_goes_on_if_told(begin, usual, tmp_path):
     usual(14)
     first, _ = begin(steps=14)
-    assert facts(tmp_path) == first.card.steps == 10
-    again, said = begin(steps=14, resume=True)
-    assert facts(tmp_path) == 10 and again.identity == first.identity
-    assert any("no more to learn" in line for line in said)
-    _, said = begin(steps=14, resume=True, early_stop=False)
-    assert facts(tmp_path) == 14
-    assert any("going on from step 10" in line for line in said)
+    assert last_step(tmp_path) == first.card.steps == 10
+    resumed, lines = begin(steps=14, resume=True)
+    assert last_step(tmp_path) == 10 and resumed.identity == first.identity
+    assert any("loss has converged" in line for line in lines)
+    _, lines = begin(steps=14, resume=True, early_stop=False)
+    assert last_step(tmp_path) == 14
+    assert any("Resuming from step 10" in line for line in lines)
 
 
 def test_a_short_run_is_never_stopped(begin, usual, tmp_path):
     usual(80)
-    concept, said = begin(steps=18)
-    assert facts(tmp_path) == concept.card.steps == 18 and not any("no more to learn" in line for line in said)
+    concept, lines = begin(steps=18)
+    assert last_step(tmp_path) == concept.card.steps == 18 and not any("loss has converged" in line for line in lines)
 
 
 def test_no_early_stop_goes_on(begin, usual, tmp_path):
     usual(14)
-    concept, said = begin(steps=14, early_stop=False)
-    assert facts(tmp_path) == concept.card.steps == 14 and not any("no more to learn" in line for line in said)
+    concept, lines = begin(steps=14, early_stop=False)
+    assert last_step(tmp_path) == concept.card.steps == 14 and not any("loss has converged" in line for line in lines)
 
 
 def test_a_pivotal_run_is_not_judged_by_its_words_alone(begin, usual, tmp_path):
-    usual(20, pivot=4)
+    usual(20, pivot_steps=4)
     concept, _ = begin(method="pivotal", class_noun="cat", rank=2, steps=20)
-    assert facts(tmp_path) == concept.card.steps == 14  # 10 values of the LoRA's curve; by all it would be 10
+    assert last_step(tmp_path) == concept.card.steps == 14  # 10 values of the LoRA's curve; by all it would be 10
 
 
 def test_without_samples_nothing_is_drawn_and_the_last_is_kept(begin, tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "denoise", lambda *_: pytest.fail("drew"))
-    concept, said = begin(base="tiny", steps=3, lr=None)
+    concept, lines = begin(base="tiny", steps=3, lr=None)
     assert concept.card.steps == 3 and concept.card.scores == {} and concept.thumbnail is None
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert not left & {"trials", "trials.jsonl", "samples.png"} and "report.html" in left
-    assert not any(re.search("copies|no effect|like the photos", line) for line in said)
+    assert not any(re.search("copies|no effect|like the photos", line) for line in lines)
 
 
-def test_milestones_cover_the_run_to_its_last_step():
-    assert Milestones(4, True).steps(10) == [4, 8, 10] and Milestones(5, True).steps(10) == [5, 10]
+def test_milestones_cover_the_run_to_its_last_step(tmp_path):
+    assert milestone_steps(10, 3) == (4, 8, 10) and milestone_steps(10, 2) == (5, 10)
     for steps in (1, 2, 9, 10, 11, 39, 40, 250, 801):
-        chosen = replace(preset("textual-inversion", "tiny"), steps=steps)
-        marks = plan_milestones(chosen, examined=True, early_stop=True).steps(steps)
-        assert marks == sorted(set(marks)) and marks[-1] == steps and len(marks) <= 10
-        assert plan_milestones(chosen, False, False).steps(steps) == [steps]
-        assert plan_milestones(chosen, False, True).early_stop == (steps > WINDOW + 1)
+        milestones = milestone_steps(steps, 10)
+        assert list(milestones) == sorted(set(milestones)) and milestones[-1] == steps and len(milestones) <= 10
+        assert milestone_steps(steps, 1) == (steps,)
+        assert can_converge(steps, 1) == (steps > WINDOW + 1)
+        config = loop_config_for(tmp_path, steps, milestones=milestones)
+        assert [step for step in range(1, steps + 1) if config.is_milestone(step)] == list(milestones)
+        assert [config.next_milestone(step) for step in (0, *milestones[:-1])] == list(milestones)

@@ -23,7 +23,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 from sdpersonal.prompts import Token
-from sdpersonal.training import loop, run, sample_sheet, train
+from sdpersonal.training import loop, run, sampling, train
 from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods.textual_inversion import TextualInversion
@@ -32,6 +32,7 @@ from sdpersonal.training.progress_log import ProgressLog
 from support import crash
 from support.narrow import save_narrow, save_photos
 from support.ranks import start
+from support.train_states import loop_config_for
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,12 @@ def settings(narrow, photos):
 @pytest.fixture
 def command(narrow, photos):
     def build(kind, place, *more, steps=12):
-        own = ["textual-inversion", "--vectors", 2] if kind == "inversion" else ["dreambooth", "--class", "cat"]
+        method_flags = (
+            ["textual-inversion", "--vectors", 2] if kind == "inversion" else ["dreambooth", "--class", "cat"]
+        )
         flags = ["--photos", photos, "--token", "<me/thing>", "--base", narrow, "--steps", steps, "--batch", 1]
         flags += ["--save-every", 2, "--library", place / "concepts", "--run", place / "run", "--no-samples"]
-        return ["train", *own, *flags, *more]
+        return ["train", *method_flags, *flags, *more]
 
     return build
 
@@ -81,7 +84,7 @@ def checkpoints(place):
     return sorted(path.name for path in (place / "run").iterdir() if path.name.startswith(("step", ".step")))
 
 
-def lines(place):
+def progress_lines(place):
     return [json.loads(line) for line in (place / "run" / "progress.jsonl").read_text().splitlines()]
 
 
@@ -90,21 +93,21 @@ def lines(place):
 
 @pytest.mark.parametrize("kind", [pytest.param("inversion", marks=pytest.mark.thorough), "dreambooth"])
 def test_a_run_leaves_a_concept_and_pictures_of_it(tiny, settings, tmp_path, kind):
-    before = {key: value.clone() for key, value in tiny.unet.state_dict().items()}
-    said = []
-    result = train(settings(kind, tmp_path, base="tiny", samples=True), said.append)
+    initial = {key: value.clone() for key, value in tiny.unet.state_dict().items()}
+    lines = []
+    result = train(settings(kind, tmp_path, base="tiny", samples=True), lines.append)
     concept = Library(tmp_path / "concepts").get(result.token)
-    ended = json.loads((tmp_path / "run" / "result.json").read_text())
+    result_json = json.loads((tmp_path / "run" / "result.json").read_text())
     assert str(result.token) == "<me/thing-v1>" and concept.thumbnail
-    assert ended["steps"] == 4 and concept.card.steps == ended["best"] in (1, 2, 3, 4)
+    assert result_json["steps"] == 4 and concept.card.steps == result_json["best"] in (1, 2, 3, 4)
     assert (concept.lora is not None) == (kind == "dreambooth")
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
-    assert all(line["loss"] > 0 for line in lines(tmp_path))
+    assert [line["step"] for line in progress_lines(tmp_path)] == [1, 2, 3, 4]
+    assert all(line["loss"] > 0 for line in progress_lines(tmp_path))
     for name in ("loss.png", "samples.png"):
-        with Image.open(tmp_path / "run" / name) as picture:
-            assert picture.width > 400 and len(set(picture.convert("L").tobytes())) > 50
-    assert "tiny" in said[0] and "3 photos" in said[1]
-    assert all(torch.equal(before[key], value) for key, value in tiny.unet.state_dict().items())
+        with Image.open(tmp_path / "run" / name) as image:
+            assert image.width > 400 and len(set(image.convert("L").tobytes())) > 50
+    assert "tiny" in lines[0] and "3 photos" in lines[1]
+    assert all(torch.equal(initial[key], value) for key, value in tiny.unet.state_dict().items())
     with pytest.raises(UserError, match="holds a finished run, of 4 steps"):
         train(settings(kind, tmp_path, base="tiny"), quiet)
 
@@ -132,26 +135,28 @@ def test_a_concepts_file_tells_nothing_of_photos_machine_or_user(settings, photo
 
 def test_however_a_step_is_cut_it_learns_the_same_photos_in_order(settings, tmp_path, monkeypatch):
     """Eight photos a step, at once or in four batches: the same samples, the same concept but for rounding."""
-    seen = []
+    read_indices = []
     real = PhotoDataset.batch
-    monkeypatch.setattr(PhotoDataset, "batch", lambda self, which: (seen.append(list(which)), real(self, which))[1])
+    monkeypatch.setattr(
+        PhotoDataset, "batch", lambda self, which: (read_indices.append(list(which)), real(self, which))[1]
+    )
     ends = {}
     for name, batch, accumulate in (("whole", 8, 1), ("parts", 2, 4)):
-        seen.clear()
+        read_indices.clear()
         train(settings("inversion", tmp_path / name, steps=2, batch=batch, accumulate=accumulate), quiet)
-        del seen[: -2 * accumulate]  # the rehearsal's, the fixed batch
-        assert [len(one) for one in seen] == [batch] * (2 * accumulate)
-        assert [index for one in seen for index in one] == list(range(16))
+        del read_indices[: -2 * accumulate]  # the rehearsal's, the fixed batch
+        assert [len(batch_indices) for batch_indices in read_indices] == [batch] * (2 * accumulate)
+        assert [index for batch_indices in read_indices for index in batch_indices] == list(range(16))
         ends[name] = Library(tmp_path / name / "concepts").get(Token("me", "thing")).vectors["clip_l"]
-        ends[f"{name} losses"] = [line["loss"] for line in lines(tmp_path / name)]
+        ends[f"{name} losses"] = [line["loss"] for line in progress_lines(tmp_path / name)]
     np.testing.assert_allclose(ends["whole"], ends["parts"], atol=1e-5)
     np.testing.assert_allclose(ends["whole losses"], ends["parts losses"], atol=1e-5)
 
 
 def test_a_schedule_and_a_resolution_reach_the_loop(settings, tmp_path, monkeypatch):
     rates, sides = [], []
-    real = loop._set_rates
-    monkeypatch.setattr(loop, "_set_rates", lambda *given: rates.append(real(*given)) or rates[-1])
+    real = loop._set_learning_rates
+    monkeypatch.setattr(loop, "_set_learning_rates", lambda *args: rates.append(real(*args)) or rates[-1])
     encode = run.PhotoDataset.__init__
     monkeypatch.setattr(
         run.PhotoDataset,
@@ -204,14 +209,14 @@ def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypat
 def test_killed_and_resumed_equals_uninterrupted(kind, command, tmp_path):
     """kill -9 at moments of no one's choosing, a checkpoint being written among them; at the end, the same bytes."""
     assert start(command(kind, tmp_path / "whole"), tmp_path / "whole").wait() == 0
-    place, chance, kills = tmp_path / "killed", random.Random(kind), 0
+    place, rng, kills = tmp_path / "killed", random.Random(kind), 0
     progress = place / "run" / "progress.jsonl"
     resume = ()
     for _ in range(4):
         done = len(progress.read_text().splitlines()) if progress.exists() else 0
-        wanted = done // 2 * 2 + chance.randint(2, 4)  # lines, counted after those beyond the checkpoint are dropped
-        child = start(command(kind, place, *resume), place).after_lines(progress, wanted)
-        time.sleep(chance.random() * 0.1)
+        line_count = done // 2 * 2 + rng.randint(2, 4)  # lines, counted after those beyond the checkpoint are dropped
+        child = start(command(kind, place, *resume), place).after_lines(progress, line_count)
+        time.sleep(rng.random() * 0.1)
         child.process.kill()
         kills += child.wait() == -signal.SIGKILL
         resume = ("--resume",) if list((place / "run").glob("step-*")) else ()
@@ -219,7 +224,7 @@ def test_killed_and_resumed_equals_uninterrupted(kind, command, tmp_path):
     child = start(command(kind, place, *resume), place)
     assert child.wait() == 0, child.errors
     assert payload(place) == payload(tmp_path / "whole")
-    assert [line["step"] for line in lines(place)] == list(range(1, 13))
+    assert [line["step"] for line in progress_lines(place)] == list(range(1, 13))
 
 
 @pytest.mark.thorough
@@ -242,7 +247,7 @@ def test_dead_at_any_write_of_a_run_it_goes_on_to_the_same_end(settings, tmp_pat
             resume = bool(list((place / "run").glob("step-*/manifest.json")))
             train(settings("inversion", place, **common, resume=resume), quiet)
             assert payload(place)[0] == payload(tmp_path / "whole")[0], n
-            assert len(lines(place)) == 3 and len(Library(place / "concepts").entries()) == 1
+            assert len(progress_lines(place)) == 3 and len(Library(place / "concepts").entries()) == 1
     finally:
         torch.set_num_threads(threads)
 
@@ -276,16 +281,16 @@ def test_at_every_write_of_a_checkpoint_one_is_whole(tmp_path, number):
         for step in (1, 2):
             Small(step).save(folder, step)
         work = lambda folder=folder: Small(3).save(folder, 3)  # noqa: E731
-        ended = crash.die_at(n, work) if number is None else crash.fail_at(n, number, work)
-        found = Small(0)
-        step = found.load(folder)
+        status = crash.die_at(n, work) if number is None else crash.fail_at(n, number, work)
+        small = Small(0)
+        step = small.load(folder)
         assert step in (2, 3)
-        assert torch.equal(found.trainable_parameters["rows"], Small(step).trainable_parameters["rows"])
+        assert torch.equal(small.trainable_parameters["rows"], Small(step).trainable_parameters["rows"])
         storage.remove_leftovers(folder)
         assert {path.name for path in folder.iterdir()} <= {f"step-{step:06d}" for step in (1, 2, 3)}
-        if ended == crash.DONE:
+        if status == crash.DONE:
             break
-        assert ended == crash.DIED if number is None else ended in (crash.NO_ROOM, crash.REFUSED)
+        assert status == crash.DIED if number is None else status in (crash.NO_ROOM, crash.REFUSED)
     assert n > 15 and sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000003"]
 
 
@@ -312,21 +317,21 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(command, tmp_path, number, 
     assert "it is saved" in child.errors and "--resume" in child.errors and "Traceback" not in child.errors
     reached = int(re.search(r"after step (\d+)", child.errors)[1])
     assert (place / "run" / f"step-{reached:06d}" / "manifest.json").exists()
-    assert [line["step"] for line in lines(place)] == list(range(1, reached + 1))
+    assert [line["step"] for line in progress_lines(place)] == list(range(1, reached + 1))
     assert not list((place / "concepts").glob("*/*"))
     if number == signal.SIGINT:
-        again = start(command("inversion", place, "--resume", steps=reached + 1), place)
-        assert again.wait() == 0 and f"going on from step {reached}" in again.stdout
+        child = start(command("inversion", place, "--resume", steps=reached + 1), place)
+        assert child.wait() == 0 and f"Resuming from step {reached}" in child.stdout
 
 
 def slow_saving():
     """The second Ctrl-C comes while the first one's checkpoint is being written."""
     real = loop.save_checkpoint
 
-    def save(*given):
-        if given[1] > 2:
+    def save(*args):
+        if args[1] > 2:
             time.sleep(600)
-        real(*given)
+        real(*args)
 
     loop.save_checkpoint = save
 
@@ -363,20 +368,20 @@ def test_a_terminal_that_is_gone_stops_nothing(settings, tmp_path):
         def write(self, _):
             raise OSError(errno.EIO, "Input/output error")
 
-    journal = ProgressLog(tmp_path, 0, 2, out=Gone())
-    with journal:
-        journal.step(1, 0.5)
-        journal.step(2, 0.5)
+    log = ProgressLog(tmp_path, 0, 2, out=Gone())
+    with log:
+        log.step(1, 0.5)
+        log.step(2, 0.5)
     assert (tmp_path / "progress.jsonl").read_text().count("\n") == 2
 
 
 def test_interrupting_inside_python_leaves_a_checkpoint(settings, tmp_path, monkeypatch):
-    class Asked(loop.StopSignals):
+    class Interrupting(loop.StopSignals):
         def __enter__(self):
-            self.asked = signal.SIGINT
+            self.signal_number = signal.SIGINT
             return self
 
-    monkeypatch.setattr(loop, "StopSignals", Asked)
+    monkeypatch.setattr(loop, "StopSignals", Interrupting)
     with pytest.raises(Interrupted, match="after step 1 of 4"):
         train(settings("inversion", tmp_path), quiet)
 
@@ -428,7 +433,7 @@ def test_what_the_outcome_does_not_depend_on_may_change(settings, tmp_path):
     changes = {"batch": 1, "accumulate": 2, "checkpointing": 1, "save_every": 1}
     train(settings("inversion", tmp_path / "cut", resume=True, **changes), quiet)
     ends = [
-        Library(tmp_path / one / "concepts").get(Token("me", "thing")).vectors["clip_l"] for one in ("whole", "cut")
+        Library(tmp_path / name / "concepts").get(Token("me", "thing")).vectors["clip_l"] for name in ("whole", "cut")
     ]
     np.testing.assert_allclose(*ends, atol=1e-5)
 
@@ -453,7 +458,7 @@ def test_a_finished_last_step_still_makes_its_concept(settings, tmp_path, monkey
     monkeypatch.undo()
     assert Library(tmp_path / "concepts").entries() == []
     train(settings("inversion", tmp_path, resume=True), quiet)
-    assert len(Library(tmp_path / "concepts").entries()) == 1 and len(lines(tmp_path)) == 4
+    assert len(Library(tmp_path / "concepts").entries()) == 1 and len(progress_lines(tmp_path)) == 4
 
 
 def test_resume_without_a_checkpoint_never_starts_over(settings, tmp_path):
@@ -481,9 +486,9 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(settings, t
         (newest / "manifest.json").write_text("{" if damage == "manifest torn" else '{"step": "x", "sha256": 1}')
     # Not files of ours: never opened.
     (newest / "optimizer.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch PWNED'\ntR.")
-    said = []
-    train(settings("inversion", tmp_path / "hurt", resume=True), said.append)
-    assert any("step-000004 is damaged; going on from step 2" in line for line in said)
+    lines = []
+    train(settings("inversion", tmp_path / "hurt", resume=True), lines.append)
+    assert any("step-000004 is damaged; resuming from step 2" in line for line in lines)
     assert payload(tmp_path / "hurt")[0] == expected
     assert not os.path.exists("PWNED")
 
@@ -514,7 +519,7 @@ def test_one_bad_number_stops_the_run_at_its_step(settings, tmp_path, monkeypatc
     with pytest.raises(Diverged, match=r"at step 3 \(\d\.png; --lr 0\.01\)\. Nothing after step 2 was kept"):
         train(settings("inversion", tmp_path, lr=0.01, accumulate=2, steps=8), quiet)
     assert checkpoints(tmp_path) == ["step-000002"]
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]  # though the fourth was under way
+    assert [line["step"] for line in progress_lines(tmp_path)] == [1, 2]  # though the fourth was under way
 
 
 @pytest.mark.parametrize("step", [2, 4])  # of which a checkpoint would be made
@@ -590,13 +595,13 @@ def test_out_of_memory_names_no_way_that_was_taken(settings, tmp_path, monkeypat
 
 
 def test_no_memory_for_pictures_costs_the_pictures_only(settings, tmp_path, monkeypatch):
-    def draw(*_):
+    def fail_to_generate(*_):
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(sample_sheet.Generator, "generate", draw)
-    said = []
-    result = train(settings("inversion", tmp_path, samples=True), said.append)
-    assert result.sheet is None and any("no memory left for sample pictures" in line for line in said)
+    monkeypatch.setattr(sampling.Generator, "generate", fail_to_generate)
+    lines = []
+    result = train(settings("inversion", tmp_path, samples=True), lines.append)
+    assert result.sheet is None and any("no memory left for samples" in line for line in lines)
     assert Library(tmp_path / "concepts").get(result.token).thumbnail is None
 
 
@@ -608,11 +613,11 @@ def test_two_runs_cannot_share_a_folder(settings, tmp_path):
         train(settings("inversion", tmp_path), quiet)
 
 
-@pytest.mark.parametrize("where", ["photos", "photos/run", "link"])
-def test_a_run_inside_the_photos_is_refused(settings, photos, tmp_path, where):
+@pytest.mark.parametrize("folder_name", ["photos", "photos/run", "link"])
+def test_a_run_inside_the_photos_is_refused(settings, photos, tmp_path, folder_name):
     (tmp_path / "link").symlink_to(photos)
     with pytest.raises(UserError, match="inside the folder of photos"):
-        train(settings("inversion", tmp_path, run=tmp_path / where), quiet)
+        train(settings("inversion", tmp_path, run=tmp_path / folder_name), quiet)
     assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.png", "2.png"]
 
 
@@ -633,7 +638,7 @@ def test_tensorboard_gets_the_loss_and_the_rates(settings, tmp_path):
     train(settings("dreambooth", tmp_path, report_to="tensorboard", schedule="cosine"), quiet)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     losses = [(event.step, event.value) for event in events.Scalars("loss")]
-    written = [(line["step"], line["loss"]) for line in lines(tmp_path)]
+    written = [(line["step"], line["loss"]) for line in progress_lines(tmp_path)]
     np.testing.assert_allclose(losses, written, atol=1e-5)
     rates = [event.value for event in events.Scalars("rate/1")]
     np.testing.assert_allclose(rates, [1e-3 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)], rtol=1e-5)
@@ -673,24 +678,24 @@ class Slope:
 
 def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
     accelerator = run.init_distributed()
-    method, used = Slope(), []
+    method, resources = Slope(), []
     optimizer = torch.optim.AdamW(list(method.trainable_parameters().values()), lr=1e-3, fused=True)
-    noted = SimpleNamespace(
-        log=lambda values, step: used.append((resident(), open_files())) if step % 100 == 0 else None
+    tracker = SimpleNamespace(
+        log=lambda values, step: resources.append((resident(), open_files())) if step % 100 == 0 else None
     )
 
     class Data:
-        def samples(self, indices):
+        def batch(self, indices):
             return SimpleNamespace(latents=torch.randn(1, 4, 64, 64), photos=("a",))
 
-    plan = loop.LoopConfig(tmp_path, 0, 1000, 1, 1, 50, 1e-3, lambda step: 1.0, {})
-    room = run.OomAdvice(accelerator.device, TextualInversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
-    lesson = loop.TrainState(accelerator, method, Data(), optimizer, room)
-    loop.fit(lesson, plan, ProgressLog(tmp_path, 0, 1000, noted))
+    config = loop_config_for(tmp_path, 1000, batch=1, save_every=50)
+    oom_advice = run.OomAdvice(accelerator.device, TextualInversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
+    state = loop.TrainState(accelerator, method, Data(), optimizer, oom_advice)
+    loop.fit(state, config, loop.LoopHooks(ProgressLog(tmp_path, 0, 1000, tracker)))
     entries = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, 1001))
-    assert {count for _, count in used[1:]} == {used[1][1]}
-    assert used[-1][0] < 1.05 * used[1][0]
+    assert {count for _, count in resources[1:]} == {resources[1][1]}
+    assert resources[-1][0] < 1.05 * resources[1][0]
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000950", "step-001000"]
 
 

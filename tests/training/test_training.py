@@ -37,16 +37,16 @@ def test_every_epoch_shows_every_photo_once_in_a_new_order():
 
 def test_a_sample_is_the_same_whoever_draws_it_and_whenever(tiny, photos):
     loaded = load_photos(photos, 128).photos
-    one = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False).batch(range(4))
-    other = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False)
+    batch_of_four = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False).batch(range(4))
+    dataset = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False)
     torch.rand(7)  # somebody else's draw
-    parts = [other.batch([i]) for i in (3, 2, 1, 0)][::-1]
-    assert torch.equal(one.latents, torch.cat([part.latents for part in parts]))
-    assert torch.equal(one.noise, torch.cat([part.noise for part in parts]))
-    assert torch.equal(one.t, torch.cat([part.t for part in parts]))
-    assert one.captions == sum((part.captions for part in parts), ())
+    parts = [dataset.batch([i]) for i in (3, 2, 1, 0)][::-1]
+    assert torch.equal(batch_of_four.latents, torch.cat([part.latents for part in parts]))
+    assert torch.equal(batch_of_four.noise, torch.cat([part.noise for part in parts]))
+    assert torch.equal(batch_of_four.t, torch.cat([part.t for part in parts]))
+    assert batch_of_four.captions == sum((part.captions for part in parts), ())
     changed = PhotoDataset(tiny, loaded, ("{}",), seed=1, flip=False).batch(range(4))
-    assert not torch.equal(one.noise, changed.noise)
+    assert not torch.equal(batch_of_four.noise, changed.noise)
 
 
 def test_chance_is_uniform_and_normal():
@@ -60,14 +60,14 @@ def test_chance_is_uniform_and_normal():
 def test_cached_posteriors_have_the_distribution_of_encoding_anew(tiny, photos):
     loaded = load_photos(photos, 128).photos[:1]
     data = PhotoDataset(tiny, loaded, ("{}",), seed=0, flip=False)
-    drawn = torch.stack([data.batch([i]).latents[0] for i in range(400)])
+    latents = torch.stack([data.batch([i]).latents[0] for i in range(400)])
     x = torch.from_numpy(loaded[0].square()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         anew = tiny.vae.encode(x).latent_dist
     scale = tiny.vae.config.scaling_factor
-    error = (drawn.mean(0) - anew.mean[0] * scale).abs() / (anew.std[0] * scale / math.sqrt(400))
+    error = (latents.mean(0) - anew.mean[0] * scale).abs() / (anew.std[0] * scale / math.sqrt(400))
     assert error.mean() < 1.0  # a standard normal's mean distance is 0.8
-    assert abs((drawn.std(0) / (anew.std[0] * scale)).mean() - 1) < 0.02
+    assert abs((latents.std(0) / (anew.std[0] * scale)).mean() - 1) < 0.02
 
 
 def test_a_batch_holds_what_it_says(batch, tiny):

@@ -18,18 +18,19 @@ from sdpersonal.models.loading import built_in_folder
 from sdpersonal.prompts import Token
 from sdpersonal.training import run, train, validation
 from sdpersonal.training.checkpoint import CHECKPOINT_LIMIT, CheckpointState, load_step, save_checkpoint
-from sdpersonal.training.ema import EMA
-from sdpersonal.training.milestones import Milestones, run_milestones
+from sdpersonal.training.milestones import run_milestones
+from sdpersonal.training.optim import EMA
 from sdpersonal.training.progress_log import ProgressLog
+from sdpersonal.training.run_dir import VALIDATIONS_FILE
+from sdpersonal.training.train_state import LoopHooks
 from sdpersonal.training.validation import (
     SCORE_TOLERANCE,
-    VALIDATIONS_FILE,
     Validation,
     best_validation,
     read_validations,
 )
-from support.lessons import loop_config_for, settings_for, train_state_for
 from support.narrow import save_narrow, save_photos
+from support.train_states import loop_config_for, settings_for, train_state_for
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +48,37 @@ def quick(monkeypatch, tiny):
 
 @pytest.fixture
 def begin(photos, quick):
-    def begin(place, method="inversion", **more):
+    def begin(folder, method="inversion", **more):
         common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 6, "batch": 2, "resolution": 64}
-        common |= {"library": place / "concepts", "run": place / "run"}
+        common |= {"library": folder / "concepts", "run": folder / "run"}
         if method == "inversion":
             settings = TextualInversionSettings(**(common | {"init": "bear", "vectors": 2} | more))
         else:
             settings = DreamboothSettings(**(common | {"class_noun": "bear", "rank": 2, "method": method} | more))
-        said = []
-        train(settings, said.append)
-        return Library(place / "concepts").get(Token("me", "teddy")), said
+        lines = []
+        train(settings, lines.append)
+        return Library(folder / "concepts").get(Token("me", "teddy")), lines
 
     return begin
 
 
-def second(held):
+def second(validations):
     """Instead of the best: the trial at step 2, as soon as it is there."""
-    return next((one for one in held if one.step == 2), held[-1] if held else None)
+    return next(
+        (validation for validation in validations if validation.step == 2), validations[-1] if validations else None
+    )
 
 
-def result(place):
-    return json.loads((place / "run" / "result.json").read_text())
+def result(folder):
+    return json.loads((folder / "run" / "result.json").read_text())
 
 
-def lines(place):
-    return [json.loads(line) for line in (place / "run" / VALIDATIONS_FILE).read_text().splitlines()]
+def validation_lines(folder):
+    return [json.loads(line) for line in (folder / "run" / VALIDATIONS_FILE).read_text().splitlines()]
 
 
-def checkpoints(place):
-    return sorted(path.name for path in (place / "run").glob("step-*"))
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "run").glob("step-*"))
 
 
 def scored(score, likeness=0.5):
@@ -86,28 +89,32 @@ def scored(score, likeness=0.5):
 # --- which is the best ---
 
 
-def by_force(held):
+def best_by_brute_force(validations):
     """Of all that no other beats by more than the judge's noise, the one with the most steps."""
-    judged = [trial for trial in held if trial.scores]
-    good = [a for a in judged if all(b.scores.score - a.scores.score <= SCORE_TOLERANCE for b in judged)]
-    return max(good, key=lambda trial: trial.step, default=None)
+    scored_validations = [validation for validation in validations if validation.scores]
+    good = [
+        a
+        for a in scored_validations
+        if all(b.scores.score - a.scores.score <= SCORE_TOLERANCE for b in scored_validations)
+    ]
+    return max(good, key=lambda validation: validation.step, default=None)
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_best_is_the_last_that_none_beats(seed):
-    chance = random.Random(seed)
-    spread = chance.choice([0.01, 0.05, 0.5])
-    held = [
-        Validation(10 * i, None if chance.random() < 0.1 else scored(0.4 + spread * chance.random()))
-        for i in range(chance.randint(0, 12))
+    rng = random.Random(seed)
+    spread = rng.choice([0.01, 0.05, 0.5])
+    validations = [
+        Validation(10 * i, None if rng.random() < 0.1 else scored(0.4 + spread * rng.random()))
+        for i in range(rng.randint(0, 12))
     ]
-    assert best_validation(held) is by_force(held)
+    assert best_validation(validations) is best_by_brute_force(validations)
 
 
 def test_scores_of_nothing_are_judged_too():
-    held = [Validation(1, scored(0.0)), Validation(2, scored(0.0))]
+    validations = [Validation(1, scored(0.0)), Validation(2, scored(0.0))]
     assert (
-        best_validation(held).step == 2
+        best_validation(validations).step == 2
         and best_validation([]) is None
         and best_validation([Validation(1, None)]) is None
     )
@@ -116,12 +123,12 @@ def test_scores_of_nothing_are_judged_too():
 @pytest.mark.parametrize("seed", range(20))
 def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_newest(seed):
     """So its checkpoint, kept from save to save, is always there."""
-    chance, held, before = random.Random(seed), [], None
+    rng, validations, previous = random.Random(seed), [], None
     for step in range(1, 30):
-        held.append(Validation(step, scored(chance.random() * 0.9)))
-        best = best_validation(held)
-        assert best in (before, held[-1])
-        before = best
+        validations.append(Validation(step, scored(rng.random() * 0.9)))
+        best = best_validation(validations)
+        assert best in (previous, validations[-1])
+        previous = best
 
 
 @pytest.mark.parametrize(
@@ -152,23 +159,25 @@ def test_the_concept_is_the_average_of_the_checkpoint_that_was_picked(begin, tin
     concept, _ = begin(tmp_path, method)
     assert result(tmp_path)["best"] == concept.card.steps == 2 and result(tmp_path)["steps"] == 6
     assert checkpoints(tmp_path) == ["step-000002", "step-000005", "step-000006"]
-    picked, last = (load_file(tmp_path / "run" / name / "state.safetensors") for name in ("step-000002", "step-000006"))
+    best_values, last = (
+        load_file(tmp_path / "run" / name / "state.safetensors") for name in ("step-000002", "step-000006")
+    )
     table = load_file(built_in_folder() / "text_encoder" / "model.safetensors")
     table = next(value for key, value in table.items() if key.endswith("token_embedding.weight"))
     longest = np.linalg.norm(table.astype(np.float64), axis=1).max()
 
-    def in_use(rows):
-        return rows * np.minimum(1, longest / np.linalg.norm(rows, axis=1, keepdims=True))
+    def in_use(embeddings):
+        return embeddings * np.minimum(1, longest / np.linalg.norm(embeddings, axis=1, keepdims=True))
 
-    np.testing.assert_allclose(concept.vectors["clip_l"], in_use(picked["average.rows.clip_l"]), atol=1e-6)
-    for other in (picked["value.rows.clip_l"], last["average.rows.clip_l"]):
-        assert np.abs(concept.vectors["clip_l"] - in_use(other)).max() > 1e-4
+    np.testing.assert_allclose(concept.vectors["clip_l"], in_use(best_values["average.rows.clip_l"]), atol=1e-6)
+    for checkpoint_values in (best_values["value.rows.clip_l"], last["average.rows.clip_l"]):
+        assert np.abs(concept.vectors["clip_l"] - in_use(checkpoint_values)).max() > 1e-4
     if method == "lora":
-        assert sum(key.startswith("average.lora_") for key in picked) == 2 * len(concept.lora.layers) > 100
+        assert sum(key.startswith("average.lora_") for key in best_values) == 2 * len(concept.lora.layers) > 100
         for name, layer in concept.lora.layers.items():
             for part in ("up", "down"):
-                np.testing.assert_array_equal(getattr(layer, part), picked[f"average.{name}.lora_{part}.weight"])
-    line = next(line for line in lines(tmp_path) if line["step"] == 2)
+                np.testing.assert_array_equal(getattr(layer, part), best_values[f"average.{name}.lora_{part}.weight"])
+    line = next(line for line in validation_lines(tmp_path) if line["step"] == 2)
     for key, value in concept.card.scores.items():
         assert value == pytest.approx(line[key], abs=1e-4)
     page = (tmp_path / "run" / "report.html").read_text()
@@ -177,13 +186,13 @@ def test_the_concept_is_the_average_of_the_checkpoint_that_was_picked(begin, tin
 
 def test_what_the_judge_finds_best_is_kept(begin, tmp_path):
     """By no choice of ours."""
-    concept, said = begin(tmp_path, steps=8, lr=0.2)
-    held = [(line["step"], line["score"]) for line in lines(tmp_path)]
-    assert [step for step, _ in held] == list(range(1, 9))
-    best = max(step for step, score in held if score >= max(score for _, score in held) - SCORE_TOLERANCE)
+    concept, lines = begin(tmp_path, steps=8, lr=0.2)
+    validations = [(line["step"], line["score"]) for line in validation_lines(tmp_path)]
+    assert [step for step, _ in validations] == list(range(1, 9))
+    best = max(step for step, score in validations if score >= max(score for _, score in validations) - SCORE_TOLERANCE)
     assert concept.card.steps == result(tmp_path)["best"] == best
     assert f"step-{best:06d}" in checkpoints(tmp_path)
-    assert any("likeness" not in line and ("no effect" in line or "like the photos" in line) for line in said)
+    assert any("likeness" not in line and ("no effect" in line or "like the photos" in line) for line in lines)
 
 
 class Small:
@@ -203,7 +212,7 @@ def test_the_best_ones_checkpoint_outlives_all_that_come_after(tmp_path):
         small.save(tmp_path, step, best=3 if step > 3 else None)
         names = sorted(path.name for path in tmp_path.iterdir())
         expected = {3} & set(range(1, step + 1)) | set(range(max(1, step - CHECKPOINT_LIMIT + 1), step + 1))
-        assert names == [f"step-{one:06d}" for one in sorted(expected)]
+        assert names == [f"step-{kept_step:06d}" for kept_step in sorted(expected)]
     load_step(tmp_path, 3, small.checkpoint_state)
     assert torch.equal(small.checkpoint_state.trainable_parameters["rows"], torch.full((3, 2), 3.0))
     small.save(tmp_path, 13, best=12)
@@ -225,16 +234,16 @@ def test_a_run_whose_best_checkpoint_is_damaged_ends_with_its_last(begin, tmp_pa
     monkeypatch.setattr(validation, "best_validation", second)
     real = run.run_milestones
 
-    def follow(*given):
-        ended = real(*given)
+    def follow(*args):
+        end = real(*args)
         state = tmp_path / "run" / "step-000002" / "state.safetensors"
         state.write_bytes(state.read_bytes()[:-9])
-        return ended
+        return end
 
     monkeypatch.setattr(run, "run_milestones", follow)
-    concept, said = begin(tmp_path)
+    concept, lines = begin(tmp_path)
     assert concept.card.steps == result(tmp_path)["best"] == 6
-    assert any("step-000002" in line and "last" in line for line in said)
+    assert any("step-000002" in line and "last" in line for line in lines)
     last = load_file(tmp_path / "run" / "step-000006" / "state.safetensors")["average.rows.clip_l"]
     cosine = (concept.vectors["clip_l"] * last).sum() / np.linalg.norm(concept.vectors["clip_l"]) / np.linalg.norm(last)
     assert cosine == pytest.approx(1, abs=1e-5)
@@ -267,7 +276,7 @@ BAD = {
 def test_a_line_that_is_none_is_left_out(tmp_path, fault):
     whole = [GOOD, GOOD | {"step": 2}]
     (tmp_path / VALIDATIONS_FILE).write_text("\n".join([json.dumps(whole[0]), BAD[fault], json.dumps(whole[1]), ""]))
-    assert [trial.step for trial in read_validations(tmp_path)] == [1, 2]
+    assert [validation.step for validation in read_validations(tmp_path)] == [1, 2]
     assert read_validations(tmp_path)[0].scores == ConceptScores(0.5, 0.5, 0.0, 0.1, 0.3)
 
 
@@ -281,23 +290,23 @@ def test_without_a_file_there_are_none(tmp_path):
 def test_trials_do_not_change_what_is_learned(begin, tmp_path):
     ends = []
     for samples in (True, False):
-        place = tmp_path / str(samples)
-        begin(place, "lora", samples=samples)
-        state = load_file(place / "run" / "step-000006" / "state.safetensors")
+        folder = tmp_path / str(samples)
+        begin(folder, "lora", samples=samples)
+        state = load_file(folder / "run" / "step-000006" / "state.safetensors")
         ends.append({key: value.tobytes() for key, value in state.items()})
     assert ends[0] == ends[1]
 
 
-def stopping_at(monkeypatch, where, number):
+def stopping_at(monkeypatch, call, number):
     """The run is interrupted at the number-th call there; the calls before are as ever."""
-    owner, name, when = where
+    owner, name, when = call
     real, left = getattr(owner, name), [number]
 
-    def interrupted(*given, **named):
+    def interrupted(*args, **named):
         left[0] -= 1
         if left[0] == 0 and when == "before":
             raise KeyboardInterrupt
-        answer = real(*given, **named)
+        answer = real(*args, **named)
         if left[0] == 0:
             raise KeyboardInterrupt
         return answer
@@ -306,10 +315,10 @@ def stopping_at(monkeypatch, where, number):
     return lambda: monkeypatch.setattr(owner, name, real)
 
 
-PLACES = {
+CALLS = {
     "after a step": (ProgressLog, "step", "after"),
     "before a trial": (validation.Validator, "run", "before"),
-    "in a trial, its pictures drawn": (validation.Validator, "draw", "after"),
+    "in a trial, its pictures drawn": (validation.Validator, "generate", "after"),
     "in a trial, before its line": (validation.Validator, "_save", "after"),
     "after a trial": (validation.Validator, "run", "after"),
 }
@@ -324,36 +333,37 @@ def whole(begin, tmp_path):
 @pytest.mark.slow
 def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypatch):
     """Also in the middle of a trial, or of the line that it writes; twice, where the second one is as the first."""
-    concept, held = whole
-    for number, (name, where) in enumerate(PLACES.items()):
-        place = tmp_path / str(number)
-        undo = stopping_at(monkeypatch, where, 4)  # of the exam's first, the class noun's pictures, too
+    concept, expected_bytes = whole
+    for number, (name, call) in enumerate(CALLS.items()):
+        folder = tmp_path / str(number)
+        undo = stopping_at(monkeypatch, call, 4)  # of the exam's first, the class noun's pictures, too
         with pytest.raises(KeyboardInterrupt):
-            begin(place, "lora")
+            begin(folder, "lora")
         undo()
-        assert not list((place / "concepts").glob("*/*")), name
+        assert not list((folder / "concepts").glob("*/*")), name
         if number % 2:  # a kill within a line
-            with open(place / "run" / VALIDATIONS_FILE, "ab") as file:
+            with open(folder / "run" / VALIDATIONS_FILE, "ab") as file:
                 file.write(b'{"step": 99, "sco')
-        again, said = begin(place, "lora", resume=True)
-        assert any("going on from step" in line for line in said), name
+        again, lines = begin(folder, "lora", resume=True)
+        assert any("Resuming from step" in line for line in lines), name
         assert again.identity == concept.identity, name
         assert again.card.model_dump(exclude={"created"}) == concept.card.model_dump(exclude={"created"}), name
-        assert (place / "run" / VALIDATIONS_FILE).read_bytes() == held, name
+        assert (folder / "run" / VALIDATIONS_FILE).read_bytes() == expected_bytes, name
 
 
 def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_path, monkeypatch):
     """The newest checkpoint is damaged: the run goes on from the one before, whose trials alone count."""
-    concept, held = whole
+    concept, expected_bytes = whole
     undo = stopping_at(monkeypatch, (validation.Validator, "run", "after"), 4)
     with pytest.raises(KeyboardInterrupt):
         begin(tmp_path / "cut", "lora")
     undo()
     newest = tmp_path / "cut" / "run" / "step-000004" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
-    again, said = begin(tmp_path / "cut", "lora", resume=True)
-    assert any("going on from step 3" in line for line in said)
-    assert again.identity == concept.identity and (tmp_path / "cut" / "run" / VALIDATIONS_FILE).read_bytes() == held
+    again, lines = begin(tmp_path / "cut", "lora", resume=True)
+    assert any("resuming from step 3" in line for line in lines)
+    assert again.identity == concept.identity
+    assert (tmp_path / "cut" / "run" / VALIDATIONS_FILE).read_bytes() == expected_bytes
 
 
 def test_a_new_run_forgets_the_trials_of_one_that_left_no_checkpoint(begin, tmp_path):
@@ -362,7 +372,7 @@ def test_a_new_run_forgets_the_trials_of_one_that_left_no_checkpoint(begin, tmp_
         json.dumps(GOOD | {"step": 5, "likeness": 1, "fidelity": 1}) + "\n"
     )
     begin(tmp_path, steps=2)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert [line["step"] for line in validation_lines(tmp_path)] == [1, 2]
 
 
 def test_pictures_of_every_trial_are_there(begin, tmp_path):
@@ -378,25 +388,23 @@ def test_pictures_of_every_trial_are_there(begin, tmp_path):
 
 def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
     settings = settings_for("inversion", save_photos(tmp_path / "photos", 2), save_narrow("sd1", tmp_path / "sd1"))
-    lesson = train_state_for(settings, lambda trained: EMA(trained, 0.9))
-    rows = lesson.method.trainable_parameters()["rows.clip_l"]
-    lesson.ema.values["rows.clip_l"].fill_(7)
-    before = rows.detach().clone()
+    state = train_state_for(settings, lambda trained: EMA(trained, 0.9))
+    state.step = 4
+    embeddings = state.method.trainable_parameters()["rows.clip_l"]
+    state.ema.values["rows.clip_l"].fill_(7)
+    initial = embeddings.detach().clone()
 
-    class Asked:
+    class FailingValidator:
         best_step = None
 
-        def run(self, method, step, asked):
-            assert (rows == 7).all()
+        def run(self, method, step, on_request):
+            assert (embeddings == 7).all()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_milestones(
-            lesson,
-            loop_config_for(tmp_path, 4, start=4),
-            Milestones(2, False),
-            ProgressLog(tmp_path, 4, 4),
-            Asked(),
-            print,
+            state,
+            loop_config_for(tmp_path, 4, milestones=(2, 4)),
+            LoopHooks(ProgressLog(tmp_path, 4, 4), FailingValidator()),
         )
-    assert torch.equal(rows, before) and (lesson.ema.values["rows.clip_l"] == 7).all()
+    assert torch.equal(embeddings, initial) and (state.ema.values["rows.clip_l"] == 7).all()

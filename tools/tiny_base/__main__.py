@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from . import crew, presets, stages
-from .workshop import BuildContext
+from . import presets, stages, worker_group
+from .build_context import BuildContext
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
     for stage in [args.stage] if args.stage else stages.ORDER:
         print(f"== {stage} ({name} preset, {device})", flush=True)
         if stage == "unet" and device == "cpu" and "RANK" not in os.environ and (cores := os.cpu_count()) > 1:
-            status = crew.spawn_workers(min(cores, 8), ["--stage", "unet"])
+            status = worker_group.spawn_workers(min(cores, 8), ["--stage", "unet"])
             if status:
                 raise SystemExit(status)
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import art, autoencoder, clip, presets, unet, world
-from .workshop import BuildContext
+from .build_context import BuildContext
 
 HERE = Path(__file__).parent
 PICTURES = {  # in the work folder: in the docs

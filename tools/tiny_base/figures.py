@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 
 from . import captions, clip, judge, presets, render, scenes, sheets, tokenizer, unet
 from . import world as worlds
-from .workshop import BuildContext
+from .build_context import BuildContext
 
 STEPS = 25
 

@@ -13,7 +13,7 @@ from . import picks, reach
 
 HERE = Path(__file__).parent
 NAMES = {"textual-inversion": "textual inversion", "lora": "LoRA", "pivotal": "pivotal", "full": "full"}
-PICTURES = {  # in the work folder: in the docs
+IMAGES = {  # in the work folder: in the docs
     "reach-alarm-clock.png": "learning-clock.png",
     "reach-teddy-bear.png": "learning-teddy.png",
     "reach-cyanotype.png": "learning-cyanotype.png",
@@ -25,9 +25,9 @@ PICTURES = {  # in the work folder: in the docs
 
 def write(work, out):
     """Write the page and its pictures from work/reach.json, picks.json and real.json; what is not there is left out."""
-    found = _read(work / "reach.json")
-    subjects = {name: rows for name, rows in found.items() if name in reach.SUBJECTS}
-    looks = {name: rows for name, rows in found.items() if name in reach.STYLES}
+    results = _read(work / "reach.json")
+    subjects = {name: rows for name, rows in results.items() if name in reach.SUBJECTS}
+    looks = {name: rows for name, rows in results.items() if name in reach.STYLES}
     text = (HERE / "learning.md").read_text().format(
         count=len(subjects), subjects="\n".join(_mean_rows(subjects)), each="\n".join(_subject_rows(subjects)),
         looks="\n".join(_look_rows(looks)), picks="\n".join(_pick_rows(_read(work / "picks.json"))),
@@ -36,10 +36,10 @@ def write(work, out):
     )  # fmt: skip
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     (out / "learning.md").write_text(text)
-    for source, target in PICTURES.items():
+    for source, target in IMAGES.items():
         if (work / "look" / source).exists():
-            picture = Image.open(work / "look" / source).convert("RGB").quantize(256)
-            picture.save(out / "pictures" / target, optimize=True)
+            image = Image.open(work / "look" / source).convert("RGB").quantize(256)
+            image.save(out / "pictures" / target, optimize=True)
     if sheets := _join_photo_sheets(work):
         sheets.quantize(256).save(out / "pictures" / "learning-real.png", optimize=True)
 
@@ -50,16 +50,20 @@ def _mean_rows(subjects):
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     title = {"floor": "other subjects' photos", "before": "the class noun", "ceiling": "the photos themselves"}
     for row in ("floor", "before", *reach.METHODS, "ceiling"):
-        some = {name: one for name, one in subjects.items() if row in one}
-        if not some:
+        measured = {name: figures for name, figures in subjects.items() if row in figures}
+        if not measured:
             continue
-        likeness = _mean(some, row, "classifier")
-        cells = [f"{title.get(row) or NAMES[row]} ({len(some)})", f"{_mean(some, row, 'CLIP'):.3f}", f"{likeness:.3f}"]
-        cells.append(f"{likeness / _mean(some, 'ceiling', 'classifier'):.0%}")
-        cells.append(f"{_mean(some, row, 'places'):.0%}" if row not in ("floor", "ceiling") else "")
+        likeness = _mean(measured, row, "classifier")
+        cells = [
+            f"{title.get(row) or NAMES[row]} ({len(measured)})",
+            f"{_mean(measured, row, 'CLIP'):.3f}",
+            f"{likeness:.3f}",
+        ]
+        cells.append(f"{likeness / _mean(measured, 'ceiling', 'classifier'):.0%}")
+        cells.append(f"{_mean(measured, row, 'places'):.0%}" if row not in ("floor", "ceiling") else "")
         if row in reach.METHODS:
-            cells.append(f"{sum(one[row]['own']['copying'] for one in some.values()) / len(some):.0%}")
-            cells += [f"{_mean(some, row, figure):.0f}" for figure in ("steps", "kept", "seconds")]
+            cells.append(f"{sum(figures[row]['own']['copying'] for figures in measured.values()) / len(measured):.0%}")
+            cells += [f"{_mean(measured, row, figure):.0f}" for figure in ("steps", "kept", "seconds")]
         yield "| " + " | ".join(cells + [""] * (9 - len(cells))) + " |"
 
 
@@ -68,8 +72,8 @@ def _subject_rows(subjects):
     rows = ("before", *reach.METHODS, "ceiling")
     yield "| | the class noun | " + " | ".join(NAMES[method] for method in reach.METHODS) + " | the photos |"
     yield "| --- " * (len(rows) + 1) + "|"
-    for name, one in subjects.items():
-        cells = [f"{one[row]['classifier']:.2f}" if row in one else "" for row in rows]
+    for name, figures in subjects.items():
+        cells = [f"{figures[row]['classifier']:.2f}" if row in figures else "" for row in rows]
         yield f"| {name} ({reach.SUBJECTS[name]}) | " + " | ".join(cells) + " |"
 
 
@@ -77,29 +81,41 @@ def _look_rows(looks):
     rows = ("before", *reach.METHODS, "ceiling")
     yield "| | CLIP | classifier | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for name, one in looks.items():
+    for name, figures in looks.items():
         for row in rows:
-            if row in one:
-                said = {"before": "plain words", "ceiling": "photos in that style"}.get(row) or NAMES[row]
-                ran = [str(one[row].get(figure, "")) for figure in ("steps", "kept", "seconds")]
-                yield f"| {name}: {said} | {one[row]['CLIP']:.3f} | {one[row]['classifier']:.3f} | {' | '.join(ran)} |"
+            if row in figures:
+                label = {"before": "plain words", "ceiling": "photos in that style"}.get(row) or NAMES[row]
+                ran = [str(figures[row].get(figure, "")) for figure in ("steps", "kept", "seconds")]
+                scores = f"{figures[row]['CLIP']:.3f} | {figures[row]['classifier']:.3f}"
+                yield f"| {name}: {label} | {scores} | {' | '.join(ran)} |"
 
 
-def _pick_rows(found):
+def _pick_rows(results):
     """A row a run: where it ended, what it kept, against the last step and the best by hindsight."""
     head = ("method, subject", "schedule", "ended", "kept", "its score", "the last's", "the best's", "of the best")
     yield f"| {' | '.join(head)} | classifier: kept, last, best |"
     yield "| --- " * (len(head) + 1) + "|"
     notes = []
-    for method, runs in found.items():
-        shares, ends, judged = [], [], []
-        for subject, went in runs.items():
-            one = picks.apply_rules(method, went)
-            picked, last, best, sure = one["picked"], one["last"], one["best"], one["best by the second judge"]
+    for method, runs in results.items():
+        shares, ends, classifier_shares = [], [], []
+        for subject, measured_run in runs.items():
+            figures = picks.apply_rules(method, measured_run)
+            picked, last, best, sure = (
+                figures["picked"],
+                figures["last"],
+                figures["best"],
+                figures["best by the second judge"],
+            )
             shares.append(picked["score"] / best["score"])
-            ends.append(one["ended"] / one["steps"])
-            judged.append(picked["classifier"] / sure["classifier"])
-            cells = [one["steps"], one["ended"], picked["step"], f"{picked['score']:.3f}", f"{last['score']:.3f}"]
+            ends.append(figures["ended"] / figures["steps"])
+            classifier_shares.append(picked["classifier"] / sure["classifier"])
+            cells = [
+                figures["steps"],
+                figures["ended"],
+                picked["step"],
+                f"{picked['score']:.3f}",
+                f"{last['score']:.3f}",
+            ]
             cells += [f"{best['score']:.3f} at {best['step']}", f"{shares[-1]:.1%}"]
             cells += [
                 f"{picked['classifier']:.3f}, {last['classifier']:.3f}, {sure['classifier']:.3f} at {sure['step']}"
@@ -110,23 +126,23 @@ def _pick_rows(found):
         notes.append(
             f"- {NAMES[method]}, {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
             f"{mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} within 3 %) "
-            f"and {mean(judged):.1%} of the best likeness by the classifier."
+            f"and {mean(classifier_shares):.1%} of the best likeness by the classifier."
         )
     yield ""
     yield from notes
 
 
-def _mix_tables(found):
-    """(place in the page, its table)"""
-    rounded = lambda one, *figures: [f"{one[figure]:.3f}" for figure in figures]  # noqa: E731
+def _mix_tables(results):
+    """Yield (placeholder of the page, its table)."""
+    rounded = lambda figures, *names: [f"{figures[name]:.3f}" for name in names]  # noqa: E731
     head = ("", "CLIP", "classifier")
     yield (
         "mixed",
         _table(
             (*head, "places right", "style right"),
             [
-                (look, *rounded(one, "CLIP", "classifier"), f"{one['places']:.0%}", f"{one['look']:.0%}")
-                for look, one in found.get("grid", {}).items()
+                (look, *rounded(figures, "CLIP", "classifier"), f"{figures['places']:.0%}", f"{figures['look']:.0%}")
+                for look, figures in results.get("grid", {}).items()
             ],
         ),
     )
@@ -134,7 +150,7 @@ def _mix_tables(found):
         "strengths",
         _table(
             head,
-            [(one, *rounded(row, "CLIP", "classifier")) for one, row in found.get("strengths", {}).items()],
+            [(strength, *rounded(row, "CLIP", "classifier")) for strength, row in results.get("strengths", {}).items()],
         ),
     )
     yield (
@@ -142,19 +158,26 @@ def _mix_tables(found):
         _table(
             (*head, "images in the style", "likeness then"),
             [
-                (window, *rounded(one, "CLIP", "classifier"), f"{one['look']:.0%}", f"{one['likeness in it']:.3f}")
-                for window, one in found.get("windows", {}).items()
+                (
+                    window,
+                    *rounded(figures, "CLIP", "classifier"),
+                    f"{figures['look']:.0%}",
+                    f"{figures['likeness in it']:.3f}",
+                )
+                for window, figures in results.get("windows", {}).items()
             ],
         ),
     )
-    subjects = [key for one in found.get("together", {}).values() for key in one if key not in ("both", "prompt")][:2]
+    subjects = [
+        key for figures in results.get("together", {}).values() for key in figures if key not in ("both", "prompt")
+    ][:2]
     yield (
         "together",
         _table(
             ("prompt", *subjects, "both"),
             [
-                (f"`{one['prompt']}`", *(f"{one[part]:.0%}" for part in (*subjects, "both")))
-                for one in found.get("together", {}).values()
+                (f"`{figures['prompt']}`", *(f"{figures[part]:.0%}" for part in (*subjects, "both")))
+                for figures in results.get("together", {}).values()
             ],
         ),
     )
@@ -167,10 +190,10 @@ def _table(head, rows):
         yield f"| {' | '.join(row)} |"
 
 
-def _real_photo_rows(found):
+def _real_photo_rows(results):
     rows = [("(sets)", "likeness", "prompts followed", "copied", "seconds")]
     for method in reach.METHODS:
-        runs = [one[method] for one in found.values() if method in one]
+        runs = [figures[method] for figures in results.values() if method in figures]
         if runs:
             mean = lambda figure: sum(run["own"][figure] for run in runs) / len(runs)  # noqa: E731, B023
             seconds = sum(run["seconds"] for run in runs) / len(runs)
@@ -178,16 +201,16 @@ def _real_photo_rows(found):
             rows.append((*row, f"{mean('copying'):.0%}", f"{seconds:.0f}"))
     yield from _table(rows[0], rows[1:])
     yield ""
-    sets = [(name, *(_likeness(one, method) for method in reach.METHODS)) for name, one in found.items()]
+    sets = [(name, *(_likeness(figures, method) for method in reach.METHODS)) for name, figures in results.items()]
     yield from _table(("likeness", *(NAMES[method] for method in reach.METHODS)), sets)
 
 
-def _likeness(one, method):
-    return f"{one[method]['own']['likeness']:.2f}" if method in one else ""
+def _likeness(figures, method):
+    return f"{figures[method]['own']['likeness']:.2f}" if method in figures else ""
 
 
 def _join_photo_sheets(work):
-    """The sheets of real photos, three abreast, without their first row: the photos are not ours to show."""
+    """Join the sheets of real photos, three abreast, without their first row: the photos must not be published."""
     parts = []
     for name, methods in _read(work / "real.json").items():
         sheet = Image.open(work / "look" / f"real-{name}.png").convert("RGB")
@@ -195,14 +218,14 @@ def _join_photo_sheets(work):
     if not parts:
         return None
     width, height = max(part.width for part in parts), max(part.height for part in parts)
-    whole = Image.new("RGB", (3 * width, -(-len(parts) // 3) * height), "white")
+    joined = Image.new("RGB", (3 * width, -(-len(parts) // 3) * height), "white")
     for i, part in enumerate(parts):
-        whole.paste(part, (i % 3 * width, i // 3 * height))
-    return whole
+        joined.paste(part, (i % 3 * width, i // 3 * height))
+    return joined
 
 
 def _mean(subjects, row, figure):
-    values = [one[row][figure] for one in subjects.values() if figure in one.get(row, {})]
+    values = [figures[row][figure] for figures in subjects.values() if figure in figures.get(row, {})]
     return sum(values) / len(values)
 
 

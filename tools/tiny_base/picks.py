@@ -19,82 +19,78 @@ from PIL import Image
 from sdpersonal.models import loading
 from sdpersonal.training.early_stopping import dvar
 from sdpersonal.training.presets import preset
-from sdpersonal.training.validation import (
-    VALIDATIONS_FOLDER,
-    Validation,
-    best_validation,
-    image_name,
-    is_improving,
-    read_validations,
-)
+from sdpersonal.training.run_dir import PROGRESS_FILE, validation_image
+from sdpersonal.training.validation import Validation, best_validation, is_improving, read_validations
 
 from . import photos, presets, reach
-from .workshop import BuildContext
+from .build_context import BuildContext
 
 _TILE, _GAP, _MARGIN = 128, 6, int(128 * 1.15)  # of the sheets that a run keeps
 
 
 def tiles(path):
-    """The eight pictures of a trial's sheet, as they were drawn."""
+    """Cut the sheet of a validation into its eight images."""
     page = Image.open(path).convert("RGB")
-    places = [(_MARGIN + _GAP + x * (_TILE + _GAP), _GAP + y * (_TILE + _GAP)) for y in range(4) for x in range(2)]
-    return [page.crop((left, top, left + _TILE, top + _TILE)) for left, top in places]
+    corners = [(_MARGIN + _GAP + x * (_TILE + _GAP), _GAP + y * (_TILE + _GAP)) for y in range(4) for x in range(2)]
+    return [page.crop((left, top, left + _TILE, top + _TILE)) for left, top in corners]
 
 
 def read_losses(run):
-    """The fixed batch's losses: (step, loss)."""
-    lines = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
+    """Read the fixed batch's losses: (step, loss)."""
+    lines = [json.loads(line) for line in (run / PROGRESS_FILE).read_text().splitlines()]
     return [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
 
 
 def measure_run(context, subject, method, clip):
-    """What one subject and method went through: the scores and the truth at every milestone, and the losses."""
+    """Train one subject with a method; return the scores at every milestone, those of both scorers, and the losses."""
     unseen = photos.sample_photos(
-        context.work, subject, reach.GUARDED, reach.UNSEEN + list(reach.SUBJECTS).index(subject)
+        context.work, subject, reach.TEST_PHOTOS, reach.TEST_SEED + list(reach.SUBJECTS).index(subject)
     )
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        photos.save(photos.sample_photos(context.work, subject, reach.LEARNED, reach.SEEN), folder / "photos")
-        whole = reach.train_and_time(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        photos.save(
+            photos.sample_photos(context.work, subject, reach.TRAINING_PHOTOS, reach.TRAINING_SEED), folder / "photos"
+        )
+        summary = reach.train_and_time(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
         run = folder / method
-        trials = [
-            {"step": trial.step, "score": round(trial.scores.score, 3)}
-            | clip.likeness(tiles(run / VALIDATIONS_FOLDER / image_name(trial.step)), unseen)
-            for trial in read_validations(run)
+        entries = [
+            {"step": validation.step, "score": round(validation.scores.score, 3)}
+            | clip.likeness(tiles(validation_image(run, validation.step)), unseen)
+            for validation in read_validations(run)
         ]
         measured = read_losses(run)
-    return {"steps": whole["steps"], "seconds": whole["seconds"], "trials": trials, "measured": measured}
+    return {"steps": summary["steps"], "seconds": summary["seconds"], "trials": entries, "measured": measured}
 
 
-def apply_rules(method, went):
-    """Where the rule as it is now ends such a run, and which of its trials are kept, last, best, and best in truth."""
-    held = [Validation(one["step"], _TrialScore(one["score"])) for one in went["trials"]]
+def apply_rules(method, measured_run):
+    """Apply the stopping rule to a run; return where it ends, and the picked, last and best of its validations."""
+    validations = [Validation(entry["step"], _TrialScore(entry["score"])) for entry in measured_run["trials"]]
     name = method if method == "textual-inversion" else f"dreambooth-{method}"
-    ended = _end_step(held, went["measured"], preset(name, "tiny").pivot_steps)
-    by_step = {one["step"]: one for one in went["trials"]}
+    end = _end_step(validations, measured_run["measured"], preset(name, "tiny").pivot_steps)
+    by_step = {entry["step"]: entry for entry in measured_run["trials"]}
     return {
-        "steps": went["steps"],
-        "ended": ended,
-        "picked": by_step[best_validation([trial for trial in held if trial.step <= ended]).step],
-        "last": went["trials"][-1],
-        "best": max(went["trials"], key=lambda one: one["score"]),
-        "best by the second judge": max(went["trials"], key=lambda one: one["classifier"]),
+        "steps": measured_run["steps"],
+        "ended": end,
+        "picked": by_step[best_validation([validation for validation in validations if validation.step <= end]).step],
+        "last": measured_run["trials"][-1],
+        "best": max(measured_run["trials"], key=lambda entry: entry["score"]),
+        "best by the second judge": max(measured_run["trials"], key=lambda entry: entry["classifier"]),
     }
 
 
 @dataclass(frozen=True)
 class _TrialScore:
-    """As much of a trial's scores as the rules look at."""
+    """The part of a validation's scores that the rules read."""
 
     score: float
 
 
-def _end_step(held, measured, pivot):
-    for number, trial in enumerate(held, 1):
-        seen = dvar([one for one in measured if one[0] <= trial.step], pivot)
-        if seen and seen[-1].converged and not is_improving(held[:number]):
-            return trial.step
-    return held[-1].step
+def _end_step(validations, measured, pivot):
+    for number, validation in enumerate(validations, 1):
+        points = dvar([entry for entry in measured if entry[0] <= validation.step], pivot)
+        if points and points[-1].converged and not is_improving(validations[:number]):
+            return validation.step
+    return validations[-1].step
 
 
 def main():
@@ -104,15 +100,15 @@ def main():
     parser.add_argument("--subjects", type=int, default=len(reach.SUBJECTS))
     parser.add_argument("--methods", nargs="+", choices=reach.METHODS, default=reach.METHODS)
     args = parser.parse_args()
-    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
-    loading.built_in_folder = lambda: shop.weights_folder
-    eyes, path = reach.JudgePair(shop), shop.work / "picks.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    context = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
+    loading.built_in_folder = lambda: context.weights_folder
+    scorers, path = reach.ScorerPair(context), context.work / "picks.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
     for method in args.methods:
         for subject in list(reach.SUBJECTS)[: args.subjects]:
-            found.setdefault(method, {})[subject] = measure_run(shop, subject, method, eyes)
-            print(method, subject, json.dumps(apply_rules(method, found[method][subject])), flush=True)
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            results.setdefault(method, {})[subject] = measure_run(context, subject, method, scorers)
+            print(method, subject, json.dumps(apply_rules(method, results[method][subject])), flush=True)
+            path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInvers
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base, loading
 from sdpersonal.training.run import train
+from sdpersonal.training.run_dir import RESULT_FILE
 from sdpersonal.training.validation import read_validations
 
 from . import captions, clip, judge, photos, presets, sheets
-from .workshop import BuildContext
+from .build_context import BuildContext
 
 # subject: its class word, a thing the base knows
 SUBJECTS = {
@@ -41,55 +42,55 @@ SUBJECTS = {
 }
 STYLES = {"cyanotype": "blue and white", "pencil": "gray and white"}
 METHODS = ("textual-inversion", "lora", "pivotal", "full")
-PLACES = ("table", "beach", "space", "snow")  # what the prompts ask for
-SEEN, UNSEEN = 1, 2  # seeds of the photos to learn from, and of those to compare with
-LEARNED = 5  # photos to learn from
-GUARDED = 4  # and to compare with
+PLACES = ("table", "beach", "space", "snow")  # in the prompts
+TRAINING_SEED, TEST_SEED = 1, 2  # seeds of the photos to train on, and of those to compare with
+TRAINING_PHOTOS = 5
+TEST_PHOTOS = 4
 
 
 def tensor(images):
-    """PIL pictures -> (N, 3, 128, 128) in -1..1."""
+    """Convert PIL images to (N, 3, 128, 128) in -1..1."""
     pixels = [
         torch.frombuffer(bytearray(i.convert("RGB").resize((128, 128)).tobytes()), dtype=torch.uint8) for i in images
     ]
     return torch.stack(pixels).view(-1, 128, 128, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class JudgePair:
-    """Both judges: likeness by their features, places by the classifier."""
+class ScorerPair:
+    """Both scorers: likeness by their features, places by the classifier."""
 
     def __init__(self, context):
         self.clip, self.classifier = context.clip, judge.load(context.work / "second-judge", context.world)
 
     @torch.no_grad()
-    def likeness(self, some, others, pairs=False):
-        """Mean cosine between two sets of PIL pictures, or between those in the same place, by both judges."""
-        a, b = tensor(some), tensor(others)
-        seen = {
+    def likeness(self, images, others, pairs=False):
+        """Return the mean cosine between two sets of PIL images by both scorers. pairs: only of those at one index."""
+        a, b = tensor(images), tensor(others)
+        features = {
             "CLIP": [clip.features(self.clip, images=x) for x in (a, b)],
             "classifier": [F.normalize(self.classifier.features(x), dim=1) for x in (a, b)],
         }
-        cosine = {name: x @ y.T for name, (x, y) in seen.items()}
+        cosine = {name: x @ y.T for name, (x, y) in features.items()}
         return {name: round((c.diagonal() if pairs else c).mean().item(), 3) for name, c in cosine.items()}
 
     @torch.no_grad()
-    def places(self, some, asked):
-        """Share of pictures that show the place asked for."""
+    def places(self, images, expected_places):
+        """Return the share of images that show the requested place."""
         first = len(captions.BACKGROUNDS) - len(captions.PLACES)
-        guess = self.classifier(tensor(some))[2][:, first:].argmax(1).tolist()
+        guess = self.classifier(tensor(images))[2][:, first:].argmax(1).tolist()
         names = list(captions.PLACES)
-        return round(sum(names[g] == a for g, a in zip(guess, asked, strict=True)) / len(asked), 3)
+        return round(sum(names[g] == a for g, a in zip(guess, expected_places, strict=True)) / len(expected_places), 3)
 
 
 def generate(base, library, prompts, seeds=2):
-    """`seeds` pictures of every prompt, prompt by prompt."""
+    """Generate `seeds` images of every prompt, prompt by prompt."""
     generator = Generator(base, library)
-    asked = [GenerateRequest(prompt=prompt, n=seeds, seed=7) for prompt in prompts]
-    return [picture.image for request in asked for picture in generator.generate(request)]
+    requests = [GenerateRequest(prompt=prompt, num_images=seeds, seed=7) for prompt in prompts]
+    return [result.image for request in requests for result in generator.generate(request)]
 
 
 def run_settings(method, folder, noun, kind, **common):
-    """A run with the method's own presets."""
+    """Return the settings of a run with the method's presets."""
     common |= {"library": folder / "library", "base": "tiny", "kind": kind, "run": folder / method}
     common |= {"token": f"<t/{method}>"}
     if method == "textual-inversion":
@@ -98,71 +99,77 @@ def run_settings(method, folder, noun, kind, **common):
 
 
 def score(clip, images, unseen):
-    """Likeness and places of pictures drawn by the prompts of `in_places`."""
-    asked = [place for place in PLACES for _ in range(len(images) // len(PLACES))]
-    return clip.likeness(images, unseen) | {"places": clip.places(images, asked)}
+    """Return likeness and places of images of the prompts of `place_prompts`."""
+    expected_places = [place for place in PLACES for _ in range(len(images) // len(PLACES))]
+    return clip.likeness(images, unseen) | {"places": clip.places(images, expected_places)}
 
 
-def place_prompts(what):
-    return [f"a photo of {what} {captions.PLACES[place][0]}" for place in PLACES]
+def place_prompts(subject):
+    return [f"a photo of {subject} {captions.PLACES[place][0]}" for place in PLACES]
 
 
 def measure_subject(context, subject, folder, clip, unseen, methods):
-    """Figures of one subject: floor, before, after each method, ceiling; and a row of pictures for each."""
-    seen, noun = photos.sample_photos(context.work, subject, LEARNED, SEEN), SUBJECTS[subject]
-    photos.save(seen, folder / "photos")
-    base, shelf = load_base("tiny"), Library(folder / "library")
-    others = [photo for name, some in unseen.items() if name != subject for photo in some]
-    rows = {"a photo": seen[:4], "before": generate(base, shelf, place_prompts(captions.with_article(noun)))}
-    mine = unseen[subject]
-    found = {"floor": clip.likeness(others, mine), "before": score(clip, rows["before"], mine)}
+    """Return figures of one subject (floor, before, after each method, ceiling), and a row of images for each."""
+    training_photos, noun = (
+        photos.sample_photos(context.work, subject, TRAINING_PHOTOS, TRAINING_SEED),
+        SUBJECTS[subject],
+    )
+    photos.save(training_photos, folder / "photos")
+    base, library = load_base("tiny"), Library(folder / "library")
+    others = [photo for name, images in unseen.items() if name != subject for photo in images]
+    rows = {
+        "a photo": training_photos[:4],
+        "before": generate(base, library, place_prompts(captions.with_article(noun))),
+    }
+    test_photos = unseen[subject]
+    figures_by_name = {"floor": clip.likeness(others, test_photos), "before": score(clip, rows["before"], test_photos)}
     for method in methods:
         run = train_and_time(method, folder, noun, "object")
-        rows[method] = generate(base, shelf, place_prompts(f"<t/{method}>"))
-        found[method] = score(clip, rows[method], mine) | run
-    found["ceiling"] = clip.likeness(seen, mine)
-    return found, rows
+        rows[method] = generate(base, library, place_prompts(f"<t/{method}>"))
+        figures_by_name[method] = score(clip, rows[method], test_photos) | run
+    figures_by_name["ceiling"] = clip.likeness(training_photos, test_photos)
+    return figures_by_name, rows
 
 
 def train_and_time(method, folder, noun, kind, **more):
-    """Train on the photos in the folder; the time it took, where it ended, which step was kept and its scores."""
-    began = time.monotonic()
-    asked = run_settings(method, folder, noun, kind, photos=folder / "photos", **more)
-    train(asked, log=str)
-    seconds = time.monotonic() - began
-    result = json.loads((asked.run / "result.json").read_text())
-    own = {trial.step: trial.scores for trial in read_validations(asked.run)}[result["best"]]
-    return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": own.to_dict()}
+    """Train on the photos in the folder; return its seconds, last step, best step and the scores of that."""
+    started_at = time.monotonic()
+    settings = run_settings(method, folder, noun, kind, photos=folder / "photos", **more)
+    train(settings, log=str)
+    seconds = time.monotonic() - started_at
+    result = json.loads((settings.run / RESULT_FILE).read_text())
+    best_scores = {validation.step: validation.scores for validation in read_validations(settings.run)}[result["best"]]
+    return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": best_scores.to_dict()}
 
 
 def measure_style(context, style, folder, clip, methods):
-    """The same for a kept-out look: other things in it, each against a photo of that thing in that look."""
-    every = photos.sample_style_photos(context.work, LEARNED + 3, SEEN, style)
-    again = photos.sample_style_photos(context.work, LEARNED + 3, UNSEEN, style)[LEARNED:]
-    photos.save(every[:LEARNED], folder / "photos")
-    for number, thing in enumerate(photos.STYLE_THINGS[:LEARNED], 1):
+    """Return the same for a held-out look: other things in it, each against a photo of that thing in that look."""
+    style_photos = photos.sample_style_photos(context.work, TRAINING_PHOTOS + 3, TRAINING_SEED, style)
+    test_images = photos.sample_style_photos(context.work, TRAINING_PHOTOS + 3, TEST_SEED, style)[TRAINING_PHOTOS:]
+    photos.save(style_photos[:TRAINING_PHOTOS], folder / "photos")
+    for number, thing in enumerate(photos.STYLE_THINGS[:TRAINING_PHOTOS], 1):
         (folder / "photos" / f"{number:02}.txt").write_text(f"{captions.with_article(thing)} in the style of {{}}\n")
-    things = [captions.with_article(name) for name in photos.STYLE_THINGS[LEARNED : LEARNED + 3]]
-    base, shelf = load_base("tiny"), Library(folder / "library")
-    unseen = [photo for photo in every[LEARNED:] for _ in range(2)]
-    rows = {"a photo": every[:4], "before": generate(base, shelf, [f"a photo of {thing}" for thing in things])}
-    found = {"before": clip.likeness(rows["before"], unseen, pairs=True)}
+    things = [captions.with_article(name) for name in photos.STYLE_THINGS[TRAINING_PHOTOS : TRAINING_PHOTOS + 3]]
+    base, library = load_base("tiny"), Library(folder / "library")
+    unseen = [photo for photo in style_photos[TRAINING_PHOTOS:] for _ in range(2)]
+    rows = {"a photo": style_photos[:4], "before": generate(base, library, [f"a photo of {thing}" for thing in things])}
+    figures_by_name = {"before": clip.likeness(rows["before"], unseen, pairs=True)}
     for method in methods:
         run = train_and_time(method, folder, STYLES[style], "style")
-        rows[method] = generate(base, shelf, [f"{thing} in the style of <t/{method}>" for thing in things])
-        found[method] = clip.likeness(rows[method], unseen, pairs=True) | run
-    found["ceiling"] = clip.likeness(again, every[LEARNED:], pairs=True)
-    return found, rows
+        rows[method] = generate(base, library, [f"{thing} in the style of <t/{method}>" for thing in things])
+        figures_by_name[method] = clip.likeness(rows[method], unseen, pairs=True) | run
+    figures_by_name["ceiling"] = clip.likeness(test_images, style_photos[TRAINING_PHOTOS:], pairs=True)
+    return figures_by_name, rows
 
 
 def save_sheet(rows, path):
-    """One line of up to eight pictures for each row."""
-    pictures, names, columns = [], [], min(8, max(map(len, rows.values())))
-    for name, some in rows.items():
-        line = tensor(some[:columns])
-        pictures += [line, line.new_ones(columns - len(line), *line.shape[1:])]
+    """Save a sheet with up to eight images for each row."""
+    tiles, names, columns = [], [], min(8, max(map(len, rows.values())))
+    for name, images in rows.items():
+        line = tensor(images[:columns])
+        tiles += [line, line.new_ones(columns - len(line), *line.shape[1:])]
         names += [name, *[""] * (columns - 1)]
-    sheets.sheet(torch.cat(pictures), names, path, columns=columns)
+    sheets.sheet(torch.cat(tiles), names, path, columns=columns)
 
 
 def main():
@@ -173,27 +180,29 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--only", nargs="+", help="these subjects and looks")
     args = parser.parse_args()
-    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
-    loading.built_in_folder = lambda: shop.weights_folder  # the base that was just made, not the one that ships now
-    eyes = JudgePair(shop)
-    unseen = {name: photos.sample_photos(shop.work, name, GUARDED, UNSEEN + i) for i, name in enumerate(SUBJECTS)}
-    path = shop.work / "reach.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    context = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
+    loading.built_in_folder = lambda: context.weights_folder  # the base that was just made, not the one that ships now
+    scorers = ScorerPair(context)
+    unseen = {
+        name: photos.sample_photos(context.work, name, TEST_PHOTOS, TEST_SEED + i) for i, name in enumerate(SUBJECTS)
+    }
+    path = context.work / "reach.json"
+    figures_by_name = json.loads(path.read_text()) if path.exists() else {}
     jobs = {
-        subject: lambda folder, name=subject: measure_subject(shop, name, folder, eyes, unseen, args.methods)
+        subject: lambda folder, name=subject: measure_subject(context, name, folder, scorers, unseen, args.methods)
         for subject in list(SUBJECTS)[: args.subjects]
     }
     for style in STYLES:
-        jobs[style] = lambda folder, name=style: measure_style(shop, name, folder, eyes, args.methods)
+        jobs[style] = lambda folder, name=style: measure_style(context, name, folder, scorers, args.methods)
     for name, job in jobs.items():
         if args.only and name not in args.only:
             continue
         with tempfile.TemporaryDirectory() as folder:
             figures, rows = job(Path(folder))
-            found[name] = found.get(name, {}) | figures
-        save_sheet(rows, shop.work / "look" / f"reach-{name.replace(' ', '-')}.png")
-        print(name, json.dumps(found[name]), flush=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+            figures_by_name[name] = figures_by_name.get(name, {}) | figures
+        save_sheet(rows, context.work / "look" / f"reach-{name.replace(' ', '-')}.png")
+        print(name, json.dumps(figures_by_name[name]), flush=True)
+        path.write_text(json.dumps(figures_by_name, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from sdpersonal.models import load_base, loading
 from sdpersonal.photos.loading import load_photos
 
 from . import captions, presets, reach
-from .workshop import BuildContext
+from .build_context import BuildContext
 
 CLASSES = {  # of the DreamBooth data set's folders, in words
     "backpack_dog": "backpack", "bear_plushie": "stuffed animal", "duck_toy": "toy", "fancy_boot": "boot",
@@ -34,17 +34,17 @@ def class_noun(folder):
 
 def measure_folder(folder, methods):
     """Figures of each method for one folder of photos; a line of pictures for each."""
-    found, base = {}, load_base("tiny")
-    seen = [Image.fromarray(photo.square()) for photo in load_photos(folder, 128).photos]
-    rows = {f"{folder.name}: photos": (seen * 4)[:4] if len(seen) < 4 else seen[:4]}
+    results, base = {}, load_base("tiny")
+    squares = [Image.fromarray(photo.square()) for photo in load_photos(folder, 128).photos]
+    rows = {f"{folder.name}: photos": (squares * 4)[:4] if len(squares) < 4 else squares[:4]}
     for method in methods:
-        with tempfile.TemporaryDirectory() as place:
-            place = Path(place)
-            (place / "photos").symlink_to(folder.resolve())
-            found[method] = reach.train_and_time(method, place, class_noun(folder), "object")
+        with tempfile.TemporaryDirectory() as work_folder:
+            work_folder = Path(work_folder)
+            (work_folder / "photos").symlink_to(folder.resolve())
+            results[method] = reach.train_and_time(method, work_folder, class_noun(folder), "object")
             prompts = [prompt.format(f"<t/{method}>") for prompt in PROMPTS]
-            rows[method] = reach.generate(base, Library(place / "library"), prompts, seeds=1)
-    return found, rows
+            rows[method] = reach.generate(base, Library(work_folder / "library"), prompts, seeds=1)
+    return results, rows
 
 
 def main():
@@ -55,21 +55,21 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=reach.METHODS, default=reach.METHODS)
     parser.add_argument("--only", nargs="+", help="these subjects")
     args = parser.parse_args()
-    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
-    loading.built_in_folder = lambda: shop.weights_folder
-    path = shop.work / "real.json"
-    found, lines = json.loads(path.read_text()) if path.exists() else {}, {}
-    for folder in sorted(one for one in args.photos.iterdir() if one.is_dir()):
+    context = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
+    loading.built_in_folder = lambda: context.weights_folder
+    path = context.work / "real.json"
+    results, lines = json.loads(path.read_text()) if path.exists() else {}, {}
+    for folder in sorted(path for path in args.photos.iterdir() if path.is_dir()):
         if args.only and folder.name not in args.only:
             continue
         figures, rows = measure_folder(folder, args.methods)
-        found[folder.name] = found.get(folder.name, {}) | figures
+        results[folder.name] = results.get(folder.name, {}) | figures
         print(folder.name, json.dumps(figures), flush=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
         # Drawn pictures only: the photos are not ours to put in a document.
         lines |= {f"{captions.with_article(class_noun(folder))}, {method}": rows[method] for method in args.methods}
-        reach.save_sheet(rows, shop.work / "look" / f"real-{folder.name}.png")
-    reach.save_sheet(lines, shop.work / "look" / "real.png")
+        reach.save_sheet(rows, context.work / "look" / f"real-{folder.name}.png")
+    reach.save_sheet(lines, context.work / "look" / "real.png")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .crew import SYNC_EVERY, WorkerGroup
+from .worker_group import SYNC_EVERY, WorkerGroup
 
 LONGEST_STEP = 20  # seconds; what is above it was not training: the machine slept, or the process was held up
 
@@ -28,9 +28,9 @@ class Run:
     by minutes, whichever is ahead, so one recipe serves a slow machine and a fast one.
     """
 
-    def __init__(self, folder, stage, parts, save_minutes=4.0, crew=None):
+    def __init__(self, folder, stage, parts, save_minutes=4.0, workers=None):
         self.folder, self.stage, self.parts, self.save_minutes = folder, stage, parts, save_minutes
-        self.crew = crew or WorkerGroup()
+        self.workers = workers or WorkerGroup()
         folder.mkdir(parents=True, exist_ok=True)
         self.step, self.minutes = 0, 0.0  # minutes of training so far, over all sittings
         self.saved = time.monotonic()
@@ -52,8 +52,8 @@ class Run:
     def steps(self):
         """Step numbers until the end; the state is saved every few minutes and at the end."""
         while True:
-            if self.crew.size == 1 or self.step % SYNC_EVERY == 0:  # a crew ends together
-                self.minutes = self.crew.largest(self.minutes)
+            if self.workers.size == 1 or self.step % SYNC_EVERY == 0:  # all workers end together
+                self.minutes = self.workers.largest(self.minutes)
                 if self.progress >= 1:
                     break
             began = time.monotonic()
@@ -66,9 +66,9 @@ class Run:
         (self.folder / "done").touch()
 
     def save(self):
-        """Checkpoint: written beside, then moved over the old one. The first of a crew keeps it for all."""
+        """Checkpoint: written beside, then moved over the old one. Only rank 0 writes it."""
         self.saved = time.monotonic()
-        if self.crew.rank:
+        if self.workers.rank:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         part = self.state_file.with_suffix(".part")
@@ -84,7 +84,7 @@ class Run:
 
     def log(self, **figures):
         """One JSON line to the log and the screen."""
-        if self.crew.rank:
+        if self.workers.rank:
             return
         row = {"step": self.step, "minutes": round(self.minutes, 2)}
         row |= {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}

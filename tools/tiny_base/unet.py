@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from . import feed, muon, pool, runs
 from .autoencoder import CHANNELS
 from .clip import WIDTH
-from .crew import SYNC_EVERY, WorkerGroup
+from .worker_group import SYNC_EVERY, WorkerGroup
 
 GUIDANCE = 3.0
 AVERAGE_EVERY = 4  # steps: an update of the moving average costs as much as one of AdamW
@@ -53,17 +53,17 @@ def timestep_chances(alphas, middle=-0.3, width=2.0, floor=0.3):
 
 def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
     """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save."""
-    stage, device, crew = preset.unet, machine.device, WorkerGroup()
+    stage, device, workers = preset.unet, machine.device, WorkerGroup()
     torch.manual_seed(3)
     unet = build().to(device)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
     adam, matrices = muon.split(unet, stage.lr, apart=("conv_in", "conv_out"))
     average = runs.Average(unet, 100)
-    source = feed.SceneBatches(world, 300 + crew.rank, preset.mix, preset.refill)
+    source = feed.SceneBatches(world, 300 + workers.rank, preset.mix, preset.refill)
     scenes_pool = pool.Pool(source, words, vae, clip_text, preset.pool, machine)
     parts = {"unet": unet, "adam": adam, "muon": matrices, "average": average, "pool": scenes_pool}
-    run = runs.Run(folder, stage, parts, machine.save_minutes, crew)
+    run = runs.Run(folder, stage, parts, machine.save_minutes, workers)
     while len(scenes_pool) < min(preset.pool, preset.pool_start):
         scenes_pool.add()
     alphas = scheduler().alphas_cumprod.to(device)
@@ -74,8 +74,8 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
         if step % preset.refill_every == 0:
             scenes_pool.add()
         if step % SYNC_EVERY == 0:
-            crew.average(unet)
-        turn = step * crew.size + crew.rank
+            workers.average(unet)
+        turn = step * workers.size + workers.rank
         latents, states, weights = scenes_pool.batch(turn, stage.batch)
         g = torch.Generator().manual_seed(turn)
         noise = torch.randn(latents.shape, generator=g).to(device)
@@ -92,13 +92,13 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
             average.update(unet)
         losses.append(loss.detach())
         if step % 100 == 0:
-            seen = (step + 1) * stage.batch * crew.size
+            seen = (step + 1) * stage.batch * workers.size
             run.log(loss=torch.stack(losses).mean().item(), seen=seen, views=round(seen / len(world.sprites)))
             losses.clear()
-        if snapshot and crew.rank == 0 and run.minutes - shown > 2 * machine.save_minutes:
+        if snapshot and workers.rank == 0 and run.minutes - shown > 2 * machine.save_minutes:
             snapshot(averaged_model(average))
             shown = run.minutes
-    if snapshot and crew.rank == 0:
+    if snapshot and workers.rank == 0:
         snapshot(averaged_model(average))
     return averaged_model(average)
 

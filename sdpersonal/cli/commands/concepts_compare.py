@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
 
+from ...concepts.card import Card
 from ...concepts.library import Entry, Library
 from ...config import TokenText, WholeNumber
 from ...errors import UserError
 from ...prompts import ConceptRef, Mention, Token, parse, printable
+from ..terminal import print_json, say
 from .concepts_list import ListArgs
-from .output import print_json, say
+
+if TYPE_CHECKING:
+    from ...concepts.compare import Similarity
 
 
 class DiffArgs(ListArgs):
@@ -44,7 +48,7 @@ class MergeArgs(ListArgs):
     rank: Annotated[int, WholeNumber, Field(ge=1, le=1024)] | None = None
     """Reduce the LoRA to this rank. Default: the sum of the parts' ranks, which keeps all of it."""
     concatenate: bool = False
-    """Concatenate the embedding vectors, as in a prompt. Default: average them if their numbers agree."""
+    """Concatenate the embedding vectors, as in a prompt, instead of averaging those of the same number."""
 
 
 def diff_concepts(settings: DiffArgs) -> int:
@@ -52,10 +56,11 @@ def diff_concepts(settings: DiffArgs) -> int:
 
     library = Library(settings.library)
     tokens = [Token.parse(word) for word in (settings.first, settings.second)]
-    entries = [_check_undamaged(library.find(token)) for token in tokens]
+    entries = [library.find(token) for token in tokens]
+    cards = [_undamaged_card(entry) for entry in entries]
     facts = _differences(*entries)
     similarities = None
-    if entries[0].card.base == entries[1].card.base:
+    if cards[0].base == cards[1].base:
         similarities = compare(*(library.get(entry.token) for entry in entries))
     if settings.json_:
         print_json(
@@ -70,13 +75,13 @@ def diff_concepts(settings: DiffArgs) -> int:
     lines = [
         f"{name:{width}}  {_shorten(value)} | {_shorten(other_value)}" for name, (value, other_value) in facts.items()
     ]
-    say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
+    say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards are the same."])]))
     if similarities is None:
-        say("They are made for different bases, so their numbers cannot be compared.")
+        say("They are for different models, so their weights cannot be compared.")
     else:
         say(
             "\n".join(
-                _similarity_lines(similarities, settings.layers) or ["One has only vectors, the other only a LoRA."]
+                _similarity_lines(similarities, settings.layers) or ["One has only embeddings, the other only a LoRA."]
             )
         )
     return 0
@@ -87,7 +92,9 @@ def check_concepts(settings: ConflictArgs) -> int:
 
     library = Library(settings.library)
     # Headers first: concepts that no model can use together are reported before anything large is read.
-    entries = [_check_undamaged(library.find(_parse_mention(word).token)) for word in settings.tokens]
+    entries = [library.find(_parse_mention(word).token) for word in settings.tokens]
+    for entry in entries:
+        _undamaged_card(entry)
     conflicts = find_conflicts([library.get(entry.token) for entry in entries])
     if settings.json_:
         print_json([conflict.as_json() for conflict in conflicts])
@@ -101,7 +108,7 @@ def check_concepts(settings: ConflictArgs) -> int:
                 + " ".join(_format_mention(t, s) for t, s in zip((first, second), conflict.strengths, strict=True))
             )
     if not conflicts:
-        say("Nothing speaks against them in one prompt.")
+        say("No conflict: they can be used in one prompt.")
     return 0
 
 
@@ -114,23 +121,24 @@ def merge_concepts(settings: MergeArgs) -> int:
     merged = merge(parts, as_, settings.rank, settings.concatenate)
     token = library.add(merged.concept)
     lora = merged.concept.lora
-    facts = {
+    licences = sorted({concept.card.license for concept, _ in parts})
+    facts: dict[str, object] = {
         "merged": [str(token)],
         "vectors": merged.vectors,
         "lora_rank": lora.rank if lora else 0,
         "kept": round(merged.energy_kept, 6),
         "left_out": merged.left_out,
-        "licences": sorted({concept.card.license for concept, _ in parts}),
+        "licences": licences,
     }
     if settings.json_:
         print_json(facts)
         return 0
     lines = [f"merged: {token}"]
     lines += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
-    lines += [f"LoRA: rank {lora.rank}, {merged.energy_kept:.1%} of what the parts do together."] if lora else []
-    lines += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
-    if len(facts["licences"]) > 1:
-        lines.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
+    lines += [f"LoRA: rank {lora.rank}, {merged.energy_kept:.1%} of the parts' combined change."] if lora else []
+    lines += ["Their changes of biases and norms are left out: a LoRA cannot hold them."] if merged.left_out else []
+    if len(licences) > 1:
+        lines.append("Their licences differ: set its own with sdpersonal concepts edit --licence.")
     say("\n".join(lines))
     return 0
 
@@ -146,10 +154,10 @@ def _add_brackets(word: str) -> str:
     return word if word.startswith("<") else f"<{word}>"
 
 
-def _check_undamaged(entry: Entry) -> Entry:
+def _undamaged_card(entry: Entry) -> Card:
     if entry.damaged or entry.card is None:
         raise UserError(f"{entry.token} is damaged: {entry.damaged}", "See: sdpersonal concepts verify")
-    return entry
+    return entry.card
 
 
 def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
@@ -170,7 +178,7 @@ def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
     }
 
 
-def _similarity_lines(alike, layers: bool) -> list[str]:
+def _similarity_lines(alike: Similarity, layers: bool) -> list[str]:
     lines = [f"cosine of the vectors: {alike.vectors:.3f}"] if alike.vectors is not None else []
     if alike.lora is not None:
         lines += [f"cosine of the LoRAs: {alike.lora:.3f}", f"their directions overlap: {alike.overlap:.0%}"]

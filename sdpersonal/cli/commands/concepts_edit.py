@@ -12,13 +12,16 @@ from ...concepts.library import Entry, Library
 from ...config import ConceptKind, MayBeEmpty, TokenText
 from ...errors import UserError
 from ...prompts import Token, printable
+from ..terminal import print_json, report_done, say
 from .concepts_list import ListArgs
-from .output import print_json, report_done, say
 
-
-def _fact(limit: int) -> type[str]:
-    """Make the type of a card's text, as long as `Card` allows; an empty text removes the fact."""
-    return Annotated[str, MayBeEmpty(), Field(max_length=limit)]
+# Texts of a card, as long as `Card` allows; an empty one removes the fact.
+Text50 = Annotated[str, MayBeEmpty(), Field(max_length=50)]
+Text100 = Annotated[str, MayBeEmpty(), Field(max_length=100)]
+Text200 = Annotated[str, MayBeEmpty(), Field(max_length=200)]
+Text500 = Annotated[str, MayBeEmpty(), Field(max_length=500)]
+Text2000 = Annotated[str, MayBeEmpty(), Field(max_length=2000)]
+_TEXTS, _PAIRS = tyro.conf.arg(metavar="TEXT ..."), tyro.conf.arg(metavar="NAME=VALUE ...")
 
 
 class EditArgs(ListArgs):
@@ -26,35 +29,35 @@ class EditArgs(ListArgs):
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
-    title: _fact(100) | None = None
+    title: Text100 | None = None
     """Title, one line."""
-    description: _fact(2000) | None = None
+    description: Text2000 | None = None
     """Description in a few sentences."""
     kind: ConceptKind | None = None
     """Kind of concept: one object, one person, or one style."""
-    class_noun: Annotated[_fact(100) | None, tyro.conf.arg(name="class")] = None
+    class_noun: Annotated[Text100 | None, tyro.conf.arg(name="class")] = None
     """Class noun of the subject."""
-    licence: Annotated[_fact(100) | None, tyro.conf.arg(aliases=["--license"])] = None
+    licence: Annotated[Text100 | None, tyro.conf.arg(aliases=["--license"])] = None
     """Licence, by its SPDX name: CC-BY-4.0, MIT, creativeml-openrail-m."""
     consent: Literal["yes", "no", "unknown"] | None = None
     """Whether the person shown agrees."""
-    consent_note: _fact(500) | None = None
+    consent_note: Text500 | None = None
     """What the person agreed to, and when."""
-    author: _fact(100) | None = None
+    author: Text100 | None = None
     """Author of the concept."""
-    base_name: _fact(200) | None = None
+    base_name: Text200 | None = None
     """Model that it was trained on."""
-    method: _fact(50) | None = None
+    method: Text50 | None = None
     """Training method: textual inversion, LoRA, ..."""
     steps: int | None = None
     """Number of optimizer steps it was trained for."""
-    trigger_words: Annotated[tuple[_fact(100), ...], Field(max_length=16)] | None = None
+    trigger_words: Annotated[Annotated[tuple[Text100, ...], Field(max_length=16)] | None, _TEXTS] = None
     """Words that the token stands for if the concept has no embeddings."""
-    prompts: Annotated[tuple[_fact(500), ...], Field(max_length=16)] | None = None
+    prompts: Annotated[Annotated[tuple[Text500, ...], Field(max_length=16)] | None, _TEXTS] = None
     """Example prompts; they replace those on the card."""
-    recipe: tuple[str, ...] = ()
+    recipe: Annotated[tuple[str, ...], _PAIRS] = ()
     """Further training settings, like lr=0.001 seed=3; `lr=` removes one."""
-    scores: tuple[str, ...] = ()
+    scores: Annotated[tuple[str, ...], _PAIRS] = ()
     """Measured scores, like likeness=0.66."""
 
 
@@ -73,7 +76,7 @@ def edit_concept(settings: EditArgs) -> int:
         if pairs := getattr(settings, name):
             facts[name] = dict(_parse_pair(text, name) for text in pairs)
     if not facts:
-        raise UserError("Nothing to change was said.", "For example --title 'My duck' --licence CC-BY-4.0.")
+        raise UserError("Nothing to change.", "For example --title 'My duck' --licence CC-BY-4.0.")
     token = Library(settings.library).edit(Token.parse(settings.token), facts)
     return report_done(settings.json_, [token], "edited")
 
@@ -82,8 +85,8 @@ def show_history(settings: HistoryArgs) -> int:
     entries = Library(settings.library).history(Token.parse(settings.token))
     if settings.json_:
         print_json([entry.as_json() for entry in entries])
-    for entry in entries if not settings.json_ else ():
-        say(f"{entry.token}  {_version_line(entry)}")
+    else:
+        say("\n".join(f"{entry.token}  {_version_line(entry)}" for entry in entries))
     return 0
 
 

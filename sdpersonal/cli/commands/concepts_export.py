@@ -1,4 +1,4 @@
-"""The command `concepts export`."""
+"""The commands `concepts export` and `concepts gallery`: concepts for other programs and for readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ...concepts.library import Library
 from ...config import SettingsBase, TokenText
 from ...errors import UserError
 from ...prompts import Token, printable
-from .output import print_json, say
+from ..terminal import print_json, progress_bar, say
+from .concepts_list import ListArgs
 
 
 class ExportArgs(SettingsBase):
@@ -31,6 +32,15 @@ class ExportArgs(SettingsBase):
     """Print JSON: the folder, where each file goes, and what to type."""
     library: Path = Path("concepts")
     """Folder of your concepts."""
+
+
+class GalleryArgs(ListArgs):
+    """Write an HTML page with all concepts of a library, which needs no server."""
+
+    to: Path
+    """Folder for index.html."""
+    title: str = "Concepts"
+    """Title of the page."""
 
 
 def export_concept(settings: ExportArgs) -> int:
@@ -65,6 +75,22 @@ def _lines(made: Export, folder: Path) -> list[str]:
     return [*lines, *(f"Note: {note}" for note in made.notes), "README.md says more."]
 
 
+def export_gallery(settings: GalleryArgs) -> int:
+    from ...concepts.gallery import write_gallery
+
+    entries = Library(settings.library).entries()
+    if not entries:
+        raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
+    with progress_bar("gallery") as advance:
+        path, num_shown = write_gallery(entries, settings.to, settings.title, advance)
+    if settings.json_:
+        print_json({"gallery": str(path), "concepts": num_shown})
+    else:
+        say(f"{num_shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
+    return 0
+
+
 COMMANDS = {
     "concepts export": (export_concept, ExportArgs),
+    "concepts gallery": (export_gallery, GalleryArgs),
 }

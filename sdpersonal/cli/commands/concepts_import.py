@@ -15,8 +15,8 @@ from ...concepts.library import Library
 from ...config import TokenText
 from ...errors import UserError
 from ...prompts import Token, printable
+from ..terminal import print_json, progress_bar, say
 from .concepts_list import ListArgs
-from .output import print_json, progress_bar, report_done, say
 
 _PIPED_WIDTH = 250  # columns when the output is no terminal, so that lines stay whole for grep
 
@@ -71,10 +71,8 @@ def _report_outcomes(settings: ImportArgs, outcomes: Sequence[ImportOutcome]) ->
     elif len(outcomes) == 1:
         if failed:
             raise failed[0]
-        if not settings.json_ and outcomes[0].kinds:
-            say(f"{outcomes[0].status}: {outcomes[0].token}  {outcomes[0].summary}")
-            return 0
-        return report_done(False, [outcomes[0].token], outcomes[0].status)
+        what = f"  {outcomes[0].summary}" if outcomes[0].kinds else ""
+        say(f"{outcomes[0].status}: {outcomes[0].token}{what}")
     else:
         _print_table(outcomes)
         say(f"{len(outcomes) - len(failed)} of {len(outcomes)} are in {settings.library}.")

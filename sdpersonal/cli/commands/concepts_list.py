@@ -12,14 +12,14 @@ from ...concepts.library import Entry, Library
 from ...concepts.trash import Trash
 from ...config import SettingsBase, TokenText
 from ...prompts import Token, printable
-from .output import report_done, say
+from ..terminal import report_done, say
 
 
 class ListArgs(SettingsBase):
     """List the concepts of a library."""
 
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON: a list of objects, one per concept."""
+    """Print JSON instead of text."""
     library: Path = Path("concepts")
     """Folder of your concepts."""
 
@@ -118,15 +118,17 @@ def restore_concept(settings: RestoreArgs) -> int:
     if settings.json_:
         say(json.dumps([{"token": token, "deleted": when} for when, token in deleted], indent=2))
     else:
-        say("\n".join(f"{when}  {token}" for when, token in deleted) or "Nothing was deleted here.")
+        say("\n".join(f"{when}  {token}" for when, token in deleted) or "Nothing was deleted.")
     return 0
 
 
 def verify_concepts(settings: VerifyArgs) -> int:
     library = Library(settings.library)
-    problems = [{"token": str(entry.token), "problem": problem} for entry, problem in library.verify()]
+    problems: list[dict[str, str | None]] = [
+        {"token": str(entry.token), "problem": problem} for entry, problem in library.verify()
+    ]
     problems += [
-        {"token": None, "problem": f"{printable(str(path))} is not where any token leads"}
+        {"token": None, "problem": f"{printable(str(path))} is not reachable by any token (wrong file name or folder)"}
         for path in library.misplaced_files()
     ]
     if settings.json_:
@@ -134,7 +136,7 @@ def verify_concepts(settings: VerifyArgs) -> int:
     else:
         for problem in problems:
             say(f"{problem['token'] or '-'}  {problem['problem']}")
-        say(f"{len(problems)} of the files are damaged." if problems else "All is well.")
+        say(f"{len(problems)} files are damaged." if problems else "No file is damaged.")
     return 1 if problems else 0
 
 

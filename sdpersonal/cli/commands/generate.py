@@ -1,7 +1,9 @@
-"""The commands `generate` and `demo`."""
+"""The command `generate`, and what it shares with `sheet`, `endless` and `vary`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,17 +11,18 @@ import tyro
 
 from ...concepts.library import Library
 from ...config import GenerateRequest, PromptText, SettingsBase
-from .output import note, progress_bar, say, say_scheduler
+from ...prompts import printable
+from ..terminal import print_note, progress_bar, say, say_scheduler
 
 if TYPE_CHECKING:
     from ...generation import GeneratedImages
+    from ...models import StableDiffusion
+    from ...outputs import Outputs
 
 
-class GenerateArgs(GenerateRequest):
-    """Generate images from a prompt with concepts in it."""
+class GenerationArgs(SettingsBase):
+    """The model to generate with, and where images are saved."""
 
-    prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
     base: str | None = None
     """Model to generate with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
     safety_checker: bool = True
@@ -32,15 +35,15 @@ class GenerateArgs(GenerateRequest):
     """Folder of wildcards for __name__ in prompts: name.txt with one option a line, subfolders, YAML or JSON packs."""
     private: bool = False
     """Save no recipe in the images: no prompt, no settings, no names of concepts."""
+
+
+class GenerateArgs(GenerationArgs, GenerateRequest):
+    """Generate images from a prompt with concepts in it."""
+
+    prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
     grid: bool = False
     """Also save a grid of the images, labelled with the chosen alternatives and seeds (with --private unlabelled)."""
-
-
-class DemoArgs(SettingsBase):
-    """Train the sample subject and the sample style, and generate a grid that mixes them."""
-
-    out: Path = Path("outputs/demo")
-    """Folder for the grid, the runs and their own library."""
 
 
 def generate(settings: GenerateArgs) -> int:
@@ -48,30 +51,63 @@ def generate(settings: GenerateArgs) -> int:
     from ...generation import GeneratedImages, Generator
     from ...generation.request_checks import check_requests
     from ...image_metadata import describe_hidden
-    from ...models import describe_base, load_base
     from ...models.loading import kind_of
-    from ...outputs import Outputs, write_page
 
-    request = GenerateRequest(**{name: getattr(settings, name) for name in GenerateRequest.model_fields})
+    request = request_of(settings)
     say_scheduler(request)
     library = Library(settings.library)
     storage.check_folder(settings.out)
-    note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
-    base = load_base(settings.base, safety=settings.safety_checker)
-    say(describe_base(base, settings.base, with_safety=True))
-    outputs, images = Outputs(settings.out), GeneratedImages()
-    with progress_bar("drawing") as advance:
-        generator = Generator(base, library, settings.wildcards)
-        for image in generator.generate(request, progress=advance):
-            images.append(image)
-            path = outputs.save(image.to_png(settings.private))
-            say(str(path))
-    if hidden := describe_hidden([image.hidden for image in images]):
-        say(hidden)
-    if settings.grid:
-        say(str(_save_grid(path, images, settings.private)))
-    write_page(outputs)
+    print_note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
+    generator = Generator(load_model(settings, settings.base), library, settings.wildcards)
+    images = GeneratedImages()
+    with open_outputs(settings) as outputs:
+        with progress_bar("generating") as advance:
+            for image in generator.generate(request, progress=advance):
+                images.append(image)
+                path = outputs.save(image.to_png(settings.private))
+                say(str(path))
+        if hidden := describe_hidden([image.hidden for image in images]):
+            say(hidden)
+        if settings.grid:
+            say(str(_save_grid(path, images, settings.private)))
     return 0
+
+
+def request_of(settings: GenerateRequest) -> GenerateRequest:
+    """Return the request alone, without a command's other settings."""
+    return GenerateRequest(**{name: getattr(settings, name) for name in GenerateRequest.model_fields})
+
+
+def load_model(settings: GenerationArgs, name: str | None) -> StableDiffusion:
+    """Load the model and print what it is and, if the user did not choose it, why it was chosen."""
+    from ...models import describe_base, load_base
+
+    base = load_base(name, safety=settings.safety_checker)
+    say(describe_base(base, name, with_safety=True))
+    return base
+
+
+@contextmanager
+def open_outputs(settings: GenerationArgs) -> Iterator[Outputs]:
+    """Open the folder of images; its page is rewritten at the end, whatever happens."""
+    from ...outputs import Outputs, write_page
+
+    outputs = Outputs(settings.out)
+    try:
+        yield outputs
+    finally:
+        if outputs.days():
+            write_page(outputs)
+
+
+def print_paths(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
+    """Print where the images are, and how many of them the safety checker hid."""
+    from ...image_metadata import describe_hidden
+
+    for path in paths:
+        say(printable(str(path), 300))
+    if hidden_line := describe_hidden(hidden):
+        say(hidden_line)
 
 
 def _save_grid(beside: Path, images: GeneratedImages, private: bool) -> Path:
@@ -83,16 +119,4 @@ def _save_grid(beside: Path, images: GeneratedImages, private: bool) -> Path:
     return path
 
 
-def demo(settings: DemoArgs) -> int:
-    from ... import storage
-    from ..demo import run_demo
-
-    storage.check_folder(settings.out)
-    run_demo(settings.out, say=say)
-    return 0
-
-
-COMMANDS = {
-    "generate": (generate, GenerateArgs),
-    "demo": (demo, DemoArgs),
-}
+COMMANDS = {"generate": (generate, GenerateArgs)}

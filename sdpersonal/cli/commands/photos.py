@@ -12,13 +12,13 @@ from pydantic import Field
 from ...config import ConceptKind, SettingsBase, WholeNumber
 from ...errors import UserError
 from ...prompts import printable
-from .output import say
+from ..terminal import say
 
 if TYPE_CHECKING:
     from ...photos.loading import PhotoSet
 
-_ROOM = 75  # tokens of a caption that fit CLIP's text encoder
-_ROWS = 4  # of them for the subject's embeddings, if the class noun needs no more
+_MAX_TOKENS = 75  # tokens of a caption that fit CLIP's text encoder
+_EMBEDDING_TOKENS = 4  # of them for the subject's embeddings, if the class noun needs no more
 
 
 class CheckPhotosArgs(SettingsBase):
@@ -37,7 +37,7 @@ class CheckPhotosArgs(SettingsBase):
     sheet: Path | None = None
     """PNG with all photos, their crops and the findings. Default: photos-check.png in the current folder."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON."""
+    """Print JSON: the findings, the notes and what was skipped."""
 
 
 def check_photos(settings: CheckPhotosArgs) -> int:
@@ -50,19 +50,19 @@ def check_photos(settings: CheckPhotosArgs) -> int:
     path = _sheet_path(settings)
     storage.check_folder(path.parent)
     photos = load_photos(settings.folder, settings.resolution, settings.crop, settings.kind)
-    verdict = check(photos, settings.kind, settings.class_noun, Scorer() if settings.kind != "style" else None)
-    storage.write_bytes(path, encode_png(contact_sheet(photos, verdict)))
+    report = check(photos, settings.kind, settings.class_noun, Scorer() if settings.kind != "style" else None)
+    storage.write_bytes(path, encode_png(contact_sheet(photos, report)))
     lengths = _too_long(photos, settings.class_noun)
     if settings.json_:
         skipped = {file.name: file.reason for file in photos.skipped + photos.duplicates}
         facts = {"skipped": skipped, "notes": {p.name: list(p.notes) for p in photos.photos if p.notes}}
-        say(json.dumps(verdict.as_json() | facts | {"long_captions": lengths, "sheet": str(path)}, indent=2))
+        say(json.dumps(report.as_json() | facts | {"long_captions": lengths, "sheet": str(path)}, indent=2))
     else:
         long = [
-            f"  {name}: its caption takes about {tokens} tokens; {_ROOM} are read, so the rest is not learned from"
+            f"  {name}: its caption has about {tokens} tokens; only {_MAX_TOKENS} are read, so the rest is ignored"
             for name, tokens in lengths.items()
         ]
-        say("\n".join([photos.report(), *long, *verdict.lines(), f"All photos on one page: {printable(str(path))}"]))
+        say("\n".join([photos.report(), *long, *report.lines(), f"All photos on one page: {printable(str(path))}"]))
     return 0
 
 
@@ -73,15 +73,15 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
     """
     # A token is at least a byte, so most captions need no counting, and the tokenizer need not be loaded.
     captions = {
-        photo.name: [caption for caption in photo.captions if len(caption.encode()) > _ROOM - _ROWS]
+        photo.name: [caption for caption in photo.captions if len(caption.encode()) > _MAX_TOKENS - _EMBEDDING_TOKENS]
         for photo in photos.photos
     }
     if not any(captions.values()):
         return {}
-    from ...models.loading.tokenizer import clip_tokenizer
+    from ...models.loading.single_file import clip_tokenizer
 
     tokenizer = clip_tokenizer()
-    slot = max(_ROWS, len(tokenizer(noun, add_special_tokens=False).input_ids))
+    subject_tokens = max(_EMBEDDING_TOKENS, len(tokenizer(noun, add_special_tokens=False).input_ids))
     lengths = {
         name: max(
             len(ids)
@@ -89,11 +89,11 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
                 [caption.replace("{}", "") for caption in longest], add_special_tokens=False, verbose=False
             ).input_ids
         )
-        + slot
+        + subject_tokens
         for name, longest in captions.items()
         if longest
     }
-    return {name: count for name, count in lengths.items() if count > _ROOM}
+    return {name: count for name, count in lengths.items() if count > _MAX_TOKENS}
 
 
 def _sheet_path(settings: CheckPhotosArgs) -> Path:

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...config import DreamboothSettings, TextualInversionSettings, TrainingSettings
-from .. import batch_training
-from .output import discard, is_main_process, say
+from .. import batch_training, diffusers_compat
+from ..parsing import parse_settings, with_present_names
+from ..terminal import discard, is_main_process, print_note, say
+
+_HELP_EPILOG = (
+    "The flags of diffusers' training scripts are understood as well; docs/from-diffusers.md lists them. "
+    "--concepts-list FILE trains several concepts in turn."
+)
+
+
+def parse_training(
+    settings: type[TrainingSettings], argv: Sequence[str], prog: str
+) -> TrainingSettings | batch_training.BatchSettings:
+    """Parse the command line of one training, or of several with `--concepts-list`, in our flags or in diffusers'.
+
+    Prints a note for each flag of diffusers that means something else here. Raises UserError.
+    """
+    seen_notes: set[str] = set()
+
+    def parse(argv: Sequence[str]) -> TrainingSettings:
+        words = with_present_names(settings, argv)
+        translation = diffusers_compat.translate(settings, words, diffusers_compat.current_environment())
+        for note in translation.notes:
+            if note not in seen_notes and is_main_process():
+                print_note(note)
+            seen_notes.add(note)
+        return parse_settings(settings, translation.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
+
+    path, argv = batch_training.take_list_flag(argv)
+    return batch_training.read_batch(path, argv, parse) if path else parse(argv)
 
 
 def train(settings: TrainingSettings | batch_training.BatchSettings) -> int:
-    from ...training import train as teach
+    from ...training import train as train_concept
 
     if isinstance(settings, batch_training.BatchSettings):
-        return batch_training.train_all(settings, teach, say=say if is_main_process() else discard)
-    teach(settings, log=say)
+        return batch_training.train_all(settings, train_concept, say=say if is_main_process() else discard)
+    train_concept(settings, log=say)
     return 0
 
 
 COMMANDS = {
-    "train textual-inversion": (train, TextualInversionSettings),
     "train dreambooth": (train, DreamboothSettings),
+    "train textual-inversion": (train, TextualInversionSettings),
 }

@@ -1,6 +1,6 @@
 """Compatibility with diffusers: translate the flags of its training scripts to ours."""
 
-from .environment import Environment, current_environment
+from .state import Environment, current_environment
 from .translate import Translation, translate
 
 __all__ = ["Environment", "Translation", "current_environment", "translate"]

@@ -54,24 +54,26 @@ class RefusedFlag:
 DiffusersFlag = RenamedFlag | SwitchFlag | SameFlag | RuleFlag | IgnoredFlag | RefusedFlag
 
 _NO_UPLOAD = "nothing is uploaded; the concept stays in your library."
-_PRECISION = "precision follows the device: the base in bf16 on CUDA, in fp32 on a CPU; what is trained, in fp32."
-_PREVIEWS = "pictures are drawn at the end (samples.png in the run's folder); the loss is there at every step."
-_OBSOLETE = "has been what PyTorch does by itself for years."
+_PRECISION = "precision follows the device: the model in bf16 on CUDA, in fp32 on a CPU; what is trained, in fp32."
+_PREVIEWS = (
+    "sample images are generated at the end (samples.png in the run's folder); the loss is logged at every step."
+)
+_OBSOLETE = "PyTorch does this by itself."
 _ADAM = "AdamW here has betas 0.9 and 0.999, epsilon 1e-8."
-_DECAY = "weight decay is 1e-2 for weights and none for the token's own vectors."
+_DECAY = "weight decay is 1e-2 for weights and 0 for the token's embeddings."
 _PRODIGY = "Prodigy runs with its own usual settings."
-_DEEPFLOYD = "is for DeepFloyd IF, which cannot be taught here."
-_SD3 = "is for Stable Diffusion 3, which cannot be taught here."
-_HUB_DATA = "photos are read from a folder: fetch the data set and give the folder as --instance_data_dir."
+_DEEPFLOYD = "is for DeepFloyd IF, which cannot be trained here."
+_SD3 = "is for Stable Diffusion 3, which cannot be trained here."
+_HUB_DATA = "photos are read from a folder: download the data set and give the folder as --instance_data_dir."
 _HUB_CAPTIONS = "captions are read from a .txt beside each photo."
 
 DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     # the model
     "pretrained_model_name_or_path": RenamedFlag("base"),
     "revision": SameFlag(),
-    "variant": IgnoredFlag("a base is read in whichever variant it has."),
+    "variant": IgnoredFlag("a model is read in whichever variant it has."),
     "pretrained_vae_model_name_or_path": RenamedFlag("vae"),
-    "tokenizer_name": RefusedFlag("the tokenizer is always the base's own."),
+    "tokenizer_name": RefusedFlag("the tokenizer is always the model's own."),
     "tokenizer_max_length": RefusedFlag(_DEEPFLOYD, accepted=("77",)),
     "text_encoder_use_attention_mask": RefusedFlag(_DEEPFLOYD),
     "class_labels_conditioning": RefusedFlag(_DEEPFLOYD),
@@ -92,14 +94,14 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "image_interpolation_mode": IgnoredFlag("photos are scaled with Lanczos.", accepted=("lanczos",)),
     "repeats": RuleFlag(),
     "dataloader_num_workers": IgnoredFlag(
-        "photos are encoded once, before the first step; there is no loader.", accepted=("0",)
+        "photos are encoded once, before the first step; there is no data loader.", accepted=("0",)
     ),
-    "cache_latents": IgnoredFlag("is what happens anyway."),
+    "cache_latents": IgnoredFlag("latents are always cached."),
     # the subject
     "instance_prompt": RuleFlag(),
     "class_prompt": RuleFlag(),
     "placeholder_token": RuleFlag(),
-    "token_abstraction": IgnoredFlag("the word is found in --instance_prompt without it.", accepted=("tok",)),
+    "token_abstraction": IgnoredFlag("the token is found in --instance_prompt without it.", accepted=("tok",)),
     "initializer_token": RenamedFlag("init"),
     "learnable_property": RenamedFlag("kind"),
     "num_vectors": RenamedFlag("vectors"),
@@ -108,22 +110,30 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "rank": SameFlag(),
     "train_text_encoder": SwitchFlag("text_encoder"),
     "train_text_encoder_ti": SwitchFlag("method", "pivotal"),
-    "train_text_encoder_ti_frac": IgnoredFlag("when the word is learned and the LoRA begins is in our presets."),
-    "train_text_encoder_frac": IgnoredFlag("the text encoder is taught to the end.", accepted=("1",)),
-    "text_encoder_lr": IgnoredFlag("the text encoder's rate follows --lr."),
+    "train_text_encoder_ti_frac": IgnoredFlag(
+        "the presets decide when the embeddings are trained and the LoRA begins."
+    ),
+    "train_text_encoder_frac": IgnoredFlag("the text encoder is trained to the end.", accepted=("1",)),
+    "text_encoder_lr": IgnoredFlag("the text encoder's learning rate follows --lr."),
     "lora_dropout": RefusedFlag("there is no dropout in our LoRA.", accepted=("0",)),
-    "use_dora": RefusedFlag("DoRA is not built: few programs could read the file. A plain LoRA is --rank alone."),
-    "use_blora": RefusedFlag("B-LoRA is not built; --targets says which layers learn."),
-    "lora_unet_blocks": RefusedFlag("--targets says which layers learn: attention, transformer or all."),
-    "lora_layers": RefusedFlag("--targets says which layers learn: attention, transformer or all."),
-    "lora_blocks": RefusedFlag("--targets says which layers learn: attention, transformer or all."),
-    "do_edm_style_training": RefusedFlag("the EDM formulation is not built; bases made with it cannot be taught here."),
+    "use_dora": RefusedFlag(
+        "DoRA is not supported: few programs could read the file. --rank alone trains a plain LoRA."
+    ),
+    "use_blora": RefusedFlag("B-LoRA is not supported; --targets chooses the trained layers."),
+    "lora_unet_blocks": RefusedFlag("--targets chooses the trained layers: attention, transformer or all."),
+    "lora_layers": RefusedFlag("--targets chooses the trained layers: attention, transformer or all."),
+    "lora_blocks": RefusedFlag("--targets chooses the trained layers: attention, transformer or all."),
+    "do_edm_style_training": RefusedFlag(
+        "the EDM formulation is not supported; models made with it cannot be trained here."
+    ),
     # prior preservation
     "with_prior_preservation": RuleFlag(),
     "class_data_dir": RuleFlag(),
     "prior_loss_weight": RenamedFlag("prior_weight"),
-    "num_class_images": RenamedFlag("class_pictures"),
-    "sample_batch_size": IgnoredFlag("class pictures are drawn one at a time, and once for all concepts of the class."),
+    "num_class_images": SameFlag(),
+    "sample_batch_size": IgnoredFlag(
+        "class images are generated one at a time, and once for all concepts of the class."
+    ),
     "prior_generation_precision": IgnoredFlag(_PRECISION),
     # steps and learning rate
     "max_train_steps": RenamedFlag("steps"),
@@ -135,7 +145,7 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "scale_lr": RuleFlag(),
     "lr_scheduler": RuleFlag(),
     "lr_warmup_steps": RuleFlag(),
-    "lr_num_cycles": IgnoredFlag("the cosine falls once.", accepted=("1",)),
+    "lr_num_cycles": IgnoredFlag("the cosine schedule has one cycle.", accepted=("1",)),
     "lr_power": IgnoredFlag("there is no polynomial schedule.", accepted=("1",)),
     "optimizer": RuleFlag(),
     "use_8bit_adam": RuleFlag(),
@@ -144,7 +154,7 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "adam_epsilon": IgnoredFlag(_ADAM, accepted=("1e-8",)),
     "adam_weight_decay": IgnoredFlag(_DECAY, accepted=("1e-2",)),
     "adam_weight_decay_text_encoder": IgnoredFlag(_DECAY, accepted=("1e-2",)),
-    "max_grad_norm": IgnoredFlag("gradients are cut to norm 1.", accepted=("1",)),
+    "max_grad_norm": IgnoredFlag("gradients are clipped to norm 1.", accepted=("1",)),
     "prodigy_beta3": IgnoredFlag(_PRODIGY),
     "prodigy_decouple": IgnoredFlag(_PRODIGY),
     "prodigy_use_bias_correction": IgnoredFlag(_PRODIGY),
@@ -166,11 +176,11 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "save_steps": IgnoredFlag(
         "--checkpointing_steps (our --save-every) says how often; the concept is written at the end."
     ),
-    "save_as_full_pipeline": IgnoredFlag("a concept is a file of its own; the base stays as it is."),
+    "save_as_full_pipeline": IgnoredFlag("a concept is a file of its own; the model stays as it is."),
     "no_safe_serialization": IgnoredFlag("files are always safetensors."),
-    "skip_save_text_encoder": IgnoredFlag("what is not taught is not changed."),
-    "output_kohya_format": IgnoredFlag("the concept's file is in kohya's layout anyway."),
-    "upcast_before_saving": IgnoredFlag("what is trained is fp32 all along."),
+    "skip_save_text_encoder": IgnoredFlag("what is not trained is not changed."),
+    "output_kohya_format": IgnoredFlag("the concept's file is always in kohya's layout."),
+    "upcast_before_saving": IgnoredFlag("trained weights are always fp32."),
     "push_to_hub": IgnoredFlag(_NO_UPLOAD),
     "hub_token": IgnoredFlag(_NO_UPLOAD),
     "hub_model_id": IgnoredFlag(_NO_UPLOAD),
@@ -186,11 +196,13 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "seed": SameFlag(),
     # the machine
     "mixed_precision": IgnoredFlag(_PRECISION),
-    "allow_tf32": IgnoredFlag("nothing is left to gain: the base runs in bf16 on CUDA."),
+    "allow_tf32": IgnoredFlag("there is nothing to gain: the model runs in bf16 on CUDA."),
     "enable_xformers_memory_efficient_attention": IgnoredFlag(_OBSOLETE),
     "set_grads_to_none": IgnoredFlag(_OBSOLETE),
-    "pre_compute_text_embeddings": IgnoredFlag("the text encoder stays, since the token's vectors pass through it."),
-    "local_rank": IgnoredFlag("accelerate and torchrun say it in the environment.", accepted=("-1", "0")),
+    "pre_compute_text_embeddings": IgnoredFlag(
+        "the text encoder is needed in every step, since the token's embeddings pass through it."
+    ),
+    "local_rank": IgnoredFlag("accelerate and torchrun set it in the environment.", accepted=("-1", "0")),
 }
 
 

@@ -291,7 +291,7 @@ def _split_phrase(prompt: str) -> tuple[str, str]:
     """Split "a photo of a sks dog in a bucket" into ("sks dog", "in a bucket")."""
     text = _normalize(prompt)
     opening = _STYLE.match(text) or _OPENING.match(text) or re.match(_ARTICLE, text, re.I)
-    rest = text[opening.end() :]
+    rest = text[opening.end() :] if opening else text
     cut = _REST.search(rest)
     phrase = rest[: cut.start()] if cut else rest
     return phrase.strip(" .,;:\"'"), rest[cut.end() :].strip(" .,") if cut else ""

@@ -1,14 +1,46 @@
-"""State that the rules of a translation read and write."""
+"""State that the rules of a translation read and write, and what they need to know of the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ...config import TrainingSettings
 from ...errors import UserError
-from .environment import Environment
 from .instance_prompt import Subject
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Facts of the machine, as functions, so that tests can replace them.
+
+    processes: how many train together; count_photos: counts a folder's files that may be photos (raises UserError if it
+    cannot be read); has_checkpoint: whether a run's folder has a checkpoint.
+    """
+
+    processes: int
+    count_photos: Callable[[str], int]
+    has_checkpoint: Callable[[str], bool]
+
+
+def current_environment() -> Environment:
+    """Return the environment of this process."""
+    world = os.environ.get("WORLD_SIZE", "1")  # set by accelerate launch and torchrun
+    return Environment(int(world) if world.isdecimal() else 1, _count_photos, _has_checkpoint)
+
+
+def _count_photos(folder: str) -> int:
+    from ...photos.loading import count_photos
+
+    return count_photos(Path(folder))
+
+
+def _has_checkpoint(run: str) -> bool:
+    from ...training.run_dir import has_checkpoint
+
+    return has_checkpoint(Path(run))
 
 
 @dataclass
@@ -49,9 +81,9 @@ class TranslationState:
         """Set one of our flags from one of diffusers'. Raises UserError if the two contradict each other."""
         if not self.has_flag(name):
             method = "DreamBooth" if self.has_flag("class") else "textual inversion"
-            raise UserError(f"--{by} means nothing to {method}.", "Leave it out, or take the other trainer.")
+            raise UserError(f"--{by} has no meaning for {method}.", "Leave it out, or use the other trainer.")
         if name in self.flags:
-            raise UserError(f"--{by} and --{name.replace('_', '-')} are one setting.", "Give one of them.")
+            raise UserError(f"--{by} and --{name.replace('_', '-')} are the same setting.", "Give one of them.")
         self.added[name] = value
 
     def set_default(self, name: str, value: str) -> None:

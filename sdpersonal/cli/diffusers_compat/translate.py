@@ -10,10 +10,9 @@ from ...config import TrainingSettings
 from ...errors import UserError
 from ...prompts import printable
 from .argv import ArgvItem, check_no_value, join_argv, single_value, split_argv
-from .environment import Environment
 from .flags import DIFFUSERS_FLAGS, SWITCHES, IgnoredFlag, RefusedFlag, RenamedFlag, SameFlag, SwitchFlag
 from .rules import RULES
-from .state import TranslationState
+from .state import Environment, TranslationState
 
 _MAX_SHOWN = 2000  # characters of a command line repeated to its author
 
@@ -36,39 +35,39 @@ def translate(settings: type[TrainingSettings], argv: Sequence[str], machine: En
     if any(word in ("-h", "--help") for word in argv):
         return Translation(list(argv), [])
     stay = [item for item in items if not _is_diffusers_flag(item, settings)]
-    reading = TranslationState(settings, machine, {item.name: " ".join(item.values) or None for item in stay})
+    state = TranslationState(settings, machine, {item.name: " ".join(item.values) or None for item in stay})
     for item in items:
         if _is_diffusers_flag(item, settings):
-            reading.diffusers_flags[item.name] = check_no_value(item) if item.name in SWITCHES else single_value(item)
-    for name, value in reading.diffusers_flags.items():
-        _apply(reading, name, value)
+            state.diffusers_flags[item.name] = check_no_value(item) if item.name in SWITCHES else single_value(item)
+    for name, value in state.diffusers_flags.items():
+        _apply(state, name, value)
     for rule in RULES:
-        rule(reading)
+        rule(state)
     translated_argv = join_argv(stay) + [
-        word for name, value in reading.added.items() for word in _format_flag(name, value)
+        word for name, value in state.added.items() for word in _format_flag(name, value)
     ]
-    if reading.is_diffusers:
-        reading.notes.insert(0, "in this program's own words: " + printable(shlex.join(translated_argv), _MAX_SHOWN))
-    return Translation(translated_argv, reading.notes)
+    if state.is_diffusers:
+        state.notes.insert(0, "the same in this program's flags: " + printable(shlex.join(translated_argv), _MAX_SHOWN))
+    return Translation(translated_argv, state.notes)
 
 
 def _is_diffusers_flag(item: ArgvItem, settings: type[TrainingSettings]) -> bool:
-    habit = DIFFUSERS_FLAGS.get(item.name)
-    return habit is not None and not (isinstance(habit, SameFlag) and item.name in settings.model_fields)
+    flag = DIFFUSERS_FLAGS.get(item.name)
+    return flag is not None and not (isinstance(flag, SameFlag) and item.name in settings.model_fields)
 
 
-def _apply(reading: TranslationState, name: str, value: str) -> None:
+def _apply(state: TranslationState, name: str, value: str) -> None:
     match DIFFUSERS_FLAGS[name]:
         case RenamedFlag(ours):
-            reading.set_flag(ours, value, by=name)
+            state.set_flag(ours, value, by=name)
         case SwitchFlag(ours, fixed):
-            reading.set_flag(ours, fixed, by=name)
+            state.set_flag(ours, fixed, by=name)
         case SameFlag():
-            reading.set_flag(name, value, by=name)  # fails if the trainer has no such setting, with a message
+            state.set_flag(name, value, by=name)  # fails if the trainer has no such setting, with a message
         case IgnoredFlag(why, usual) if not _is_accepted(value, usual):
-            reading.note(f"--{name}: {why}")
+            state.note(f"--{name}: {why}")
         case RefusedFlag(why, usual) if not _is_accepted(value, usual):
-            raise UserError(f"--{name}: {why}", "Leave it out to go on without it.")
+            raise UserError(f"--{name}: {why}", "Leave it out to continue without it.")
 
 
 def _is_accepted(value: str, usual: tuple[str, ...]) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from ...concepts.card import BASE_TITLES
+from ...concepts.card import BASE_TITLES, BaseKind
 from ...config.text_checks import check_path
 from ...errors import UserError
 from ...prompts import printable
@@ -21,6 +24,8 @@ from .single_file import read_file, read_vae_file
 from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     from ..stable_diffusion import StableDiffusion
 
 __all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "describe_base", "kind_of", "load_base", "silence_libraries"]
@@ -60,26 +65,31 @@ def load_base(
     device = _choose_device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
-    vae_place = _locate_vae(str(vae)) if vae is not None else None
+    vae_path = _locate_vae(str(vae)) if vae is not None else None
     with silence_libraries():
-        place = _locate(name, revision)
-        parts = _read_parts(place, name, dtype, device, with_vae=vae is None)
-        if vae_place:
-            _replace_vae(parts, vae_place, str(vae), dtype)
-    common: dict[str, Any] = {
-        "name": name,
-        "kind": parts.kind,
-        "version": parts.version,
-        "note": parts.note,
-        "unet": parts.unet.to(device),
-        "vae": parts.vae.to(device),
-        "encoders": {key: TextEncoder(tokenizer, text.to(device)) for key, (tokenizer, text) in parts.encoders.items()},
-        "scheduler": parts.scheduler,
-        "checker": find_checker(place, device, safety),
-    }
+        path = _locate(name, revision)
+        parts = _read_parts(path, name, dtype, device, with_vae=vae is None)
+        if vae_path:
+            parts.vae = _replace_vae(parts, vae_path, str(vae), dtype)
+    if parts.vae is None:
+        raise TypeError(f"{name} was read without an autoencoder")
+    modules: list[nn.Module] = [parts.unet, parts.vae, *(model for _, model in parts.encoders.values())]
+    for module in modules:
+        module.to(device)
+    build: Callable[..., StableDiffusion] = StableDiffusion
     if parts.kind == "sdxl":
-        return StableDiffusionXL(**common, zero_empty=parts.force_zeros_for_empty_prompt)
-    return StableDiffusion(**common)
+        build = partial(StableDiffusionXL, force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt)
+    return build(
+        name=name,
+        kind=parts.kind,
+        version=parts.version,
+        note=parts.note,
+        unet=parts.unet,
+        vae=parts.vae,
+        encoders={key: TextEncoder(tokenizer, model, key) for key, (tokenizer, model) in parts.encoders.items()},
+        scheduler=parts.scheduler,
+        checker=find_checker(path, device, safety),
+    )
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:
@@ -98,22 +108,23 @@ def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and cached_folder(SHORT_NAMES["sd15"], None, missing_file) else BUILT_IN
 
 
-def kind_of(name: str | None) -> str | None:
+def kind_of(name: str | None) -> BaseKind | None:
     """Return the kind of base that `load_base` would load, or None if its name alone does not determine it."""
     name = name or default_base(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
+    kinds: dict[str, BaseKind] = {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
+    return kinds.get(name)
 
 
 def describe_base(base: StableDiffusion, requested: str | None, with_safety: bool = False) -> str:
     """Describe the loaded base: kind, size, precision and, if the user did not choose it, why it was chosen.
 
-    draws: mention the safety checker too.
+    with_safety: mention the safety checker too.
     """
     size = f"{base.num_parameters / 1e6:,.0f} million parameters"
     line = (
         f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {PRECISION_NAMES[base.dtype]}."
     )
-    line = " ".join(filter(None, (line, base.note, with_safety and base.safety_note)))
+    line = " ".join(filter(None, (line, base.note, base.safety_note if with_safety else "")))
     if requested:
         return line
     if base.name != BUILT_IN:
@@ -136,10 +147,10 @@ def _locate(name: str, revision: str | None) -> Path:
     return path or _fetch_from_hub(name, revision)
 
 
-def _read_parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool) -> BaseParts:
-    if place.is_file():
-        return read_file(place, name, dtype, device, with_vae)
-    return read_folder(place, name, dtype, with_vae)
+def _read_parts(path: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool) -> BaseParts:
+    if path.is_file():
+        return read_file(path, name, dtype, device, with_vae)
+    return read_folder(path, name, dtype, with_vae)
 
 
 def _local_path(name: str) -> Path | None:
@@ -154,8 +165,8 @@ def _local_path(name: str) -> Path | None:
         return None
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise UserError(
-            f"{printable(name)} is a pickle ({path.suffix}): opening it can run code, so I do not.",
-            "Use its .safetensors copy; most have one on the page they came from.",
+            f"{printable(name)} is a pickle ({path.suffix}), which can run code and is never opened.",
+            "Use its .safetensors copy; most models have one on their page.",
         )
     if not path.is_file():
         raise UserError(f"There is no file {printable(name, 200)}.", "Check the path.")
@@ -169,7 +180,7 @@ def _fetch_from_hub(name: str, revision: str | None) -> Path:
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(
             f"No base called {printable(name)}.",
-            "Use tiny, sd15, sd21, sdxl, a Hub id, a folder in diffusers layout or a .safetensors checkpoint.",
+            "Give --base tiny, sd15, sd21, sdxl, a Hub id, a folder in diffusers layout or a .safetensors file.",
         )
     return fetch_folder(
         hub_id, name, missing_file, revision, "Give --base FOLDER or a .safetensors file, or use --base tiny."
@@ -177,26 +188,27 @@ def _fetch_from_hub(name: str, revision: str | None) -> Path:
 
 
 def _locate_vae(name: str) -> Path:
-    fix = "Give --vae a folder, a .safetensors file or a Hub id."
+    hint = "Give --vae a folder, a .safetensors file or a Hub id."
     path = _local_path(name)
     if path is None and not HUB_ID.fullmatch(name):
-        raise UserError(f"No autoencoder called {printable(name)}.", fix)
-    path = path or fetch_folder(name, name, missing_vae_file, hint=fix)
+        raise UserError(f"No autoencoder called {printable(name)}.", hint)
+    path = path or fetch_folder(name, name, missing_vae_file, hint=hint)
     return path / "vae" if (path / "vae").is_dir() else path
 
 
-def _replace_vae(parts: BaseParts, place: Path, name: str, dtype: torch.dtype) -> None:
-    """Use another autoencoder, with the same latents, and include its hash in the base's version."""
-    if place.is_file():
-        resolution = int(parts.unet.config.sample_size) * 8
-        parts.vae, files = read_vae_file(place, parts.kind, resolution, dtype, name), [place]
+def _replace_vae(parts: BaseParts, path: Path, name: str, dtype: torch.dtype) -> AutoencoderKL:
+    """Load another autoencoder, with the same latents, and include its hash in the base's version."""
+    if path.is_file():
+        resolution = int(parts.unet.config["sample_size"]) * 8
+        vae, files = read_vae_file(path, parts.kind, resolution, dtype, name), [path]
     else:
-        parts.vae, files = read_vae_folder(place, parts.kind, dtype)
-    config, scaling = parts.vae.config, SCALING_FACTORS.get(parts.kind)
-    if config.latent_channels != parts.unet.config.in_channels or scaling not in (None, config.scaling_factor):
+        vae, files = read_vae_folder(path, parts.kind, dtype)
+    channels, scale = vae.config["latent_channels"], vae.config["scaling_factor"]
+    if channels != parts.unet.config["in_channels"] or SCALING_FACTORS.get(parts.kind, scale) != scale:
         raise UserError(
-            f"The autoencoder {printable(name)} makes other latents ({config.latent_channels} channels, scaled by "
-            f"{config.scaling_factor:g}) than {printable(_KIND_NAMES[parts.kind])} reads.",
+            f"--vae {printable(name)} has other latents ({channels} channels, scaled by {scale:g}) than "
+            f"{printable(_KIND_NAMES[parts.kind])} needs.",
             "Give one that was made for this kind of base.",
         )
     parts.version = hashlib.sha256(f"{parts.version}{sha256_of_files(files)}".encode()).hexdigest()
+    return vae

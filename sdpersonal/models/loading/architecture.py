@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ...concepts.card import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 
@@ -17,19 +18,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 CONTEXT_LENGTH = 77  # tokens, CLIP's context length
 SCALING_FACTORS = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # makes the latents' standard deviation about 1
+_LORA_MARKS = (
+    *("lora_down", "lora_up", ".lora_A.", ".lora_B.", "_lora.down", "lora.down", "hada_w1", "lokr_w", "oft_", ".ia3_l"),
+    *(".on_input", ".w_norm", ".set_weight", ".diff_b"),
+)
+_SUPPORTED = "sdpersonal works with Stable Diffusion 1.x, 2.x and XL"
 _HEAD_DIM = 64  # channels per attention head, except in SD 1.x, which has 8 heads everywhere
 
 
-KINDS_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-TINY_BY_WIDTH = {192: "tiny"}
+KINDS_BY_WIDTH: dict[int, BaseKind] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+TINY_BY_WIDTH: dict[int, BaseKind] = {192: "tiny"}
 
 
-def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS_BY_WIDTH) -> str:
+def kind_by_width(width: object, name: str, kinds: Mapping[int, BaseKind] = KINDS_BY_WIDTH) -> BaseKind:
     """Return the kind of the base called `name` from its cross-attention width. Raises UserError if unknown."""
     if isinstance(width, int) and width in kinds:
         return kinds[width]
     raise UserError(
-        f"{printable(name)} reads text of width {printable(str(width))}; Stable Diffusion 1.x has 768, "
+        f"--base {printable(name)} has text embeddings of width {printable(str(width))}; Stable Diffusion 1.x has 768, "
         "2.x 1024, XL 2048.",
         "Use another base.",
     )
@@ -116,7 +122,7 @@ def clip_config(shapes: Shapes) -> dict[str, object]:
 def open_clip_config(shapes: Shapes, all_layers: bool) -> dict[str, object]:
     """Derive the CLIPTextConfig of a text model in open_clip's layout. shapes: without its prefix.
 
-    whole: use all layers, as SDXL does. SD 2.x uses the last but one and omits the last of ViT-H's 24.
+    all_layers: use all layers, as SDXL does. SD 2.x uses the last but one and omits the last of ViT-H's 24.
     """
     vocabulary, width = shapes["token_embedding.weight"]
     layers = _count_matches(shapes, r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.weight")
@@ -154,3 +160,44 @@ def _resnets_per_level(shapes: Shapes) -> int:
 
 def _count_matches(shapes: Shapes, pattern: str) -> int:
     return 1 + max((int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))), default=-1)
+
+
+def refuse_unsupported(shapes: Shapes, name: str) -> None:
+    """Raise UserError unless these weights may be a whole checkpoint of Stable Diffusion."""
+    if reason := _unsupported_reason(shapes):
+        description, hint = reason
+        raise UserError(f"--base {printable(name)} is {description}.", hint)
+
+
+def _unsupported_reason(shapes: Shapes) -> tuple[str, str] | None:
+    def has(*marks: str) -> bool:
+        return any(mark in key for key in shapes for mark in marks)
+
+    if has(*_LORA_MARKS):
+        return "a LoRA, not a base", "Import it into the library: sdpersonal concepts import FILE"
+    if shapes.keys() <= {"emb_params", "emp_params", "clip_l", "clip_g"} or (
+        len(shapes) == 1 and not has(".weight", ".scale") and all(len(shape) <= 2 for shape in shapes.values())
+    ):
+        return "an embedding, not a base", "Import it into the library: sdpersonal concepts import FILE"
+    if has("joint_blocks."):
+        return "Stable Diffusion 3", f"{_SUPPORTED}, such as --base sd15, sd21 or sdxl."
+    if has("double_blocks.", "double_stream"):
+        return "FLUX or one of its kind", f"{_SUPPORTED}, such as --base sd15, sd21 or sdxl."
+    if has("control_model.", "controlnet_cond_embedding", "controlnet_down_blocks", "zero_convs."):
+        return "a ControlNet, not a base", "Give --base the model that it was made for."
+    if has("motion_modules.", "temporal_transformer"):
+        return "a motion module, not a base", "Give --base the model that it was made for."
+    if shapes.get("conditioner.embedders.0.model.ln_final.weight") == (1280,):
+        return "the refiner of SDXL, which only finishes images", "Use the base: sdxl, or its file."
+    if any(key.startswith("model.diffusion_model.input_blocks.") for key in shapes):
+        return None
+    if "input_blocks.0.0.weight" in shapes:
+        return "a UNet alone, without text encoder and autoencoder", "Use a whole checkpoint."
+    if "conv_in.weight" in shapes and has("down_blocks."):
+        return "a part of a diffusers folder", "Give the folder that has model_index.json."
+    if "decoder.conv_in.weight" in shapes or "first_stage_model.decoder.conv_in.weight" in shapes:
+        return "an autoencoder (VAE), not a base", "Give it beside a base: --vae FILE"
+    return (
+        "not a supported checkpoint",
+        f"{_SUPPORTED}. Give a whole checkpoint, a folder in diffusers layout or a Hub id.",
+    )

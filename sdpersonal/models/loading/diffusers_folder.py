@@ -10,14 +10,19 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from ...concepts.card import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 from .architecture import KINDS_BY_WIDTH, TINY_BY_WIDTH, kind_by_width
 from .weights import BaseParts, check_complete, sha256_of_files, vae_dtype
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 WEIGHT_STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -34,7 +39,7 @@ VARIANTS = ("", ".fp16")  # full precision first
 _UNSUPPORTED = {  # keyed by a part of the pipeline's name
     "StableDiffusion3": "Stable Diffusion 3",
     "Flux": "FLUX",
-    "XLImg2Img": "the refiner of SDXL, which only finishes pictures",
+    "XLImg2Img": "the refiner of SDXL, which only finishes images",
     "Inpaint": "an inpainting model",
     "Depth2Img": "a depth model",
     "Pix2Pix": "an editing model",
@@ -44,7 +49,8 @@ _UNSUPPORTED = {  # keyed by a part of the pipeline's name
 
 def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = True) -> BaseParts:
     """Read a base from a folder. Raises UserError if a part is missing, damaged, or of another kind."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     index = _read_index(folder)
@@ -55,7 +61,7 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = Tr
         kind = base_kind(read_config(folder / "unet" / "config.json"), name)
         _check_schedule(read_config(folder / "scheduler" / "scheduler_config.json"), name)
         unet = load_strictly(UNet2DConditionModel, folder / "unet", files["unet"][0], dtype, low_cpu_mem_usage=True)
-        encoders = {}
+        encoders: dict[str, tuple[PreTrainedTokenizerBase, CLIPTextModel]] = {}
         for key, suffix, model in (("clip_l", "", CLIPTextModel), ("clip_g", "_2", CLIPTextModelWithProjection)):
             if f"text_encoder{suffix}" in parts:
                 text = load_strictly(model, folder / f"text_encoder{suffix}", files[f"text_encoder{suffix}"][0], dtype)
@@ -69,16 +75,16 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = Tr
     )
 
 
-def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[nn.Module, list[Path]]:
+def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[AutoencoderKL, list[Path]]:
     """Read an AutoencoderKL from its own folder; return it and the files of its weights. Raises UserError."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     variant, paths = require_weights(folder.parent, folder.name)
     check_complete(paths)
     with translate_load_errors(folder, "autoencoder"):
         config = read_config(folder / "config.json")
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL" or config.get("latents_mean") is not None:
-            raise ValueError(f"it is a {config.get('_class_name')} of a kind that I do not know")
+            raise ValueError(f"it is a {config.get('_class_name')} of an unsupported kind")
         vae = load_strictly(AutoencoderKL, folder, variant, vae_dtype(kind, config, dtype), low_cpu_mem_usage=True)
     return vae, paths
 
@@ -97,7 +103,7 @@ def missing_file(folder: Path) -> str | None:
 
 
 def missing_vae_file(folder: Path) -> str | None:
-    """Do the same for the folder of an autoencoder, or of a base that has one."""
+    """Return the file that the folder of an autoencoder, or of a base with one, lacks; None if it is complete."""
     return (
         None
         if find_weights(folder.parent, folder.name) or find_weights(folder, "vae")
@@ -118,16 +124,16 @@ def require_weights(folder: Path, part: str) -> tuple[str, list[Path]]:
     )
 
 
-def base_kind(unet: Mapping[str, object], name: str) -> str:
+def base_kind(unet: Mapping[str, object], name: str) -> BaseKind:
     """Return the kind of base from its UNet's configuration. Raises UserError if it cannot be trained on."""
     channels, width = unet.get("in_channels", 4), unet.get("cross_attention_dim", 1280)
     if channels != unet.get("out_channels", 4):
         raise UserError(
-            f"{printable(name)} is an inpainting or depth model ({channels} channels); it cannot be taught here.",
-            "Use its plain sister.",
+            f"--base {printable(name)} is an inpainting or depth model ({channels} channels).",
+            "Use the text-to-image model that it was made from.",
         )
     if width == 1280 and unet.get("addition_embed_type"):
-        raise UserError(f"{printable(name)} is {_UNSUPPORTED['XLImg2Img']}.", "Use the base: sdxl.")
+        raise UserError(f"--base {printable(name)} is {_UNSUPPORTED['XLImg2Img']}.", "Use --base sdxl.")
     return kind_by_width(width, name, KINDS_BY_WIDTH | TINY_BY_WIDTH)
 
 
@@ -136,13 +142,13 @@ def _read_index(folder: Path) -> dict:
     try:
         index = read_config(path)
     except FileNotFoundError:
-        what = (
+        description = (
             "a LoRA's folder"
             if (folder / "pytorch_lora_weights.safetensors").exists()
             else "not a model in diffusers layout"
         )
         raise UserError(
-            f"{printable(str(folder), 200)} is {what}: it has no model_index.json.",
+            f"{printable(str(folder), 200)} is {description}: it has no model_index.json.",
             "Give the folder that holds that file.",
         ) from None
     except (ValueError, OSError, RecursionError):
@@ -156,11 +162,11 @@ def _pipeline_parts(index: dict, folder: Path, name: str) -> tuple[str, ...]:
         pipeline = "StableDiffusionXLImg2ImgPipeline"  # the refiner, which names the base's pipeline
     if pipeline in PIPELINES:
         return PIPELINES[pipeline]
-    what = next((what for part, what in _UNSUPPORTED.items() if part in pipeline), None)
+    description = next((text for part, text in _UNSUPPORTED.items() if part in pipeline), None)
+    kind = f"{description} ({printable(pipeline)})" if description else f"a {printable(pipeline)}"
     raise UserError(
-        f"{printable(name)} is {f'{what} ({printable(pipeline)})' if what else f'a {printable(pipeline)}'}; "
-        "I work with Stable Diffusion 1.x, 2.x and XL.",
-        "Try sd15, sd21, sdxl or tiny.",
+        f"--base {printable(name)} is {kind}; sdpersonal works with Stable Diffusion 1.x, 2.x and XL.",
+        "Try --base sd15, sd21, sdxl or tiny.",
     )
 
 
@@ -196,24 +202,27 @@ def _check_schedule(config: Mapping[str, object], name: str) -> None:
     scheduler, prediction = str(config.get("_class_name", "")), config.get("prediction_type", "epsilon")
     if scheduler.startswith(("EDM", "Flow")) or prediction not in ("epsilon", "v_prediction"):
         raise UserError(
-            f"{printable(name)} was trained in a way that I do not know ({printable(scheduler)}, "
+            f"--base {printable(name)} was trained in an unsupported way ({printable(scheduler)}, "
             f"{printable(str(prediction))}).",
             "Use another base.",
         )
 
 
 @contextmanager
-def translate_load_errors(folder: Path, what: str, hint: str = "Fetch or copy it again.") -> Iterator[None]:
+def translate_load_errors(folder: Path, part: str, hint: str = "Fetch or copy it again.") -> Iterator[None]:
     """Raise UserError in place of what the libraries raise for files that cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         message = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise UserError(f"The {what} {printable(str(folder), 200)} cannot be read: {message}", hint) from None
+        raise UserError(f"The {part} {printable(str(folder), 200)} cannot be read: {message}", hint) from None
 
 
-def load_strictly(model, folder: Path, variant: str, dtype: torch.dtype, **options):
-    """Load a model; raise ValueError for missing weights, which both libraries only warn of and initialise randomly."""
+def load_strictly(model: Any, folder: Path, variant: str, dtype: torch.dtype, **options: Any) -> Any:
+    """Load a model of a class of diffusers or transformers, whose `from_pretrained` have no common type.
+
+    Raises ValueError for missing weights, which both libraries only warn of and initialise randomly.
+    """
     options |= {"local_files_only": True, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     loaded, info = model.from_pretrained(folder, variant=variant.removeprefix(".") or None, **options)
     missing = [*info.get("missing_keys", ()), *(mismatch[0] for mismatch in info.get("mismatched_keys", ()))]

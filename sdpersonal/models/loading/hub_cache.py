@@ -39,7 +39,7 @@ def fetch_folder(
     """Return the folder of a model, from the cache or else the Hub.
 
     A complete cached copy is used under its old name; only a download follows a moved repository.
-    instead: advice for the user if the Hub cannot be reached. Raises UserError within seconds if the model is not
+    hint: advice for the user if the Hub cannot be reached. Raises UserError within seconds if the model is not
     available, DiskFull if the disk is full.
     """
     from huggingface_hub import HfApi, snapshot_download
@@ -96,16 +96,20 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
         return None
 
 
-def _to_user_error(error: Exception, name: str, hub_id: str, missing: str | None, instead: str) -> UserError:
+def _to_user_error(error: Exception, name: str, hub_id: str, missing: str | None, hint: str) -> UserError:
     kind = type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"The disk is full; {name} is not fetched.", "Make room and run it again: it goes on.")
+        return DiskFull(
+            f"The disk is full; {name} is not downloaded.", "Free some space and run it again; the download continues."
+        )
     if "Gated" in kind:
-        return UserError(f"{name} requires accepting an agreement.", "Accept it on its page, then: hf auth login")
+        return UserError(
+            f"{name} is gated: its licence must be accepted.", "Accept it on the model's page, then run: hf auth login"
+        )
     if "NotFound" in kind:
         hub_id_note = f" ({hub_id})" if hub_id not in name else ""
         return UserError(f"The Hub has no model {name}{hub_id_note}.", "Check its name on huggingface.co.")
     if missing:
         part = f"is on this machine only in part ({printable(missing)} is missing)"
-        return UserError(f"{name} {part} and The Hub cannot be reached.", instead)
-    return UserError(f"{name} is not on this machine and The Hub cannot be reached.", instead)
+        return UserError(f"{name} {part}, and the Hub cannot be reached.", hint)
+    return UserError(f"{name} is not on this machine, and the Hub cannot be reached.", hint)

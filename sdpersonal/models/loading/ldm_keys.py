@@ -8,10 +8,15 @@ ones, so that each weight of a model has exactly one key, and a missing one can 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 _UNET = {
     "conv_in": "input_blocks.0.0",
@@ -56,15 +61,15 @@ class CheckpointKey:
     is_transposed: bool = False
 
 
-def unet_keys(unet: nn.Module, prefix: str = "model.diffusion_model.") -> dict[str, CheckpointKey]:
+def unet_keys(unet: UNet2DConditionModel, prefix: str = "model.diffusion_model.") -> dict[str, CheckpointKey]:
     """Return the key of every weight of a UNet2DConditionModel of SD 1.x, 2.x or SDXL."""
     paths = unet_paths(unet)
     return {name: CheckpointKey(f"{prefix}{paths[path]}.{end}") for name, path, end in _split_names(unet)}
 
 
-def vae_keys(vae: nn.Module, prefix: str = "first_stage_model.") -> dict[str, CheckpointKey]:
+def vae_keys(vae: AutoencoderKL, prefix: str = "first_stage_model.") -> dict[str, CheckpointKey]:
     """Return the key of every weight of an AutoencoderKL."""
-    levels = len(vae.config.block_out_channels)
+    levels = len(vae.config["block_out_channels"])
     return {name: CheckpointKey(f"{prefix}{_vae_path(path, levels)}.{end}") for name, path, end in _split_names(vae)}
 
 
@@ -78,7 +83,7 @@ def open_clip_keys(text: nn.Module, prefix: str) -> dict[str, CheckpointKey]:
     return {name: _open_clip_key(name.removeprefix("text_model."), prefix) for name in text.state_dict()}
 
 
-def unet_paths(unet: nn.Module) -> dict[str, str]:
+def unet_paths(unet: UNet2DConditionModel) -> dict[str, str]:
     """Map every module path of a UNet to the original: `down_blocks.0.resnets.0.conv1` to
     `input_blocks.1.0.in_layers.2`. kohya's files name the layers of an SDXL LoRA by the original paths.
     """
@@ -86,13 +91,13 @@ def unet_paths(unet: nn.Module) -> dict[str, str]:
     return {path: _unet_path(path, blocks) for path, _ in unet.named_modules()}
 
 
-def _unet_blocks(config) -> Iterator[tuple[str, str]]:
+def _unet_blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (diffusers' path, original path) of resnets, transformers and resamplers.
 
     The original numbers them consecutively, diffusers by level.
     """
     yield from _UNET.items()
-    layers, levels = config.layers_per_block, len(config.block_out_channels)
+    layers, levels = config["layers_per_block"], len(config["block_out_channels"])
     number = 1  # 0 is conv_in
     for level in range(levels):
         for layer in range(layers):
@@ -109,7 +114,7 @@ def _unet_blocks(config) -> Iterator[tuple[str, str]]:
             number = level * (layers + 1) + layer
             yield f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{number}.0"
             yield f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{number}.1"
-        place = 2 if "CrossAttn" in config.up_block_types[level] else 1
+        place = 2 if "CrossAttn" in config["up_block_types"][level] else 1
         yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{number}.{place}.conv"
 
 
@@ -138,7 +143,7 @@ def _vae_path(path: str, levels: int) -> str:
 def _open_clip_key(name: str, prefix: str) -> CheckpointKey:
     if name in _OPEN_CLIP:
         return CheckpointKey(prefix + _OPEN_CLIP[name], is_transposed=name.startswith("text_projection"))
-    number, inside = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name).groups()
+    number, inside = name.removeprefix("encoder.layers.").split(".", 1)
     block = f"{prefix}transformer.resblocks.{number}."
     path, end = inside.rsplit(".", 1)
     if joint := re.fullmatch(r"self_attn\.([qkv])_proj", path):

@@ -8,14 +8,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...concepts.card import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 from .ldm_keys import CheckpointKey
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 # diffusers imports bitsandbytes if it is installed, and that logs about 4-bit kernels, which are not used here.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -27,12 +35,12 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 class BaseParts:
     """The components of a base, as read from a folder or a file."""
 
-    kind: str  # "tiny", "sd1", "sd2" or "sdxl"
+    kind: BaseKind
     version: str  # sha256, 64 hexadecimal digits
-    unet: nn.Module
-    vae: nn.Module | None
-    encoders: dict[str, tuple[object, nn.Module]]  # "clip_l" or "clip_g": tokenizer and text model
-    scheduler: object
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | None  # None if another one is used
+    encoders: dict[str, tuple[PreTrainedTokenizerBase, CLIPTextModel]]  # by "clip_l" or "clip_g"
+    scheduler: DDPMScheduler
     force_zeros_for_empty_prompt: bool = True
     note: str = ""  # what the user should know about how it was read
 
@@ -46,7 +54,7 @@ def vae_dtype(kind: str, config: Mapping[str, object], dtype: torch.dtype) -> to
 
 
 @contextmanager
-def open_safetensors(path: Path) -> Iterator:
+def open_safetensors(path: Path) -> Iterator[safe_open]:
     """Open a safetensors file, memory-mapped. Raises UserError if it is not one, or is truncated."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -66,15 +74,17 @@ def check_complete(paths: Iterable[Path]) -> None:
             pass
 
 
-def load_weights(model: nn.Module, file, keys: Mapping[str, CheckpointKey], dtype: torch.dtype, name: str) -> None:
+def load_weights(
+    model: nn.Module, file: safe_open, keys: Mapping[str, CheckpointKey], dtype: torch.dtype, name: str
+) -> None:
     """Load the weights of a model on the meta device from an open file. Raises UserError if they do not fit."""
     available = set(file.keys())
-    missing = sorted({place.key for place in keys.values()} - available)
+    missing = sorted({key.key for key in keys.values()} - available)
     if missing:
         raise UserError(
             f"{printable(name)} lacks {len(missing)} of the weights it should have; the first is "
             f"{printable(missing[0])}.",
-            "It is cut down, or of an architecture that I do not know. Use another copy.",
+            "It is incomplete or of an unknown architecture. Use another copy.",
         )
     tensors = {}
     for key, shape in ((key, value.shape) for key, value in model.state_dict().items()):
@@ -88,8 +98,9 @@ def load_weights(model: nn.Module, file, keys: Mapping[str, CheckpointKey], dtyp
         tensors[key] = tensor.reshape(shape).to(dtype).contiguous()  # a 1x1 convolution may replace a linear layer
     model.load_state_dict(tensors, assign=True)
     for module in model.modules():
-        if "position_ids" in module._buffers:  # CLIP's buffer, which files may omit
-            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+        position_ids = module._buffers.get("position_ids")  # CLIP's buffer, which files may omit
+        if position_ids is not None:
+            module._buffers["position_ids"] = torch.arange(position_ids.shape[-1])[None]
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
@@ -102,7 +113,7 @@ def sha256_of_files(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _read_tensor(file, key: CheckpointKey) -> Tensor:
+def _read_tensor(file: safe_open, key: CheckpointKey) -> Tensor:
     if key.qkv_index is None:
         tensor = file.get_tensor(key.key)
         return tensor.T if key.is_transposed else tensor
@@ -111,12 +122,12 @@ def _read_tensor(file, key: CheckpointKey) -> Tensor:
     return joint[key.qkv_index * size : (key.qkv_index + 1) * size]
 
 
-def _describe_damage(path: Path, said: str) -> str:
+def _describe_damage(path: Path, message: str) -> str:
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
         return "is empty"
-    if start[8:] == b"{" and ("not fully covered" in said or "header length" in said.lower()):
+    if start[8:] == b"{" and ("not fully covered" in message or "header length" in message.lower()):
         return "is cut short: it was not fetched or copied to its end"
     return "is not a safetensors file that can be read"
 
@@ -124,7 +135,7 @@ def _describe_damage(path: Path, said: str) -> str:
 class silence_libraries:
     """Hide the progress bars and log messages of transformers and diffusers inside a `with` block."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         from diffusers.utils import logging as diffusers_log
         from transformers.utils import logging as transformers_log
 
@@ -134,7 +145,7 @@ class silence_libraries:
             log.set_verbosity(logging.ERROR)
             log.disable_progress_bar()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for log, level in zip(self._logs, self._levels, strict=True):
             log.set_verbosity(level)
             log.enable_progress_bar()

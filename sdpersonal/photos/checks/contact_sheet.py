@@ -17,10 +17,10 @@ _INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the crop's outline; brightness factor
 _MAX_COLUMNS = 8
 
 
-def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
+def contact_sheet(photos: PhotoSet, report: Report) -> Image.Image:
     """Draw the contact sheet (RGB): photos are darkened outside their crop, findings are red."""
     findings = {
-        photo.name: [finding.name for finding in verdict.findings if photo.name in finding.photos]
+        photo.name: [finding.name for finding in report.findings if photo.name in finding.photos]
         for photo in photos.photos
     }
     lines = max(map(len, findings.values()))

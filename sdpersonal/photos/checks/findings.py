@@ -25,25 +25,25 @@ _MAX_NAMES = 6  # photos listed by name in a line; the others are counted
 # The effect on the concept, and what to change.
 _ADVICE: dict[FindingName, tuple[str, str]] = {
     "few": ("What else is in them will be learned as part of it.", "Use 4 to 10, each in another place."),
-    "small": ("Enlarged photos teach soft pictures.", "Take larger photos, or train at a lower --resolution."),
+    "small": ("Enlarged photos make generated images soft.", "Take larger photos, or train at a lower --resolution."),
     "near-duplicates": (
-        "What they share counts twice, and pictures will copy it.",
+        "What they share counts twice, and images will copy it.",
         "Keep the best one; take the others from another side or in another place.",
     ),
-    "blurred": ("Pictures of it will be blurred too.", "Leave them out, or take them again with more light."),
+    "blurred": ("Images of it will be blurred too.", "Leave them out, or take them again with more light."),
     "sideways": (
-        "It will be drawn lying on its side now and then.",
+        "It will sometimes be generated lying on its side.",
         "Turn them upright, or leave them if they were meant so.",
     ),
-    "dark": ("It will be drawn in the dark, without detail.", "Brighten them, or take them again with more light."),
+    "dark": ("It will be generated in the dark, without detail.", "Brighten them, or take them again with more light."),
     "burnt-out": ("Where all is white there is nothing to learn.", "Take them again with less light."),
-    "washed-out": ("It will be drawn as if in fog.", "Raise their contrast, or take them again."),
+    "washed-out": ("It will be generated as if in fog.", "Raise their contrast, or take them again."),
     "one-background": (
-        "The background will be learned as part of it and come along.",
+        "The background will be learned as part of it.",
         "Take some elsewhere, or name the background: 01.txt beside 01.jpg with '{} on a white wall' in it.",
     ),
     "two-subjects": (
-        "One word cannot mean both: pictures will show a mixture.",
+        "One token cannot mean both: images will show a mixture.",
         "Put each subject in a folder of its own and train two concepts. Ignore this if it is the same one.",
     ),
     "wrong-class": (
@@ -93,9 +93,9 @@ class Report:
         """Format for a terminal: a summary, then two lines for each finding."""
         photos = "1 photo" if self.count == 1 else f"{self.count} photos"
         if not self.findings:
-            return [f"{photos}: I see nothing to change."]
-        things = "one thing" if len(self.findings) == 1 else f"{len(self.findings)} things"
-        lines = [f"{photos}, {things} to look at before training:"]
+            return [f"{photos}: nothing to change."]
+        count = "one thing" if len(self.findings) == 1 else f"{len(self.findings)} things"
+        lines = [f"{photos}, {count} to look at before training:"]
         for finding in self.findings:
             lines += [f"  {finding.name}: {finding.message} {finding.effect}", f"    {finding.hint}"]
         return lines

@@ -2,10 +2,10 @@
 
 from .axes import Axis
 from .checkpoints import CheckpointConcepts
-from .drawing import generate_all, generate_cells
-from .page import GridTile
-from .saving import SavedGrid, generate_grid, grid_images, save_grid
-from .sheet import GridCell, XyzGridRequest
+from .generate_cells import generate_all, generate_cells
+from .grid_page import GridTile
+from .request import GridCell, XyzGridRequest
+from .save_grid import SavedGrid, generate_grid, grid_images, save_grid
 
 __all__ = [
     "Axis",

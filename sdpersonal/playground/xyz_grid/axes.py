@@ -12,6 +12,7 @@ checkpoint: runs/me-duck-dreambooth-lora   the concept at each checkpoint of a t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,18 +22,18 @@ from ...config import GenerateRequest
 from ...errors import UserError
 from ...prompts import Token, Wildcards, all_prompts, printable
 from .checkpoints import CheckpointRun
+from .prompt_edits import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 from .ranges import MAX_VALUES, parse_numbers
-from .wording import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 
 _PROMPT_KINDS = (
     "prompt",
     "words",
-    "strength",
+    "concept_strength",
     "window",
     "checkpoint",
     "concept",
 )  # in the order of application
-_EXCLUDED = {*_PROMPT_KINDS, "n", "every", "start", "mask"}
+_EXCLUDED = {*_PROMPT_KINDS, "num_images", "all_combinations", "init_image", "mask"}
 SETTING_KINDS = tuple(name for name in GenerateRequest.model_fields if name not in _EXCLUDED)
 _WINDOW = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
 
@@ -42,8 +43,11 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis. kind: a setting of a request, or one of prompt, words, strength, window, concept, checkpoint; target:
-    the word or token that changes, "" if the kind needs none; values: of the setting, or texts; run: of checkpoints."""
+    """An axis.
+
+    kind: a setting of a request, or one of prompt, words, concept_strength, window, concept, checkpoint; target: the
+    word or token that changes, "" if the kind needs none; values: of the setting, or texts; run: of checkpoints.
+    """
 
     kind: str
     target: str
@@ -69,14 +73,16 @@ class Axis:
         """Build an axis from its parts as written."""
         name = kind.lower().replace("-", "_")
         name = name if name in ("words", "steps") else name.removesuffix("s")
-        name = "words" if name == "word" else name
+        name = GenerateRequest.present_name("words" if name == "word" else name)
+        if name == "strength" and target:  # without a concept it is the denoising strength
+            name = "concept_strength"
         if name not in (*_PROMPT_KINDS, *SETTING_KINDS):
             known = ", ".join((*_PROMPT_KINDS, *SETTING_KINDS)).replace("_", "-")
-            raise UserError(f"{printable(kind)} is nothing that a sheet can change.", f"I can change {known}.")
-        read = _PARSERS.get(name, _parse_setting)
-        axis = read(name, target, values)
+            raise UserError(f"A grid cannot change {printable(kind)}.", f"An axis can be: {known}.")
+        parse = _PARSERS.get(name, _parse_setting)
+        axis = parse(name, target, values)
         if not 1 <= len(axis.values) <= MAX_VALUES:
-            raise UserError(f"{printable(kind)} has {len(axis.values)} values; I take 1 to {MAX_VALUES}.")
+            raise UserError(f"{printable(kind)} has {len(axis.values)} values; 1 to {MAX_VALUES} are allowed.")
         return axis
 
     @property
@@ -90,11 +96,11 @@ class Axis:
             return fields | {self.kind: value}
         if self.kind == "prompt":
             return fields | {"prompt": value}
-        change = {"words": replace_words, "strength": set_strength, "window": set_window}.get(
-            self.kind, replace_concept
-        )
-        target = self.target if self.kind == "words" else Token.parse(self.target)
-        return fields | {"prompt": change(fields["prompt"], target, value)}
+        if self.kind == "words":
+            return fields | {"prompt": replace_words(fields["prompt"], self.target, value)}
+        edits: dict[str, Callable[[str, Token, Any], str]] = {"strength": set_strength, "window": set_window}
+        edit = edits.get(self.kind, replace_concept)
+        return fields | {"prompt": edit(fields["prompt"], Token.parse(self.target), value)}
 
     def applies_to(self, fields: Fields) -> bool:
         """Return whether these fields contain what the axis changes."""
@@ -108,7 +114,7 @@ class Axis:
             return printable(value, 400) or "(nothing)"
         if self.kind == "checkpoint":
             return f"step {value.removesuffix('>').rpartition('-')[2]}"
-        if self.kind in ("strength", "window"):
+        if self.kind in ("concept_strength", "window"):
             mark = "@" if self.kind == "window" else ":"
             number = value if self.kind == "window" else f"{value:g}"
             return f"{self.target[:-1]}{mark}{number}>"
@@ -183,7 +189,7 @@ def _parse_setting(kind: str, target: str, values: str) -> Axis:
 _PARSERS = {
     "prompt": _parse_prompts,
     "words": _parse_words,
-    "strength": _parse_strengths,
+    "concept_strength": _parse_strengths,
     "window": _parse_windows,
     "concept": _parse_concepts,
     "checkpoint": _parse_checkpoints,

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 from ... import storage
 from ...errors import UserError
 from ...prompts import Token, printable
+from ...training.run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_steps
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ...concepts.concept import Concept
     from ...models import StableDiffusion
 
 _MAX_MANIFEST_BYTES, _MAX_STATE_BYTES = 4 << 20, 8 << 30  # bytes
-_FOLDER = re.compile(r"step-([0-9]{6,9})")
 _FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
 
 
@@ -42,20 +43,19 @@ class CheckpointRun:
     @classmethod
     def open(cls, folder: Path) -> CheckpointRun:
         """Open a run. Raises UserError if it has no checkpoint, or none that a token can refer to."""
-        names = sorted(path.name for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name))
-        names = [name for name in names if (folder / name / "manifest.json").exists()]
-        if not names:
+        steps = checkpoint_steps(folder)
+        if not steps:
             raise UserError(
                 f"{printable(str(folder))} holds no checkpoint.",
                 "Give the folder of a run, for example runs/me-duck-...",
             )
-        settings = _read_manifest(folder / names[-1])["run"]
+        settings = _read_manifest(checkpoint_folder(folder, steps[-1]))["run"]
         if settings.get("method") == "dreambooth-full":
             raise UserError(
                 "A checkpoint of --method full is a whole model, not a concept.", "Compare finished runs instead."
             )
         token = Token.parse(str(settings.get("token", "")))
-        return cls(folder, token, tuple(int(name[5:]) for name in names), settings)
+        return cls(folder, token, tuple(steps), settings)
 
     def token_at(self, step: int) -> Token:
         return replace(self.token, name=f"{self.token.name}-step-{step}")
@@ -71,14 +71,16 @@ class CheckpointRun:
 
         if self.settings.get("base") != base.version:
             raise UserError(
-                f"{printable(str(self.folder))} was taught on another base than {printable(base.name)}.",
+                f"{printable(str(self.folder))} was trained on another base than {printable(base.name)}.",
                 "Give its --base.",
             )
-        learned = _load_weights(self.folder / f"step-{step:06d}")
-        rows, lora = _embeddings(learned, base), {key: learned[key] for key in learned if not key.startswith("rows.")}
+        weights = _load_weights(checkpoint_folder(self.folder, step))
+        lora = {key: tensor for key, tensor in weights.items() if not key.startswith("rows.")}
         noun = str(self.settings.get("class_noun") or self.settings.get("init") or self.settings.get("kind", ""))
         card = Card(base=base.kind, class_noun=noun[:100], method=str(self.settings.get("method", "")), steps=step)
-        return Concept(replace(self.token_at(step), version=1), card, rows, to_lora(lora) if lora else None)
+        return Concept(
+            replace(self.token_at(step), version=1), card, _embeddings(weights, base), to_lora(lora) if lora else None
+        )
 
 
 class CheckpointConcepts:
@@ -92,15 +94,15 @@ class CheckpointConcepts:
         return self._concepts_by_token.get(token) or self._library.get(token)
 
 
-def _embeddings(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict:
+def _embeddings(weights: Mapping[str, Tensor], base: StableDiffusion) -> dict[str, np.ndarray]:
     """Return embeddings as prompts use them: training keeps them at the norm that they would have."""
     from ...training.methods.token_embedding import clip_norm, max_embedding_norm
 
     embeddings = {}
-    for name, rows in learned.items():
+    for name, vectors in weights.items():
         if name.startswith("rows."):
             key = name.removeprefix("rows.")
-            embeddings[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
+            embeddings[key] = clip_norm(vectors, max_embedding_norm(base.encoders[key])).numpy()
     return embeddings
 
 
@@ -110,22 +112,25 @@ def _load_weights(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        values, averages = {}, {}
+        weights: dict[str, dict[str, Tensor]] = {"value": {}, "average": {}}
         for name, digest in _read_manifest(folder)["sha256"].items():
             data = storage.read_bytes(folder / name, _MAX_STATE_BYTES) if _FILE.fullmatch(name) else b""
             if storage.sha256(data) != digest:
                 raise ValueError("not what was written")
             for key, tensor in load(data).items():
                 kind, _, rest = key.partition(".")
-                {"value": values, "average": averages}.get(kind, {})[rest] = tensor.float()
-        return {key: averages.get(key, value) for key, value in values.items()}
+                if kind in weights:
+                    weights[kind][rest] = tensor.float()
+        return weights["value"] | {
+            key: weights["average"][key] for key in weights["value"] if key in weights["average"]
+        }
     except (UserError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged_error(folder) from error
 
 
 def _read_manifest(folder: Path) -> dict:
     try:
-        manifest = json.loads(storage.read_bytes(folder / "manifest.json", _MAX_MANIFEST_BYTES))
+        manifest = json.loads(storage.read_bytes(folder / MANIFEST_FILE, _MAX_MANIFEST_BYTES))
         if isinstance(manifest["run"], dict) and isinstance(manifest["sha256"], dict):
             return manifest
     except (UserError, ValueError, KeyError, TypeError, RecursionError):

@@ -26,10 +26,9 @@ def parse_numbers(text: str) -> tuple[int | float, ...]:
         if item in ("...", "…"):
             numbers += _expand_ellipsis(numbers, items[i + 1 : i + 2], text)
         elif span := _RANGE.fullmatch(item):
-            first, last, step = (Decimal(part) if part else None for part in span.groups())
-            numbers += _arithmetic_range(
-                first, last, Decimal(1 if last >= first else -1) if step is None else step, text
-            )
+            first, last = Decimal(span[1]), Decimal(span[2])
+            step = Decimal(span[3]) if span[3] else Decimal(1 if last >= first else -1)
+            numbers += _arithmetic_range(first, last, step, text)
         elif re.fullmatch(_NUMBER, item):
             numbers.append(Decimal(item))
         else:

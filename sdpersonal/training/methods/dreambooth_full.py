@@ -16,14 +16,19 @@ from ... import storage
 from ...concepts.concept import Lora, LoraLayer
 from ...config import IDENTIFIER
 from ...models import StableDiffusion
-from ..dataset import Batch, batch_loss
+from ..dataset import Batch, CaptionPieces
+from ..objective import batch_loss
 from ..presets import Preset
+from ..run_dir import MODEL_FOLDER
 from .prior_preservation import PriorLoss
-
-MODEL_FOLDER = "model"  # in the run folder
 
 
 class DreamboothFull:
+    """Trains all weights of the UNet.
+
+    text: train those of the text encoders too; rank: of the LoRA that approximates the result.
+    """
+
     name = "dreambooth-full"
 
     def __init__(
@@ -42,7 +47,7 @@ class DreamboothFull:
         modules = base.modules()
         self._models = {"unet": modules["unet"]} | ({key: modules[key] for key in base.encoders} if text else {})
         self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
-        self._before = {name: value.detach().cpu().clone() for name, value in self.trainable_parameters().items()}
+        self._initial = {name: value.detach().cpu().clone() for name, value in self.trainable_parameters().items()}
         for model in self._models.values():
             _cast(model, torch.float32)  # master weights: in bf16 a small step is rounded away
             model.requires_grad_(True)
@@ -70,15 +75,15 @@ class DreamboothFull:
             loss = batch_loss(base, self.caption_pieces, batch, self._preset.snr_gamma)
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
-    def caption_pieces(self, caption: str) -> list[str]:
+    def caption_pieces(self, caption: str) -> CaptionPieces:
         return [caption.replace("{}", self.trigger)]
 
     def lora(self) -> Lora:
         """Return the change of every layer, at the rank of the settings."""
-        return self._extracted
+        return self._extracted_lora
 
     @cached_property
-    def _extracted(self) -> Lora:  # used twice at the end, and minutes of work for a large base
+    def _extracted_lora(self) -> Lora:  # used twice at the end, and minutes of work for a large base
         return Lora({layer: extract_lora_layer(change, self._rank) for layer, change in self._layer_deltas().items()})
 
     @torch.no_grad()
@@ -87,23 +92,25 @@ class DreamboothFull:
         if (run / MODEL_FOLDER).exists():  # from a run that was ended while it finished
             storage.remove(run / MODEL_FOLDER)
         self._base.save(run / MODEL_FOLDER)
-        total = sum(float(self._delta(name, now).square().sum()) for name, now in self.trainable_parameters().items())
+        total = sum(
+            float(self._delta(name, weight).square().sum()) for name, weight in self.trainable_parameters().items()
+        )
         # The norm of a row of `down` is the root of its singular value.
-        downs = [layer.down.reshape(len(layer.down), -1) for layer in self._extracted.layers.values()]
+        downs = [layer.down.reshape(len(layer.down), -1) for layer in self._extracted_lora.layers.values()]
         kept_norm = sum(float(((down**2).sum(1) ** 2).sum()) for down in downs)
         return {"kept": round(kept_norm / total, 4) if total else 1.0}
 
     def _layer_deltas(self) -> dict[str, Tensor]:
         """Return the change of each layer that a LoRA can change, by its kohya name; norms and biases are none."""
-        names = {id(weight): name for name, weight in self.trainable_parameters().items()}
+        trained = {id(weight): (name, weight) for name, weight in self.trainable_parameters().items()}
         return {
-            layer: self._delta(names[id(module.weight)], module.weight)
+            layer: self._delta(*trained[id(module.weight)])
             for layer, module in self._base.adapters.layers().items()
-            if id(module.weight) in names
+            if id(module.weight) in trained
         }
 
-    def _delta(self, name: str, now: Tensor) -> Tensor:
-        return now.detach().float().cpu() - self._before[name].float()
+    def _delta(self, name: str, weight: Tensor) -> Tensor:
+        return weight.detach().float().cpu() - self._initial[name].float()
 
     @torch.no_grad()
     def close(self) -> None:
@@ -111,7 +118,7 @@ class DreamboothFull:
             _cast(model, self._dtypes[name])
             model.requires_grad_(False)
         for name, weight in self.trainable_parameters().items():
-            weight.copy_(self._before[name])
+            weight.copy_(self._initial[name])
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

@@ -7,7 +7,6 @@ meaning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from ...concepts.concept import Lora
 from ...models import StableDiffusion
 from ...models.lora import to_lora
-from ..dataset import Batch, batch_loss
+from ..dataset import Batch, CaptionPieces
+from ..objective import batch_loss
 from ..presets import Preset
 from ..rng import generator_for
 from .prior_preservation import PriorLoss
@@ -32,6 +32,8 @@ class LoraTrainingConfig:
 
 
 class DreamboothLora:
+    """Trains a LoRA and the token's embeddings, which start as the class noun's."""
+
     name = "dreambooth-lora"
     trigger = ""
 
@@ -39,7 +41,7 @@ class DreamboothLora:
         self,
         base: StableDiffusion,
         class_noun: str,
-        shape: LoraTrainingConfig,
+        lora: LoraTrainingConfig,
         preset: Preset,
         seed: int,
         prior: PriorLoss | None = None,
@@ -47,22 +49,22 @@ class DreamboothLora:
     ):
         self._base, self._preset = base, preset
         self._prior, self._prior_weight = prior, prior_weight
-        self._rows = embedding_for_class(base, class_noun)
+        self._embedding = embedding_for_class(base, class_noun)
         self._lora = base.adapters.add_trainable(
-            preset.targets, shape.rank, generator_for("lora", seed), text_encoder=shape.text
+            preset.targets, lora.rank, generator_for("lora", seed), text_encoder=lora.text
         )
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
-        return self._rows()
+        return self._embedding()
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return self._rows.named_parameters() | self._lora
+        return self._embedding.named_parameters() | self._lora
 
     def param_groups(self) -> list[dict]:
         return [
             {"params": list(self._lora.values()), "lr": self._preset.lr, "weight_decay": 1e-2},
-            self._rows.param_group(self._preset.embedding_lr),
+            self._embedding.param_group(self._preset.embedding_lr),
         ]
 
     def learning_rates(self, step: int) -> list[float]:
@@ -75,8 +77,8 @@ class DreamboothLora:
     def _subject_loss(self, batch: Batch) -> Tensor:
         return batch_loss(self._base, self.caption_pieces, batch, self._preset.snr_gamma)
 
-    def caption_pieces(self, caption: str) -> list[str | Mapping[str, Tensor]]:
-        return insert_embeddings(caption, self._rows())
+    def caption_pieces(self, caption: str) -> CaptionPieces:
+        return insert_embeddings(caption, self._embedding())
 
     def lora(self) -> Lora:
         return to_lora(self._lora)

@@ -13,9 +13,9 @@ from ...models import SizeConditioning, StableDiffusion
 from ...models.loading import kind_of
 from ...photos.loading import check_photos, load_photos
 from .. import class_images
-from ..dataset import LatentDataset, PhotoDataset
+from ..dataset import CaptionSplitter, LatentDataset, PhotoDataset
+from ..distributed import Accelerator
 from ..early_stopping import measure_interval
-from ..loop import Accelerator
 from ..optim import check_available
 from ..presets import Preset, preset, scale_steps
 from .dreambooth_full import DreamboothFull
@@ -37,8 +37,8 @@ def subject_noun(settings: TrainingSettings) -> str:
     return getattr(settings, "class_noun", None) or getattr(settings, "init", None) or settings.kind
 
 
-def in_class(settings: TrainingSettings) -> Callable[[str], list[str]]:
-    """Return how a prior, and full DreamBooth, read a caption: with the class noun for the subject."""
+def insert_class_noun(settings: TrainingSettings) -> CaptionSplitter:
+    """Return the splitter of a prior, and of full DreamBooth: the class noun for the subject."""
     return lambda caption: [caption.replace("{}", subject_noun(settings))]
 
 
@@ -77,18 +77,18 @@ def check_before_loading(settings: TrainingSettings) -> None:
 def _check_prior(settings: DreamboothSettings) -> None:
     if settings.method == "full" and settings.prior == "predicted":
         raise UserError(
-            "--prior predicted needs the base as it was, and --method full changes it.",
-            "Take --prior drawn or a folder of class photos.",
+            "--prior predicted compares with the unchanged base model, and --method full changes it.",
+            "Take --prior generated or a folder of class photos.",
         )
-    if settings.prior not in ("none", "predicted", "drawn"):
+    if settings.prior not in ("none", "predicted", "generated"):
         check_photos(Path(settings.prior))
 
 
 def _check_pivot(settings: DreamboothSettings, steps: int, pivot: int) -> None:
     if settings.method == "pivotal" and steps <= pivot:
         raise UserError(
-            f"--method pivotal learns the word for {pivot} steps before its LoRA; {steps} are too few.",
-            f"Give more than {pivot} --steps.",
+            f"--method pivotal trains the embeddings for {pivot} steps before its LoRA; --steps {steps} are too few.",
+            f"Give --steps above {pivot}.",
         )
 
 
@@ -128,8 +128,8 @@ def _check_noun(noun: str, base: StableDiffusion) -> None:
         count, most = len(encoder.ids(noun)), encoder.capacity // 2
         if count > most:
             raise UserError(
-                f"--class takes {count} tokens of this base's text encoder, and {most} are the most.",
-                "Give a shorter noun; English ones take a token or two.",
+                f"--class is {count} tokens long in this model's text encoder; at most {most} are allowed.",
+                "Give a shorter --class; an English noun is one or two tokens long.",
             )
 
 
@@ -145,13 +145,13 @@ def _build_prior(
     if settings.prior == "predicted":
         return PredictedPrior(base, settings.class_noun, preset.snr_gamma, settings.text_encoder)
     side, noun = settings.resolution or base.resolution, settings.class_noun
-    if settings.prior == "drawn":
+    if settings.prior == "generated":
         prompt = CLASS_PROMPT.format(noun)
-        indices = range(accelerator.process_index, settings.class_pictures, accelerator.num_processes)
+        indices = range(accelerator.process_index, settings.num_class_images, accelerator.num_processes)
         class_images.generate_missing(base, prompt, side, indices, say)
         accelerator.wait_for_everyone()
-        latents = class_images.load_latents(base, prompt, side, settings.class_pictures)
-        names = [f"class picture {number}" for number in range(len(latents))]
+        latents = class_images.load_latents(base, prompt, side, settings.num_class_images)
+        names = [f"class image {number}" for number in range(len(latents))]
         captions = [(CLASS_PROMPT,)] * len(latents)
         size_conditioning = [[SizeConditioning.full(side, side)]] * len(latents)
         dataset = LatentDataset(

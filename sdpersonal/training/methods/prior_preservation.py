@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...models import Conditioning, StableDiffusion
-from ..dataset import Batch, LatentDataset, batch_loss
-from ..objective import min_snr
+from ..dataset import Batch, LatentDataset
+from ..objective import batch_loss, min_snr
 
 
 class PriorLoss(Protocol):
@@ -25,17 +25,13 @@ class PredictedPrior:
     """Distills the unmodified base model: it needs no images and one more prediction a step."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, trains_text_encoder: bool):
-        self._base, self._class, self._gamma, self._trains_text_encoder = (
-            base,
-            class_noun,
-            snr_gamma,
-            trains_text_encoder,
-        )
-        self._bare: dict[str, Conditioning] = {}
+        self._base, self._class_noun, self._snr_gamma = base, class_noun, snr_gamma
+        self._trains_text_encoder = trains_text_encoder
+        self._base_conditionings: dict[str, Conditioning] = {}
 
     def loss(self, batch: Batch) -> Tensor:
         base = self._base
-        captions = [caption.replace("{}", self._class) for caption in batch.captions]
+        captions = [caption.replace("{}", self._class_noun) for caption in batch.captions]
         noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.t)
         with base.adapters.disabled(), torch.no_grad():
             base_condition = base.with_size_conditioning(
@@ -48,20 +44,23 @@ class PredictedPrior:
             else base_condition
         )
         loss = (base.predict(noisy, batch.t, condition) - target).pow(2).flatten(1).mean(1)
-        return loss if self._gamma is None else loss * min_snr(base.schedule, batch.t, self._gamma)
+        return loss if self._snr_gamma is None else loss * min_snr(base.schedule, batch.t, self._snr_gamma)
 
     def _base_conditioning(self, caption: str) -> Conditioning:
-        if caption not in self._bare:
-            self._bare[caption] = self._base.encode_captions([[caption]])
-        return self._bare[caption]
+        if caption not in self._base_conditionings:
+            self._base_conditionings[caption] = self._base.encode_captions([[caption]])
+        return self._base_conditionings[caption]
 
 
 class ClassImagePrior:
     """Trains on photos or generated images of the class beside the subject, one for one."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, class_images: LatentDataset, snr_gamma: float | None):
-        self._base, self._class, self._pictures, self._gamma = base, class_noun, class_images, snr_gamma
+        self._base, self._class_noun, self._snr_gamma = base, class_noun, snr_gamma
+        self._class_images = class_images
 
     def loss(self, batch: Batch) -> Tensor:
-        class_batch = self._pictures.batch(batch.indices)
-        return batch_loss(self._base, lambda caption: [caption.replace("{}", self._class)], class_batch, self._gamma)
+        class_batch = self._class_images.batch(batch.indices)
+        return batch_loss(
+            self._base, lambda caption: [caption.replace("{}", self._class_noun)], class_batch, self._snr_gamma
+        )

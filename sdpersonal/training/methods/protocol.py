@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from ...concepts.concept import Lora
-from ..dataset import Batch
+from ..dataset import Batch, CaptionPieces
 
 
 class Method(Protocol):
@@ -32,9 +31,12 @@ class Method(Protocol):
         """Return each group's learning rate at a step, before the schedule's factor."""
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Return the loss per sample, (B,). Parameters that this step does not train get no gradient."""
+        """Return the loss per sample, (B,): the only call of a training step. step: from 0.
 
-    def caption_pieces(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+        Parameters that this step does not train get no gradient.
+        """
+
+    def caption_pieces(self, caption: str) -> CaptionPieces:
         """Split a caption with {} for the subject into the pieces that `encode_captions` takes."""
 
     def lora(self) -> Lora | None:

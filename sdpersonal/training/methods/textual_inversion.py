@@ -6,13 +6,13 @@ state or write ever touches the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ...models import StableDiffusion
-from ..dataset import Batch, batch_loss
+from ..dataset import Batch, CaptionPieces
+from ..objective import batch_loss
 from ..presets import Preset
 from .token_embedding import TokenEmbedding, insert_embeddings
 
@@ -25,17 +25,17 @@ class TextualInversion:
 
     def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
         self._base, self._preset = base, preset
-        self._rows = TokenEmbedding(base, init, vectors)
+        self._embedding = TokenEmbedding(base, init, vectors)
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
-        return self._rows()
+        return self._embedding()
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return self._rows.named_parameters()
+        return self._embedding.named_parameters()
 
     def param_groups(self) -> list[dict]:
-        return [self._rows.param_group(self._preset.embedding_lr)]
+        return [self._embedding.param_group(self._preset.embedding_lr)]
 
     def learning_rates(self, step: int) -> list[float]:
         return [self._preset.embedding_lr]
@@ -43,8 +43,8 @@ class TextualInversion:
     def loss(self, batch: Batch, step: int) -> Tensor:
         return batch_loss(self._base, self.caption_pieces, batch, self._preset.snr_gamma)
 
-    def caption_pieces(self, caption: str) -> list[str | Mapping[str, Tensor]]:
-        return insert_embeddings(caption, self._rows())
+    def caption_pieces(self, caption: str) -> CaptionPieces:
+        return insert_embeddings(caption, self._embedding())
 
     def lora(self) -> None:
         return None

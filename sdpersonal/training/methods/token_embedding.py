@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...models import StableDiffusion
 from ...models.text_encoder import TextEncoder
+from ..dataset import CaptionPieces
 
 MAX_CLASS_VECTORS = 8  # for a token that starts as a class noun
 
@@ -44,15 +45,15 @@ def embedding_for_class(base: StableDiffusion, class_noun: str) -> TokenEmbeddin
     return TokenEmbedding(base, class_noun, min(count or 1, MAX_CLASS_VECTORS))
 
 
-def insert_embeddings(caption: str, embeddings: Mapping[str, Tensor]) -> list[str | Mapping[str, Tensor]]:
+def insert_embeddings(caption: str, embeddings: Mapping[str, Tensor]) -> CaptionPieces:
     """Split "a photo of {}" into the pieces that `encode_captions` takes."""
     before, after = caption.split("{}")
     return [before, embeddings, after]
 
 
-def clip_norm(rows: Tensor, longest: float) -> Tensor:
-    """Scale embeddings (n, width) to a norm of at most `longest`, keeping their directions."""
-    return rows * (longest / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
+def clip_norm(embeddings: Tensor, max_norm: float) -> Tensor:
+    """Scale embeddings (n, width) to a norm of at most `max_norm`, keeping their directions."""
+    return embeddings * (max_norm / embeddings.norm(dim=1, keepdim=True)).clamp(max=1.0)
 
 
 def max_embedding_norm(encoder: TextEncoder) -> float:

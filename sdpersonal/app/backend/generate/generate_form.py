@@ -29,7 +29,7 @@ def request_fields(form: Mapping[str, Any], editor: Any, workspace: Workspace, p
     fields["seed"] = "" if number is None else number  # "" is refused by validation
     init_fields = save_init_image(workspace, page, editor)
     if init_fields:  # the init image keeps its own size
-        fields |= {"size": None, "enlarge": 1.0}
+        fields |= {"size": None, "hires_scale": 1.0}
     return fields | init_fields
 
 
@@ -45,7 +45,7 @@ def random_seed() -> str:
 
 
 def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, Path]:
-    """Save the editor's image and mask; return the request's fields {"start": file, "mask": file}, {} if it is empty.
+    """Save the editor's image and mask; return the request's fields {"init_image": file, "mask": file}, or {} if empty.
 
     editor: {"background": PIL image or None, "layers": PIL images}. The mask is white where anything was painted.
     Raises UserError if the image is too large.
@@ -61,7 +61,7 @@ def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, P
         layer for layer in editor.get("layers") or () if isinstance(layer, Image.Image) and layer.size == image.size
     ]
     painted_masks = [np.asarray(layer.convert("RGBA"))[..., 3] > _MIN_PAINT for layer in layers]
-    fields = {"start": _save(workspace, page, "start", _flatten(image))}
+    fields = {"init_image": _save(workspace, page, "start", _flatten(image))}
     if any(mask.any() for mask in painted_masks):
         fields["mask"] = _save(workspace, page, "mask", Image.fromarray(np.any(painted_masks, axis=0)).convert("RGB"))
     return fields

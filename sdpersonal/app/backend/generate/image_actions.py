@@ -30,7 +30,7 @@ from ..workspace import Workspace
 
 NO_IMAGE = UserError("No image is selected.", "Click one first.")
 # Fields that other programs leave out when unused: the form must not keep them from the image before.
-_UNUSED = {"negative": "", "enlarge": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
+_UNUSED = {"negative": "", "hires_scale": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ def read_settings(image: object) -> ImageSettings:
     if isinstance(recipe, Foreign):
         prompt = {"prompt": recipe.words} if recipe.words else {}  # with the unusable parts, for the user to change
         return ImageSettings(_UNUSED | dict(recipe.fields) | prompt, recipe.notes, same=False)
-    notes = ("Its init image is not stored in it.",) if recipe.start else ()
-    fields = recipe.model_dump(include=set(GenerateRequest.model_fields) - {"start", "mask"})
-    return ImageSettings(fields | {"n": 1, "fast": recipe.fast or None, "scheduler": recipe.scheduler or None}, notes)
+    notes = ("Its init image is not stored in it.",) if recipe.init_image else ()
+    fields = recipe.model_dump(include=set(GenerateRequest.model_fields) - {"init_image", "mask"})
+    return ImageSettings(
+        fields | {"num_images": 1, "fast": recipe.fast or None, "scheduler": recipe.scheduler or None}, notes
+    )
 
 
 def settings_note(settings: ImageSettings) -> str:
@@ -81,12 +83,16 @@ def _format_recipe(recipe: Recipe) -> str:
         "Template": recipe.template,
         "Negative prompt": recipe.negative,
         "Seed": f"{recipe.seed}"
-        + (f", variation strength {recipe.near:g} towards seed {recipe.near_seed}" if recipe.near else ""),
+        + (
+            f", variation strength {recipe.variation_strength:g} towards seed {recipe.variation_seed}"
+            if recipe.variation_strength
+            else ""
+        ),
         "Steps, guidance scale": f"{recipe.steps}, {recipe.guidance:g}",
         "Scheduler": recipe.scheduler or recipe.sampler,
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
-        "Size": recipe.size + (f", hires scale {recipe.enlarge:g}" if recipe.enlarge > 1 else ""),
-        "Init image": f"another image, strength {recipe.change:g}" if recipe.start else "",
+        "Size": recipe.size + (f", hires scale {recipe.hires_scale:g}" if recipe.hires_scale > 1 else ""),
+        "Init image": f"another image, strength {recipe.strength:g}" if recipe.init_image else "",
         "Concepts": ", ".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
         ),
@@ -127,10 +133,14 @@ def variation_job(
 ) -> RenderJob:
     """Create a job that generates the same prompt from noise near the image's own. Raises UserError if its recipe
     allows no variations."""
-    request = GenerateRequest(prompt="", near=share, n=n)  # validates what the page sent
+    request = GenerateRequest(prompt="", variation_strength=share, num_images=n)  # validates what the page sent
     recipe = _read_recipe(result)
     return _requests_job(
-        workspace, recipe, vary_seed(favourite_request(recipe), request.near or DEFAULT_VARIATION_STRENGTH, request.n)
+        workspace,
+        recipe,
+        vary_seed(
+            favourite_request(recipe), request.variation_strength or DEFAULT_VARIATION_STRENGTH, request.num_images
+        ),
     )
 
 
@@ -148,9 +158,11 @@ def change_job(workspace: Workspace, result: SessionImage | None, change: str) -
 def hires_job(workspace: Workspace, result: SessionImage | None, scale: float) -> RenderJob:
     """Create a job that generates the same image larger, in a second pass (hires fix). Raises UserError."""
     recipe = _read_recipe(result)
-    if isinstance(recipe, Recipe) and recipe.start:
+    if isinstance(recipe, Recipe) and recipe.init_image:
         raise UserError("This image was made from an init image.", "Use it as init image, with a larger size.")
-    return _requests_job(workspace, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"enlarge": scale}))])
+    return _requests_job(
+        workspace, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"hires_scale": scale}))]
+    )
 
 
 def _read_recipe(result: SessionImage | None) -> Recipe | Foreign:

@@ -43,7 +43,7 @@ def generate_job(form: Mapping[str, Any]) -> RenderJob:
 
 def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
     """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
-    request = GenerateRequest(**{**form, "n": 1, "every": False})
+    request = GenerateRequest(**{**form, "num_images": 1, "all_combinations": False})
     series = EndlessSeries(request, wildcards)
 
     def work(job: JobContext) -> str:
@@ -77,7 +77,7 @@ def axis_text(kind: object, values: object) -> str | None:
 def grid_job(form: dict, x: object, x_values: object, y: object, y_values: object) -> RenderJob:
     """Create a job that generates a grid. form: as for `generate_job`; its number of images is ignored. Raises
     UserError."""
-    fields = {name: value for name, value in form.items() if name not in ("n", "every")}
+    fields = {name: value for name, value in form.items() if name not in ("num_images", "all_combinations")}
     across = axis_text(x, x_values)
     if across is None:
         raise UserError("Choose what changes from column to column.", "For example Seed, 1..4.")

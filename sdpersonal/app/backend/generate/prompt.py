@@ -9,7 +9,7 @@ from ....concepts.library import Library
 from ....config import ConceptKind, GenerateRequest
 from ....errors import UserError
 from ....generation.request_checks import named
-from ....playground.xyz_grid.wording import set_strength
+from ....playground.xyz_grid.prompt_edits import set_strength
 from ....prompts import MAX_STRENGTH, Token, Wildcards, count_prompts
 from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled

@@ -9,8 +9,7 @@ from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry, Library
 from ....concepts.trash import RETENTION, Trash
 from ....errors import UserError
-from ....evaluation.concept_score import ConceptScores
-from ....evaluation.explain import explain_scores, format_scores
+from ....evaluation.concept_score import ConceptScores, explain_scores, format_scores
 from ....prompts import Token
 from ....units import format_bytes
 from .tiles import thumbnail_data_url

@@ -92,7 +92,7 @@ def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
     comparison = f"Generating takes {peak / GB:.1f} GB of {machine.memory / GB:.1f} GB free"
     if peak <= usable:
         return True, f"{comparison}: it fits." + ("" if machine.gpu_name else " Without a GPU an image takes minutes.")
-    offloaded_peak = need.peak("turns", True, 1)
+    offloaded_peak = need.peak("sequential", True, 1)
     if machine.gpu_name and offloaded_peak <= usable:
         return True, f"{comparison}; with offloading {offloaded_peak / GB:.1f} GB: it fits, a little slower."
     return False, f"{comparison}: too little memory."

@@ -12,6 +12,7 @@ from PIL import Image
 from .... import storage
 from ....config.text_checks import encoding_problem
 from ....errors import DiskFull, UserError
+from ....photos import SAMPLES
 from ....photos.captions import Refused, lines_of
 from ....photos.decode import FORMATS, decode, shorter_side
 
@@ -22,13 +23,12 @@ MAX_CAPTION = 200_000  # bytes
 SAMPLE_SETS = {
     "teddy-bear": "A teddy bear",
     "cyanotype": "A style: cyanotypes",
-}  # folders of examples/photos
+}  # folders of photos.SAMPLES
 
 
 def sample_sets() -> dict[str, Path]:
-    """Return the sample sets of photos as {title: folder}; {} if the project's examples are not installed."""
-    root = Path(__file__).parents[4] / "examples" / "photos"
-    return {title: root / name for name, title in SAMPLE_SETS.items() if (root / name).is_dir()}
+    """Return the sample sets of photos as {title: folder}."""
+    return {title: SAMPLES / name for name, title in SAMPLE_SETS.items()}
 
 
 def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:

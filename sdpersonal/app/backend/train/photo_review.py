@@ -16,7 +16,7 @@ from .... import storage
 from ....config import ConceptKind, CropMode
 from ....photos.checks import ClipFeatures, Report, check
 from ....photos.checks.contact_sheet import show_crop
-from ....photos.checks.rotation import MIN_PHOTOS, edge_histogram
+from ....photos.checks.set import MIN_PHOTOS, edge_histogram
 from ....photos.loading import Photo, PhotoSet
 from ..workspace import Workspace
 from .uploads import PhotoUploads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -13,16 +12,24 @@ from typing import Any, Literal
 from .... import storage
 from ....errors import UserError
 from ....prompts import printable
+from ....training.run_dir import (
+    COMMAND_FILE,
+    COST_FILE,
+    ENDING_LINES,
+    PROGRESS_FILE,
+    RESULT_FILE,
+    latest_step,
+    parse_object,
+    read_json,
+    to_number,
+)
 from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
 
 PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
-# The trainer's file names, repeated here because its modules import torch, which reading does not need.
-PROGRESS_FILE, RESULT_FILE, COST_FILE, COMMAND_FILE = "progress.jsonl", "result.json", "cost.json", "ask"
 RunState = Literal["starting", "training", "finishing", "done", "stopped", "failed"]
 RUNNING_STATES = ("starting", "training", "finishing")
-_TEXT, _JSON, _LINES = 200_000, 1 << 20, 64 << 20  # bytes read at most
+_TEXT, _LINES = 200_000, 64 << 20  # bytes read at most
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
-_ENDING_LINES = ("There is no more to learn", "Ended after step")
 _KILLED_MESSAGE = "The process ended without a message: it was killed, or the machine ran out of memory."
 
 
@@ -88,11 +95,11 @@ class ProgressReader:
             self._add_line(line)
 
     def _add_line(self, line: bytes) -> None:
+        entry = parse_object(line) or {}
         try:
-            entry = json.loads(line)
             step, loss = int(entry["step"]), float(entry["loss"])
             fixed = float(entry["fixed"]) if "fixed" in entry else None
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return
         if not math.isfinite(loss):
             return
@@ -136,7 +143,7 @@ class RunStatusReader:
         if alive:
             return status
         status = replace(status, message=_last_message(_read_tail(folder / ERRORS_FILE)))
-        saved = newest_checkpoint_step(folder)
+        saved = latest_step(folder)
         return replace(status, state="stopped", step=saved) if saved else status
 
     def _done(self, folder: Path, settings: dict, began: float, result: dict) -> RunStatus:
@@ -164,7 +171,7 @@ RUN_SEPARATOR = "\f"  # in the trainer's log, where a run was started or resumed
 def _running_state(folder: Path, began: float, step: int, steps: int) -> RunState:
     log_text = _read_tail(folder / OUTPUT_FILE)
     current_log = log_text[log_text.rfind(RUN_SEPARATOR) + 1 :]
-    if any(line.startswith(_ENDING_LINES) for line in current_log.splitlines()) or (steps and step >= steps):
+    if any(line.startswith(ENDING_LINES) for line in current_log.splitlines()) or (steps and step >= steps):
         return "finishing"
     try:
         fresh = (folder / PROGRESS_FILE).stat().st_mtime >= began
@@ -175,28 +182,6 @@ def _running_state(folder: Path, began: float, step: int, steps: int) -> RunStat
 
 def parse_process(about: dict[str, Any]) -> Process:
     return Process(int(to_number(about.get("pid"))), to_number(about.get("born")))
-
-
-def newest_checkpoint_step(folder: Path) -> int:
-    """Return the newest checkpoint's step, 0 without one."""
-    steps = (path.parent.name.removeprefix("step-") for path in folder.glob("step-*/manifest.json"))
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if the file is missing or holds none."""
-    try:
-        value = json.loads(storage.read_bytes(path, _JSON))
-    except (UserError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def to_number(value: object) -> float:
-    """Convert a JSON value to a float; 0 if it is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return 0.0
-    return float(value)
 
 
 def _read_tail(path: Path) -> str:

@@ -9,10 +9,18 @@ from pathlib import Path
 from .... import storage
 from ....errors import UserError
 from ....prompts import printable
+from ....training.run_dir import (
+    CLASS_NOUN_IMAGE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    VALIDATIONS_FOLDER,
+    to_number,
+    validation_images,
+)
 from ....units import GB, format_minutes
 from ..workspace import Workspace
 from .loss_plot import loss_svg, progress_html
-from .run_status import RunStatus, to_number
+from .run_status import RunStatus
 
 _LARGEST = 64 << 20  # bytes of an image or a report
 
@@ -122,23 +130,23 @@ def _read_validations(status: RunStatus) -> list:
 def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
     """Return the stamp and images: the newest samples or the finished concept's, and the class noun's to compare."""
     if status.state == "done":
-        images = [(status.folder / "samples.png", f"{status.token}: samples")]
+        images = [(status.folder / SAMPLES_FILE, f"{status.token}: samples")]
         stamp = "done"
     else:
-        sample_sheets = sorted((status.folder / "trials").glob("step-*.png"))
+        sample_sheets = validation_images(status.folder)
         if not sample_sheets:
             return "", []
-        step = int(sample_sheets[-1].stem.removeprefix("step-"))
-        images = [(sample_sheets[-1], f"After step {step:,}")]
-        stamp = f"{step} {sample_sheets[-1].stat().st_mtime_ns}"
+        step, newest = max(sample_sheets.items())
+        images = [(newest, f"After step {step:,}")]
+        stamp = f"{step} {newest.stat().st_mtime_ns}"
     noun = status.settings.get("class_noun") or status.settings.get("init") or "the class"
-    class_noun_image = status.folder / "trials" / "class-noun.png"
+    class_noun_image = status.folder / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE
     images.append((class_noun_image, f"For comparison: {printable(str(noun), 40)} without the concept"))
     return stamp, [(path, caption) for path, caption in images if path.exists()]
 
 
 def _publish(path: Path, workspace: Workspace, page: str) -> str:
-    run_folder = path.parent.parent if path.parent.name == "trials" else path.parent
+    run_folder = path.parent.parent if path.parent.name == VALIDATIONS_FOLDER else path.parent
     folder = storage.make_folder(workspace.session_dir(page) / run_folder.name)
     data = storage.read_bytes(path, _LARGEST)
     target = folder / f"{path.stem}-{storage.sha256(data)[:8]}{path.suffix}"
@@ -171,5 +179,5 @@ def _prompts(status: RunStatus, workspace: Workspace) -> tuple[str, ...]:
 
 
 def _report(status: RunStatus, workspace: Workspace, page: str) -> str:
-    path = status.folder / "report.html"
+    path = status.folder / REPORT_FILE
     return _publish(path, workspace, page) if path.exists() else ""

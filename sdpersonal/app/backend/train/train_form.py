@@ -24,7 +24,7 @@ METHODS = {
     "Pivotal tuning: a likeness that mixes well": "pivotal",
     "Textual inversion: smallest file": "textual-inversion",
 }
-PRIORS = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "drawn"}
+PRIORS = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "generated"}
 START_HINT = "Add photos, then fill in the class noun and the name."
 _METHOD_EFFECTS = {
     "lora": "a LoRA and the embedding of its token, in a file of a few megabytes",

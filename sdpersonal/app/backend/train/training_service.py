@@ -14,14 +14,13 @@ from .... import storage
 from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
 from ....prompts import Token
+from ....training.run_dir import COST_FILE, RESULT_FILE, read_json
 from ....units import format_minutes
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
 from .run_status import (
-    COST_FILE,
     PHOTOS_FOLDER,
     PROCESS_FILE,
-    RESULT_FILE,
     RUN_SEPARATOR,
     SETTINGS_FILE,
     RunStatus,
@@ -29,7 +28,6 @@ from .run_status import (
     format_start,
     list_runs,
     parse_process,
-    read_json,
 )
 from .trainer_process import (
     ERRORS_FILE,

@@ -27,7 +27,7 @@ class GenerateForm:
             "", label="Negative prompt", lines=1, max_length=2000, info="What the image should not show."
         )
         with gr.Row():
-            add["n"] = gr.Slider(1, 16, value=4, step=1, label="Images", min_width=140)
+            add["num_images"] = gr.Slider(1, 16, value=4, step=1, label="Images", min_width=140)
             add["steps"] = gr.Slider(1, 150, value=25, step=1, label="Steps", min_width=140)
         with gr.Row():
             add["guidance"] = gr.Slider(1, 30, value=base.guidance, step=0.5, label="Guidance scale", min_width=140)
@@ -40,10 +40,10 @@ class GenerateForm:
                 "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
             )
             self.random_seed = gr.Checkbox(True, label="New seed each time", min_width=140, elem_id="random-seed")
-        add["every"] = gr.Checkbox(
+        add["all_combinations"] = gr.Checkbox(
             False, label="All combinations", info="Of the alternatives in the prompt, with that many images each."
         )
-        add["enlarge"] = gr.Slider(
+        add["hires_scale"] = gr.Slider(
             1, 4, value=1, step=0.25, label="Hires scale", info="Upscale factor of a second pass (hires fix)."
         )
         add["rescale"] = gr.Slider(
@@ -82,7 +82,7 @@ class GenerateForm:
             canvas_size=(512, 512),
             elem_id="init-image",
         )
-        self.components["change"] = gr.Slider(
+        self.components["strength"] = gr.Slider(
             0.05, 1, value=0.6, step=0.05, label="Denoising strength", info="How much of the init image may change."
         )
 

@@ -1,0 +1,89 @@
+"""The command `app`: the page in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from ...config import SettingsBase, WholeNumber
+from ...errors import UserError, printable
+from ..terminal import say
+
+
+class AppArgs(SettingsBase):
+    """Open the app on this machine: a page to train concepts and generate images with them."""
+
+    base: str | None = None
+    """Model to generate with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    bases: Path | None = None
+    """Folder of more models to choose from on the page: folders in diffusers layout and .safetensors checkpoints."""
+    safety_checker: bool = True
+    """Hide images that the model's safety checker flags, if it has one."""
+    library: Path = Path("concepts")
+    """Folder of your concepts."""
+    out: Path = Path("outputs")
+    """Folder for generated images."""
+    runs: Path = Path("runs")
+    """Folder for training runs."""
+    wildcards: Path = Path("wildcards")
+    """Folder of wildcards for __name__ in prompts: name.txt with one option a line, subfolders, YAML or JSON packs."""
+    port: Annotated[int, WholeNumber, Field(ge=1024, le=65535)] = 7860
+    """Port of the page: http://127.0.0.1:PORT."""
+    listen: bool = False
+    """Accept connections from other machines; needs --password-file."""
+    password_file: Path | None = None
+    """File with a line NAME:PASSWORD for each user. Each user sees only their own images and trainings."""
+    host: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}$")], ...] = ()
+    """More host names of this machine."""
+
+
+def open_app(settings: AppArgs) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which deletes the files shown
+    from ... import storage
+    from ...app.ui.auth import configure_access, isolate_gradio
+
+    _check_installed()
+    for folder in (settings.library, settings.out, settings.runs):
+        storage.check_folder(folder)
+    if settings.bases is not None and not settings.bases.is_dir():
+        raise UserError(f"--bases: there is no folder {printable(str(settings.bases))}.", "Leave it out, or make it.")
+    access = configure_access(settings.port, settings.listen, settings.host, settings.password_file)
+    shown = isolate_gradio()  # before Gradio is imported
+    from ...app.backend import App, GenerationService, Workspace
+    from ...app.ui.page import build_page
+    from ...app.ui.server import serve
+    from ...concepts.library import Library
+    from ...generation import Generator
+    from ...models import load_base
+
+    def load(name: str | None) -> Generator:
+        return Generator(load_base(name, safety=settings.safety_checker), workspace.library, settings.wildcards)
+
+    workspace = Workspace(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
+    generation = GenerationService(load, workspace, settings.base)
+    say(generation.describe_base())
+    page = build_page(App(workspace, generation, fixed_base=settings.listen, bases=settings.bases))
+    try:
+        serve(page, access, shown, private=[settings.library, settings.out, settings.runs, *_own_folders()], say=say)
+    finally:
+        generation.close()
+    return 0
+
+
+def _check_installed() -> None:
+    missing = [name for name in ("gradio", "psutil") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"The app needs {' and '.join(missing)}.", "Install with pip install 'sdpersonal[app]'.")
+
+
+def _own_folders() -> list[Path]:
+    """Return the folders of this program, which the page must never serve: the package, and in a checkout all of it."""
+    package = Path(__file__).parents[2]
+    return [package.parent if (package.parent / "pyproject.toml").exists() else package]
+
+
+COMMANDS = {"app": (open_app, AppArgs)}

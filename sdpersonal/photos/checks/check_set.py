@@ -1,0 +1,107 @@
+"""Run all checks of a set of photos, in the order in which a person would look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ...config import ConceptKind
+from ...prompts import printable
+from ..loading import FEW_PHOTOS, PhotoSet
+from .clip_checks import ClipFeatures, two_subjects, wrong_class
+from .duplicates import near_duplicates
+from .findings import Finding, FindingName, Report, make_finding
+from .set import shared_background, sideways_photos
+from .single import BLUR_THRESHOLD, exposure, sharpness
+
+T = TypeVar("T")
+_SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly visible
+_FEW_BACKGROUNDS = 3  # photos needed to report one background
+
+
+def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", clip: ClipFeatures | None = None) -> Report:
+    """Check for what may go wrong in training on these photos.
+
+    The photos are checked as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
+    it is not checked for these. `clip` is needed to detect two subjects or a wrong class; without them these checks
+    are skipped. Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
+    """
+    names = [photo.name for photo in photos.photos]
+    squares = [photo.square() for photo in photos.photos]
+    groups = near_duplicates(squares)
+    findings = [*_check_size(photos, len(squares[0]))]
+    findings += [
+        make_finding("near-duplicates", _select(names, group), "{} are nearly the same photo.") for group in groups
+    ]
+    if kind == "style":
+        findings += _check_style(photos)
+    else:
+        findings += _check_each(names, squares)
+        # Copies of one photo say nothing about the set: only one of each group is checked for what all share.
+        copies = {i for group in groups for i in group[1:]}
+        different = [i for i in range(len(names)) if i not in copies]
+        findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, clip)
+    return Report(len(names), tuple(findings))
+
+
+def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
+    names = [photo.name for photo in photos.photos]
+    if len(names) < FEW_PHOTOS:
+        yield make_finding(
+            "few", names, f"{len(names)} photos are few." if len(names) > 1 else "One photo is not enough."
+        )
+    small = [photo for photo in photos.photos if 0 < min(photo.original_size) < _SMALL * size]
+    if small:
+        smallest = min(min(photo.original_size) for photo in small)
+        suffix = "" if len(small) == 1 else " or more"
+        problem = f"{{}} must be enlarged to {size} pixels, from {smallest}{suffix}."
+        yield make_finding("small", [photo.name for photo in small], problem)
+
+
+def _check_style(photos: PhotoSet) -> Iterator[Finding]:
+    bare = [photo.name for photo in photos.photos if not photo.captions]
+    if bare:
+        yield make_finding("no-captions", bare, "Nothing says what is in {}.")
+
+
+def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator[Finding]:
+    lights = [exposure(square) for square in squares]
+    soft = [
+        name
+        for name, square, light in zip(names, squares, lights, strict=True)
+        if light is None and (measured := sharpness(square)) is not None and measured < BLUR_THRESHOLD
+    ]
+    if soft:
+        yield make_finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
+    exposures: dict[FindingName, str] = {
+        "dark": "too dark",
+        "burnt-out": "burnt out",
+        "washed-out": "without contrast",
+    }
+    for problem, words in exposures.items():
+        affected = [name for name, light in zip(names, lights, strict=True) if light == problem]
+        if affected:
+            yield make_finding(problem, affected, f"{{}} {'is' if len(affected) == 1 else 'are'} {words}.")
+
+
+def _check_set(
+    names: list[str], squares: list[np.ndarray], kind: ConceptKind, class_noun: str, clip: ClipFeatures | None
+) -> Iterator[Finding]:
+    lying = sideways_photos(squares)
+    if lying:
+        problem = "{} lies on its side." if len(lying) == 1 else "{} lie on their side."
+        yield make_finding("sideways", _select(names, lying), problem)
+    if len(squares) >= _FEW_BACKGROUNDS and (same := shared_background(squares)):
+        yield make_finding("one-background", _select(names, same), "{} have the same background.")
+    if clip is None:
+        return
+    if others := two_subjects(squares, clip):
+        yield make_finding("two-subjects", _select(names, others), "{} seem to show something else than the rest.")
+    elif kind == "object" and wrong_class(squares, class_noun, clip):
+        yield make_finding("wrong-class", names, f"Nothing in these photos looks like --class {printable(class_noun)}.")
+
+
+def _select(items: Sequence[T], indices: Sequence[int]) -> list[T]:
+    return [items[i] for i in indices]

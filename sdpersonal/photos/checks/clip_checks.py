@@ -1,0 +1,161 @@
+"""Checks with CLIP: two subjects in a set, and a class noun that is plainly wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..smart_crop import distance_from_border
+from .set import border_histogram, colour_histogram
+
+# Least silhouette. None of 15 full real sets has more than 0.37, but four or five photos of a set have up to 0.49.
+MIN_SILHOUETTE, MIN_SILHOUETTE_OF_FEW = 0.4, 0.52
+MIN_PHOTOS, FEW_PHOTOS = 4, 5  # photos in a set; two of each subject
+_MIDDLE = 0.7  # of the side
+_SIDE = 48
+_BINS = (6, 8, 8)
+_ROUNDS = 5
+_SEEDS = 16  # photos from which splits grow, spaced evenly in a large set
+
+_WRONG = -1.0  # standard deviations below the mean of all nouns: for a fox, wolf lies above that and airplane below
+# Least correlation between two photos' rankings, and by how much the median exceeds that of the photos' own cosines:
+# equal rankings of one repeated image prove nothing. No four real photos of a set reach both.
+_NAMED_ALIKE, _MORE_THAN_THEY_LOOK = 0.85, 0.2
+_FEWEST = 4
+_SENTENCE = "a picture of {} {}"
+
+# Nouns to compare with: the objects that the built-in model knows. Other class nouns are not checked.
+NOUNS = tuple(
+    noun.strip()
+    for noun in """
+    airplane, alien, ambulance, anchor, angry face, apple, balloon, banana, basketball, bat, bear, bee, bell,
+    bicycle, birthday cake, bomb, books, bread, bucket, bus, butterfly, cactus, camel, camera, car, carrot, castle,
+    cat, cheese, cherries, chick, chicken, christmas tree, cloud, clover, cookie, corn, cow, crab, crocodile,
+    croissant, crown, crying face, crystal ball, cup of coffee, deer, dice, dinosaur, dog, dolphin, dragon, dress,
+    drum, duck, eagle, eggplant, elephant, exploding head, face with heart eyes, face with star eyes, face with
+    sunglasses, fire, fish, fries, frog, gem, ghost, gift, glass of wine, gorilla, grapes, guitar, hamburger,
+    hamster, handbag, headphones, heart, hippo, honey pot, horse, hot dog, hot pepper, hourglass, house, ice cream,
+    jeans, jellyfish, kangaroo, key, koala, ladybug, laptop, laughing face, lemon, light bulb, lion, llama,
+    lollipop, magnet, maple leaf, microphone, monkey, moon, motorcycle, mouse, mushroom, padlock, palm tree, panda,
+    parrot, partying face, peach, pear, pencil, penguin, pig, pine tree, pizza, planet, polar bear, police car,
+    poodle, poop, popcorn, potted plant, rabbit, raccoon, rainbow, rhino, rocket, rose, sailboat, scissors, shark,
+    skateboard, skull, sleeping face, sloth, smiley, snail, snake, sneaker, snowman, soccer ball, sofa, spider,
+    star, strawberry, sun, sunflower, sunglasses, sushi, swan, t-shirt, taxi, telephone, television, tent, thinking
+    face, tiger, toilet, tomato, trophy, tropical fish, truck, trumpet, tulip, turtle, ufo, umbrella, unicorn,
+    volcano, watermelon, whale, winking face, wolf, zebra
+    """.replace("\n", " ").split(",")
+)
+
+
+class ClipFeatures(Protocol):
+    """Image and text features. Both methods return float rows of length 1: (N, d), with the same d."""
+
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray: ...
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+def two_subjects(squares: Sequence[np.ndarray], clip: ClipFeatures) -> tuple[int, ...]:
+    """Return the smaller of two groups of photos that seem to show different subjects; none if all show the same.
+
+    The photos are split into two groups, each as similar as possible by CLIP features of the middle and by the colours
+    that differ from the border: the silhouette (Rousseeuw 1987) measures how clear the split is. One subject in two
+    places splits as well; but then the backgrounds split the same way, and half of that silhouette is subtracted.
+    squares: uint8 (S, S, 3) each.
+    """
+    if len(squares) < MIN_PHOTOS:
+        return ()
+    features = clip.image_features([_crop_middle(square) for square in squares])
+    colours = np.sqrt(np.stack([_subject_histogram(square) for square in squares]))
+    behind = np.sqrt(np.stack([border_histogram(square) for square in squares]))
+    apart = 1 - (features @ features.T + colours @ colours.T) / 2
+    second = _cluster(apart)
+    if second is None:
+        return ()
+    by_background = max(0.0, silhouette(1 - behind @ behind.T, second))
+    if silhouette(apart, second) - by_background / 2 < (
+        MIN_SILHOUETTE_OF_FEW if len(squares) <= FEW_PHOTOS else MIN_SILHOUETTE
+    ):
+        return ()
+    smaller = second if second.sum() * 2 <= len(second) else ~second
+    return tuple(np.nonzero(smaller)[0].tolist())
+
+
+def silhouette(apart: np.ndarray, second: np.ndarray) -> float:
+    """Return how much closer photos are to their own group than to the other, -1 to 1. apart: distances (n, n);
+    second: which photos are in the second group, (n,)."""
+    scores = []
+    for i, label in enumerate(second):
+        same_group = second == label
+        same_group[i] = False
+        near, far = apart[i, same_group].mean(), apart[i, second != label].mean()
+        scores.append((far - near) / max(near, far, 1e-6))
+    return float(np.mean(scores))
+
+
+def _cluster(apart: np.ndarray) -> np.ndarray | None:
+    """Return the best split grown from a pair of photos, with at least two photos in each group."""
+    best, best_split = -1.0, None
+    seeds = sorted({round(place) for place in np.linspace(0, len(apart) - 1, min(_SEEDS, len(apart)))})
+    for a, b in combinations(seeds, 2):
+        second = apart[:, b] < apart[:, a]
+        for _ in range(_ROUNDS):
+            if min(second.sum(), (~second).sum()) < 2:
+                break
+            second = apart[:, second].mean(1) < apart[:, ~second].mean(1)
+        if min(second.sum(), (~second).sum()) >= 2 and (score := silhouette(apart, second)) > best:
+            best, best_split = score, second
+    return best_split
+
+
+def _crop_middle(square: np.ndarray) -> Image.Image:
+    start = round(len(square) * (1 - _MIDDLE) / 2)
+    return Image.fromarray(square[start : len(square) - start, start : len(square) - start])
+
+
+def _subject_histogram(square: np.ndarray) -> np.ndarray:
+    """Return a histogram of the colours that differ from the border, weighted towards the middle; sum 1."""
+    small = Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("YCbCr")
+    y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
+    colours = np.array(small, np.float32)
+    weights = distance_from_border(colours) * np.exp(-2 * (x**2 + y**2))
+    colours = colours.reshape(-1, 3)
+    colours[:, 1:] = np.clip((colours[:, 1:] - 128) * 128 / 90 + 128, 0, 255)  # strong colours are rare: finer bins
+    return colour_histogram(colours, weights.ravel(), _BINS)
+
+
+def wrong_class(squares: Sequence[np.ndarray], class_noun: str, clip: ClipFeatures) -> bool:
+    """Return whether `class_noun` plainly does not fit the photos; False also if that is uncertain.
+
+    CLIP ranks the noun among many others for each photo. The built-in CLIP is small and knows only drawn objects, so it
+    is trusted only if it recognizes the subject: it must rank nouns alike for photos that are unlike each other. On
+    real photos it does not, and then there is no finding. squares: uint8 (S, S, 3) each.
+    """
+    noun = _known_noun(class_noun)
+    if noun is None or len(squares) < _FEWEST:
+        return False
+    features = clip.image_features([Image.fromarray(square) for square in squares])
+    fits = (
+        features @ clip.text_features([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS]).T
+    )
+    if not _can_tell(features, fits):
+        return False
+    mean = fits.mean(0)
+    return bool(mean[NOUNS.index(noun)] < mean.mean() + _WRONG * mean.std())
+
+
+def _known_noun(class_noun: str) -> str | None:
+    """Return the longest suffix that is a known noun: "polar bear" for "fluffy polar bear"."""
+    words = class_noun.lower().split()
+    return next((end for i in range(len(words)) if (end := " ".join(words[i:])) in NOUNS), None)
+
+
+def _can_tell(features: np.ndarray, fits: np.ndarray) -> bool:
+    pairs = np.triu_indices(len(features), 1)
+    named_alike, look_alike = np.corrcoef(fits)[pairs], (features @ features.T)[pairs]
+    more = np.median(named_alike) - np.median(look_alike)
+    return bool(named_alike.min() > _NAMED_ALIKE and more > _MORE_THAN_THEY_LOOK)
