@@ -51,7 +51,7 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS)
-def each(request):
+def example(request):
     return KINDS[request.param]
 
 

@@ -119,7 +119,7 @@ def test_other_content_is_refused_in_words(content, layout):
 
 
 def test_pictures_and_web_pages_are_told_apart():
-    for data, says in ((thumbnail(), "picture"), (b"<!doctype html>" * 9, "a web page"), (b"", "empty")):
+    for data, says in ((thumbnail(), "image"), (b"<!doctype html>" * 9, "a web page"), (b"", "empty")):
         with pytest.raises(UserError, match=says):
             read_any(data, "x")
 

@@ -281,7 +281,7 @@ def test_logins_that_do_not_do(hub, library, capsys, monkeypatch):
 
 def test_a_repository_that_holds_something_else_is_left_alone(hub, library, capsys):
     hub.repos[ID] = Repo({"README.md": b"# My model", "model.safetensors": b"precious"})
-    assert "holds something else" in refused(library, capsys, "push", "duck", ID, "--yes")
+    assert "already exists on the Hub" in refused(library, capsys, "push", "duck", ID, "--yes")
     assert hub.repos[ID].files == {"README.md": b"# My model", "model.safetensors": b"precious"}
     hub.repos[ID] = Repo({".gitattributes": b"", "README.md": b"empty yet"})
     assert run(library, "concepts", "push", "duck", ID, "--yes") == 0

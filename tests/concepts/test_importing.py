@@ -43,7 +43,7 @@ def test_one_bad_file_does_not_stop_the_others(folder, capsys):
     assert run(folder, "nowhere.pt") == 2
     out = capsys.readouterr().out
     assert "3 of 5 are in shelf." in out and "evil[red].bin" in out and "asks to run os.mkdir; refused." in out
-    assert "long, where" in " ".join(out.split())
+    assert "of norm up to" in " ".join(out.split())
     tokens = [str(entry.token) for entry in Library("shelf").entries()]
     assert tokens == ["<imported/duck-v1>", "<imported/goose-v1>", "<imported/long-v1>"]
     (folder / "evil[red].bin").unlink()
