@@ -98,7 +98,7 @@ class Axis:
             return fields | {"prompt": value}
         if self.kind == "words":
             return fields | {"prompt": replace_words(fields["prompt"], self.target, value)}
-        edits: dict[str, Callable[[str, Token, Any], str]] = {"strength": set_strength, "window": set_window}
+        edits: dict[str, Callable[[str, Token, Any], str]] = {"concept_strength": set_strength, "window": set_window}
         edit = edits.get(self.kind, replace_concept)
         return fields | {"prompt": edit(fields["prompt"], Token.parse(self.target), value)}
 
