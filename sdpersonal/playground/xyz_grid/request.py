@@ -24,8 +24,8 @@ class XyzGridRequest(GenerateRequest):
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
     """Prompt with concept tokens, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
     # As class variables they are no fields, and have no flags: a seed axis gives more images.
-    n: ClassVar[int] = 1  # type: ignore[misc]  # see above
-    every: ClassVar[bool] = False  # type: ignore[misc]  # see above
+    num_images: ClassVar[int] = 1  # type: ignore[misc]  # see above
+    all_combinations: ClassVar[bool] = False  # type: ignore[misc]  # see above
     x: str
     """X axis (columns): 'seed: 1..4', 'words: samurai|cowboy', 'strength <me/duck>: 0..1 by 0.25'."""
     y: str | None = None
