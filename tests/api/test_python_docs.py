@@ -21,12 +21,12 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 def few_steps(monkeypatch, tmp_path):
     """Trainings of ten steps of one photo without a scorer, generations of two steps, in a folder with the examples."""
     from sdpersonal.config import generation
-    from sdpersonal.training import presets, run, sample_sheet
+    from sdpersonal.training import presets, run, sampling
 
     short = {name: dataclasses.replace(preset, steps=10, batch=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.setattr(run, "scorer_for_base", lambda kind: None)
-    monkeypatch.setattr(sample_sheet, "_SEEDS", 1)
+    monkeypatch.setattr(sampling, "_SEEDS", 1)
     monkeypatch.setattr(generation, "DEFAULT_STEPS", 2)
     os.symlink(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
