@@ -26,7 +26,7 @@ from support import browser as browsers
 from support.samples import card, vectors
 from support.serving import Server
 
-FORM = {"prompt": "a cat on the beach", "n": 4, "steps": 25, "size": "128x128", "guidance": 3.0}
+FORM = {"prompt": "a cat on the beach", "num_images": 4, "steps": 25, "size": "128x128", "guidance": 3.0}
 
 
 def seconds_to_prompt(server: Server, window) -> float:

@@ -15,9 +15,9 @@ GENERATE_CODE = """
 import time
 from sdpersonal import GenerateRequest, Generator, load_base
 generator = Generator(load_base("tiny", device="cpu"))
-list(generator.generate(GenerateRequest(prompt="a duck", n=1, steps=2)))
+list(generator.generate(GenerateRequest(prompt="a duck", num_images=1, steps=2)))
 start = time.perf_counter()
-list(generator.generate(GenerateRequest(prompt="a duck on the beach", n=4, steps=10)))
+list(generator.generate(GenerateRequest(prompt="a duck on the beach", num_images=4, steps=10)))
 print(time.perf_counter() - start)
 """
 BUSY_CODE = "while True: pass"

@@ -26,9 +26,9 @@ HOSTILE = {
 }
 
 
-LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "n", "Steps": "steps"}
+LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "num_images", "Steps": "steps"}
 LABELS |= {"Guidance scale": "guidance", "Size": "size", "Seed": "seed"}
-LABELS |= {"Init image": "start", "New seed each time": "fresh"}
+LABELS |= {"Init image": "init_image", "New seed each time": "fresh"}
 
 
 class Server:
@@ -104,7 +104,7 @@ class Server:
         session = f"s{time.monotonic_ns()}"
         usual = {
             "prompt": '"a cat on grass"',
-            "n": "1",
+            "num_images": "1",
             "steps": "2",
             "guidance": "4",
             "size": '"128x128"',
