@@ -5,6 +5,6 @@ Importing it loads no torch.
 """
 
 from .pipeline import Pipeline, load
-from .training import train_dreambooth, train_textual_inversion
+from .trainers import train_dreambooth, train_textual_inversion
 
 __all__ = ["Pipeline", "load", "train_dreambooth", "train_textual_inversion"]

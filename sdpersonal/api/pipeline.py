@@ -16,7 +16,7 @@ from PIL import Image
 from .. import storage
 from ..concepts.library import Library
 from ..config import GenerateRequest
-from ..config.scheduler_names import difference
+from ..config.scheduler_table import difference
 from ..errors import UserError
 from ..image_grid import encode_png
 from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..generation import ConceptSource, GeneratedImage, GeneratedImages, Generator
     from ..models import StableDiffusion
-    from ..playground.endless import EndlessSeries
+    from ..playground.endless_series import EndlessSeries
     from .xyz_grid import XyzGrid
 
 
@@ -135,7 +135,7 @@ class Pipeline:
             Each image when it is ready.
         """
         from ..generation.request_checks import check_template
-        from ..playground.endless import EndlessSeries
+        from ..playground.endless_series import EndlessSeries
 
         with ExitStack() as stack:
             request = stack.enter_context(_request(GenerateRequest, RequestOptions, settings, prompt=prompt))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..config import GenerateRequest
-from ..config.scheduler_names import difference
+from ..config.scheduler_table import difference
 from ..progress import ProgressBar
 from ..prompts import Token
 

@@ -14,8 +14,8 @@ from ..errors import DiskFull, UserError
 from ..prompts import Token, printable
 from .concept import Concept, describe_contents
 from .importers.contents import DEFAULT_OWNER
-from .importers.folders import NotOneConcept, read_source
 from .importers.hub_repositories import fetch_repository, parse_repository
+from .importers.read_folders import NotOneConcept, read_source
 from .importers.sources import CHECKPOINT, Source, find_concepts, join_parts
 from .importers.to_concept import token_of_file
 from .library import Library, TokenTaken

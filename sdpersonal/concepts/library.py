@@ -20,7 +20,7 @@ from ..prompts import Token, printable
 from .card import Card, edit_card
 from .concept import Concept, check_token, describe_contents
 from .concept_file import concept_from_bytes, concept_to_chunks, read_header
-from .importers.folders import join_concepts, read_path
+from .importers.read_folders import join_concepts, read_path
 from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"

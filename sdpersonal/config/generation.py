@@ -12,7 +12,7 @@ from pydantic import Field
 from ..errors import FieldError, UserError
 from ..prompts import MAX_PROMPT, has_alternatives, parse, printable
 from .base import AnyText, Number, Seed, SettingsBase, TokenText, WholeNumber, as_validator
-from .scheduler_names import named
+from .scheduler_table import named
 
 DEFAULT_STEPS = 25  # for DPM++ 2M Karras: more steps change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
 DEFAULT_FAST_STEPS = 6  # for LCM or TCD, which are distilled to 4 to 8 steps (Luo et al. 2023, arXiv 2311.05556)

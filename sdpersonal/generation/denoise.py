@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..config.scheduler_names import Scheduler
-from ..models import Conditioning, Sampler, StableDiffusion
+from ..config.scheduler_table import Scheduler
+from ..models import Conditioning, SchedulerAdapter, StableDiffusion
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def denoise(
         on_step: on_step(i) is called before the i-th prediction, counted from 1.
         on_prediction: on_prediction(predict_x0) is called in each step; predict_x0() returns x_0, (B, C, h, w).
     """
-    sampler = Sampler(model.make_scheduler(config.scheduler), config.steps, config.skipped_steps, model.device)
+    sampler = SchedulerAdapter(model.make_scheduler(config.scheduler), config.steps, config.skipped_steps, model.device)
     generators = noise_generators(seeds, noise.shape[1:], config.restarts_noise)
     latents = sampler.add_noise(init.latents, noise, 0) if init else sampler.scale_noise(noise)
     for i, t in enumerate(sampler.timesteps):

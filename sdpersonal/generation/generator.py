@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..concepts.concept import Concept
 from ..config import SEEDS, GenerateRequest
-from ..config.scheduler_names import Scheduler, named
+from ..config.scheduler_table import Scheduler, named
 from ..errors import FieldError, Interrupted, UserError
 from ..image_metadata import Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler

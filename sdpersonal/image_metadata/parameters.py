@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import GenerateRequest
-from ..config.scheduler_names import find, no_counterpart
+from ..config.scheduler_table import find, no_counterpart
 from ..errors import UserError
 from ..prompts import printable
 from .prompt_syntax import Network, Syntax, translated

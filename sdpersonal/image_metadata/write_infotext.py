@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..concepts.card import strip_unsafe_characters
-from ..config.scheduler_names import named
+from ..config.scheduler_table import named
 from ..errors import UserError
 from ..prompts import Mention, Token
 from ..prompts.concept_syntax import parse_concept_ref

@@ -1,7 +1,7 @@
 """Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
 from .loading import BUILT_IN, describe_base, load_base
-from .schedulers import NoiseSchedule, Sampler, check_scheduler, sampling_progress
+from .schedulers import NoiseSchedule, SchedulerAdapter, check_scheduler, sampling_progress
 from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
 from .text_encoder import Segment, Vectors
 
@@ -10,7 +10,7 @@ __all__ = [
     "Conditioning",
     "LatentDistribution",
     "NoiseSchedule",
-    "Sampler",
+    "SchedulerAdapter",
     "Segment",
     "SizeConditioning",
     "StableDiffusion",

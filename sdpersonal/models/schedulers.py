@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LMSDiscreteScheduler
 from torch import Tensor
 
-from ..config.scheduler_names import Scheduler
+from ..config.scheduler_table import Scheduler
 from ..errors import FieldError
 
 
@@ -125,7 +125,7 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
 _LMS_ORDER = 4  # diffusers' default
 
 
-class Sampler:
+class SchedulerAdapter:
     """A diffusers scheduler, set up for one batch of images; what its classes do differently is handled here.
 
     timesteps: those that are computed, without the skipped steps of img2img. A step may take two.

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import storage
 from ..concepts.card import BaseKind
-from ..config.scheduler_names import Scheduler
+from ..config.scheduler_table import Scheduler
 from ..errors import UserError
 from ..prompts import Break
 from .frozen_conv import use_frozen_convs

@@ -1,6 +1,6 @@
 """The outputs folder: saved images, one subfolder a day, and an HTML page of them."""
 
 from .folder import Outputs
-from .page import write_page
+from .html_page import write_page
 
 __all__ = ["Outputs", "write_page"]

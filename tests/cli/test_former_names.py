@@ -13,7 +13,7 @@ from sdpersonal.config import DreamboothSettings, GenerateRequest
 from sdpersonal.config.base import FORMER_FIELDS
 from sdpersonal.errors import UserError
 from sdpersonal.image_metadata import Recipe
-from sdpersonal.playground.endless import EndlessProgress
+from sdpersonal.playground.endless_series import EndlessProgress
 from sdpersonal.playground.xyz_grid import Axis
 from sdpersonal.training.checkpoint import check_same_run
 

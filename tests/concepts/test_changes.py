@@ -16,7 +16,7 @@ from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
 from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.exporters.readme import concept_facts
-from sdpersonal.concepts.hub import files_to_push
+from sdpersonal.concepts.hub_transfer import files_to_push
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.merge import merge
 from sdpersonal.concepts.plain_lora import as_lora, plain_lora
@@ -197,7 +197,7 @@ def test_a_base_predicts_with_pefts_file_as_peft_merges_it(adapter, tiny, tmp_pa
 
     import peft
 
-    from sdpersonal.concepts.importers.folders import read_folder
+    from sdpersonal.concepts.importers.read_folders import read_folder
     from sdpersonal.prompts import Token
 
     torch.manual_seed(3)

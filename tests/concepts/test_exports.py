@@ -25,7 +25,7 @@ from sdpersonal.concepts.exporters import FORMATS, export
 from sdpersonal.concepts.exporters.paths import module_path
 from sdpersonal.concepts.exporters.torch_save import torch_save_bytes
 from sdpersonal.concepts.importers import read_any
-from sdpersonal.concepts.importers.folders import read_folder
+from sdpersonal.concepts.importers.read_folders import read_folder
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.models import load_base

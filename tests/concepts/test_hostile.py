@@ -11,7 +11,7 @@ import torch
 
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import read_any
-from sdpersonal.concepts.importers.folders import read_folder, read_path, read_source
+from sdpersonal.concepts.importers.read_folders import read_folder, read_path, read_source
 from sdpersonal.concepts.importers.sources import find_concepts
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts import hub as ours
+from sdpersonal.concepts import hub_transfer as ours
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
@@ -116,7 +116,7 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
 
 
 def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
-    from sdpersonal.concepts.importers.folders import read_folder
+    from sdpersonal.concepts.importers.read_folders import read_folder
 
     (tmp_path / "me-duck.safetensors").write_bytes(concept_to_bytes(embedding()))
     (tmp_path / "learned_embeds.safetensors").write_bytes(concept_to_bytes(embedding()))
@@ -364,7 +364,7 @@ def test_a_pulled_concept_takes_no_ones_place(hub, library, tmp_path, capsys):
 TIMED = """
 import sys, time
 from huggingface_hub import HfApi, snapshot_download  # seconds on a busy machine, and no part of what is measured
-import sdpersonal.concepts.hub
+import sdpersonal.concepts.hub_transfer
 from sdpersonal.cli.main import main
 began = time.monotonic()
 code = main(sys.argv[1:])

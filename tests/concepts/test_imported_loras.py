@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.concepts.importers.folders import read_folder
+from sdpersonal.concepts.importers.read_folders import read_folder
 from sdpersonal.errors import UserError
 from support.narrow import save_narrow
 

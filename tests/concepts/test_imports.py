@@ -12,7 +12,7 @@ from PIL import Image
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import layers, read_any
 from sdpersonal.concepts.importers.embedding_images import _lcg_bytes
-from sdpersonal.concepts.importers.folders import read_folder, read_path
+from sdpersonal.concepts.importers.read_folders import read_folder, read_path
 from sdpersonal.concepts.importers.sources import find_concepts
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token

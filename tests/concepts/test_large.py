@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sdpersonal.concepts.importers.folders import read_path
+from sdpersonal.concepts.importers.read_folders import read_path
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from support import foreign

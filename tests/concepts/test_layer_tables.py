@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sdpersonal.concepts.importers import layer_shapes, peft, read_any
-from sdpersonal.concepts.importers.folders import read_folder
+from sdpersonal.concepts.importers.read_folders import read_folder
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support import foreign

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.importers import lora_file, lora_keys, read_any
-from sdpersonal.concepts.importers.folders import read_path
+from sdpersonal.concepts.importers.read_folders import read_path
 from support import original, teaching
 
 PEERS = Path(__file__).parents[1] / "peers"

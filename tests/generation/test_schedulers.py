@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.config import GenerateRequest
-from sdpersonal.config.scheduler_names import (
+from sdpersonal.config.scheduler_table import (
     NAMES,
     NO_COUNTERPART,
     SAMPLERS,

@@ -13,10 +13,10 @@ from PIL import Image
 from conftest import ROOT
 from sdpersonal.cli.main import main
 from sdpersonal.photos.checks import Report, check, contact_sheet
+from sdpersonal.photos.checks.across_photos import edge_histogram
 from sdpersonal.photos.checks.clip_checks import silhouette
+from sdpersonal.photos.checks.each_photo import BLUR_THRESHOLD, exposure, sharpness
 from sdpersonal.photos.checks.findings import make_finding
-from sdpersonal.photos.checks.set import edge_histogram
-from sdpersonal.photos.checks.single import BLUR_THRESHOLD, exposure, sharpness
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
 

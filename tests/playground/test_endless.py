@@ -26,7 +26,7 @@ from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import GeneratedImage
 from sdpersonal.image_metadata import Recipe, RecipeBase, read_recipe
 from sdpersonal.outputs import Outputs
-from sdpersonal.playground.endless import EndlessProgress, EndlessSeries, generate_endless, permute_index
+from sdpersonal.playground.endless_series import EndlessProgress, EndlessSeries, generate_endless, permute_index
 from sdpersonal.prompts import Wildcards, all_prompts
 from support.crash import DIED, DONE, calls_made, die_at, in_child
 

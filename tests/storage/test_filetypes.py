@@ -20,7 +20,7 @@ from PIL import Image, features
 
 from sdpersonal.concepts.concept_file import concept_to_bytes, read_header
 from sdpersonal.concepts.importers import read_any
-from sdpersonal.concepts.importers.folders import read_path
+from sdpersonal.concepts.importers.read_folders import read_path
 from sdpersonal.errors import UserError
 from sdpersonal.storage.file_types import recognise
 from support.samples import concept

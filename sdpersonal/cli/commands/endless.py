@@ -29,7 +29,7 @@ def endless_command(settings: EndlessArgs) -> int:
     from ...generation import Generator
     from ...generation.request_checks import check_template
     from ...models.loading import kind_of
-    from ...playground.endless import EndlessSeries, generate_endless
+    from ...playground.endless_series import EndlessSeries, generate_endless
     from ...training.control import StopSignals
 
     request = request_of(settings)

@@ -48,10 +48,10 @@ class PullArgs(ListArgs):
 
 def push_concept(settings: PushArgs) -> int:
     from ... import storage
-    from ...concepts import hub
+    from ...concepts import hub_transfer
 
     concept = Library(settings.library).get(Token.parse(settings.token))
-    sent = hub.files_to_push(concept, settings.hub_id, settings.images)
+    sent = hub_transfer.files_to_push(concept, settings.hub_id, settings.images)
     facts = {"files": [{"name": file.name, "size": len(file.data), "purpose": file.purpose} for file in sent]}
     if not settings.json_:
         width = max(len(file.name) for file in sent)
@@ -65,7 +65,7 @@ def push_concept(settings: PushArgs) -> int:
                 storage.write_bytes(folder / file.name, file.data)
     address = None
     if settings.yes and not settings.dry_run:
-        address = hub.push(concept, sent, settings.hub_id, settings.public)
+        address = hub_transfer.push(concept, sent, settings.hub_id, settings.public)
     if settings.json_:
         print_json(facts | {"pushed": address})
     else:
@@ -74,10 +74,10 @@ def push_concept(settings: PushArgs) -> int:
 
 
 def pull_concept(settings: PullArgs) -> int:
-    from ...concepts import hub
+    from ...concepts import hub_transfer
 
     as_ = Token.parse(settings.as_) if settings.as_ else None
-    concept = hub.pull(settings.hub_id, as_)
+    concept = hub_transfer.pull(settings.hub_id, as_)
     token = Library(settings.library).add_imported(
         concept, settings.replace, count_up=settings.duplicates == "versions"
     )

@@ -22,7 +22,7 @@ _UNBIASED = ("to_q", "to_k", "to_v")
 
 
 @dataclass(frozen=True)
-class Unet:
+class UnetShape:
     """The numbers in which UNets differ.
 
     widths: channels of each level; depths: transformer blocks in a row at each level, 0 without attention; middle: the
@@ -41,24 +41,24 @@ class Unet:
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoderShape:
     """One CLIP text encoder."""
 
     width: int
     layers: int
 
 
-UNETS: dict[BaseKind, Unet] = {
-    "sd1": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, use_linear_projection=False),
-    "sd2": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024),
-    "sdxl": Unet((320, 640, 1280), (0, 2, 10), 10, 2048, added_embeds_dim=2816),
-    "tiny": Unet((48, 96, 224), (0, 1, 0), 1, 192, layers_per_block=1, channels=8),
+UNETS: dict[BaseKind, UnetShape] = {
+    "sd1": UnetShape((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, use_linear_projection=False),
+    "sd2": UnetShape((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024),
+    "sdxl": UnetShape((320, 640, 1280), (0, 2, 10), 10, 2048, added_embeds_dim=2816),
+    "tiny": UnetShape((48, 96, 224), (0, 1, 0), 1, 192, layers_per_block=1, channels=8),
 }
-TEXTS: dict[BaseKind, dict[str, TextEncoder]] = {
-    "sd1": {"te": TextEncoder(768, 12)},
-    "sd2": {"te": TextEncoder(1024, 24)},  # diffusers drops the last layer, which nothing reads
-    "sdxl": {"te1": TextEncoder(768, 12), "te2": TextEncoder(1280, 32)},
-    "tiny": {"te": TextEncoder(192, 4)},
+TEXTS: dict[BaseKind, dict[str, TextEncoderShape]] = {
+    "sd1": {"te": TextEncoderShape(768, 12)},
+    "sd2": {"te": TextEncoderShape(1024, 24)},  # diffusers drops the last layer, which nothing reads
+    "sdxl": {"te1": TextEncoderShape(768, 12), "te2": TextEncoderShape(1280, 32)},
+    "tiny": {"te": TextEncoderShape(192, 4)},
 }
 
 
@@ -79,7 +79,7 @@ def has_bias(name: str) -> bool:
     return not (name.startswith("lora_unet_") and name.endswith(_UNBIASED))
 
 
-def unet_shapes(unet: Unet) -> Iterator[tuple[str, Shape]]:
+def unet_shapes(unet: UnetShape) -> Iterator[tuple[str, Shape]]:
     """Yield (diffusers' path with `_` for `.`, shape) of every layer."""
     first, time = unet.block_out_channels[0], 4 * unet.block_out_channels[0]
     yield "conv_in", (first, unet.channels, 3, 3)
@@ -95,7 +95,7 @@ def unet_shapes(unet: Unet) -> Iterator[tuple[str, Shape]]:
     yield from (("conv_norm_out", (first,)), ("conv_out", (unet.channels, first, 3, 3)))
 
 
-def text_shapes(text: TextEncoder) -> Iterator[tuple[str, Shape]]:
+def text_shapes(text: TextEncoderShape) -> Iterator[tuple[str, Shape]]:
     """Yield the same for a text encoder, without the leading `text_model_`."""
     width = text.width
     for number in range(text.layers):
@@ -106,7 +106,7 @@ def text_shapes(text: TextEncoder) -> Iterator[tuple[str, Shape]]:
     yield "final_layer_norm", (width,)
 
 
-def _down(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
+def _down(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
     before = unet.block_out_channels[0]
     for level, width in enumerate(unet.block_out_channels):
         block = f"down_blocks_{level}"
@@ -119,7 +119,7 @@ def _down(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
             yield f"{block}_downsamplers_0_conv", (width, width, 3, 3)
 
 
-def _up(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
+def _up(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
     """Yield the layers of the up blocks, whose resnets also read the skip connections of the down blocks."""
     widths, depths = unet.block_out_channels[::-1], unet.transformer_layers[::-1]
     before = widths[0]
@@ -143,7 +143,7 @@ def _resnet(path: str, reads: int, width: int, time: int) -> Iterator[tuple[str,
         yield f"{path}_conv_shortcut", (width, reads, 1, 1)
 
 
-def _transformer(path: str, width: int, depth: int, unet: Unet) -> Iterator[tuple[str, Shape]]:
+def _transformer(path: str, width: int, depth: int, unet: UnetShape) -> Iterator[tuple[str, Shape]]:
     square = (width, width) if unet.use_linear_projection else (width, width, 1, 1)
     yield from ((f"{path}_norm", (width,)), (f"{path}_proj_in", square), (f"{path}_proj_out", square))
     for number in range(depth):

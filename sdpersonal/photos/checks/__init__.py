@@ -4,9 +4,9 @@
 good sets have no findings; docs/photos.md has the figures. No torch: the caller passes a CLIP as `ClipFeatures`.
 """
 
-from .check_set import check
 from .clip_checks import ClipFeatures
 from .contact_sheet import contact_sheet
 from .findings import Finding, FindingName, Report
+from .run_checks import check
 
 __all__ = ["ClipFeatures", "Finding", "FindingName", "Report", "check", "contact_sheet"]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..smart_crop import distance_from_border
-from .set import border_histogram, colour_histogram
+from .across_photos import border_histogram, colour_histogram
 
 # Least silhouette. None of 15 full real sets has more than 0.37, but four or five photos of a set have up to 0.49.
 MIN_SILHOUETTE, MIN_SILHOUETTE_OF_FEW = 0.4, 0.52

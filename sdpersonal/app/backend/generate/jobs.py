@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ....config import GenerateRequest
-from ....config.scheduler_names import difference
+from ....config.scheduler_table import difference
 from ....errors import UserError
-from ....playground.endless import EndlessSeries, generate_endless
+from ....playground.endless_series import EndlessSeries, generate_endless
 from ....playground.xyz_grid import XyzGridRequest, generate_grid
 from ..generation_service import RenderJob
 from ..render_job import JobContext

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ....concepts.card import BaseKind
-from ....config.scheduler_names import SCHEDULERS
+from ....config.scheduler_table import SCHEDULERS
 from ....errors import UserError
 from ....models.loading import PRECISION_NAMES
 

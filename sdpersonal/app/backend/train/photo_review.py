@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from .... import storage
 from ....config import ConceptKind, CropMode
 from ....photos.checks import ClipFeatures, Report, check
+from ....photos.checks.across_photos import MIN_PHOTOS, edge_histogram
 from ....photos.checks.contact_sheet import show_crop
-from ....photos.checks.set import MIN_PHOTOS, edge_histogram
 from ....photos.loading import Photo, PhotoSet
 from ..workspace import Workspace
 from .uploads import PhotoUploads

@@ -10,11 +10,11 @@ import numpy as np
 from ...config import ConceptKind
 from ...prompts import printable
 from ..loading import FEW_PHOTOS, PhotoSet
+from .across_photos import shared_background, sideways_photos
 from .clip_checks import ClipFeatures, two_subjects, wrong_class
 from .duplicates import near_duplicates
+from .each_photo import BLUR_THRESHOLD, exposure, sharpness
 from .findings import Finding, FindingName, Report, make_finding
-from .set import shared_background, sideways_photos
-from .single import BLUR_THRESHOLD, exposure, sharpness
 
 T = TypeVar("T")
 _SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly visible

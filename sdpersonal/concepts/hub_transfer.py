@@ -16,7 +16,6 @@ from ..prompts import Token, printable
 from . import exporters
 from .concept import Concept
 from .importers.embeddings import DIFFUSERS_FILES
-from .importers.folders import read_folder
 from .importers.hub_repositories import (
     HUB_TAG,
     HUB_TIMEOUT,
@@ -26,6 +25,7 @@ from .importers.hub_repositories import (
     parse_repository,
     silence_hub_client,
 )
+from .importers.read_folders import read_folder
 from .model_card import GRID_FILE, model_card
 from .thumbnail import reencode_thumbnail
 
