@@ -10,6 +10,8 @@ images = sd.generate("a photo of <me/duck> on the beach", num_images=4, seed=7)
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .api import Pipeline as Pipeline
     from .api import load as load
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .config import DreamboothSettings as DreamboothSettings
     from .config import GenerateRequest as GenerateRequest
     from .config import TextualInversionSettings as TextualInversionSettings
+    from .display.progress import Progress as Progress
     from .errors import Interrupted as Interrupted
     from .errors import UnknownConcept as UnknownConcept
     from .errors import UserError as UserError
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from .generation import Generator as Generator
     from .models import load_base as load_base
     from .photos.loading import load_photos as load_photos
-    from .progress import Progress as Progress
     from .prompts import Token as Token
     from .training import TrainResult as TrainResult
     from .training import train as train
@@ -43,7 +45,7 @@ _MODULES = {
     "Interrupted": "errors",
     "Library": "concepts.library",
     "Pipeline": "api",
-    "Progress": "progress",
+    "Progress": "display.progress",
     "TextualInversionSettings": "config",
     "Token": "prompts",
     "TrainResult": "training",
@@ -62,7 +64,6 @@ _FORMER_NAMES = {  # kept for one more version
     "Request": "GenerateRequest",
 }
 __all__ = list(_MODULES)
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

@@ -17,10 +17,10 @@ from .. import storage
 from ..concepts.library import Library
 from ..config import GenerateRequest
 from ..config.scheduler_table import difference
+from ..display.image_grid import encode_png
+from ..display.progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..errors import UserError
-from ..image_grid import encode_png
 from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
-from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..prompts import Wildcards
 from .options import GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..config import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from ..display.progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..errors import UserError
-from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..prompts import Token
 from .options import DreamboothOptions, StrPath, TextualInversionOptions, documented, in_keywords, to_fields
 

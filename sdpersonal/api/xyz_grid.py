@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..display.image_grid import encode_png
 from ..generation import GeneratedImage, GeneratedImages
-from ..image_grid import encode_png
 from ..outputs import Outputs, write_page
 from ..playground.xyz_grid import GridTile, SavedGrid, XyzGridRequest, grid_images, save_grid
 from ..prompts import printable

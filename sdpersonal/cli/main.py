@@ -15,10 +15,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from .. import __version__
 from ..config import SettingsBase, TrainingSettings
 from ..errors import Interrupted, UserError
 from ..prompts import printable
+from ..version import __version__
 from .commands import COMMANDS, FORMER_COMMANDS, GROUPS
 from .commands.train import parse_training
 from .parsing import name_by_flag, parse_settings

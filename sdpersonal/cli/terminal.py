@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from ..config import GenerateRequest
 from ..config.scheduler_table import difference
-from ..progress import ProgressBar
+from ..display.progress import ProgressBar
 from ..prompts import Token
 
 

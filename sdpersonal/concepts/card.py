@@ -22,14 +22,15 @@ from pydantic import (
     model_validator,
 )
 
-from ..config import ConceptKind
+from ..config.base import BaseKind, ConceptKind
+from ..config.text_checks import strip_unsafe_characters
 from ..errors import UserError
 from ..prompts import printable
-from .strict_safetensors import damaged_file_error, parse_strict_json
+from ..storage.reading import parse_strict_json
+from .strict_safetensors import damaged_file_error
 
 MAX_CARD_BYTES = 200_000  # characters of JSON
 
-BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
 Consent = Literal["yes", "no", "unknown"]
 BASE_TITLES: dict[BaseKind, str] = {  # names for display
     "tiny": "the built-in base of sdpersonal",
@@ -43,13 +44,6 @@ CONSENT_TEXTS = {
     "unknown": "whether the person shown agrees is not known",
 }
 BASE_LABELS = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}  # where there is little space
-
-
-def strip_unsafe_characters(text: str) -> str:
-    """Remove control, bidirectional and invisible characters; line ends and unusual spaces become spaces."""
-    if text.isprintable():
-        return text.strip()  # the common case; a listing reads ten texts per concept
-    return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()
 
 
 def _check_date(text: str) -> str:

@@ -10,10 +10,11 @@ from functools import cached_property
 import numpy as np
 
 from .. import storage
+from ..config.base import BaseKind
 from ..errors import UserError
 from ..prompts import Token, printable
 from . import layer_changes as changes
-from .card import BaseKind, Card
+from .card import Card
 from .strict_safetensors import tensor_bytes
 from .thumbnail import media_type
 

@@ -149,7 +149,7 @@ def _image_grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None
     """Return the images as one grid, or the re-encoded thumbnail; None where there are neither."""
     from PIL import Image
 
-    from ..image_grid import captioned_grid, encode_png
+    from ..display.image_grid import captioned_grid, encode_png
 
     if images:
         return encode_png(captioned_grid([(image, "") for image in images], tile_size=256))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from ..html import data_url
+from ..display.html import data_url
 from ..prompts import Token
 from .card import Card
 from .thumbnail import media_type

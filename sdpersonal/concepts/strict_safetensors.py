@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UserError
 from ..prompts import printable
 from ..storage.file_types import recognise
+from ..storage.reading import parse_strict_json
 
 MAX_FILE_BYTES = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
 MAX_HEADER = 1_000_000  # bytes
@@ -83,37 +84,6 @@ def header_length(head: bytes, size: int, max_header: int = MAX_HEADER) -> int:
 
 def damaged_file_error(name: str, problem: str) -> UserError:
     return UserError(f"{printable(name)} is refused: {problem}.", "Fetch the file again, or ask whoever made it.")
-
-
-def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("a key appears twice in its JSON")
-    return values
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"its JSON contains {word}")
-
-
-def _parse_short_int(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError("a number in its JSON is too long")
-    return int(digits)
-
-
-_STRICT_DECODER = json.JSONDecoder(
-    object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant, parse_int=_parse_short_int
-)
-
-
-def parse_strict_json(text: str) -> object:
-    """Parse JSON without NaN, Infinity, duplicate keys or deep nesting. Raises ValueError, short enough to show."""
-    try:
-        return _STRICT_DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise ValueError("its JSON cannot be read") from error
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
 
 
 def read_tensor(data: bytes, layout: TensorLayout, name: str) -> np.ndarray:

@@ -116,3 +116,10 @@ def _is_seen(character: str, before: str, after: str) -> bool:
     if ord(character) in _TAGS:
         return before == _BLACK_FLAG or ord(before[-1]) in _TAGS
     return character not in _LOOKS_EMPTY and unicodedata.category(character) not in ("Cf", "Cc")
+
+
+def strip_unsafe_characters(text: str) -> str:
+    """Remove control, bidirectional and invisible characters; line ends and unusual spaces become spaces."""
+    if text.isprintable():
+        return text.strip()  # the common case; a listing reads ten texts per concept
+    return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()

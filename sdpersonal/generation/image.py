@@ -12,8 +12,8 @@ from PIL import Image
 
 from .. import storage
 from ..config.text_checks import check_path
+from ..display.image_grid import captioned_grid, differing_words, encode_png
 from ..errors import UserError
-from ..image_grid import captioned_grid, differing_words, encode_png
 from ..image_metadata import Recipe, png_with_recipe, recipe_as_exif, recipe_as_png_text
 from ..outputs import Outputs, write_page
 from ..prompts import printable

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..concepts.strict_safetensors import parse_strict_json
 from ..errors import UserError
 from ..prompts import printable
+from ..storage.reading import parse_strict_json
 from . import programs
 from .comfyui import comfyui
 from .comfyui_graph import graph_in, lenient_json

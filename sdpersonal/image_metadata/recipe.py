@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 
-from ..concepts.card import BaseKind, strip_unsafe_characters
 from ..config import SEEDS, GenerateRequest, Number, SettingsBase, WholeNumber
+from ..config.base import BaseKind
+from ..config.text_checks import strip_unsafe_characters
 from ..errors import UserError
 from ..prompts import MAX_PROMPT, Token, printable
 

@@ -20,8 +20,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
-from ..concepts.card import strip_unsafe_characters
 from ..config.scheduler_table import named
+from ..config.text_checks import strip_unsafe_characters
 from ..errors import UserError
 from ..prompts import Mention, Token
 from ..prompts.concept_syntax import parse_concept_ref

@@ -20,7 +20,7 @@ def png_with_recipe(image: Image.Image, recipe: Recipe | None) -> bytes:
     """Encode the image as PNG with its recipe in our format and A1111's, or for None with its pixels only."""
     from PIL import Image
 
-    from ..image_grid import encode_png as encoded
+    from ..display.image_grid import encode_png as encoded
 
     text = None if recipe is None else recipe_as_png_text(recipe)
     bare = Image.frombytes(image.mode, image.size, image.tobytes())  # drops profile, EXIF and texts

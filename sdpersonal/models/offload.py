@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from .stable_diffusion import StableDiffusion
+    from .text_encoder import TextEncoder
 
 OffloadMode = Literal["all", "model", "sequential"]
 """all: all models stay on the GPU; model: text encoders and autoencoder are on the CPU while idle; sequential: the UNet
@@ -135,7 +136,22 @@ class Offloader:
             self._on_device ^= {name}
 
 
-def plan_offload(base: StableDiffusion, size: tuple[int, int], max_batch: int, lora_bytes: int = 0) -> int:
+class OffloadableBase(Protocol):
+    """What planning needs of a model, which itself holds an `Offloader`."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    encoders: dict[str, TextEncoder]
+    offloader: Offloader
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
+
+
+def plan_offload(base: OffloadableBase, size: tuple[int, int], max_batch: int, lora_bytes: int = 0) -> int:
     """Place a base's models for images of (width, height) and return the batch size. Hold the model lock.
 
     Args:
@@ -149,7 +165,7 @@ def plan_offload(base: StableDiffusion, size: tuple[int, int], max_batch: int, l
     return plan.batch_size
 
 
-def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
+def memory_need(base: OffloadableBase, size: tuple[int, int]) -> MemoryNeed:
     """Return the memory needed to generate one image of (width, height)."""
     decoded = DECODE_ACTIVATIONS * base.vae.config["block_out_channels"][0] * base.vae.dtype.itemsize
     return MemoryNeed(
@@ -162,7 +178,7 @@ def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
     )
 
 
-def bytes_per_step(base: StableDiffusion, size: tuple[int, int]) -> int:
+def bytes_per_step(base: OffloadableBase, size: tuple[int, int]) -> int:
     """Return the bytes of activations that one image takes in a step."""
     _, h, w = base.latent_shape(*size)
     return 2 * STEP_ACTIVATIONS * base.unet.config["block_out_channels"][0] * h * w * base.dtype.itemsize
@@ -172,7 +188,7 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _available_bytes(base: StableDiffusion) -> int:
+def _available_bytes(base: OffloadableBase) -> int:
     """Return the GPU bytes available to generation: free memory, torch's cache, and the base's own weights."""
     free, _ = torch.cuda.mem_get_info(base.device)
     cached = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..display.units import GB
 from ..errors import OutOfMemory
-from ..units import GB
 
 _REQUESTED = re.compile(r"allocate ([0-9.]+) ?(bytes|[KMG]iB)")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import storage
-from ..concepts.card import BaseKind
+from ..config.base import BaseKind
 from ..config.scheduler_table import Scheduler
 from ..errors import UserError
 from ..prompts import Break

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
-from ..html import render_template
+from ..display.html import render_template
 from .facts import load_facts
 from .folder import FAVOURITES_FOLDER, Outputs
 

@@ -15,8 +15,8 @@ from .. import storage
 from ..concepts.concept import Concept
 from ..concepts.library import Library
 from ..config import SEEDS, GenerateRequest
+from ..display.image_grid import captioned_grid, differing_words, encode_png
 from ..errors import UserError
-from ..image_grid import captioned_grid, differing_words, encode_png
 from ..image_metadata import Foreign, Recipe
 from ..outputs import Outputs
 from ..prompts import Token, printable

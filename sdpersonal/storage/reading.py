@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..display.units import format_bytes
 from ..errors import UserError, printable
-from ..units import format_bytes
 from .os_errors import to_user_error, translate_os_errors
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
@@ -98,3 +99,34 @@ def resolve_inside(root: Path, *parts: str) -> Path:
     if path is None or path == top or not path.is_relative_to(top):
         raise UserError(f"{printable('/'.join(parts))} is not inside {printable(str(root))}.")
     return path
+
+
+def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a key appears twice in its JSON")
+    return values
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"its JSON contains {word}")
+
+
+def _parse_short_int(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError("a number in its JSON is too long")
+    return int(digits)
+
+
+_STRICT_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant, parse_int=_parse_short_int
+)
+
+
+def parse_strict_json(text: str) -> object:
+    """Parse JSON without NaN, Infinity, duplicate keys or deep nesting. Raises ValueError, short enough to show."""
+    try:
+        return _STRICT_DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError("its JSON cannot be read") from error
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .. import storage
-from ..progress import OnProgress, Progress, ProgressBar
+from ..display.progress import OnProgress, Progress, ProgressBar
 from .run_dir import PROGRESS_FILE, parse_object
 from .trackers import NullTracker, Tracker
 

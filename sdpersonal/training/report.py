@@ -9,9 +9,9 @@ from pathlib import Path
 from .. import storage
 from ..concepts.card import Card
 from ..concepts.concept import Concept
+from ..display.html import data_url, render_template
 from ..errors import UserError
 from ..evaluation import explain_scores, format_scores
-from ..html import data_url, render_template
 from ..prompts import printable
 from .run_dir import (
     CLASS_NOUN_IMAGE,

@@ -13,14 +13,14 @@ from PIL import Image
 from .. import storage
 from ..concepts.library import Library
 from ..config import TrainingSettings
+from ..display.progress import OnProgress
+from ..display.units import format_duration
 from ..errors import UserError
 from ..evaluation import Scorer, explain_scores, scorer_for_base
 from ..evaluation.scorers import FETCH_COMMAND
 from ..models import StableDiffusion, describe_base, load_base
 from ..photos.checks import check
 from ..photos.loading import PhotoSet, load_photos
-from ..progress import OnProgress
-from ..units import format_duration
 from .build_concept import build_concept
 from .checkpoint import load_step
 from .control import poll

@@ -13,9 +13,9 @@ from .. import storage
 from ..concepts.concept import Concept
 from ..concepts.thumbnail import make_thumbnail
 from ..config import GenerateRequest
+from ..display.image_grid import encode_png, labelled_grid
 from ..errors import OutOfMemory
 from ..generation import MAX_BATCH_SIZE, Generator, SamplingConfig, denoise, noise_from_seed
-from ..image_grid import encode_png, labelled_grid
 from ..models import SizeConditioning, StableDiffusion
 from ..models.oom import translate_oom
 from ..prompts import Token

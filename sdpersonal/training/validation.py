@@ -19,9 +19,9 @@ from PIL import Image
 
 from .. import storage
 from ..config import ConceptKind
+from ..display.image_grid import encode_png, labelled_grid
 from ..evaluation import ConceptEvaluation, ConceptScores, Scorer
 from ..evaluation.concept_score import PROMPTS, SCORE_SEEDS, class_phrase, prompts_and_seeds
-from ..image_grid import encode_png, labelled_grid
 from ..models import StableDiffusion
 from .dataset import CaptionSplitter
 from .methods.protocol import Method

@@ -23,9 +23,9 @@ from sdpersonal.cli.main import COMMANDS, main
 from sdpersonal.cli.parsing import parse_settings
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
+from sdpersonal.display.image_grid import labelled_grid as labelled
 from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import GeneratedImage, Generator
-from sdpersonal.image_grid import labelled_grid as labelled
 from sdpersonal.image_metadata import Recipe, RecipeBase, read_recipe
 from sdpersonal.outputs import Outputs
 from sdpersonal.playground.xyz_grid import Axis, CheckpointConcepts, XyzGridRequest, generate_cells, generate_grid

@@ -11,9 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
+from sdpersonal.display.image_grid import captioned_grid, differing_words
 from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator
-from sdpersonal.image_grid import captioned_grid, differing_words
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.outputs import Outputs
 from sdpersonal.playground.variations import (

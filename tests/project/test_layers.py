@@ -25,7 +25,7 @@ LIGHT = [
             "photos.loading",
             "training.control",
             "training.run_dir",
-            "progress",
+            "display.progress",
             "concepts.concept",
             "concepts.importers",
             "concepts.library",

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sdpersonal import storage
 from sdpersonal.config import TextualInversionSettings
+from sdpersonal.display.image_grid import encode_png
 from sdpersonal.evaluation import ConceptScores
-from sdpersonal.image_grid import encode_png
 from sdpersonal.prompts import Token
 from sdpersonal.training import run, train, validation
 from sdpersonal.training.curves import save_curves

@@ -42,8 +42,8 @@ def demo(settings: DemoArgs) -> int:
 
 def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     """Train what is not yet trained in `out`, generate the grid, and say where it is. Raises UserError."""
+    from ...display.image_grid import encode_png, labelled_grid
     from ...generation import Generator
-    from ...image_grid import encode_png, labelled_grid
     from ...models import load_base
     from ...photos.loading import load_photos
 

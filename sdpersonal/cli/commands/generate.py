@@ -112,7 +112,7 @@ def print_paths(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
 
 def _save_grid(beside: Path, images: GeneratedImages, private: bool) -> Path:
     from ... import storage
-    from ...image_grid import encode_png
+    from ...display.image_grid import encode_png
 
     path = beside.with_name(f"{beside.stem}-grid.png")
     storage.write_bytes(path, encode_png(images.grid(256, private)))

@@ -42,8 +42,8 @@ class CheckPhotosArgs(SettingsBase):
 
 def check_photos(settings: CheckPhotosArgs) -> int:
     from ... import storage
+    from ...display.image_grid import encode_png
     from ...evaluation import Scorer
-    from ...image_grid import encode_png
     from ...photos.checks import check, contact_sheet
     from ...photos.loading import load_photos
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ... import storage
+from ...display.html import render_template
 from ...errors import UserError
-from ...html import render_template
 from ..card import BASE_LABELS, CONSENT_TEXTS, Card
 from ..library import Entry
 from ..modelspec import to_data_url

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ...config.base import BaseKind
 from ...errors import UserError
 from ...prompts import printable
-from ..card import BASE_LABELS, BASE_TITLES, BaseKind
+from ..card import BASE_LABELS, BASE_TITLES
 from . import layer_shapes
 from .contents import FileContents
 from .layers import unet_name

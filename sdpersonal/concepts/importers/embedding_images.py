@@ -22,7 +22,8 @@ import numpy as np
 from ...errors import UserError
 from ...prompts import printable
 from ...storage.file_types import PNG_SIGNATURE, recognise
-from ..strict_safetensors import damaged_file_error, parse_strict_json
+from ...storage.reading import parse_strict_json
+from ..strict_safetensors import damaged_file_error
 from .contents import FileContents, from_tree
 from .embeddings import is_a1111
 

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..card import BaseKind
+from ...config.base import BaseKind
 from .layers import unet_name
 
 Shape = tuple[int, ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 
-from ..card import BaseKind
+from ...config.base import BaseKind
 
 _RESNET = {
     "norm1": "in_layers_0",

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from ...errors import UserError
 from ...prompts import Token
+from ...storage.reading import parse_strict_json
 from ..card import Card, parse_card
 from ..concept import Concept, LoraLayer
 from ..modelspec import from_data_url
-from ..strict_safetensors import parse_strict_json
 from ..thumbnail import reencode_thumbnail
 
 ORIGIN = "sdpersonal.origin"

@@ -15,8 +15,9 @@ import numpy as np
 
 from ...errors import UserError
 from ...prompts import printable
+from ...storage.reading import parse_strict_json
 from ..layer_changes import SUFFIXES, form, rank_of
-from ..strict_safetensors import damaged_file_error, parse_strict_json
+from ..strict_safetensors import damaged_file_error
 from .contents import FileContents
 
 PEFT_METADATA = "lora_adapter_metadata"

@@ -11,19 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from ... import storage
+from ...config.text_checks import strip_unsafe_characters
 from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
-from ..card import strip_unsafe_characters
+from ...storage.reading import parse_strict_json
 from ..concept import Concept, Lora, LoraLayer
 from ..layer_changes import Change
-from ..strict_safetensors import (
-    MAX_FILE_BYTES,
-    MAX_FOREIGN_HEADER,
-    damaged_file_error,
-    parse_head_layout,
-    parse_strict_json,
-)
+from ..strict_safetensors import MAX_FILE_BYTES, MAX_FOREIGN_HEADER, damaged_file_error, parse_head_layout
 from . import (
     READABLE_GROUPS,
     cloneofsimo,

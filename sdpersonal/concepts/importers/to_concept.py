@@ -8,9 +8,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from ...config.base import BaseKind
+from ...config.text_checks import strip_unsafe_characters
 from ...errors import UserError
 from ...prompts import Token, printable
-from ..card import BaseKind, Card, strip_unsafe_characters
+from ..card import Card
 from ..concept import EMBEDDING_WIDTHS, Concept, Lora
 from .contents import FileContents
 

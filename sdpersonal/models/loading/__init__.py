@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ...concepts.card import BASE_TITLES, BaseKind
+from ...concepts.card import BASE_TITLES
+from ...config.base import BaseKind
 from ...config.text_checks import check_path
 from ...errors import UserError
 from ...prompts import printable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ...concepts.card import BaseKind
+from ...config.base import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 

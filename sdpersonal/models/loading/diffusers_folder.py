@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...concepts.card import BaseKind
+from ...config.base import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 from .architecture import KINDS_BY_WIDTH, TINY_BY_WIDTH, kind_by_width

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from ...concepts.card import BaseKind
+from ...config.base import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 from .architecture import (

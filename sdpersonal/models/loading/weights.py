@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ...concepts.card import BaseKind
+from ...config.base import BaseKind
 from ...errors import UserError
 from ...prompts import printable
 from .ldm_keys import CheckpointKey

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ...image_grid import fit_text, load_font
+from ...display.image_grid import fit_text, load_font
 from ..loading import Photo, PhotoSet
 from .findings import Report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...html import data_url, render_template
+from ...display.html import data_url, render_template
 from ...image_metadata import Recipe
 from .request import XyzGridRequest
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ... import storage
+from ...display.image_grid import encode_png, labelled_grid
 from ...errors import Interrupted, UserError
-from ...image_grid import encode_png, labelled_grid
 from ...outputs import Outputs
 from ...prompts import printable
 from .generate_cells import generate_cells

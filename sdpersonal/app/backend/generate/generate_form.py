@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from .... import storage
+from ....display.image_grid import encode_png
 from ....errors import UserError
-from ....image_grid import encode_png
 from ..train.train_form import typed_number
 from ..workspace import Workspace
 

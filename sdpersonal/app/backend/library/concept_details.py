@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry, Library
 from ....concepts.trash import RETENTION, Trash
+from ....display.units import format_bytes
 from ....errors import UserError
 from ....evaluation.concept_score import ConceptScores, explain_scores, format_scores
 from ....prompts import Token
-from ....units import format_bytes
 from .tiles import thumbnail_data_url
 
 LICENCES = {  # choices on the page; any other SPDX identifier can be typed

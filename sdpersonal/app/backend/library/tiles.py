@@ -20,8 +20,8 @@ from .... import storage
 from ....concepts.card import BASE_TITLES
 from ....concepts.library import Entry
 from ....concepts.thumbnail import make_thumbnail, reencode_thumbnail
+from ....display.html import data_url
 from ....errors import UserError
-from ....html import data_url
 from ..workspace import Workspace
 
 PAGE_SIZE = 48  # tiles shown first; "Show more" multiplies them

@@ -9,8 +9,8 @@ import psutil  # type: ignore[import-untyped]  # psutil ships no types
 import torch
 
 from .... import storage
+from ....display.units import GB
 from ....models.offload import DECODE_ACTIVATIONS, STEP_ACTIVATIONS, TILE_SIZE, MemoryNeed
-from ....units import GB
 
 _UNET_CHANNELS, _VAE_CHANNELS = 320, 128  # Stable Diffusion's first channels
 _USABLE_SHARE = 0.9  # of the free memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ....concepts.card import BaseKind
+from ....config.base import BaseKind
 from ....config.scheduler_table import SCHEDULERS
 from ....errors import UserError
 from ....models.loading import PRECISION_NAMES

@@ -11,11 +11,11 @@ from .... import storage
 from ....concepts.card import BASE_TITLES
 from ....concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
 from ....concepts.strict_safetensors import MAX_FOREIGN_HEADER, parse_head_layout
+from ....display.units import GB
 from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
-from ....units import GB
 from .. import App
 from .hardware import MODEL_SIZES, Hardware, check_fit, training_memory_text
 from .model_info import ModelInfo

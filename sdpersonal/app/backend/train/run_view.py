@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .... import storage
+from ....display.units import GB, format_minutes
 from ....errors import UserError
 from ....prompts import printable
 from ....training.run_dir import (
@@ -17,7 +18,6 @@ from ....training.run_dir import (
     to_number,
     validation_images,
 )
-from ....units import GB, format_minutes
 from ..workspace import Workspace
 from .loss_plot import loss_svg, progress_html
 from .run_status import RunStatus

@@ -9,8 +9,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from .... import storage
+from ....display.units import GB, format_minutes
 from ....training.run_dir import read_json, to_number
-from ....units import GB, format_minutes
 from ..models.model_info import ModelInfo
 
 # Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from .... import storage
 from ....config import TrainingSettings
+from ....display.units import format_minutes
 from ....errors import DiskFull, UserError
 from ....prompts import Token
 from ....training.run_dir import COST_FILE, RESULT_FILE, read_json
-from ....units import format_minutes
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
 from .run_status import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from ....display.html import data_url
 from ....errors import UserError
-from ....html import data_url
 from ...backend import App, JobView
 from ...backend.generate import history, image_actions
 from ...backend.generation_service import IDLE_MESSAGE

@@ -7,7 +7,7 @@ from html import escape
 
 import gradio as gr
 
-from ....units import format_bytes
+from ....display.units import format_bytes
 from ...backend import App
 from ...backend.error_text import value_or_error
 from ...backend.library.import_export import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdpersonal.units import format_bytes, format_duration, format_minutes
+from sdpersonal.display.units import format_bytes, format_duration, format_minutes
 
 
 @pytest.mark.parametrize(

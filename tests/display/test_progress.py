@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from sdpersonal.progress import Progress, ProgressBar
+from sdpersonal.display.progress import Progress, ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -96,7 +96,7 @@ def test_a_shell_in_a_terminal_is_no_notebook(monkeypatch):
 
 
 def test_the_time_left_is_at_the_pace_so_far(monkeypatch):
-    from sdpersonal import progress
+    from sdpersonal.display import progress
 
     clock = iter([0.0, 0.0, 2.0, 6.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

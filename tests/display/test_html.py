@@ -7,7 +7,7 @@ import re
 import jinja2
 import pytest
 
-from sdpersonal.html import data_url, render_template
+from sdpersonal.display.html import data_url, render_template
 
 STYLE = "{% block style %}{{ super() }}{{ source('own.css') }}{% endblock %}"
 SCRIPT = "{% block script %}{{ source('own.js') }}{% endblock %}"

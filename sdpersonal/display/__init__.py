@@ -1,0 +1,1 @@
+"""Show results to people: image grids, HTML pages, progress bars, and numbers with units."""
