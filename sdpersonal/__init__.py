@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .api import Concept as Concept
+    from .api import DreamboothSettings as DreamboothSettings
+    from .api import GeneratedImage as GeneratedImage
+    from .api import GeneratedImages as GeneratedImages
+    from .api import GenerateRequest as GenerateRequest
+    from .api import Generator as Generator
+    from .api import Interrupted as Interrupted
+    from .api import Library as Library
     from .api import Pipeline as Pipeline
+    from .api import Progress as Progress
+    from .api import TextualInversionSettings as TextualInversionSettings
+    from .api import Token as Token
+    from .api import TrainResult as TrainResult
+    from .api import UnknownConcept as UnknownConcept
+    from .api import UserError as UserError
     from .api import load as load
+    from .api import load_base as load_base
+    from .api import load_photos as load_photos
+    from .api import train as train
     from .api import train_dreambooth as train_dreambooth
     from .api import train_textual_inversion as train_textual_inversion
-    from .concepts.concept import Concept as Concept
-    from .concepts.library import Library as Library
-    from .config import DreamboothSettings as DreamboothSettings
-    from .config import GenerateRequest as GenerateRequest
-    from .config import TextualInversionSettings as TextualInversionSettings
-    from .display.progress import Progress as Progress
-    from .errors import Interrupted as Interrupted
-    from .errors import UnknownConcept as UnknownConcept
-    from .errors import UserError as UserError
-    from .generation import GeneratedImage as GeneratedImage
-    from .generation import GeneratedImages as GeneratedImages
-    from .generation import Generator as Generator
-    from .models import load_base as load_base
-    from .photos.loading import load_photos as load_photos
-    from .prompts import Token as Token
-    from .training import TrainResult as TrainResult
-    from .training import train as train
 
 _MODULES = {
     "Concept": "concepts.concept",

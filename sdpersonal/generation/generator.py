@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import __version__
 from ..concepts.concept import Concept
 from ..config import SEEDS, GenerateRequest
 from ..config.scheduler_table import Scheduler, named
@@ -24,6 +23,7 @@ from ..models.offload import plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, printable, sample_prompt
+from ..version import __version__
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size

@@ -91,13 +91,21 @@ def test_flags_become_keywords(text, reworded):
     assert (caught.value.message, caught.value.hint) == (reworded, reworded)
 
 
-def test_type_checkers_see_what_is_there_at_run_time():
-    """The names under TYPE_CHECKING are those of `__all__`, from the same modules."""
-    (block,) = (node for node in ast.parse(Path(sp.__file__).read_text()).body if isinstance(node, ast.If))
-    imports = {alias.name: node.module for node in block.body for alias in node.names}
-    assert imports == sp._MODULES and sorted(imports) == sorted(sp.__all__)
+def checked_imports(path):
+    """The names that a module imports for type checkers alone, each under its own name, and from where."""
+    (block,) = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If))
     assert all(alias.asname == alias.name for node in block.body for alias in node.names)
-    assert {*sp.__all__, "__version__"} <= {*dir(sp)} and (Path(sp.__file__).parent / "py.typed").exists()
+    return {alias.name: node.module for node in block.body for alias in node.names}
+
+
+def test_type_checkers_see_what_is_there_at_run_time():
+    """`sdpersonal` has all names from `api`, which has its own and the others from where they are defined."""
+    package = Path(sp.__file__).parent
+    assert set(checked_imports(package / "__init__.py")) == set(sp.__all__) == set(sp._MODULES)
+    elsewhere = {name: module for name, module in sp._MODULES.items() if module != "api"}
+    assert checked_imports(package / "api" / "__init__.py") == elsewhere
+    assert set(sp.__all__) - set(elsewhere) == set(sp.api.__all__)
+    assert {*sp.__all__, "__version__"} <= {*dir(sp)} and (package / "py.typed").exists()
 
 
 def test_the_functions_load_no_torch_before_they_are_called():

@@ -216,12 +216,12 @@ def test_the_page_says_its_own_labels(monkeypatch):
     with gr.Blocks(analytics_enabled=False):
         form = GenerateForm(gr.Textbox(label="Prompt"))
         form.settings(SimpleNamespace(guidance=3, resolution=128, rescale=0, schedulers=("Euler",), max_clip_skip=4))
-        form.start()
+        form.init_image()
     assert {name: LABELS[name] for name in form.components} == {
         name: component.label for name, component in form.components.items()
     }
     for fields, said in (
-        ({"n": 1000}, "Pictures must be a whole number from 1 to 100, got 1000."),
+        ({"num_images": 1000}, "Images must be a whole number from 1 to 100, got 1000."),
         ({"negative": HALF}, "Negative prompt is not valid Unicode"),
         ({"size": "7"}, "Size must be WIDTHxHEIGHT"),
     ):
