@@ -62,7 +62,7 @@ class Peer:
             result = self.model.visual_projection(self.model.vision_model(pixels)[1])
         return unit(result.numpy())
 
-    def read(self, texts):
+    def text_features(self, texts):
         ids = self.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         with torch.no_grad():
             result = self.model.text_projection(self.model.text_model(ids.input_ids)[1])
@@ -497,8 +497,8 @@ def begin(narrow, tmp_path):
 
 def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
     concept, message = begin()
-    line = next(line for line in message if "judge" in line)
-    assert "the last checkpoint counts" in line and line.endswith(scorers.FETCH_COMMAND)
+    line = next(line for line in message if "No CLIP model" in line)
+    assert "the last checkpoint is used" in line and line.endswith(scorers.FETCH_COMMAND)
     assert concept.card.steps == 4 and concept.card.scores == {} and concept.thumbnail
     assert not (tmp_path / "run" / "trials.jsonl").exists()
     assert "Its samples were not scored." in (tmp_path / "run" / "report.html").read_text()
