@@ -10,7 +10,6 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -23,7 +22,7 @@ from pydantic import (
 )
 
 from ..config.base import BaseKind, ConceptKind
-from ..config.text_checks import strip_unsafe_characters
+from ..config.text_checks import STRIP_UNSAFE
 from ..errors import UserError
 from ..prompts import printable
 from ..storage.reading import parse_strict_json
@@ -57,13 +56,12 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_STRIP = BeforeValidator(lambda value: strip_unsafe_characters(value) if isinstance(value, str) else value)
-Text50 = Annotated[str, Field(max_length=50), _STRIP]  # plain text of at most 50 characters
-Text100 = Annotated[str, Field(max_length=100), _STRIP]
-Text150 = Annotated[str, Field(max_length=150), _STRIP]
-Text200 = Annotated[str, Field(max_length=200), _STRIP]
-Text500 = Annotated[str, Field(max_length=500), _STRIP]
-Text2000 = Annotated[str, Field(max_length=2000), _STRIP]
+Text50 = Annotated[str, Field(max_length=50), STRIP_UNSAFE]  # plain text of at most 50 characters
+Text100 = Annotated[str, Field(max_length=100), STRIP_UNSAFE]
+Text150 = Annotated[str, Field(max_length=150), STRIP_UNSAFE]
+Text200 = Annotated[str, Field(max_length=200), STRIP_UNSAFE]
+Text500 = Annotated[str, Field(max_length=500), STRIP_UNSAFE]
+Text2000 = Annotated[str, Field(max_length=2000), STRIP_UNSAFE]
 Scalar: TypeAlias = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | Text500 | None
 Key = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 

@@ -11,6 +11,8 @@ import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pydantic import BeforeValidator
+
 from ..errors import FieldError, printable
 
 MAX_TEXT = 10_000  # characters of a value that has no limit of its own
@@ -123,3 +125,7 @@ def strip_unsafe_characters(text: str) -> str:
     if text.isprintable():
         return text.strip()  # the common case; a listing reads ten texts per concept
     return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()
+
+
+STRIP_UNSAFE = BeforeValidator(lambda value: strip_unsafe_characters(value) if isinstance(value, str) else value)
+"""Mark a text field whose unsafe characters are removed, in `Annotated`."""

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 
 from ..config import SEEDS, GenerateRequest, Number, SettingsBase, WholeNumber
 from ..config.base import BaseKind
-from ..config.text_checks import strip_unsafe_characters
+from ..config.text_checks import STRIP_UNSAFE
 from ..errors import UserError
 from ..prompts import MAX_PROMPT, Token, printable
 
@@ -60,8 +60,7 @@ def _check_template(value: object) -> str:
     raise UserError(f"template must be text of up to {MAX_PROMPT:,} characters, got {printable(repr(value), 60)}.")
 
 
-_CLEAN = BeforeValidator(strip_unsafe_characters)
-ShortText = Annotated[str, Field(strict=True, max_length=200), _CLEAN]
+ShortText = Annotated[str, Field(strict=True, max_length=200), STRIP_UNSAFE]
 Sha256 = Annotated[str, BeforeValidator(_check_sha256)]
 
 
@@ -91,12 +90,12 @@ class RecipeConcept(RecipePart):
     Hub repository that it came from, "" if unknown.
     """
 
-    token: Annotated[str, Field(strict=True, max_length=150), _CLEAN]
+    token: Annotated[str, Field(strict=True, max_length=150), STRIP_UNSAFE]
     sha256: Sha256
     strength: Annotated[float, Number, Field(ge=-100, le=100)] = 1.0
     vectors: StrictBool = False
     lora: StrictBool = False
-    words: Annotated[str, Field(strict=True, max_length=2000), _CLEAN] = ""
+    words: Annotated[str, Field(strict=True, max_length=2000), STRIP_UNSAFE] = ""
     hub: ShortText = ""
 
     def __init__(self, /, **values: Any):
@@ -116,7 +115,7 @@ class Recipe(RecipePart):
     kernels' rounding depends on both. Recipes of former versions have former names of fields (`FORMER_FIELDS`).
     """
 
-    sdpersonal: Annotated[str, Field(strict=True, max_length=40), _CLEAN]
+    sdpersonal: Annotated[str, Field(strict=True, max_length=40), STRIP_UNSAFE]
     prompt: str
     template: Annotated[str, BeforeValidator(_check_template)] = ""
     negative: str = ""

@@ -89,9 +89,12 @@ def test_what_is_right_goes_on_to_loading(place, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--method", "pivotal", "--steps", "60"], "--method pivotal learns the word for 60 steps"),
-        (["--method", "pivotal", "--steps", "300", "--base", "sd15"], "for 300 steps before its LoRA; 300 are too few"),
-        (["--method", "full", "--prior", "predicted"], "--prior predicted needs the base"),
+        (["--method", "pivotal", "--steps", "60"], "--method pivotal trains the embeddings for 60 steps"),
+        (
+            ["--method", "pivotal", "--steps", "300", "--base", "sd15"],
+            "before its LoRA; --steps 300 are too few",
+        ),
+        (["--method", "full", "--prior", "predicted"], "--prior predicted compares with the unchanged base"),
         (["--prior", "nowhere"], "There is no folder nowhere"),
         (["--photos", "nowhere"], "There is no folder nowhere"),
         (["--photos", "empty"], "There are no photos in empty"),

@@ -126,7 +126,7 @@ def test_the_first_line_says_which_it_is(checked, tiny, tmp_path):
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / FILE).rename(pickled / "safety_checker" / "pytorch_model.bin")
     line = describe_base(load_base(str(pickled), "cpu"), "x", with_safety=True)
-    assert line.endswith("Its safety checker is not on this machine as safetensors: pictures are not checked.")
+    assert line.endswith("Its safety checker is not on this machine as safetensors: images are not checked.")
 
 
 def test_it_is_fetched_with_a_base_and_none_is_incomplete_without(checked, tmp_path):
@@ -151,14 +151,15 @@ REQUEST = GenerateRequest(prompt="a duck on the beach", num_images=6, steps=2, s
 def drawn(checked):
     """Pictures of a base with a checker whose limit is the median of what it finds in them; and those without it."""
     base = load_base(str(checked[0]), "cpu")
-    checker, base.safety_checker = base.safety_checker.load(), None
+    checker, base.safety_checker = base.safety_checker, None
     bare = list(Generator(base).generate(REQUEST))
-    limits = checker._model.concept_embeds_weights
+    model, processor = checker.load()
+    limits = model.concept_embeds_weights
     limits.fill_(9.0)
-    pixels = checker._processor([item.image for item in bare], return_tensors="pt").pixel_values
+    pixels = processor([item.image for item in bare], return_tensors="pt").pixel_values
     with torch.no_grad():
-        recorded = checker._model.visual_projection(checker._model.vision_model(pixels)[1])
-        limits[3] = torch.cosine_similarity(recorded, checker._model.concept_embeds[3:4]).median() + 1e-4
+        recorded = model.visual_projection(model.vision_model(pixels)[1])
+        limits[3] = torch.cosine_similarity(recorded, model.concept_embeds[3:4]).median() + 1e-4
     base.safety_checker = checker
     return base, bare, list(Generator(base).generate(REQUEST))
 

@@ -55,7 +55,7 @@ def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, 
     request = GenerateRequest(prompt="a photo of <duck>", num_images=1, steps=1, size="128x64")
     (image,) = Generator(base, library).generate(request)
     assert image.image.size == (128, 64)
-    with pytest.raises(UserError, match=f"made for the base {kind}; the loaded one is tiny"):
+    with pytest.raises(UserError, match=f"made for the base {kind}; the loaded base is tiny"):
         list(Generator(tiny, library).generate(request))
 
 

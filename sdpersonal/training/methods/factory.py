@@ -78,7 +78,7 @@ def _check_prior(settings: DreamboothSettings) -> None:
     if settings.method == "full" and settings.prior == "predicted":
         raise UserError(
             "--prior predicted compares with the unchanged base model, and --method full changes it.",
-            "Take --prior generated or a folder of class photos.",
+            "Use --prior generated or a folder of class photos.",
         )
     if settings.prior not in ("none", "predicted", "generated"):
         check_photos(Path(settings.prior))
