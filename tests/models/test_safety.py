@@ -200,7 +200,8 @@ def test_damaged_files_are_told_before_any_step(checked, tmp_path):
 
 def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_path, monkeypatch, capsys):
     from sdpersonal import models
-    from sdpersonal.app.backend import GenerationService, Workspace, generation_service
+    from sdpersonal.app.backend import GenerationService, Workspace
+    from sdpersonal.app.backend.generate.jobs import generate_job
     from sdpersonal.cli.main import main
     from sdpersonal.concepts.library import Library
 
@@ -214,7 +215,7 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     studio = GenerationService(
         lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b")
     )
-    assert list(studio.submit(lambda: generation_service.generate_job(form), "page"))[-1].message.endswith(line)
+    assert list(studio.submit(lambda: generate_job(form), "page"))[-1].message.endswith(line)
 
 
 def test_nothing_hidden_is_nothing_said():

@@ -241,7 +241,9 @@ def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
     argv = ["photos", "check", str(tmp_path / "set"), "--kind", "style", "--sheet", str(tmp_path / "sheet.png")]
     assert main(argv) == 0
     message = capsys.readouterr().out
-    assert "1.png: its caption takes about 204 tokens; 75 are read" in message and "0.png: its caption" not in message
+    assert (
+        "1.png: its caption has about 204 tokens; only 75 are read" in message and "0.png: its caption" not in message
+    )
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["long_captions"] == {"1.png": 204}  # 40 x (4 words + a comma) + 4
 

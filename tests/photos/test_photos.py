@@ -243,7 +243,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said)
         (b"8BPS\0\1", "is a Photoshop file; export it as PNG or JPEG"),
         (b"SIMPLE  =                    T", "is a FITS file; export it as PNG or JPEG"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is an SVG; export it as PNG or JPEG"),
-        (b"<!DOCTYPE html><p>404", "is a web page; save the picture itself"),
+        (b"<!DOCTYPE html><p>404", "is a web page; save the image itself"),
         (b"PK\x03\x04", "is a zip archive; unpack it and give the folder"),
         (b"\x1f\x8b\x08", "is a gzip archive; unpack it and give the folder"),
         (b"\0" * 257 + b"ustar", "is a tar archive; unpack it and give the folder"),
@@ -299,7 +299,10 @@ def test_whatever_is_not_a_regular_file_is_skipped_without_blocking(folder):
         "circle.jpg": "circle.jpg", "folder.jpg": ".",
     }.items():  # fmt: skip
         (folder / name).symlink_to(target)
-    out, folder_said = "is a link that leads out of the folder", "is a folder; I read only the photos that lie in"
+    out, folder_said = (
+        "is a link that leads out of the folder",
+        "is a folder; only photos in the folder itself are used",
+    )
     with socket.socket(socket.AF_UNIX) as listener:
         os.chdir(folder)  # a socket's path may have 108 bytes
         listener.bind("socket.jpg")
@@ -361,7 +364,7 @@ def test_what_lies_beside_photos_is_only_counted(folder):
 def test_no_photo_at_all(tmp_path):
     with pytest.raises(UserError) as empty:
         load_photos(tmp_path, SIDE)
-    assert empty.value.message == f"There are no photos in {tmp_path} (I read JPEG, PNG, WebP, HEIC)."
+    assert empty.value.message == f"There are no photos in {tmp_path} (supported: JPEG, PNG, WebP, HEIC)."
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     (tmp_path / "b.gif").write_bytes(b"GIF89a")
     with pytest.raises(UserError) as unfit:

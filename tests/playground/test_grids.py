@@ -247,7 +247,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "checkpoint: runs/nothing"}, "holds no checkpoint"),
         ({"x": "seed: 1..2", "num_images": 3}, "num_images is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),
-        ({"x": "words photo: " + "y" * 2000}, "I read up to 2,000"),
+        ({"x": "words photo: " + "y" * 2000}, "the limit is 2,000"),
         ({"x": "\x1b[31m]: 1"}, "holds the control character U+001B"),
     ],
 )

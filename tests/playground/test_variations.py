@@ -75,7 +75,7 @@ def changed(request: GenerateRequest) -> dict:
 
 def test_only_what_is_asked_is_changed():
     (request,) = vary_seed(FAVOURITE, 0.3, 5, seed=9)
-    assert changed(request) == {"near": 0.3, "variation_seed": 9} and request.num_images == 5
+    assert changed(request) == {"variation_strength": 0.3, "variation_seed": 9} and request.num_images == 5
     below = [item.prompt for item in vary_strength(FAVOURITE, "<me/duck>", "-2..0")]
     assert below == [f"a photo of <me/duck:{strength}> on the beach" for strength in (-2, -1, 0)]
     result = vary_strength(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
@@ -111,17 +111,17 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"strength": ["<me/duck>"]}, "does not say what to change"),
-        ({"strength": ["=1"]}, "does not say what to change"),
-        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this image"),
-        ({"strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
-        ({"strength": ["<me/duck>=much"]}, "not a list of numbers"),
-        ({"strength": ["duck duck=1"]}, "is not a concept's token"),
-        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this image"),
-        ({"word": ["beach=<me"]}, None),
-        ({"word": ["beach=<m e>"]}, "is not a concept's token"),
-        ({"variation_strength": 2.0}, "near must be a number above 0, up to 1"),
-        ({"start": True, "change": 0.0}, "change must be a number above 0, up to 1"),
+        ({"concept_strengths": ["<me/duck>"]}, "does not say what to change"),
+        ({"concept_strengths": ["=1"]}, "does not say what to change"),
+        ({"concept_strengths": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this image"),
+        ({"concept_strengths": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
+        ({"concept_strengths": ["<me/duck>=much"]}, "not a list of numbers"),
+        ({"concept_strengths": ["duck duck=1"]}, "is not a concept's token"),
+        ({"words": ["sea=snow"]}, "There is no sea in the prompt of this image"),
+        ({"words": ["beach=<me"]}, None),
+        ({"words": ["beach=<m e>"]}, "is not a concept's token"),
+        ({"variation_strength": 2.0}, "variation_strength must be a number above 0, up to 1"),
+        ({"img2img": True, "strength": 0.0}, "strength must be a number above 0, up to 1"),
     ],
 )
 def test_what_cannot_be_varied_is_told(asked, said):
@@ -134,7 +134,7 @@ def test_what_cannot_be_varied_is_told(asked, said):
 
 
 def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
-    sister = FAVOURITE.model_copy(update={"near": 0.1})
+    sister = FAVOURITE.model_copy(update={"variation_strength": 0.1})
     with pytest.raises(UserError, match="itself a variation of another one, of seed 2"):
         vary_seed(sister)
     assert vary_strength(sister, "<me/duck>", "1")[0].variation_strength == 0.1
