@@ -9,7 +9,7 @@ demo: .venv/.core
 
 # The tests of a file in one worker, since several files start a server for all of them. In the order of their names: else
 # xdist begins with the files of many tests, and the few long ones of the app come last.
-test: lint
+test: lint types
 	$(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-thorough: .venv/.all
