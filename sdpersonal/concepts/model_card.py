@@ -37,7 +37,7 @@ def model_card(
     if card.prompts:
         parts.append("Prompts that show it:\n\n" + fenced("\n".join(card.prompts)))
     parts.append(
-        "Made with sdpersonal. The files hold weights and these facts; pictures are drawn, no photo is among them."
+        "Made with sdpersonal. The files hold weights and these facts; the images are generated, none is a photo."
     )
     return "\n\n".join(parts) + "\n"
 

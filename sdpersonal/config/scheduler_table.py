@@ -99,7 +99,7 @@ def _multistep(**options: Any) -> dict[str, Any]:
 
 
 _FINAL = {"lower_order_final": True}  # the last step, to zero noise, cannot be of the second order
-_SINGLESTEP = "diffusers has no {}; its singlestep DPM-Solver++ of the same order draws instead"
+_SINGLESTEP = "diffusers has no {}; its singlestep DPM-Solver++ of the same order is used instead"
 _DDIM = {"clip_sample": False}  # Stable Diffusion's latents are not within -1 and 1
 SAMPLERS = (
     Sampler("Euler", "EulerDiscrete", "sigma"),

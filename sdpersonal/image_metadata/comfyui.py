@@ -157,9 +157,9 @@ def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
             if scale > 1:
                 parameters.values |= {"hires_scale": scale, "strength": walk.change(last) or 0.6}
         if "hires_scale" not in parameters.values:
-            parameters.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
+            parameters.notes.append(f"It was generated in {len(way.samplers)} passes, of which the first is taken.")
     elif last is not first:
-        parameters.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
+        parameters.notes.append("Its last steps were made by another sampler, often a refiner's, which is left out.")
     if last_size and final_size and final_size != last_size:
         parameters.notes.append(
             f"It was enlarged to {final_size[0]}x{final_size[1]} afterwards, which is not done here."
@@ -172,7 +172,7 @@ def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
     ]
     if detailers:
         parameters.notes.append(
-            f"Parts of it were drawn again ({printable(', '.join(detailers), 60)}), which is not done here."
+            f"Parts of it were generated again ({printable(', '.join(detailers), 60)}), which is not done here."
         )
 
 

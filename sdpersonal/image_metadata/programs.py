@@ -173,7 +173,9 @@ def _invokeai_second_pass(values: Mapping[str, Any], parameters: Parameters) -> 
         if strength is not None:
             parameters.values["strength"] = strength
     else:
-        parameters.notes.append("It was drawn in a second, larger pass, of which only the size at the end is known.")
+        parameters.notes.append(
+            "It was generated in a second, larger pass, of which only the size at the end is known."
+        )
 
 
 def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
