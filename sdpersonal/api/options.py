@@ -23,8 +23,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from ..config import ConceptKind, SettingsBase, flag_of
-from ..errors import UserError
-from ..prompts import Token, printable
+from ..errors import UserError, printable
+from ..prompts import Token
 
 StrPath = str | os.PathLike[str]
 Photo = str | os.PathLike[str] | Image.Image

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..display.image_grid import encode_png
+from ..errors import printable
 from ..generation import GeneratedImage, GeneratedImages
 from ..outputs import Outputs, write_page
 from ..playground.xyz_grid import GridTile, SavedGrid, XyzGridRequest, grid_images, save_grid
-from ..prompts import printable
 
 if TYPE_CHECKING:
     from .options import StrPath

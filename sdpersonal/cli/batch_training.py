@@ -23,8 +23,8 @@ from pathlib import Path
 from .. import storage
 from ..config import TrainingSettings
 from ..config.text_checks import check_path, is_blank
-from ..errors import DiskFull, Interrupted, UserError
-from ..prompts import Token, printable
+from ..errors import DiskFull, Interrupted, UserError, printable
+from ..prompts import Token
 from ..training.run_dir import RESULT_FILE, RUNS_FOLDER, has_checkpoint, read_json, to_number
 from .diffusers_compat.argv import ArgvItem, join_argv, split_argv
 

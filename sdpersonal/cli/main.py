@@ -16,8 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..config import SettingsBase, TrainingSettings
-from ..errors import Interrupted, UserError
-from ..prompts import printable
+from ..errors import Interrupted, UserError, printable
 from ..version import __version__
 from .commands import COMMANDS, FORMER_COMMANDS, GROUPS
 from .commands.train import parse_training

@@ -27,8 +27,7 @@ from tyro.constructors import (
 
 from ..config import SettingsBase, flag_of
 from ..config.text_checks import IF_UNSET, is_blank
-from ..errors import FieldError, UserError
-from ..prompts import printable
+from ..errors import FieldError, UserError, printable
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _NEGATIVE_NUMBER = re.compile(r"-(inf|infinity|nan)$", re.I)  # a value for tyro too

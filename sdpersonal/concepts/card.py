@@ -23,8 +23,7 @@ from pydantic import (
 
 from ..config.base import BaseKind, ConceptKind
 from ..config.text_checks import STRIP_UNSAFE
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 from ..storage.reading import parse_strict_json
 from .strict_safetensors import damaged_file_error
 

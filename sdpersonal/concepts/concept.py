@@ -11,8 +11,8 @@ import numpy as np
 
 from .. import storage
 from ..config.base import BaseKind
-from ..errors import UserError
-from ..prompts import Token, printable
+from ..errors import UserError, printable
+from ..prompts import Token
 from . import layer_changes as changes
 from .card import Card
 from .strict_safetensors import tensor_bytes

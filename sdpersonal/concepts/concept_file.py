@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import storage
-from ..errors import UserError
-from ..prompts import Token, printable
+from ..errors import UserError, printable
+from ..prompts import Token
 from . import layer_changes as changes
 from .card import Card, parse_card
 from .concept import LAYER_NAME, Concept, Lora, LoraLayer

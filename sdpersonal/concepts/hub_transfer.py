@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from ..errors import DiskFull, UserError
-from ..prompts import Token, printable
+from ..errors import DiskFull, UserError, printable
+from ..prompts import Token
 from . import exporters
 from .concept import Concept
 from .importers.embeddings import DIFFUSERS_FILES

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..errors import DiskFull, UserError
-from ..prompts import Token, printable
+from ..errors import DiskFull, UserError, printable
+from ..prompts import Token
 from .concept import Concept, describe_contents
 from .importers.contents import DEFAULT_OWNER
 from .importers.hub_repositories import fetch_repository, parse_repository

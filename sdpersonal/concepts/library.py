@@ -15,8 +15,8 @@ from pathlib import Path
 
 from .. import storage
 from ..config.text_checks import check_path
-from ..errors import UnknownConcept, UserError
-from ..prompts import Token, printable
+from ..errors import UnknownConcept, UserError, printable
+from ..prompts import Token
 from .card import Card, edit_card
 from .concept import Concept, check_token, describe_contents
 from .concept_file import concept_from_bytes, concept_to_chunks, read_header

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 
 # Spelled as on the Hugging Face Hub. The first is Stable Diffusion 1.x's own, the third SDXL's.
 RAIL_LICENCES = ("creativeml-openrail-m", "openrail", "openrail++", "bigscience-openrail-m", "bigcode-openrail-m")

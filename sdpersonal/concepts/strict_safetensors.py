@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 from ..storage.file_types import recognise
 from ..storage.reading import parse_strict_json
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from .. import storage
-from ..errors import UserError
-from ..prompts import Token, printable
+from ..errors import UserError, printable
+from ..prompts import Token
 from .library import Entry, Library
 
 TRASH_FOLDER = ".trash"

@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ..errors import FieldError, UserError
-from ..prompts import Token, printable
+from ..errors import FieldError, UserError, printable
+from ..prompts import Token
 from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
 ConceptKind = Literal["object", "style", "person"]

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import tyro
 from pydantic import Field
 
-from ..errors import FieldError, UserError
-from ..prompts import MAX_PROMPT, has_alternatives, parse, printable
+from ..errors import FieldError, UserError, printable
+from ..prompts import MAX_PROMPT, has_alternatives, parse
 from .base import AnyText, Number, Seed, SettingsBase, TokenText, WholeNumber, as_validator
 from .scheduler_table import named
 

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 
 PLAIN, SGM = "Uniform", "SGM Uniform"
 _FLAGS = {

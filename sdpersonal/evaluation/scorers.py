@@ -18,10 +18,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..models.loading import built_in_folder, silence_libraries
 from ..models.loading.hub_cache import cached_snapshot
-from ..prompts import printable
 
 OPENAI, CONVERTED_REVISION = "openai/clip-vit-base-patch32", "refs/pr/15"  # its main branch has only a pickle
 CLIPS = ((OPENAI, None), (OPENAI, CONVERTED_REVISION), ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None))  # and revision

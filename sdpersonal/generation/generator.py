@@ -16,13 +16,13 @@ from torch import Tensor
 from ..concepts.concept import Concept
 from ..config import SEEDS, GenerateRequest
 from ..config.scheduler_table import Scheduler, named
-from ..errors import FieldError, Interrupted, UserError
+from ..errors import FieldError, Interrupted, UserError, printable
 from ..image_metadata import Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.offload import plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
-from ..prompts import Mention, Token, Wildcards, printable, sample_prompt
+from ..prompts import Mention, Token, Wildcards, sample_prompt
 from ..version import __version__
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage

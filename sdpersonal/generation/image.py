@@ -13,10 +13,9 @@ from PIL import Image
 from .. import storage
 from ..config.text_checks import check_path
 from ..display.image_grid import captioned_grid, differing_words, encode_png
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..image_metadata import Recipe, png_with_recipe, recipe_as_exif, recipe_as_png_text
 from ..outputs import Outputs, write_page
-from ..prompts import printable
 
 _EXIF_FORMATS = ("JPEG", "WEBP", "AVIF")  # formats of which programs read the recipe from Exif
 _MAX_EXIF_BYTES = 65_000  # a JPEG segment's length has 16 bits

@@ -16,11 +16,10 @@ from PIL import Image, ImageChops, ImageFilter
 
 from .. import storage
 from ..config import GenerateRequest
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..image_metadata import pixels_sha256
 from ..models import StableDiffusion
 from ..photos.decode import FORMATS, UnusablePhoto, decode, shorter_side
-from ..prompts import printable
 from .denoise import InitLatents
 
 _MAX_BYTES = 100 << 20

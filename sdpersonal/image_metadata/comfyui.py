@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..prompts import printable
+from ..errors import printable
 from .comfyui_graph import Graph, Link, Node
 from .parameters import Parameters, Unreadable, base_name, number
 from .prompt_syntax import Network

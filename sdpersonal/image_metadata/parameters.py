@@ -14,8 +14,7 @@ from typing import Any
 
 from ..config import GenerateRequest
 from ..config.scheduler_table import find, no_counterpart
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 from .prompt_syntax import Network, Syntax, translated
 
 MOST_NOTES = 20  # networks listed in the notes

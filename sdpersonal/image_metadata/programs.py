@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..prompts import printable
+from ..errors import printable
 from .comfyui_graph import lenient_json
 from .parameters import Parameters, Unreadable, base_name, number, size_of
 from .prompt_syntax import Network, Syntax

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config.text_checks import plain_spaces
-from ..errors import UserError
-from ..prompts import MAX_PROMPT, Token, printable
+from ..errors import UserError, printable
+from ..prompts import MAX_PROMPT, Token
 
 Syntax = Literal["a1111", "comfyui", "compel", "novelai"]
 Kind = Literal["LoRA", "embedding", "hypernetwork"]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..prompts import printable
+from ..errors import printable
 from .parameters import MOST_NOTES, Foreign, Parameters, enlarged, foreign_of, number, size_of
 from .prompt_syntax import Kind, Network
 

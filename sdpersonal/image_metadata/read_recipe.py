@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 from ..storage.reading import parse_strict_json
 from . import programs
 from .comfyui import comfyui

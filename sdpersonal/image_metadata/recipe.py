@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 from ..config import SEEDS, GenerateRequest, Number, SettingsBase, WholeNumber
 from ..config.base import BaseKind
 from ..config.text_checks import STRIP_UNSAFE
-from ..errors import UserError
-from ..prompts import MAX_PROMPT, Token, printable
+from ..errors import UserError, printable
+from ..prompts import MAX_PROMPT, Token
 
 if TYPE_CHECKING:
     from PIL import Image

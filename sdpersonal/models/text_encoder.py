@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..prompts import Break, printable
+from ..errors import UserError, printable
+from ..prompts import Break
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerBase

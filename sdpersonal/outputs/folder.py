@@ -18,8 +18,7 @@ from pathlib import Path
 
 from .. import storage
 from ..config.text_checks import check_path
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 
 DAY_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 IMAGE_NAME = re.compile(r"([0-9]{5,9})-[0-9a-f]{8}\.png")

@@ -20,8 +20,7 @@ import numpy as np
 
 from ..config import CropMode
 from ..config.text_checks import check_path
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 from .captions import Captions, Refused
 from .decode import FORMATS, MIN_SIDE, UNPACK_HINT, UnusablePhoto, decode, detect_format, shorter_side
 from .smart_crop import find_subject

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from .. import storage
 from ..config import FORMER_FIELDS, SEEDS, GenerateRequest
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, printable
 from ..image_metadata import Recipe, png_with_recipe
 from ..outputs import Outputs
-from ..prompts import Wildcards, count_prompts, nth_prompt, printable
+from ..prompts import Wildcards, count_prompts, nth_prompt
 
 if TYPE_CHECKING:
     from ..generation import GeneratedImage, ImageGenerator

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from ..concepts.concept import Concept
 from ..concepts.library import Entry, Library
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..image_metadata import Recipe, RecipeConcept
-from ..prompts import Token, printable
+from ..prompts import Token
 
 _ANYWAY_HINT = "Or generate with what is here, which gives another image: --anyway"
 

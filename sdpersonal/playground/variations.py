@@ -16,10 +16,10 @@ from ..concepts.concept import Concept
 from ..concepts.library import Library
 from ..config import SEEDS, GenerateRequest
 from ..display.image_grid import captioned_grid, differing_words, encode_png
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..image_metadata import Foreign, Recipe
 from ..outputs import Outputs
-from ..prompts import Token, printable
+from ..prompts import Token
 from .reproduce import PinnedConcepts
 from .xyz_grid import Axis, generate_all
 

@@ -12,7 +12,6 @@ each concept's embeddings in their place.
 The language for users: docs/prompts.md.
 """
 
-from ..errors import printable
 from .alternatives import Wildcards, all_prompts, count_prompts, has_alternatives, nth_prompt, sample_prompt
 from .ast import Break, ConceptRef, Mention, Prompt, Text
 from .concept_syntax import MAX_BLEND, MAX_STRENGTH
@@ -39,6 +38,5 @@ __all__ = [
     "has_alternatives",
     "nth_prompt",
     "parse",
-    "printable",
     "sample_prompt",
 ]

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from .. import storage
 from ..config import FORMER_FIELDS, FORMER_PRIORS
-from ..errors import UserError
-from ..prompts import printable
+from ..errors import UserError, printable
 from .run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_folders
 
 CHECKPOINT_LIMIT = 2

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import printable
 from ..models import LatentDistribution, SizeConditioning, StableDiffusion
 from ..photos.captions import shortened
 from ..photos.loading import Photo
-from ..prompts import printable
 from .rng import generator_for, photo_index
 
 CaptionPieces = Sequence[str | Mapping[str, Tensor]]

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from .. import storage
 from ..display.units import GB
-from ..errors import DiskFull
+from ..errors import DiskFull, printable
 from ..models.oom import memory_usage
-from ..prompts import printable
 from .checkpoint import CHECKPOINT_LIMIT, CheckpointState, save_checkpoint
 from .loop import MAX_GRAD_NORM
 from .run_dir import DRY_RUN_FOLDER

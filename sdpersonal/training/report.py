@@ -10,9 +10,8 @@ from .. import storage
 from ..concepts.card import Card
 from ..concepts.concept import Concept
 from ..display.html import data_url, render_template
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..evaluation import explain_scores, format_scores
-from ..prompts import printable
 from .run_dir import (
     CLASS_NOUN_IMAGE,
     CURVES_FILE,

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import TrainingSettings
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..models import StableDiffusion
 from ..photos.loading import PhotoSet
-from ..prompts import Token, printable
+from ..prompts import Token
 from .checkpoint import (
     CheckpointState,
     check_same_run,

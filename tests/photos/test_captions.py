@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdpersonal.errors import printable
 from sdpersonal.photos.captions import Refused, shortened
 from sdpersonal.photos.loading import load_photos
-from sdpersonal.prompts import printable
 
 
 def smooth(seed):

@@ -7,19 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpersonal.errors import UserError
-from sdpersonal.prompts import (
-    MAX_PROMPT,
-    Break,
-    ConceptRef,
-    Mention,
-    Prompt,
-    Text,
-    Token,
-    format_prompt,
-    parse,
-    printable,
-)
+from sdpersonal.errors import UserError, printable
+from sdpersonal.prompts import MAX_PROMPT, Break, ConceptRef, Mention, Prompt, Text, Token, format_prompt, parse
 
 DUCK, CAT = Token("me", "duck"), Token("me", "cat")
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ... import storage
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 
 LOCALHOST = ("127.0.0.1", "localhost")
 _MIN_PASSWORD = 8  # characters of a password

@@ -11,8 +11,8 @@ from pydantic import Field
 from ...concepts.card import Card
 from ...concepts.library import Entry, Library
 from ...config import TokenText, WholeNumber
-from ...errors import UserError
-from ...prompts import ConceptRef, Mention, Token, parse, printable
+from ...errors import UserError, printable
+from ...prompts import ConceptRef, Mention, Token, parse
 from ..terminal import print_json, say
 from .concepts_list import ListArgs
 

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from ...concepts.library import Entry, Library
 from ...config import ConceptKind, MayBeEmpty, TokenText
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..terminal import print_json, report_done, say
 from .concepts_list import ListArgs
 

@@ -13,8 +13,8 @@ from ...concepts import exporters
 from ...concepts.exporters import Export, Format
 from ...concepts.library import Library
 from ...config import SettingsBase, TokenText
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..terminal import print_json, progress_bar, say
 from .concepts_list import ListArgs
 

@@ -13,8 +13,8 @@ from pydantic import Field
 from ...concepts.importing import Duplicates, ImportOutcome, Source, find_sources, import_all, join_parts
 from ...concepts.library import Library
 from ...config import TokenText
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..terminal import print_json, progress_bar, say
 from .concepts_list import ListArgs
 

@@ -11,7 +11,8 @@ import tyro
 from ...concepts.library import Entry, Library
 from ...concepts.trash import Trash
 from ...config import SettingsBase, TokenText
-from ...prompts import Token, printable
+from ...errors import printable
+from ...prompts import Token
 from ..terminal import report_done, say
 
 

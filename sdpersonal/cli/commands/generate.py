@@ -11,7 +11,7 @@ import tyro
 
 from ...concepts.library import Library
 from ...config import GenerateRequest, PromptText, SettingsBase
-from ...prompts import printable
+from ...errors import printable
 from ..terminal import print_note, progress_bar, say, say_scheduler
 
 if TYPE_CHECKING:

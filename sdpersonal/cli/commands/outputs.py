@@ -9,8 +9,7 @@ import tyro
 from pydantic import Field
 
 from ...config import SettingsBase
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ..terminal import print_json, say
 
 

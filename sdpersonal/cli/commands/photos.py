@@ -10,8 +10,7 @@ import tyro
 from pydantic import Field
 
 from ...config import ConceptKind, SettingsBase, WholeNumber
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ..terminal import say
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import tyro
 
 from ...concepts.library import Library
 from ...config import SettingsBase
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ..terminal import progress_bar, say
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 
 _ARTICLE = r"(?:(?:an?|the|my|one)\s+)?"
 _MEDIA = (

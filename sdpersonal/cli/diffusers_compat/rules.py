@@ -8,8 +8,7 @@ import shlex
 from collections.abc import Callable
 
 from ...config import IDENTIFIER
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from .flags import FULL_ONLY, LORA_ONLY
 from .instance_prompt import Subject, parse_subject, token_from_words
 from .state import TranslationState

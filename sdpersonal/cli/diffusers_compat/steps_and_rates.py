@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from .state import TranslationState
 
 DIFFUSERS_CLASS_IMAGES = 100

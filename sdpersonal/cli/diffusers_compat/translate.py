@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...config import TrainingSettings
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from .argv import ArgvItem, check_no_value, join_argv, single_value, split_argv
 from .flags import DIFFUSERS_FLAGS, SWITCHES, IgnoredFlag, RefusedFlag, RenamedFlag, SameFlag, SwitchFlag
 from .rules import RULES

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 
 _COMPONENTS = {
     "lora_unet": "unet",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ...storage.file_types import SAFETENSORS, recognise
 from ..concept import Concept
 from ..concept_file import concept_from_bytes

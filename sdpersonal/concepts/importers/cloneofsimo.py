@@ -15,8 +15,8 @@ import re
 
 import numpy as np
 
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..concept import Concept, Lora, LoraLayer
 from ..strict_safetensors import damaged_file_error
 from .contents import FileContents

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ...storage.file_types import recognise
 from ..strict_safetensors import (
     MAX_FOREIGN_HEADER,

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ...config.base import BaseKind
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ..card import BASE_LABELS, BASE_TITLES
 from . import layer_shapes
 from .contents import FileContents

@@ -19,8 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ...storage.file_types import PNG_SIGNATURE, recognise
 from ...storage.reading import parse_strict_json
 from ..strict_safetensors import damaged_file_error

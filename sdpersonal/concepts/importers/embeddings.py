@@ -20,8 +20,8 @@ and `loaders/textual_inversion.py`.
 
 from __future__ import annotations
 
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..concept import EMBEDDING_WIDTHS, Concept
 from .contents import FileContents
 from .to_concept import base_from_widths, make_concept

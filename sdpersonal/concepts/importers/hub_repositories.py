@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import DiskFull, UserError
-from ...prompts import printable
+from ...errors import DiskFull, UserError, printable
 from ..strict_safetensors import MAX_FILE_BYTES
 from .contents import DEFAULT_OWNER
 from .embeddings import DIFFUSERS_FILES

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..concept import Concept, Lora, LoraLayer
 from ..layer_changes import PLAIN, SUFFIXES, Change, find_problem, weight_size
 from ..layer_changes import fits as change_fits

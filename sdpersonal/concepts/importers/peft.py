@@ -13,8 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ...storage.reading import parse_strict_json
 from ..layer_changes import SUFFIXES, form, rank_of
 from ..strict_safetensors import damaged_file_error

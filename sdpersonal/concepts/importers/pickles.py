@@ -22,8 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ...storage.file_types import recognise
 from ..strict_safetensors import DTYPE_BYTES, damaged_file_error, to_array
 

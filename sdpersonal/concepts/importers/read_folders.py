@@ -12,8 +12,8 @@ import numpy as np
 
 from ... import storage
 from ...config.text_checks import strip_unsafe_characters
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ...storage.file_types import SAFETENSORS, recognise
 from ...storage.reading import parse_strict_json
 from ..concept import Concept, Lora, LoraLayer

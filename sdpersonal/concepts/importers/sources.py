@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import storage
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ...storage.file_types import SAFETENSORS, recognise
 from ..card import parse_card
 from ..concept_file import PART_OF_KEY

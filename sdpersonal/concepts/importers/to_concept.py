@@ -10,8 +10,8 @@ import numpy as np
 
 from ...config.base import BaseKind
 from ...config.text_checks import strip_unsafe_characters
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ..card import Card
 from ..concept import EMBEDDING_WIDTHS, Concept, Lora
 from .contents import FileContents

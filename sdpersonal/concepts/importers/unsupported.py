@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 
 _PLAIN = (
     "Ask its author for a plain LoRA, or extract one from a merged model (kohya: networks/extract_lora_from_models.py)."

@@ -15,8 +15,7 @@ from torch import nn
 from ...concepts.card import BASE_TITLES
 from ...config.base import BaseKind
 from ...config.text_checks import check_path
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from ..safety_checker import find_checker
 from .architecture import SCALING_FACTORS
 from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_vae_folder

@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping
 
 from ...config.base import BaseKind
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...config.base import BaseKind
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from .architecture import KINDS_BY_WIDTH, TINY_BY_WIDTH, kind_by_width
 from .weights import BaseParts, check_complete, sha256_of_files, vae_dtype
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
-from ...errors import DiskFull, UserError
-from ...prompts import printable
+from ...errors import DiskFull, UserError, printable
 from .diffusers_folder import VARIANTS, WEIGHT_STEMS
 
 SHORT_NAMES = {

@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from ...config.base import BaseKind
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from .architecture import (
     CONTEXT_LENGTH,
     Shapes,

@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...config.base import BaseKind
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 from .ldm_keys import CheckpointKey
 
 if TYPE_CHECKING:

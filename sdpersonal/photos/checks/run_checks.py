@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from ...config import ConceptKind
-from ...prompts import printable
+from ...errors import printable
 from ..loading import FEW_PHOTOS, PhotoSet
 from .across_photos import shared_background, sideways_photos
 from .clip_checks import ClipFeatures, two_subjects, wrong_class

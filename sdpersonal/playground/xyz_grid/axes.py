@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ...config import GenerateRequest
-from ...errors import UserError
-from ...prompts import Token, Wildcards, all_prompts, printable
+from ...errors import UserError, printable
+from ...prompts import Token, Wildcards, all_prompts
 from .checkpoints import CheckpointRun
 from .prompt_edits import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 from .ranges import MAX_VALUES, parse_numbers

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ... import storage
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...errors import UserError, printable
+from ...prompts import Token
 from ...training.run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_steps
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from ...errors import UserError
-from ...prompts import printable
+from ...errors import UserError, printable
 
 MAX_VALUES = 100  # along one axis
 _MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from ...config import MAX_IMAGES, MAX_WORK, GenerateRequest
-from ...errors import UserError
-from ...prompts import MAX_PROMPT, printable
+from ...errors import UserError, printable
+from ...prompts import MAX_PROMPT
 from .axes import Axis
 from .checkpoints import CheckpointRun
 from .prompt_edits import PLACEHOLDER

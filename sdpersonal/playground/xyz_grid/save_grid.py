@@ -17,9 +17,8 @@ from PIL import Image
 
 from ... import storage
 from ...display.image_grid import encode_png, labelled_grid
-from ...errors import Interrupted, UserError
+from ...errors import Interrupted, UserError, printable
 from ...outputs import Outputs
-from ...prompts import printable
 from .generate_cells import generate_cells
 from .grid_page import CellPosition, GridTile, render_page
 from .request import XyzGridRequest

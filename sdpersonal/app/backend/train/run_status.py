@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .... import storage
-from ....errors import UserError
-from ....prompts import printable
+from ....errors import UserError, printable
 from ....training.run_dir import (
     COMMAND_FILE,
     COST_FILE,

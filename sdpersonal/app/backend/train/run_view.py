@@ -8,8 +8,7 @@ from pathlib import Path
 
 from .... import storage
 from ....display.units import GB, format_minutes
-from ....errors import UserError
-from ....prompts import printable
+from ....errors import UserError, printable
 from ....training.run_dir import (
     CLASS_NOUN_IMAGE,
     REPORT_FILE,

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from ....concepts.library import Library
 from ....config import ConceptKind, DreamboothSettings, TextualInversionSettings, TrainingSettings
-from ....errors import UserError
-from ....prompts import Token, printable
+from ....errors import UserError, printable
+from ....prompts import Token
 from ..error_text import labelled
 from ..models.model_info import ModelInfo
 from .training_cost import cost_key, duration_text, memory_text

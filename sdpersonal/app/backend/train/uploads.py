@@ -21,11 +21,10 @@ from PIL import Image
 from .... import storage
 from ....config import CropMode
 from ....config.text_checks import is_blank
-from ....errors import UserError
+from ....errors import UserError, printable
 from ....photos.captions import Refused, by_key, caption_file, lines_of, text_of
 from ....photos.decode import UnusablePhoto
 from ....photos.loading import MAX_BYTES, PhotoSet, is_sidecar, load_photos
-from ....prompts import printable
 from .photo_files import MAX_CAPTION, MAX_UPLOADS, check_uploads, decode_photo, encode_photo, parse_captions
 
 MAX_PAGES = 50  # pages with photos; when there are more, the oldest one's photos are deleted
