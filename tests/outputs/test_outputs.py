@@ -72,7 +72,7 @@ def kept(outputs: Outputs) -> list[Path]:
 def test_names_are_a_number_of_the_day_and_a_sum(outputs):
     evil = "../../x\n$(touch PWNED) CON"
     first, second = outputs.save(drawn(1, prompt=evil)), outputs.save(drawn(2, prompt=evil))
-    assert [each.parent for each in (first, second)] == [outputs.folder / "2026-11-23"] * 2
+    assert [path.parent for path in (first, second)] == [outputs.folder / "2026-11-23"] * 2
     for number, path in enumerate((first, second), 1):
         assert path.name == f"{number:05d}-{storage.sha256(path.read_bytes())[:8]}.png"
     again = Outputs(outputs.folder, today=lambda: date(2026, 11, 24)).save(drawn(1))
@@ -90,23 +90,23 @@ def test_many_processes_at_once(outputs):
         subprocess.Popen([sys.executable, "-c", work, outputs.folder, str(n)], stdout=subprocess.PIPE, text=True)
         for n in range(4)
     ]
-    said = [line for each in running for line in each.communicate(timeout=120)[0].split()]
-    names = [Path(line).name for line in said]
-    assert len(said) == 60 and sorted(int(name[:5]) for name in names) == list(range(1, 61))
-    assert {Path(line).read_bytes() for line in said} == {f"{n} {i}".encode() for n in range(4) for i in range(15)}
+    lines = [line for process in running for line in process.communicate(timeout=120)[0].split()]
+    names = [Path(line).name for line in lines]
+    assert len(lines) == 60 and sorted(int(name[:5]) for name in names) == list(range(1, 61))
+    assert {Path(line).read_bytes() for line in lines} == {f"{n} {i}".encode() for n in range(4) for i in range(15)}
 
 
 def test_threads_of_one_process(outputs):
-    found = []
+    images = []
     threads = [
-        threading.Thread(target=lambda n=n: found.extend(outputs.save(f"{n} {i}".encode()) for i in range(5)))
+        threading.Thread(target=lambda n=n: images.extend(outputs.save(f"{n} {i}".encode()) for i in range(5)))
         for n in range(4)
     ]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert sorted(int(path.name[:5]) for path in found) == list(range(1, 21))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(int(path.name[:5]) for path in images) == list(range(1, 21))
 
 
 def test_saving_does_not_list_the_folder(outputs, monkeypatch):
@@ -251,10 +251,10 @@ def test_the_page_shows_favourites_then_the_newest(outputs):
     shown = Page(path).pictures
     names = [f"2026-11-23/{paths[1].name}", f"favourites/{lonely.name}"]
     names += [f"2026-11-24/{later.name}", f"2026-11-23/{paths[2].name}"]
-    assert count == 4 and [each["path"] for each in shown] == names
-    assert [each["prompt"] for each in shown] == ["number 1", "number 0", "number 3", "number 2"]
-    assert [each["star"] for each in shown] == [True, True, False, False]
-    assert all((path.parent / each["path"]).exists() and each["width"] == 64 for each in shown)
+    assert count == 4 and [image["path"] for image in shown] == names
+    assert [image["prompt"] for image in shown] == ["number 1", "number 0", "number 3", "number 2"]
+    assert [image["star"] for image in shown] == [True, True, False, False]
+    assert all((path.parent / image["path"]).exists() and image["width"] == 64 for image in shown)
     assert ["Seed", "3"] in shown[2]["facts"] and ["Base", "tiny"] in shown[2]["facts"]
 
 
@@ -269,7 +269,7 @@ def test_what_else_a_recipe_tells(outputs):
     }
     outputs.save(drawn(1, **more))
     outputs.save(drawn(1, init_image="c" * 64, strength=0.5))
-    second, first = (dict(each["facts"]) for each in Page(write_page(outputs)[0]).pictures)
+    second, first = (dict(image["facts"]) for image in Page(write_page(outputs)[0]).pictures)
     assert first["Near"] == "0.1 towards seed 7" and first["Concepts"] == "<me/duck-v1> 0.8"
     assert first["Size"] == "64x64, enlarged 2 times" and first["Chosen from"] == "a {duck|fox}"
     assert second["Began from"] == "an image, changed by 0.5"
@@ -296,7 +296,7 @@ def test_kept_facts_are_mistrusted(outputs, wrong):
     if wrong is None:
         entry = json.loads(file.read_text())
         odd = ({"prompt": 7}, {"facts": {}}, {"facts": [["a"]]}, {"width": "1"}, {"v": 0}, {"negative": None})
-        wrong = "\n".join(json.dumps(entry | each) for each in odd).encode()
+        wrong = "\n".join(json.dumps(entry | change) for change in odd).encode()
     file.write_bytes(wrong)
     assert Page(write_page(outputs)[0]).pictures == good
 
@@ -312,7 +312,7 @@ def test_other_files_and_damaged_ones(outputs, tmp_path):
     for name in ("00001-abcdef12-grid.png", "<b>.png", "00001-ABCDEF12.png", "1-abcdef12.png", "00001-abcdef12.txt"):
         (path.parent / name).write_bytes(b"")
     (outputs.folder / "notes").mkdir()
-    shown = {each["path"].rpartition("/")[2]: each for each in Page(write_page(outputs)[0]).pictures}
+    shown = {image["path"].rpartition("/")[2]: image for image in Page(write_page(outputs)[0]).pictures}
     assert shown.keys() == {path.name, private.name, cut.name}
     assert shown[private.name]["prompt"] == shown[cut.name]["prompt"] == "" and shown[private.name]["facts"] == []
     assert "secret" not in (outputs.folder / "index.html").read_text()
@@ -333,10 +333,10 @@ def test_two_writers_at_once_lose_no_picture(outputs):
             write_page(outputs)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(Page(outputs.folder / "index.html").pictures) == 10
 
 
@@ -398,9 +398,9 @@ def full(tmp_path_factory):
     for n in range(10):
         file = outputs.folder / f"2026-11-{23 - n % 5}" / facts.CACHE_NAME
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        last = next(each for each in lines if each["name"].startswith(f"{1 + n // 5:05d}-"))
+        last = next(entry for entry in lines if entry["name"].startswith(f"{1 + n // 5:05d}-"))
         last |= {"prompt": HOSTILE[n], "negative": HOSTILE[(n + 1) % 10], "facts": [[HOSTILE[n], HOSTILE[n]]]}
-        file.write_text("".join(json.dumps(each) + "\n" for each in lines))
+        file.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     for n in (3, 77):
         day = f"2026-11-{23 - n % 5}"
         outputs.add_favourite(outputs.folder / day / next(x for x in outputs.images(day) if int(x[:5]) == 1 + n // 5))
@@ -418,8 +418,12 @@ def test_a_strangers_text_is_never_markup(page):
     read = Page(page)
     known = {"html", "meta", "title", "style", "header", "h1", "div", "input", "select", "option", "output", "main"}
     assert set(read.tags) <= known | {"p", "noscript", "script"} and read.tags.count("script") == 2
-    assert not [each for each in read.attributes if each[1].startswith("on") or each[1] in ("href", "src", "style")]
-    prompts = {each["prompt"] for each in read.pictures}
+    assert not [
+        attribute
+        for attribute in read.attributes
+        if attribute[1].startswith("on") or attribute[1] in ("href", "src", "style")
+    ]
+    prompts = {image["prompt"] for image in read.pictures}
     assert prompts >= set(HOSTILE)  # nothing is lost either
 
 
@@ -483,8 +487,8 @@ def test_scrolling_reaches_every_picture(fresh, page):
 @pytest.mark.slow
 def test_searching_and_choosing(fresh):
     say(fresh, "words", "NUMBER 42")
-    found = sum("42" in str(n) for n in range(10, 500))
-    assert fresh.text("#count") == f"{found} of 500" and fresh.run(f"return {CARDS}") == found
+    count = sum("42" in str(n) for n in range(10, 500))
+    assert fresh.text("#count") == f"{count} of 500" and fresh.run(f"return {CARDS}") == count
     say(fresh, "words", "seed 499")
     assert fresh.text("#count") == "1 of 500"
     say(fresh, "words", "onerror pwned")

@@ -75,7 +75,7 @@ def home(tmp_path_factory):
         bear = library.get(Token.parse("<me/bear>"))
         assert bear.card.recipe["prior"] == "photos"
         library.add(dataclasses.replace(bear, thumbnail=telling_thumbnail()), replace=True)
-        told = {
+        metadata = {
             "ss_sd_model_name": rf"C:\Users\{USER}\models\v1-5.safetensors",
             "ss_dataset_dirs": json.dumps({f"10_{MARK} dog": {"n_repeats": 10}}),
             "ss_tag_frequency": json.dumps({f"10_{MARK} dog": {f"{MARK}-tag": 3}}),
@@ -83,7 +83,7 @@ def home(tmp_path_factory):
             "ss_output_name": "a-dog",
         }
         made = home / "kohya.safetensors"
-        made.write_bytes(kohya("sd1", every=20, **told))
+        made.write_bytes(kohya("sd1", every=20, **metadata))
         library.import_(made, Token.parse("<you/dog>"))
     return home
 
@@ -99,14 +99,14 @@ def at_home(home, monkeypatch):
 
 def spoken(name: str, data: bytes) -> bytes:
     """Everything that can be read in a file: its name, its bytes, pictures in base64, members of archives, escapes."""
-    found = [name.encode(), data]
-    found += [base64.b64decode(each) for each in re.findall(rb"base64,([A-Za-z0-9+/=]+)", data)]
+    parts = [name.encode(), data]
+    parts += [base64.b64decode(encoded) for encoded in re.findall(rb"base64,([A-Za-z0-9+/=]+)", data)]
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            found += [each for member in archive.namelist() for each in (member.encode(), archive.read(member))]
+            parts += [content for member in archive.namelist() for content in (member.encode(), archive.read(member))]
     text = data.decode("utf-8", "ignore")
-    found += [html.unescape(text).encode(), text.replace("\\", "").encode()]  # Markdown escapes what stands in names
-    return b"\n".join(found)
+    parts += [html.unescape(text).encode(), text.replace("\\", "").encode()]  # Markdown escapes what stands in names
+    return b"\n".join(parts)
 
 
 def secrets(home: Path) -> list[bytes]:
@@ -119,9 +119,9 @@ def secrets(home: Path) -> list[bytes]:
 def check(home: Path, leaving: dict[str, bytes]) -> None:
     photos = [path.read_bytes() for path in (home / "Pictures" / "Our bear Bruno").glob("*.jpg")]
     assert len(photos) == 3 and all(
-        MARK.encode() in each and b"Exif\0\0" in each for each in photos
+        MARK.encode() in photo and b"Exif\0\0" in photo for photo in photos
     )  # it would be seen
-    pieces = [each[at : at + 24] for each in photos for at in range(0, len(each) - 24, 997)]
+    pieces = [photo[at : at + 24] for photo in photos for at in range(0, len(photo) - 24, 997)]
     assert leaving
     for name, data in leaving.items():
         text = spoken(name, data)

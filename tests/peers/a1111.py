@@ -53,12 +53,12 @@ def tree(paths: dict[str, nn.Module]) -> nn.Module:
 
 def original_paths(part: nn.Module, rename) -> dict[str, nn.Module]:
     """Each layer by its path in the original layout."""
-    theirs = list(rename(part))
+    renamed = list(rename(part))
     ours = list(part.state_dict())
     modules = dict(part.named_modules())
     return {
         new.removesuffix(".weight"): modules[old.removesuffix(".weight")]
-        for old, new in zip(ours, theirs, strict=True)
+        for old, new in zip(ours, renamed, strict=True)
         if old.endswith(".weight") and isinstance(modules[old.removesuffix(".weight")], nn.Linear | nn.Conv2d)
     }
 

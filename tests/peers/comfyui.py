@@ -47,7 +47,7 @@ keys = comfy.lora.model_lora_keys_unet(model, {})
 keys = comfy.lora.model_lora_keys_clip(text, keys)
 tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(job.lora, safe_load=True))
 patches = comfy.lora.load_lora(tensors, keys)
-shapes = {key: value.shape for one in (model, text) for key, value in one.state_dict().items()}
+shapes = {key: value.shape for module in (model, text) for key, value in module.state_dict().items()}
 names = {key.rpartition(".alpha")[0] for key in tensors if key.endswith(".alpha")}
 for layer in names & keys.keys():
     key = keys[layer]

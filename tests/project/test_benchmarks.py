@@ -106,13 +106,13 @@ def test_only_whole_batches_of_photos(tmp_path):
 @pytest.mark.parametrize("case", [*ON_CPU, *ON_CUDA])
 def test_both_command_lines_ask_for_the_same(case, root):
     places = {"scripts": Path("examples"), "base": Path("model"), "photos": Path("photos"), "out": Path("out")}
-    theirs = command(case, Arm("script", "bf16"), **places, here=root)
+    script = command(case, Arm("script", "bf16"), **places, here=root)
     ours = command(case, Arm("sdpersonal", "bf16"), **places, here=root)
-    assert f"--resolution={case.side}" in theirs and f"--resolution={case.side}" in ours
-    assert f"--train_batch_size={case.batch}" in theirs and f"--batch={case.batch}" in ours
-    assert ("sdxl" in theirs[0]) == (case.base == "sdxl") and "--mixed_precision=bf16" in theirs
+    assert f"--resolution={case.side}" in script and f"--resolution={case.side}" in ours
+    assert f"--train_batch_size={case.batch}" in script and f"--batch={case.batch}" in ours
+    assert ("sdxl" in script[0]) == (case.base == "sdxl") and "--mixed_precision=bf16" in script
     if case.method == "lora":
-        assert "--rank=16" in theirs and "--rank=16" in ours and "--targets=attention" in ours
+        assert "--rank=16" in script and "--rank=16" in ours and "--targets=attention" in ours
     kind = TextualInversionSettings if case.method == "textual-inversion" else DreamboothSettings
     settings = tyro.cli(kind, args=ours[1:])
     assert settings.resolution == case.side and settings.batch == case.batch and not settings.samples
@@ -163,10 +163,10 @@ def test_drawing_beside_diffusers(root, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
     assert case["same"] < 0.01
-    for one in case["draws"]:
-        assert one["steps"] == 2 and 0 < one["unet"][1] < one["seconds"][1] and one["peak"] > 1e8
-    for one in case["switches"]:
-        assert 0 <= one["ready"][1] <= one["step"][1]
+    for row in case["draws"]:
+        assert row["steps"] == 2 and 0 < row["unet"][1] < row["seconds"][1] and row["peak"] > 1e8
+    for row in case["switches"]:
+        assert 0 <= row["ready"][1] <= row["step"][1]
     assert done.stdout.count("| tiny 64 px") == 2 + 8 + 1 + 1
 
 

@@ -131,18 +131,18 @@ def test_every_public_name_is_there_and_so_are_the_former_ones():
 
 
 def test_no_pickle_is_imported():
-    found = []
+    imports = []
     for path, tree in trees():
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if PICKLES & {name.partition(".")[0] for name in names} and path != RESTRICTED_UNPICKLER:
-                found.append(where(path, node))
-    assert found == []
+                imports.append(where(path, node))
+    assert imports == []
 
 
 def test_nothing_runs_code_from_data():
-    found = []
+    places = []
     for path, tree in trees():
         for node, name in calls(tree):
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
@@ -153,19 +153,19 @@ def test_nothing_runs_code_from_data():
                 or keywords.get("trust_remote_code", "False") != "False"
                 or keywords.get("weights_only") == "False"
             ):
-                found.append(f"{where(path, node)} {name}")
-    assert found == []
+                places.append(f"{where(path, node)} {name}")
+    assert places == []
 
 
 def test_no_user_text_becomes_html():
     """gr.HTML renders what it is given; gr.Markdown loads remote pictures. Both take constants only."""
-    found = []
+    places = []
     for path, tree in trees():
         for node, name in calls(tree):
             given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "value")]
             if name in ("gr.HTML", "gr.Markdown") and not all(_is_constant(value) for value in given):
-                found.append(f"{where(path, node)} {name}")
-    assert found == []
+                places.append(f"{where(path, node)} {name}")
+    assert places == []
 
 
 def _is_constant(value) -> bool:
@@ -191,27 +191,27 @@ def test_the_page_is_thin():
 
 def test_no_toast_shows_a_strangers_words():
     """Gradio's toasts render HTML."""
-    found = [where(path, node) for path in UI for node, name in calls(ast.parse(path.read_text()))
-             if name in ("gr.Info", "gr.Warning", "gr.Error", "gr.Success")]  # fmt: skip
-    assert found == []
+    toasts = [where(path, node) for path in UI for node, name in calls(ast.parse(path.read_text()))
+              if name in ("gr.Info", "gr.Warning", "gr.Error", "gr.Success")]  # fmt: skip
+    assert toasts == []
 
 
 def test_no_assert_guards_anything():
     """`python -O` removes asserts; a user's mistake raises UserError."""
-    found = [where(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    assert found == []
+    asserts = [where(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert asserts == []
 
 
 def test_only_files_writes():
-    found = []
+    places = []
     for path, tree in trees():
         if path.parent == PACKAGE / "storage":
             continue
         for node, name in calls(tree):
             receiver, _, method = name.rpartition(".")
             if name in WRITERS or (method in WRITING_METHODS and receiver != "storage") or _opens_to_write(node, name):
-                found.append(f"{where(path, node)} {name}")
-    assert found == []
+                places.append(f"{where(path, node)} {name}")
+    assert places == []
 
 
 def _opens_to_write(node, name) -> bool:

@@ -172,10 +172,10 @@ def test_the_pool_replaces_its_oldest(world):
     source = feed.SceneBatches(world, 300, scenes.Mix(), 4)
     some = pool.Pool(source, Words(), autoencoder.build().eval(), Text(), 6, runs.Machine())
     some.add()
-    kept = some.latents[3].clone()
+    latent = some.latents[3].clone()
     some.add()
     assert len(some) == 6 and some.state_dict() == {"first": 2}
-    assert torch.equal(some.latents[3], kept)
+    assert torch.equal(some.latents[3], latent)
     latents, states, weights = some.batch(step=1, count=5)
     assert latents.shape == (5, 8, 16, 16) and states.shape == (5, 77, 4) and weights.shape == (5, 1, 16, 16)
     assert torch.equal(latents, some.batch(step=1, count=5)[0])
@@ -201,11 +201,11 @@ def test_the_example_photos_are_there():
 def test_muons_updates_are_nearly_orthogonal_and_point_where_the_polar_factor_does():
     some = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0))
     ours = muon.orthogonal(some).double().numpy()
-    for mine, matrix in zip(ours, some.double().numpy(), strict=True):
+    for update, matrix in zip(ours, some.double().numpy(), strict=True):
         u, _, v = np.linalg.svd(matrix, full_matrices=False)
-        values = np.linalg.svd(mine, compute_uv=False)
+        values = np.linalg.svd(update, compute_uv=False)
         assert values.min() > 0.6 and values.max() < 1.3
-        assert (mine * (u @ v)).sum() / np.linalg.norm(mine) / np.linalg.norm(u @ v) > 0.98
+        assert (update * (u @ v)).sum() / np.linalg.norm(update) / np.linalg.norm(u @ v) > 0.98
 
 
 def test_muon_takes_convolutions_and_tall_matrices_and_leaves_vectors_to_adamw():

@@ -49,9 +49,9 @@ def lists(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wildcards(lists):
-    found = Wildcards(lists)
-    found.lines("colour")  # the first text that is read loads Python's own module for its encoding
-    return found
+    wildcard_lists = Wildcards(lists)
+    wildcard_lists.lines("colour")  # the first text that is read loads Python's own module for its encoding
+    return wildcard_lists
 
 
 # --- what a template can become --------------------------------------------------------------------------------------
@@ -721,8 +721,8 @@ def survives(typed, lists):
             prompts = [sample_prompt(typed, seed, lists) for seed in (0, 1)] + [nth_prompt(typed, number - 1, lists)]
             if not has_alternatives(typed):
                 assert number == 1 and prompts == [typed] * 3
-            fixed = [one for one in (format_prompt(parse(prompt)) for prompt in prompts) if len(one) <= MAX_PROMPT]
-            assert [sample_prompt(one, 0, lists) for one in fixed] == fixed
+            fixed = [text for text in (format_prompt(parse(prompt)) for prompt in prompts) if len(text) <= MAX_PROMPT]
+            assert [sample_prompt(text, 0, lists) for text in fixed] == fixed
         except UserError as error:
             assert all(line.isprintable() for line in str(error).split("\n"))
     assert time.process_time() - before < 1

@@ -52,10 +52,10 @@ CORPUS = [
 
 
 def ours(prompt: str) -> list[tuple[str, float]]:
-    said = []
+    weights = []
     for piece in parse(prompt).pieces:
-        said += [(BREAK, 0.0)] if piece == Break() else [(sign, piece.weight) for sign in piece.text]
-    return said
+        weights += [(BREAK, 0.0)] if piece == Break() else [(sign, piece.weight) for sign in piece.text]
+    return weights
 
 
 @pytest.mark.parametrize("prompt", CORPUS)
@@ -114,12 +114,12 @@ def their_rule():
             del sys.modules["lark"]
 
     def signs(prompt):
-        said = []
+        weights = []
         for text, weight in module.parse_prompt_attention(prompt):
             # A BREAK in brackets has their factor too; A1111 then takes it for the word. Here it stays a BREAK.
             is_break = text == "BREAK" and str(weight).startswith("-")
-            said += [(BREAK, 0.0)] if is_break else [(sign, weight) for sign in text]
-        return said
+            weights += [(BREAK, 0.0)] if is_break else [(sign, weight) for sign in text]
+        return weights
 
     return signs
 

@@ -15,7 +15,7 @@ LISTS = {name: text for kind, name, text in BLOCKS if kind == "list"}
 
 def examples(kind):
     """(what is written, what it is said to be)"""
-    lines = [line for one, _, text in BLOCKS if one == kind for line in text.splitlines()]
+    lines = [line for label, _, text in BLOCKS if label == kind for line in text.splitlines()]
     return [tuple(part.strip() for part in line.partition("->")[::2]) for line in lines]
 
 
@@ -54,8 +54,8 @@ def test_words(typed, lists):
 
 @pytest.mark.parametrize(("typed", "weights"), examples("emphasis"))
 def test_emphasis(typed, weights):
-    said = [f"{piece.text.strip()} {piece.weight:.3g}" for piece in parse(typed).pieces if piece.weight != 1]
-    assert ", ".join(said) == weights
+    pieces = [f"{piece.text.strip()} {piece.weight:.3g}" for piece in parse(typed).pieces if piece.weight != 1]
+    assert ", ".join(pieces) == weights
 
 
 @pytest.mark.parametrize(("typed", "text"), examples("plain"))

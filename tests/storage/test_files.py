@@ -284,7 +284,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new(tmp_path, change):
 def test_no_room_at_any_moment_changes_nothing(tmp_path, change):
     start(tmp_path / "before")
     before = content(tmp_path / "before")
-    writing = [each for each in CALLS if each[1] in ("_write", "mkdir", "replace", "rename")]
+    writing = [call for call in CALLS if call[1] in ("_write", "mkdir", "replace", "rename")]
     for n in range(1, 100):
         place = tmp_path / str(n)
         start(place)
@@ -320,14 +320,14 @@ def test_only_our_own_leftovers_that_nobody_holds_are_swept(tmp_path):
     folder = storage.atomic.temporary_path(tmp_path / "f")
     folder.mkdir()
     (folder / "x").write_bytes(b"half")
-    held, guard = storage.atomic.create_temporary(tmp_path / "b")
+    temporary, guard = storage.atomic.create_temporary(tmp_path / "b")
     link = storage.atomic.temporary_path(tmp_path / "l")
     link.symlink_to(tmp_path / "kept")
     foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.atomic.TEMPORARY_SUFFIX}"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
     assert storage.remove_leftovers(tmp_path) == 2
-    assert sorted(content(tmp_path)) == sorted([*foreign, held.name, link.name])
+    assert sorted(content(tmp_path)) == sorted([*foreign, temporary.name, link.name])
     os.close(guard)
     assert storage.remove_leftovers(tmp_path) == 1
     assert storage.remove_leftovers(tmp_path / "missing") == 0

@@ -41,8 +41,8 @@ def test_a_safetensors_header_of_any_length():
 
 @pytest.mark.parametrize("length", [*range(120, 2000, 8), 65_664, 66_176, 131_712, 640 + 2**20])
 def test_and_the_vectors_in_it_are_read(length):
-    found = read_any(with_header(length), "duck.safetensors")
-    assert np.array_equal(found.vectors["clip_l"], np.full((1, 768), 0.01, np.float32))
+    embedding = read_any(with_header(length), "duck.safetensors")
+    assert np.array_equal(embedding.vectors["clip_l"], np.full((1, 768), 0.01, np.float32))
 
 
 @given(st.integers(8, 2_000_000), st.sampled_from(["{", '{"', "{ ", "{\n", "{}"]), st.integers(0, 100))

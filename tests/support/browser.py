@@ -106,11 +106,11 @@ class Browser:
     def wait(self, script: str, seconds: float = 60):
         """What the JavaScript expression is once it is true."""
         until = time.monotonic() + seconds
-        while not (found := self.run(f"return {script}")):
+        while not (value := self.run(f"return {script}")):
             if time.monotonic() > until:
                 raise TimeoutError(f"not true within {seconds} s: {script}")
             time.sleep(0.1)
-        return found
+        return value
 
     def click(self, selector: str) -> None:
         element = self.call("element", using="css selector", value=selector)[ELEMENT]

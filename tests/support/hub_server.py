@@ -84,8 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             if part in path:
                 return self._send(status, {"error": "said the server"})
         for method, pattern, name in _ROUTES:
-            if method == self.command and (found := re.fullmatch(pattern, path)):
-                return getattr(self, name)(body, **found.groupdict())
+            if method == self.command and (match := re.fullmatch(pattern, path)):
+                return getattr(self, name)(body, **match.groupdict())
         self._send(404, {"error": "no such address"})
 
     def _send(self, status: int, content: object = None, headers: dict | None = None, raw: bytes | None = None):
@@ -111,13 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, body):
         if not self._known():
             return
-        asked = json.loads(body)
-        owner = asked.get("organization") or "someone"
+        settings = json.loads(body)
+        owner = settings.get("organization") or "someone"
         if owner != "someone":
             return self._send(403, {"error": "You don't have the rights"})
-        private = asked.get("private") or asked.get("visibility") == "private"
-        self.hub.repos[f"{owner}/{asked['name']}"] = Repo(private=bool(private))
-        self._send(200, {"url": f"{self.hub.url}/{owner}/{asked['name']}"})
+        private = settings.get("private") or settings.get("visibility") == "private"
+        self.hub.repos[f"{owner}/{settings['name']}"] = Repo(private=bool(private))
+        self._send(200, {"url": f"{self.hub.url}/{owner}/{settings['name']}"})
 
     def info(self, _, repo, revision="main"):
         if repo not in self.hub.repos:
@@ -144,22 +144,22 @@ class _Handler(BaseHTTPRequestHandler):
         if self._known():
             files = [
                 {
-                    "path": each["path"],
-                    "uploadMode": "lfs" if each["path"].endswith(".safetensors") else "regular",
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
                     "shouldIgnore": False,
                 }
-                for each in json.loads(body)["files"]
+                for file in json.loads(body)["files"]
             ]
             self._send(200, {"files": files})
 
     def batch(self, body, repo):
         objects = [
             {
-                "oid": each["oid"],
-                "size": each["size"],
-                "actions": {"upload": {"href": f"{self.hub.url}/lfs/{each['oid']}", "header": {}}},
+                "oid": file["oid"],
+                "size": file["size"],
+                "actions": {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}", "header": {}}},
             }
-            for each in json.loads(body)["objects"]
+            for file in json.loads(body)["objects"]
         ]
         self._send(200, {"transfer": "basic", "objects": objects})
 
@@ -192,8 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
         here = self.hub.repos.get(repo)
         if here is None:
             return self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-        found = [{"type": "file", "path": n, "size": len(d), "oid": _oid(d)} for n, d in here.files.items()]
-        self._send(200, found)
+        entries = [{"type": "file", "path": n, "size": len(d), "oid": _oid(d)} for n, d in here.files.items()]
+        self._send(200, entries)
 
     def resolve(self, _, repo, revision, name):
         data = self.hub.repos[repo].files.get(name) if repo in self.hub.repos else None

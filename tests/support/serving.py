@@ -130,4 +130,4 @@ class Server:
 
 
 def _handler(config: dict, name: str) -> dict:
-    return next(each for each in config["dependencies"] if each["api_name"].startswith(name))
+    return next(handler for handler in config["dependencies"] if handler["api_name"].startswith(name))

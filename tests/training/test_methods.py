@@ -151,7 +151,7 @@ def test_a_caption_of_several_samples_is_encoded_once(base, batch):
     together.sum().backward()
     gradients = {name: embeddings.grad.clone() for name, embeddings in method.trainable_parameters().items()}
     method = TextualInversion(base, "duck", 2, PRESET)
-    alone = torch.cat([method.loss(one, 0) for one in same.split(1)])
+    alone = torch.cat([method.loss(sample, 0) for sample in same.split(1)])
     alone.sum().backward()
     assert batch_sizes == [2] * len(base.encoders)
     close(together, alone)

@@ -182,20 +182,20 @@ def test_the_average_stands_in_and_goes_whatever_happens():
     average = EMA({"a": parameter}, 0.9)
     with torch.no_grad():
         parameter.fill_(2)
-    place, kept = parameter.data_ptr(), average.values["a"].data_ptr()
+    place, average_place = parameter.data_ptr(), average.values["a"].data_ptr()
     with pytest.raises(KeyboardInterrupt), average.applied():
         assert torch.equal(parameter, torch.ones(3)) and torch.equal(average.values["a"], 2 * torch.ones(3))
         raise KeyboardInterrupt
     assert torch.equal(parameter, 2 * torch.ones(3)) and torch.equal(average.values["a"], torch.ones(3))
-    assert (parameter.data_ptr(), average.values["a"].data_ptr()) == (place, kept)
+    assert (parameter.data_ptr(), average.values["a"].data_ptr()) == (place, average_place)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path, method):
     """And the average is that of the values after each step, from numpy."""
     ends, decay = {}, 0.8
-    for name, kept in (("average", lambda trained: EMA(trained, decay)), ("none", None)):
-        state = train_state_for(settings(method), *([kept] if kept else []))
+    for name, make_average in (("average", lambda trained: EMA(trained, decay)), ("none", None)):
+        state = train_state_for(settings(method), *([make_average] if make_average else []))
         initial, history = cloned_tensors(state.method.trainable_parameters()), []
         real = state.ema.update
         state.ema.update = lambda step, real=real, state=state, history=history: (
@@ -205,7 +205,7 @@ def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path
         (tmp_path / name).mkdir()
         fit_to_end(state, loop_config_for(tmp_path / name, 5))
         ends[name] = cloned_tensors(state.method.trainable_parameters())
-        if kept:
+        if make_average:
             expected = {key: value.numpy().astype(np.float64) for key, value in initial.items()}
             for step, values in enumerate(history):
                 weight = min(decay, (1 + step) / (10 + step))

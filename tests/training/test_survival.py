@@ -530,7 +530,7 @@ def test_no_checkpoint_is_made_of_a_bad_step(settings, tmp_path, monkeypatch, st
     )
     with pytest.raises(Diverged, match=f"at step {step} "):
         train(settings("inversion", tmp_path), quiet)
-    assert checkpoints(tmp_path) == [f"step-{kept:06d}" for kept in range(2, step, 2)]
+    assert checkpoints(tmp_path) == [f"step-{number:06d}" for number in range(2, step, 2)]
 
 
 # --- no room ---

@@ -151,8 +151,8 @@ def text_tower(clip):
     """The text tower on its own, as SD's text_encoder."""
     tower = CLIPTextModel(clip.config.text_config)
     prefix = "text_model." if any(name.startswith("text_model.") for name in tower.state_dict()) else ""
-    mine = {k.removeprefix("text_model."): v for k, v in clip.state_dict().items() if k.startswith("text_model.")}
-    tower.load_state_dict({prefix + k: v for k, v in mine.items()})
+    weights = {k.removeprefix("text_model."): v for k, v in clip.state_dict().items() if k.startswith("text_model.")}
+    tower.load_state_dict({prefix + k: v for k, v in weights.items()})
     return tower.eval()
 
 

@@ -88,8 +88,10 @@ def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
 def pictures(context, pipe, guidance=unet.GUIDANCE):
     """ "a LOOK of a NAME on PLACE": named right by the CLIP and by the second judge, beside real pictures' scores."""
     world, count = context.world, context.preset.prompts
-    asked = _test_prompts(world, count, 902)
-    staged = [scenes.single_thing_scene(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(asked)]
+    subjects = _test_prompts(world, count, 902)
+    staged = [
+        scenes.single_thing_scene(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(subjects)
+    ]
     real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])
     drawn = generate(pipe, [scene.caption for scene in staged], guidance=guidance)
     classifier = judge.load(context.work / "second-judge", world)
@@ -98,11 +100,11 @@ def pictures(context, pipe, guidance=unet.GUIDANCE):
         name, look, place = classifier(some)
         truth = [
             torch.tensor(column)
-            for column in zip(*[(n, lk, captions.BACKGROUNDS.index(k)) for lk, n, k in asked], strict=True)
+            for column in zip(*[(n, lk, captions.BACKGROUNDS.index(k)) for lk, n, k in subjects], strict=True)
         ]
         place_of = place[:, len(captions.BACKGROUNDS) - len(captions.PLACES) :].argmax(1) + 5
         rows[label] = {
-            "name, CLIP": _accuracy(_clip_names(context, some, asked), truth[0]),
+            "name, CLIP": _accuracy(_clip_names(context, some, subjects), truth[0]),
             "name, classifier": _accuracy(name.argmax(1), truth[0]),
             "name in first five, classifier": round(
                 (name.topk(5).indices == truth[0][:, None]).any(1).float().mean().item(), 3
@@ -154,8 +156,8 @@ def colours(context, pipe):
         ],
         2,
     )
-    asked = torch.tensor([captions.COLOURS[c] for c in names]).float()
-    off = (border.mean(2) - asked).abs().amax(1)
+    backgrounds = torch.tensor([captions.COLOURS[c] for c in names]).float()
+    off = (border.mean(2) - backgrounds).abs().amax(1)
     sheets.sheet(drawn / 127.5 - 1, prompts, context.work / "look" / "colours.png", columns=6)
     return {
         "colours": {"worst channel, mean": round(off.mean().item(), 1), "within 25": int((off <= 25).sum()), "of": 12}
@@ -189,12 +191,12 @@ def measure(context, only=None):
     pipe = StableDiffusionPipeline.from_pretrained(context.weights_folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     path = context.work / "figures.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    figures = json.loads(path.read_text()) if path.exists() else {}
     for name in [only] if only else FIGURES:
-        found |= FIGURES[name](context, pipe)
-        print(json.dumps(found, indent=1), flush=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        figures |= FIGURES[name](context, pipe)
+        print(json.dumps(figures, indent=1), flush=True)
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
 def main():

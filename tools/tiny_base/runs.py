@@ -115,12 +115,12 @@ class Average:
     def update(self, model):
         self.count += 1
         keep = 1 - 1 / min(self.longest, 1 + self.count / 10)
-        mine, theirs = [], []
+        averages, values = [], []
         for key, value in model.state_dict().items():
             if value.is_floating_point():
-                mine.append(self.shadow[key])
-                theirs.append(value)
-        torch._foreach_lerp_(mine, theirs, 1 - keep)
+                averages.append(self.shadow[key])
+                values.append(value)
+        torch._foreach_lerp_(averages, values, 1 - keep)
 
     def state_dict(self):
         return {"count": self.count, "shadow": self.shadow}

@@ -131,11 +131,11 @@ def draw_scene(world, seed, index, mix, background=None):
                 (-0.24 if kind == "left" else 0.24) + wander() / 2,
                 captions.SIDES[kind],
             )
-        one = _thing(rng, mix, sprite, x, wander(), size)
+        thing = _thing(rng, mix, sprite, x, wander(), size)
         if (u := u - mix.paint) < 0 and not adjective and side == "{}":
             word = pick(rng, tuple(COLOURS)[:12])
-            one, adjective, single = replace(one, paint=_colour(rng, word)), word + " ", False
-        things, words = (one,), side.format(captions.with_article(adjective + noun))
+            thing, adjective, single = replace(thing, paint=_colour(rng, word)), word + " ", False
+        things, words = (thing,), side.format(captions.with_article(adjective + noun))
     caption = captions.sentence(rng, world.looks[look], words, behind)
     return Scene(things, background, caption, name, look, single)
 

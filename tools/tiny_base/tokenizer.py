@@ -56,8 +56,8 @@ def train(world, folder):
     bpe.train_from_iterator(corpus(world), trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = list(dict.fromkeys([*alphabet, *(a + b for a, b in merges)]))[: SIZE - 2]
-    kept = set(tokens)
-    merges = [(a, b) for a, b in merges if a + b in kept and a in kept and b in kept]
+    token_set = set(tokens)
+    merges = [(a, b) for a, b in merges if a + b in token_set and a in token_set and b in token_set]
     vocab = {token: i for i, token in enumerate([*tokens, START, END])}
     tokenizer = CLIPTokenizer(
         vocab=vocab, merges=merges, bos_token=START, eos_token=END, unk_token=END, pad_token=END, model_max_length=77
