@@ -219,8 +219,8 @@ def test_vary_changes_only_what_is_asked(sd, images):
 def test_vary_starts_from_the_image_itself_or_its_file(sd, images, tmp_path):
     images[0].save(tmp_path / "duck.png")
     settings = {"from_image": True, "strength": 0.4, "num_images": 1, "quiet": True}
-    (one,), (other,) = sd.vary(images[0], **settings), sd.vary(tmp_path / "duck.png", **settings)
-    assert one == other and not same(one, images[0])
+    (from_image,), (other,) = sd.vary(images[0], **settings), sd.vary(tmp_path / "duck.png", **settings)
+    assert from_image == other and not same(from_image, images[0])
 
 
 def test_vary_refuses_an_image_without_a_recipe_and_another_model(sd, images, tmp_path):
@@ -315,9 +315,11 @@ def test_a_saved_image_holds_its_recipe(images, tmp_path):
         assert same(saved, image)
     for name in ("a.jpg", "a.webp"):
         image.save(str(tmp_path / name), quality=90)
-        found = read_recipe((tmp_path / name).read_bytes(), name)
+        foreign = read_recipe((tmp_path / name).read_bytes(), name)
         assert (
-            isinstance(found, Foreign) and found.fields["seed"] == 7 and found.fields["prompt"].startswith("a photo of")
+            isinstance(foreign, Foreign)
+            and foreign.fields["seed"] == 7
+            and foreign.fields["prompt"].startswith("a photo of")
         )
     image.save(tmp_path / "a.bmp")
     with Image.open(tmp_path / "a.bmp") as saved:

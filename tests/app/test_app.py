@@ -34,8 +34,8 @@ def server(tmp_path_factory):
 def test_the_page_answers(server):
     page = server.http.get("/")
     assert page.status_code == 200 and "sdpersonal" in page.text
-    told = server.log.read_text()
-    assert told.startswith("Model: tiny") and server.url in told
+    log = server.log.read_text()
+    assert log.startswith("Model: tiny") and server.url in log
 
 
 @pytest.mark.slow
@@ -44,8 +44,8 @@ def test_a_drawing_through_the_queue(server):
     assert done["success"]
     status, *_ = done["output"]["data"]
     assert "1 image in" in str(status)
-    (kept,) = (server.place / "outputs").rglob("*.png")
-    with Image.open(kept) as image:
+    (saved_image,) = (server.place / "outputs").rglob("*.png")
+    with Image.open(saved_image) as image:
         recipe = json.loads(image.text["sdpersonal"])
     assert recipe["prompt"] == "a cat on grass" and recipe["size"] == "128x128"
 
@@ -70,8 +70,8 @@ def test_bad_numbers_are_refused_in_words(server, form):
     if "refused" in answer:
         assert answer["refused"] == 422  # no JSON at all
     else:
-        said = "Seed is empty." if form == {"seed": "null"} else "must be"
-        assert said in json.dumps(answer["output"]) and "Traceback" not in json.dumps(answer)
+        reason = "Seed is empty." if form == {"seed": "null"} else "must be"
+        assert reason in json.dumps(answer["output"]) and "Traceback" not in json.dumps(answer)
     assert "Traceback" not in server.log.read_text()
 
 
@@ -105,10 +105,10 @@ def test_another_sites_page_can_read_and_change_nothing(server, origin):
 
 @pytest.mark.slow
 def test_nothing_goes_past_the_queue(server):
-    for each in server.config()["dependencies"]:
+    for dependency in server.config()["dependencies"]:
         for route in ("run", "api"):
-            address = f"/gradio_api/{route}/{each['api_name']}"
-            assert server.http.post(address, json={"data": [], "fn_index": each["id"]}).status_code == 404
+            address = f"/gradio_api/{route}/{dependency['api_name']}"
+            assert server.http.post(address, json={"data": [], "fn_index": dependency["id"]}).status_code == 404
 
 
 @pytest.mark.slow
@@ -119,9 +119,9 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
     with concurrent.futures.ThreadPoolExecutor(len(sessions)) as pool:
         joined = pool.map(lambda session: server.join(session, num_images="1", steps="8").status_code, sessions)
         assert {*joined} == {200}
-        said = list(pool.map(server.ending, sessions))
-    busy = [text for text in said if "The queue is full" in text]
-    drawn = [text for text in said if "1 image in" in text]
+        endings = list(pool.map(server.ending, sessions))
+    busy = [text for text in endings if "The queue is full" in text]
+    drawn = [text for text in endings if "1 image in" in text]
     assert len(busy) + len(drawn) == len(sessions)
     assert busy and len(drawn) >= MAX_JOBS  # who came once the first had left found a place
     assert len(list((server.place / "outputs").rglob("*.png"))) == before + len(drawn)
@@ -174,7 +174,7 @@ STRANGE = ["null", '"/etc/passwd"', "-1", "1e308", '[["x"]]', '"./canary.txt"']
     "value",
     [
         '{"path": "/etc/passwd"}',
-        *(pytest.param(each, marks=pytest.mark.thorough) for each in STRANGE),
+        *(pytest.param(text, marks=pytest.mark.thorough) for text in STRANGE),
     ],
 )
 def test_every_handler_answers_anything(server, value):
@@ -224,7 +224,7 @@ def test_uploads_have_limits_and_stay_in_their_place(server):
         assert sent.status_code in (200, 400)
         if sent.status_code == 200:
             (path,) = sent.json()
-            assert any(Path(path).resolve().is_relative_to(each) for each in server.place.glob("sdpersonal-*"))
+            assert any(Path(path).resolve().is_relative_to(folder) for folder in server.place.glob("sdpersonal-*"))
     assert not list(server.place.parent.glob("outside*")) and not Path("/tmp/outside.png").exists()
 
 
@@ -236,8 +236,8 @@ def test_the_environment_opens_nothing(server):
     assert server.http.get("/monitoring/summary").status_code in (403, 404)
     listening = Path("/proc/net/tcp")
     if listening.exists():
-        mine = [line.split()[1] for line in listening.read_text().splitlines()[1:] if line.split()[3] == "0A"]
-        assert {place.partition(":")[0] for place in mine if place.endswith(f":{server.port:04X}")} == {"0100007F"}
+        addresses = [line.split()[1] for line in listening.read_text().splitlines()[1:] if line.split()[3] == "0A"]
+        assert {place.partition(":")[0] for place in addresses if place.endswith(f":{server.port:04X}")} == {"0100007F"}
 
 
 @pytest.mark.slow

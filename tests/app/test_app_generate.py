@@ -86,7 +86,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     window.click("#variations")
     status(window, "4 images in")
     near = [read_recipe(path.read_bytes()) for path in kept(server)[-4:]]
-    assert {(each.seed, each.variation_strength) for each in near} == {(recipe.seed, 0.15)}
+    assert {(variation.seed, variation.variation_strength) for variation in near} == {(recipe.seed, 0.15)}
 
     before = len(kept(server))
     window.upload("#settings input[type=file]", first)
@@ -136,4 +136,4 @@ def test_it_fits_a_phone_and_asks_nobody_else(server, window):
         "&& !each.getAttribute('aria-labelledby')).map(each => each.outerHTML.slice(0, 120))"
     )
     assert unlabelled == []
-    assert [each for each in window.requests() if not each.startswith((server.url, "data:", "blob:"))] == []
+    assert [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))] == []

@@ -74,9 +74,9 @@ def look_for(window, words: str, tile: str) -> None:
     """Search, and click the tile."""
     window.run("const e = document.querySelector('#tiles-search textarea, #tiles-search input'); e.value = ''")
     window.type("#tiles-search textarea, #tiles-search input", words)
-    found = f"[...document.querySelectorAll('#tiles .thumbnail-item')].find(e => e.innerText.trim() == '{tile}')"
-    window.wait(f"document.querySelectorAll('#tiles .thumbnail-item').length < 9 && {found}")
-    window.run(f"{found}.click()")
+    element = f"[...document.querySelectorAll('#tiles .thumbnail-item')].find(e => e.innerText.trim() == '{tile}')"
+    window.wait(f"document.querySelectorAll('#tiles .thumbnail-item').length < 9 && {element}")
+    window.run(f"{element}.click()")
     window.wait(f"(document.querySelector('#card code')?.innerText ?? '').startsWith('{tile[:-1]}')")
 
 
@@ -137,7 +137,7 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     window.click("#export-download")
     out = _there(tmp_path / "new-goose.safetensors")
     ours = library.get(T("<new/goose>")).vectors["clip_l"]
-    assert any(np.array_equal(each, ours) for each in load_file(out).values())
+    assert any(np.array_equal(array, ours) for array in load_file(out).values())
 
     before = library.find(T("<new/goose>")).path.read_bytes()
     window.click("#delete")
@@ -166,7 +166,7 @@ def test_a_strangers_words_stay_text(server, window):
     window.click("#card-prompts input")
     window.wait("document.querySelector('[role=option]')")
     assert window.run("return [window.alerted ?? 0, document.querySelectorAll('img[src=x]').length]") == [0, 0]
-    outside = [each for each in window.requests() if not each.startswith((server.url, "data:", "blob:"))]
+    outside = [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))]
     assert outside == []
 
 
@@ -203,21 +203,24 @@ def test_another_base_is_loaded(window):
     window.wait("document.querySelector('#model-facts').innerText.includes('mine')")
 
 
-SENT = ["null", *(pytest.param(each, marks=pytest.mark.thorough) for each in ('"/etc/passwd"', "NaN", '[["x"], 3]'))]
+SENT = ["null", *(pytest.param(value, marks=pytest.mark.thorough) for value in ('"/etc/passwd"', "NaN", '[["x"], 3]'))]
 SENT += ['{"path": "/etc/passwd"}']
 
 
 @pytest.mark.parametrize("value", SENT)
 def test_whatever_is_sent_ends_in_an_answer(server, library, value):
     before = {entry.token: entry.path.read_bytes() for entry in library.entries() if entry.token.owner != "many"}
-    names = {each["api_name"]: each for each in server.config()["dependencies"]}
-    for name, each in names.items():
+    names = {dependency["api_name"]: dependency for dependency in server.config()["dependencies"]}
+    for name, dependency in names.items():
         if name.rstrip("_0123456789") not in MINE:
             continue
-        for count in {len(each["inputs"]), *([0, 1] if value == "null" else [])}:
+        for count in {len(dependency["inputs"]), *([0, 1] if value == "null" else [])}:
             data, session = ", ".join([value] * count), f"h{time.monotonic_ns()}"
             event = '{"index": 99, "value": {"caption": "../x"}}'
-            body = f'{{"data": [{data}], "event_data": {event}, "fn_index": {each["id"]}, "session_hash": "{session}"}}'
+            body = (
+                f'{{"data": [{data}], "event_data": {event}, "fn_index": {dependency["id"]}, '
+                f'"session_hash": "{session}"}}'
+            )
             joined = server.http.post(
                 "/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"}
             )

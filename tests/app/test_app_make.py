@@ -88,14 +88,18 @@ def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
     """No path is read, no run of nobody is touched, nothing is started, and the log shows no traceback of ours."""
     (server.place / "canary.txt").write_text("CANARY")
     paths = ["/etc/passwd", "canary.txt", "../canary.txt", str(server.place / "concepts")]
-    said = [ask(server, "on_drop", [[{"path": path, "meta": {"_type": "gradio.FileData"}}], *FILLED]) for path in paths]
+    answers = [
+        ask(server, "on_drop", [[{"path": path, "meta": {"_type": "gradio.FileData"}}], *FILLED]) for path in paths
+    ]
     for name in ("on_start", "on_clear", "on_advice"):
-        said += [ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])]
+        answers += [
+            ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])
+        ]
     for chosen in (None, -1, 99, "0", [0], 10**30):
-        said += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
-    said += [ask(server, name, []) for name in ("on_ask", "on_discard", "on_resume", "on_another")]
-    assert "CANARY" not in "".join(said) and "root:" not in "".join(said) and "Traceback" not in "".join(said)
-    assert "There are no photos yet" in said[len(paths)]
+        answers += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
+    answers += [ask(server, name, []) for name in ("on_ask", "on_discard", "on_resume", "on_another")]
+    assert "CANARY" not in "".join(answers) and "root:" not in "".join(answers) and "Traceback" not in "".join(answers)
+    assert "There are no photos yet" in answers[len(paths)]
     assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("*"))
     assert (server.place / "canary.txt").exists()
 

@@ -52,17 +52,17 @@ def test_what_is_loaded(app, tiny):
 
 
 def test_what_is_offered(app):
-    found = {offer.name: offer for offer in list_models(app)}
-    assert list(found) == ["tiny", "sd15", "sd21", "sdxl", "mine", str(Path("shelf/yours"))]
-    assert found["tiny"].fits and found["tiny"].download_gb == 0
-    assert found["sd15"].download_gb == 2.8 and "2.8 GB to download" in found["sd15"].requirements
-    assert "in the folder of --bases" in found["mine"].requirements
+    offers = {offer.name: offer for offer in list_models(app)}
+    assert list(offers) == ["tiny", "sd15", "sd21", "sdxl", "mine", str(Path("shelf/yours"))]
+    assert offers["tiny"].fits and offers["tiny"].download_gb == 0
+    assert offers["sd15"].download_gb == 2.8 and "2.8 GB to download" in offers["sd15"].requirements
+    assert "in the folder of --bases" in offers["mine"].requirements
 
 
 def test_another_is_loaded_and_draws(app):
     assert download_question(app, "mine") == ""
-    said = switch_model(app, "mine")
-    assert said.startswith("Model: ") and "mine" in said and app.generation.base.name.endswith("mine")
+    message = switch_model(app, "mine")
+    assert message.startswith("Model: ") and "mine" in message and app.generation.base.name.endswith("mine")
     assert switch_model(app, "tiny").startswith("Model: tiny")
 
 
@@ -159,8 +159,8 @@ def test_what_it_needs_is_counted_as_for_drawing(tiny):
     ],
 )
 def test_whether_a_card_has_room(name, memory, fits, says):
-    found, words = check_fit(MODEL_SIZES[name], Hardware("a card", memory, memory, 100 * GB))
-    assert found is fits and says in words
+    result, words = check_fit(MODEL_SIZES[name], Hardware("a card", memory, memory, 100 * GB))
+    assert result is fits and says in words
 
 
 def test_without_a_card_it_is_said(tmp_path):

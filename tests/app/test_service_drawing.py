@@ -54,8 +54,8 @@ def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(service):
     assert views[-1].message.startswith("2 images in ")
     assert [result.caption for result in views[-1].results] == ["seed 7", "seed 8"]
     assert [read_recipe(result.served.read_bytes()).seed for result in views[-1].results] == [7, 8]
-    kept = {path.read_bytes() for path in service.workspace.outputs.rglob("*.png")}
-    assert kept == {result.served.read_bytes() for result in views[-1].results} and len(kept) == 2
+    contents = {path.read_bytes() for path in service.workspace.outputs.rglob("*.png")}
+    assert contents == {result.served.read_bytes() for result in views[-1].results} and len(contents) == 2
 
 
 def test_a_drawing_is_the_one_that_the_command_line_makes(service, tiny):
@@ -67,7 +67,7 @@ def test_a_drawing_is_the_one_that_the_command_line_makes(service, tiny):
 def test_how_it_looks_so_far_is_shown_and_changes_nothing(service):
     quick, slow = drawn(service, steps=12), drawn(service, steps=40)
     seen = [view.preview for view in slow if view.preview]
-    assert seen and all(isinstance(one, Image.Image) for one in seen[0])
+    assert seen and all(isinstance(preview, Image.Image) for preview in seen[0])
     assert not slow[-1].preview and not quick[-1].preview
 
 
@@ -203,10 +203,10 @@ def test_one_who_must_be_alone_waits_for_what_is_half_done():
 
 
 def test_one_who_gives_up_leaves_the_line():
-    line, told = JobQueue(10), []
+    line, positions = JobQueue(10), []
     with line.job() as first, first.turn(), line.job() as second, pytest.raises(Interrupted):
-        second.queue.acquire(second, lambda: bool(told), told.append)
-    assert line.jobs == [] and told == [1]
+        second.queue.acquire(second, lambda: bool(positions), positions.append)
+    assert line.jobs == [] and positions == [1]
 
 
 def test_a_full_line_is_said_kindly(service):

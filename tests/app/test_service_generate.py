@@ -139,12 +139,12 @@ def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(service, tmp_pa
     text = "a cat AND a dog\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 18446744073709551615, Size: 64x64"
     info.add_text("parameters", text)
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
-    found = image_actions.read_settings(tmp_path / "theirs.png")
-    assert found.fields["prompt"] == "a cat AND a dog" and found.fields["seed"] == 2**64 - 1
+    foreign = image_actions.read_settings(tmp_path / "theirs.png")
+    assert foreign.fields["prompt"] == "a cat AND a dog" and foreign.fields["seed"] == 2**64 - 1
     assert "AND in capitals" in image_actions.settings_note(
-        found
-    ) and "same picture" not in image_actions.settings_note(found)
-    view = ended(service, lambda: generate_job(dict(found.fields) | {"num_images": 1}))
+        foreign
+    ) and "same picture" not in image_actions.settings_note(foreign)
+    view = ended(service, lambda: generate_job(dict(foreign.fields) | {"num_images": 1}))
     assert "AND in capitals" in view.message and not view.results
 
 
@@ -171,8 +171,8 @@ def test_a_form_as_it_opens_is_a_request(form):
     """Nothing is filled in but a prompt; a field that is left empty is the base's own, or named."""
     values = {part: part.value for part in form.inputs} | {form.components["prompt"]: "a cat"}
     fields = form.read(values, SimpleNamespace(workspace=None), "page")
-    asked = GenerateRequest(**fields)
-    assert asked.scheduler is None and asked.fast is None and asked.clip_skip == 1 and asked.seed == 0
+    request = GenerateRequest(**fields)
+    assert request.scheduler is None and request.fast is None and request.clip_skip == 1 and request.seed == 0
     empty = form.read(values | {form.components["seed"]: " "}, SimpleNamespace(workspace=None), "page")
     assert value_or_error(lambda: GenerateRequest(**empty))[1] == "Seed is empty."
 
@@ -214,16 +214,19 @@ def test_it_is_taken_along_with_its_recipe_or_without(workspace, drawn):
 
 def test_variations_are_near_it(service, workspace, drawn):
     view = ended(service, lambda: image_actions.variation_job(workspace, drawn, 0.2, 2))
-    recipes = [read_recipe(each.saved.read_bytes()) for each in view.results]
-    assert [(each.seed, each.variation_strength, each.variation_seed) for each in recipes] == [(7, 0.2, 1), (7, 0.2, 2)]
+    recipes = [read_recipe(result.saved.read_bytes()) for result in view.results]
+    assert [(recipe.seed, recipe.variation_strength, recipe.variation_seed) for recipe in recipes] == [
+        (7, 0.2, 1),
+        (7, 0.2, 2),
+    ]
 
 
 def test_one_thing_in_it_is_changed(service, workspace, drawn):
     stronger = ended(service, lambda: image_actions.change_job(workspace, drawn, "<me/duck>=0.5,0.8"))
     words = ended(service, lambda: image_actions.change_job(workspace, drawn, "grass=snow|sand"))
-    prompts = [read_recipe(each.saved.read_bytes()).prompt for each in (*stronger.results, *words.results)]
-    assert prompts == [f"a <me/duck:{each}> on grass" for each in (0.5, 0.8)] + [
-        f"a <me/duck> on {each}" for each in ("snow", "sand")
+    prompts = [read_recipe(result.saved.read_bytes()).prompt for result in (*stronger.results, *words.results)]
+    assert prompts == [f"a <me/duck:{strength}> on grass" for strength in (0.5, 0.8)] + [
+        f"a <me/duck> on {ground}" for ground in ("snow", "sand")
     ]
 
 
@@ -267,8 +270,8 @@ def test_what_is_no_picture_has_no_settings(image):
 def test_a_painted_part_becomes_a_mask(workspace):
     picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 255)), Image.new("RGBA", (80, 64))
     layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
-    found = save_init_image(workspace, "page", {"background": picture, "layers": [layer], "composite": None})
-    with Image.open(found["mask"]) as mask, Image.open(found["init_image"]) as start:
+    paths = save_init_image(workspace, "page", {"background": picture, "layers": [layer], "composite": None})
+    with Image.open(paths["mask"]) as mask, Image.open(paths["init_image"]) as start:
         white = np.asarray(mask)[..., 0] == 255
         assert start.mode == "RGB" and white.sum() == 400 and white[20:40, 10:30].all()
 
@@ -352,7 +355,7 @@ def test_history_finds_by_words_and_by_page(tiny, tmp_path):
         outputs.save(plain.getvalue())
     first, last = (history.find_images(workspace, "page", None, number=number) for number in (0, 99))
     assert first.total == history.PAGE_SIZE + 2 and first.note == f"1 to {history.PAGE_SIZE} of {history.PAGE_SIZE + 2}"
-    assert last.number == 1 and [each.caption for each in last.results] == [outputs.days()[0]] * 2
+    assert last.number == 1 and [image.caption for image in last.results] == [outputs.days()[0]] * 2
     (dog,) = history.find_images(workspace, "page", None, "SNOW dog").results
     assert read_recipe(dog.saved.read_bytes()).prompt == "a dog in the snow"
     assert history.publish_image(workspace, "page", dog).served.read_bytes() == dog.saved.read_bytes()
@@ -366,7 +369,7 @@ def test_nobody_sees_anothers_pictures(service, workspace):
     list(service.submit(lambda: generate_job(FORM), "anns", "ann"))
     assert history.find_images(workspace, "p", "ann").total == 1
     assert history.find_images(workspace, "p", "bob").total == 0
-    assert all("ann" not in str(each.saved) for each in history.find_images(workspace, "p", None).results)
+    assert all("ann" not in str(image.saved) for image in history.find_images(workspace, "p", None).results)
     for name in ("../ann", "", "A", "a/b", "x" * 40):
         if name:
             with pytest.raises(UserError):

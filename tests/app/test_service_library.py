@@ -63,10 +63,10 @@ def workspace(tmp_path):
 
 
 def test_tiles_are_small_files_made_once(workspace):
-    found = concept_tiles(workspace, loaded="tiny")
-    assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.match_count == 3
-    assert [caption for _, caption in found.thumbnails] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
-    places = [Path(path) for path, _ in found.thumbnails]
+    tiles = concept_tiles(workspace, loaded="tiny")
+    assert tiles.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and tiles.match_count == 3
+    assert [caption for _, caption in tiles.thumbnails] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
+    places = [Path(path) for path, _ in tiles.thumbnails]
     assert all(workspace.served_dir in path.parents and path.stat().st_size < 20_000 for path in places)
     assert Image.open(places[0]).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert max(Image.open(places[0]).size) <= 160
@@ -105,10 +105,10 @@ def test_what_is_asked_for_is_shown(workspace, asked, tokens):
 
 def test_what_is_damaged_is_shown_and_told(workspace):
     (workspace.library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
-    found = concept_tiles(workspace)
-    assert "<me/cut>" in found.tokens and "1 damaged" in found.note
-    told = concept_details(workspace.library, "<me/cut>")
-    assert told.card is None and told.facts[0][0] == "Damaged"
+    tiles = concept_tiles(workspace)
+    assert "<me/cut>" in tiles.tokens and "1 damaged" in tiles.note
+    details = concept_details(workspace.library, "<me/cut>")
+    assert details.card is None and details.facts[0][0] == "Damaged"
     assert "<me/cut>" not in concept_tiles(workspace, kind="object").tokens
 
 
@@ -116,13 +116,13 @@ def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
     library = Library(tmp_path / "concepts")
     for number in range(100):
         library.add(concept(f"<me/thing-{number}>", seed=number))
-    found = concept_tiles(Workspace(library, tmp_path, tmp_path, tmp_path / "shown"))
-    assert len(found.tokens) == 48 and found.match_count == 100 and "The first 48 are shown" in found.note
+    tiles = concept_tiles(Workspace(library, tmp_path, tmp_path, tmp_path / "shown"))
+    assert len(tiles.tokens) == 48 and tiles.match_count == 100 and "The first 48 are shown" in tiles.note
 
 
 def test_no_library_is_no_tiles(tmp_path):
-    found = concept_tiles(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
-    assert (found.thumbnails, found.note) == ([], "")
+    tiles = concept_tiles(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
+    assert (tiles.thumbnails, tiles.note) == ([], "")
     (tmp_path / "file").write_text("x")
     assert "file" in concept_tiles(Workspace(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
 
@@ -140,15 +140,15 @@ def test_a_card_in_words(workspace):
     scores = {"likeness": 0.66, "fidelity": 0.9, "copying": 0.0, "diversity": 0.3, "cosine": 0.7, "score": 0.77}
     facts = {"title": "Our duck", "steps": 1200, "method": "LoRA", "scores": scores, "prompts": ("<me/duck> at sea",)}
     workspace.library.edit(T("<me/duck>"), facts)
-    found = concept_details(workspace.library, "<duck>")
-    known = dict(found.facts)
-    assert (found.token, found.prompt_token, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
+    details = concept_details(workspace.library, "<duck>")
+    known = dict(details.facts)
+    assert (details.token, details.prompt_token, details.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
     assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in base")
-    assert "likeness 0.66" in known["Scores"] and found.quality == (
+    assert "likeness 0.66" in known["Scores"] and details.quality == (
         "It is like the photos, and the places that prompts ask for are there.",
     )
-    assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
-    assert found.thumbnail.startswith("data:image/webp;base64,")
+    assert details.prompts == ("<me/duck> at sea",) and details.versions == ("<me/duck-v1>", "<me/duck-v2>")
+    assert details.thumbnail.startswith("data:image/webp;base64,")
     old = concept_details(workspace.library, "<me/duck-v1>")
     assert old.prompt_token == "<me/duck-v1>" and old.prompts == ("a photo of <me/duck-v1> on the beach",)
 
@@ -211,11 +211,13 @@ def test_a_rename_takes_all_versions(workspace):
 
 def test_two_versions_beside_each_other(workspace):
     workspace.library.edit(T("<me/duck-v1>"), {"steps": 100})
-    found = compare_concepts(workspace.library, "<me/duck-v1>", "<me/duck-v2>")
+    comparison = compare_concepts(workspace.library, "<me/duck-v1>", "<me/duck-v2>")
     a, b = (workspace.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
     cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
-    assert f"cosine {cosine:.2f}" in found.sentences[0]
-    assert ("Method", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.thumbnails)
+    assert f"cosine {cosine:.2f}" in comparison.sentences[0]
+    assert ("Method", "in 100 steps", "") in comparison.rows and all(
+        thumbnail.startswith("data:") for thumbnail in comparison.thumbnails
+    )
     others = compare_concepts(workspace.library, "<me/duck>", "<me/photo>")
     assert "different kinds of models" in others.sentences[0]
 
@@ -259,7 +261,7 @@ def tensors(**content) -> bytes:
 def test_files_are_imported_and_go(workspace):
     rows = tensors(**{"<cat>": vectors(7, width=768)})
     paths = drop(workspace, **{"learned_embeds.safetensors": rows, "a.txt": b"hello", "b.safetensors": b"not one"})
-    came = {each.name: each for each in import_uploads(workspace, "page", paths)}
+    came = {entry.name: entry for entry in import_uploads(workspace, "page", paths)}
     assert came["b.safetensors"].status == "refused" and came["a.txt"].status == "refused"
     assert not any(Path(path).exists() for path in paths) and list(workspace.session_dir("page").iterdir()) == []
     np.testing.assert_array_equal(workspace.library.get(T("<imported/cat>")).vectors["clip_l"], vectors(7, width=768))
@@ -272,7 +274,7 @@ def test_a_lora_and_its_words_dropped_together_are_one(workspace):
     content = export(made, "diffusers").files
     del content["README.md"]
     came = import_uploads(workspace, "page", drop(workspace, **content), as_="<me/both>")
-    assert [each.token for each in came] == ["<me/both-v1>"] and " + " in came[0].name
+    assert [entry.token for entry in came] == ["<me/both-v1>"] and " + " in came[0].name
     assert workspace.library.get(T("<me/both>")).lora and workspace.library.get(T("<me/both>")).vectors
 
 
@@ -348,19 +350,19 @@ def test_only_programs_we_know(workspace, program):
 
 
 def test_delete_and_undo(workspace):
-    said, versions = deletion_question(workspace.library, "<me/duck-v2>", others=False)
-    assert said == "Delete <me/duck-v2>? It can be restored for 30 days." and versions == 2
+    message, versions = deletion_question(workspace.library, "<me/duck-v2>", others=False)
+    assert message == "Delete <me/duck-v2>? It can be restored for 30 days." and versions == 2
     assert "deleted for all users" in deletion_question(workspace.library, "<me/duck>", others=True)[0]
     before = {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()}
-    said, name = delete(workspace.library, "<me/duck-v1>", False)
-    assert said == "Deleted: <me/duck-v1>." and undo_deletion(workspace.library, name) == (
+    message, name = delete(workspace.library, "<me/duck-v1>", False)
+    assert message == "Deleted: <me/duck-v1>." and undo_deletion(workspace.library, name) == (
         "Restored: <me/duck-v1>.",
         "<me/duck-v1>",
     )
-    said, name = delete(workspace.library, "<me/duck-v2>", True)
-    assert said == "Deleted: <me/duck> (2 versions)." and [each for _, each in list_deletions(workspace.library)] == [
-        name
-    ]
+    message, name = delete(workspace.library, "<me/duck-v2>", True)
+    assert message == "Deleted: <me/duck> (2 versions)." and [
+        label for _, label in list_deletions(workspace.library)
+    ] == [name]
     assert undo_deletion(workspace.library, name)[1] == "<me/duck-v2>"
     assert {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()} == before
     delete(workspace.library, "<you/ink>", False)
@@ -390,8 +392,8 @@ def test_whatever_a_page_sends_ends_in_words(workspace, word, caplog):
         (delete, (word, True)),
         (undo_deletion, (word,)),
     ]:
-        done, said = value_or_error(work, library, *arguments)
-        assert done is None and said and not re.search("failure|Traceback", said), (work, said)
+        done, message = value_or_error(work, library, *arguments)
+        assert done is None and message and not re.search("failure|Traceback", message), (work, message)
     assert value_or_error(make_export_download, workspace, "page", word, "native")[0] is None
     assert {entry.token: entry.path.read_bytes() for entry in library.entries()} == before
     assert caplog.text == "" and json.dumps(str(concept_tiles(workspace, search=word).tokens))

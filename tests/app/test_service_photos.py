@@ -59,8 +59,8 @@ def test_what_is_kept_of_a_photo_is_its_pixels_and_no_more(photo_uploads, tmp_pa
     assert photo_uploads.add([source]) == []
     assert b"SECRET" not in everything(photo_uploads.folder)
     assert [path.name for path in (photo_uploads.folder / "used").iterdir()] == ["photo 01"]
-    with Image.open(photo_uploads.path(0)) as kept:
-        assert kept.size == (280, 320) and not kept.getexif()  # upright
+    with Image.open(photo_uploads.path(0)) as photo:
+        assert photo.size == (280, 320) and not photo.getexif()  # upright
 
 
 def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
@@ -69,14 +69,14 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
     assert bear.captions(0) == first
     bear.set_caption(1, "{} at home\n\n{} on a chair")
     bear.set_caption(2, "")
-    for wrong, said in (
+    for wrong, reason in (
         ("no place for it", "needs {} once"),
         ("{} and {}", "has {} 2 times in line 1"),
         ("{} " + "x" * 20_000, "has 20,003 characters in line 1"),
         ("{} \x1b[31m", "control character U+001B"),
         ("{} \ud83d", "not valid Unicode"),
     ):
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(reason)):
             bear.set_caption(1, wrong)
     bear.set_caption(1, "{}\u00a0at\u200b home")
     assert bear.captions(1) == "{} at home"
@@ -84,10 +84,10 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
     for wrong in (None, 5, ["{}"]):
         bear.set_caption(3, wrong)
     bear.copy_to(tmp_path / "photos")
-    found = {photo.name: photo.captions for photo in load_photos(tmp_path / "photos", 128).photos}
-    assert found["photo 01"] == tuple(first.splitlines())
-    assert found["photo 02"] == ("{} at home", "{} on a chair")
-    assert found["photo 03"] == found["photo 04"] == ()
+    captions = {photo.name: photo.captions for photo in load_photos(tmp_path / "photos", 128).photos}
+    assert captions["photo 01"] == tuple(first.splitlines())
+    assert captions["photo 02"] == ("{} at home", "{} on a chair")
+    assert captions["photo 03"] == captions["photo 04"] == ()
 
 
 def test_files_that_are_no_photos_are_told_and_the_rest_is_used(photo_uploads, tmp_path):
@@ -98,16 +98,16 @@ def test_files_that_are_no_photos_are_told_and_the_rest_is_used(photo_uploads, t
     picture(tmp_path / "small.png", size=(100, 100))
     shutil.copy(good, tmp_path / "again.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")
-    said = photo_uploads.add([path for path in tmp_path.iterdir() if path.is_file() and path.name != "whole.jpg"])
-    text = "\n".join(said)
+    messages = photo_uploads.add([path for path in tmp_path.iterdir() if path.is_file() and path.name != "whole.jpg"])
+    text = "\n".join(messages)
     for words in ("a web page", "ends early", "a GIF", "at least 256", "is the same photo as photo 01"):
         assert words in text
     assert "DS_Store" not in text and len(photo_uploads.uploads) == 1
     many = [(tmp_path / f"{n}.gif") for n in range(20)]
     for path in many:
         path.write_bytes(b"GIF89a")
-    said = photo_uploads.add(many)
-    assert len(said) == 6 and said[-1] == "And 15 more that cannot be used."
+    messages = photo_uploads.add(many)
+    assert len(messages) == 6 and messages[-1] == "And 15 more that cannot be used."
 
 
 def test_too_much_at_once_is_refused_before_anything_is_read(photo_uploads, tmp_path, monkeypatch):
@@ -148,16 +148,16 @@ def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
 
 
 def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, workspace):
-    found = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert found.count == 5 and not found.has_advice and "no problems found" in found.summary
+    review = review_photos(bear, workspace, "page", "object", "bear", "center")
+    assert review.count == 5 and not review.has_advice and "no problems found" in review.summary
     bear.use(2, False)
     bear.rotate(0, 1)
-    found = review_photos(bear, workspace, "page", "object", "bear", "subject")
-    assert len(found.tiles) == 5 and found.count == 4
-    assert found.tiles[2][1] == "03: left out" and "01" in found.tiles[0][1]
-    pale = [np.asarray(Image.open(path)).mean() for path, _ in found.tiles]
+    review = review_photos(bear, workspace, "page", "object", "bear", "subject")
+    assert len(review.tiles) == 5 and review.count == 4
+    assert review.tiles[2][1] == "03: left out" and "01" in review.tiles[0][1]
+    pale = [np.asarray(Image.open(path)).mean() for path, _ in review.tiles]
     assert pale[2] > 180
-    assert all(Path(path).is_relative_to(workspace.session_dir("page")) for path, _ in found.tiles)
+    assert all(Path(path).is_relative_to(workspace.session_dir("page")) for path, _ in review.tiles)
     for _ in range(3):
         review_photos(bear, workspace, "page", "object", "bear", "center")
     assert len(list(workspace.session_dir("page").iterdir())) == 2  # what is shown, and what was just before
@@ -175,15 +175,15 @@ def test_the_doctors_advice_is_followed_by_a_click(bear, workspace, tmp_path):
     again = Image.open(BEAR / "03.jpg")
     again.crop((6, 6, again.width, again.height)).save(tmp_path / "again.png")
     bear.add([tmp_path / "dark.png", tmp_path / "again.png"])
-    found = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert found.has_advice and "too dark" in found.summary and "nearly the same" in found.summary
-    marks = [caption for _, caption in found.tiles]
+    review = review_photos(bear, workspace, "page", "object", "bear", "center")
+    assert review.has_advice and "too dark" in review.summary and "nearly the same" in review.summary
+    marks = [caption for _, caption in review.tiles]
     assert [mark for mark in marks if "dark" in mark] == ["07: like another, dark"]
     assert sum("like another" in mark for mark in marks) == 4
     apply_advice(bear, "object", "bear", "center")
-    found = review_photos(bear, workspace, "page", "object", "bear", "center")
+    review = review_photos(bear, workspace, "page", "object", "bear", "center")
     assert (
-        found.count == 5 and not found.has_advice and [snap.used for snap in bear.uploads] == [True] * 5 + [False] * 2
+        review.count == 5 and not review.has_advice and [snap.used for snap in bear.uploads] == [True] * 5 + [False] * 2
     )
     apply_advice(bear, "object", "bear", "center")  # nothing more to do
     assert review_photos(bear, workspace, "page", "object", "bear", "center").count == 5
@@ -202,12 +202,12 @@ def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, workspac
 
 def test_trays_are_of_one_page_and_go_with_it():
     trays = UploadsByPage()
-    mine, other = trays.get("mine", 128), trays.get("other", 128)
-    assert mine.folder != other.folder and mine.folder.stat().st_mode & 0o777 == 0o700
-    mine.add([BEAR / "01.jpg"])
+    tray, other = trays.get("mine", 128), trays.get("other", 128)
+    assert tray.folder != other.folder and tray.folder.stat().st_mode & 0o777 == 0o700
+    tray.add([BEAR / "01.jpg"])
     assert other.uploads == [] and trays.get("mine", 512).uploads and trays.get("mine", 512).side == 512
     trays.close_session("mine")
-    assert not mine.folder.exists() and other.folder.exists()
+    assert not tray.folder.exists() and other.folder.exists()
     for n in range(60):  # a client that calls itself by ever new names
         trays.get(f"page {n}", 128)
     assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES

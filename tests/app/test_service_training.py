@@ -44,9 +44,9 @@ def workspace(tmp_path):
 @pytest.fixture
 def photo_uploads(tmp_path):
     (tmp_path / "photo_uploads").mkdir()
-    found = PhotoUploads(tmp_path / "photo_uploads", 128)
-    found.add(sorted(BEAR.iterdir())[:6])
-    return found
+    uploads = PhotoUploads(tmp_path / "photo_uploads", 128)
+    uploads.add(sorted(BEAR.iterdir())[:6])
+    return uploads
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, photo_uploads, worksp
     assert standing.state == "stopped" and standing.can_resume and standing.step >= 2
     assert f"Stopped after step {standing.step} of 400; it is saved." in standing.message
     assert (folder / "photos").exists() and trainings.running_training("anna") is None
-    said = run_view(standing, workspace, "page").text
-    assert "press Resume to continue" in said and "--resume" not in said
+    text = run_view(standing, workspace, "page").text
+    assert "press Resume to continue" in text and "--resume" not in text
 
     again = TrainingService(workspace)
     again.resume("anna")
@@ -234,15 +234,17 @@ def test_a_start_that_fails_leaves_nothing(trainings, photo_uploads, workspace, 
 
 
 def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, workspace, tmp_path):
-    mine = psutil.Process()
-    assert Process(mine.pid, mine.create_time()).is_alive()
-    assert not Process(mine.pid, mine.create_time() - 100).is_alive()
+    process = psutil.Process()
+    assert Process(process.pid, process.create_time()).is_alive()
+    assert not Process(process.pid, process.create_time() - 100).is_alive()
     for pid in (0, -1, 2**40):
         assert not Process(pid, 0.0).is_alive() and Process(pid, 0.0).terminate(at_once=True)
     run = tmp_path / "runs" / "me-bear"
     run.mkdir(parents=True)
     (run / "settings.json").write_text(json.dumps(inversion().model_dump(mode="json")))
-    (run / "process.json").write_text(json.dumps({"pid": mine.pid, "born": mine.create_time() - 100, "began": 5.0}))
+    (run / "process.json").write_text(
+        json.dumps({"pid": process.pid, "born": process.create_time() - 100, "began": 5.0})
+    )
     assert TrainingService(workspace).shown_run(None).state == "failed"
     assert "deleted" in TrainingService(workspace).cancel(None)  # and this test goes on
     for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
@@ -255,11 +257,11 @@ def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
     """Whatever was typed is one word with its flag, and reaches the trainer as it is."""
     monkeypatch.chdir(tmp_path)
     for noun in ("x; touch PWNED", "$(touch PWNED)", "--config=/etc/passwd", "-h", "a | b", "'\"", "--base", "`id`"):
-        asked = DreamboothSettings(photos="ph otos", token="<me/bear>", class_noun=noun, flip=True, samples=False)
-        argv = settings_to_argv(asked)
+        settings = DreamboothSettings(photos="ph otos", token="<me/bear>", class_noun=noun, flip=True, samples=False)
+        argv = settings_to_argv(settings)
         assert argv[:2] == ["train", "dreambooth"] and all(word.startswith("--") for word in argv[2:])
         assert f"--class={noun}" in argv and "--flip" in argv and "--no-samples" in argv
-        assert _as_read(argv) == asked.model_copy(update={"photos": Path("ph otos")})
+        assert _as_read(argv) == settings.model_copy(update={"photos": Path("ph otos")})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -280,12 +282,12 @@ def test_a_process_of_its_own_takes_no_module_from_where_it_runs(tmp_path, monke
 
 
 def test_settings_come_back_as_they_were_kept():
-    for asked in (
+    for settings in (
         inversion(lr=0.5),
         DreamboothSettings(photos="x", token="<me/a>", class_noun="cat", method="pivotal"),
     ):
-        kept = json.loads(json.dumps(asked.model_dump(mode="json") | {"program": command_name(asked)}))
-        assert settings_from_json(kept) == asked
+        record = json.loads(json.dumps(settings.model_dump(mode="json") | {"program": command_name(settings)}))
+        assert settings_from_json(record) == settings
     with pytest.raises(UserError):
         settings_from_json({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})
 
@@ -365,8 +367,8 @@ def test_a_form_becomes_settings_or_a_sentence():
 
 
 def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(workspace):
-    said = plan_text(FORM, 5, Base, workspace.library, {})
-    assert "At most 320 steps" in said and "an estimate" in said and "GB of memory" in said
+    text = plan_text(FORM, 5, Base, workspace.library, {})
+    assert "At most 320 steps" in text and "an estimate" in text and "GB of memory" in text
     assert "At most 640 steps" in plan_text(FORM, 20, Base, workspace.library, {})
     assert "photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
     assert "Missing before training: The concept name is empty" in plan_text(

@@ -35,8 +35,8 @@ def run(library, *argv):
 
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in COMMANDS)
+    output = capsys.readouterr().out
+    assert all(name in output for name in COMMANDS)
     assert main(["concept", "lst"]) == 2
     assert "concept lst is not a command" in capsys.readouterr().err
 
@@ -284,9 +284,9 @@ def test_the_scripts_are_the_same_commands(script, root):
 def test_help_says_that_other_peoples_flags_are_understood(name, capsys):
     with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "diffusers' training scripts are understood" in said
-    assert "docs/from-diffusers.md" in said and "--concepts-list" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "diffusers' training scripts are understood" in output
+    assert "docs/from-diffusers.md" in output and "--concepts-list" in output
 
 
 @pytest.mark.parametrize(
@@ -354,9 +354,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
-    assert "3 steps of 2 photos" in said[0] and said[1] == ""  # two processes, one voice
+    assert "3 steps of 2 photos" in outputs[0] and outputs[1] == ""  # two processes, one voice
     subprocess.run(_training(root, tmp_path / "one", 2), env=common, check=True, capture_output=True)
     vectors = [Library(tmp_path / name / "concepts").get(Token("me", "a")).vectors["clip_l"] for name in ("two", "one")]
     np.testing.assert_allclose(*vectors, atol=1e-5)

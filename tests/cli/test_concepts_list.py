@@ -39,8 +39,8 @@ def test_a_list_of_concepts_in_their_words_and_ours(tmp_path):
     assert (dog.token, dog.class_noun, str(dog.photos), dog.method) == ("<me/sks-dog>", "dog", "dog", "full")
     assert (duck.token, duck.class_noun, str(duck.photos), duck.steps) == ("<me/duck>", "toy duck", "duck", 7)
     assert dog.base == duck.base == "tiny" and dog.seed == duck.seed == 3
-    assert [str(one.run) for one in (dog, duck)] == ["runs/concepts_list/me-sks-dog", "runs/concepts_list/me-duck"]
-    assert [one.run.parent.name for one in several(listed(tmp_path, TWO), "--output_dir out").concepts] == ["out"] * 2
+    assert [str(job.run) for job in (dog, duck)] == ["runs/concepts_list/me-sks-dog", "runs/concepts_list/me-duck"]
+    assert [job.run.parent.name for job in several(listed(tmp_path, TWO), "--output_dir out").concepts] == ["out"] * 2
 
 
 def test_an_entry_outdoes_the_command_line(tmp_path):
@@ -106,11 +106,11 @@ def four(tmp_path, command=""):
 
 
 def test_one_that_fails_does_not_lose_the_others(tmp_path, capsys):
-    said = []
+    messages = []
     teacher = Teacher(b=Diverged("The loss became NaN.", "Try --lr 1e-5."), c=RuntimeError("no memory"))
-    assert batch_training.train_all(four(tmp_path), teacher, said.append) == Diverged.exit_code
+    assert batch_training.train_all(four(tmp_path), teacher, messages.append) == Diverged.exit_code
     assert [token for token, _ in teacher.asked] == ["<me/a>", "<me/b>", "<me/c>", "<me/d>"]
-    lines = said[-1].strip().splitlines()
+    lines = messages[-1].strip().splitlines()
     assert [line.split()[0] for line in lines] == ["<me/a>", "<me/b>", "<me/c>", "<me/d>"]
     assert "done in" in lines[0] and "failed: The loss became NaN." in lines[1]
     assert "failed: RuntimeError: no memory" in lines[2] and "done in" in lines[3]
@@ -119,25 +119,25 @@ def test_one_that_fails_does_not_lose_the_others(tmp_path, capsys):
 
 @pytest.mark.parametrize("trouble", [Interrupted("Stopped."), DiskFull("no room")])
 def test_a_full_disk_and_ctrl_c_stop_all_with_a_summary(tmp_path, trouble):
-    said, teacher = [], Teacher(b=trouble)
+    messages, teacher = [], Teacher(b=trouble)
     with pytest.raises(type(trouble)):
-        batch_training.train_all(four(tmp_path), teacher, said.append)
-    assert len(teacher.asked) == 2 and said[-1].count("not started or not finished") == 3
+        batch_training.train_all(four(tmp_path), teacher, messages.append)
+    assert len(teacher.asked) == 2 and messages[-1].count("not started or not finished") == 3
 
 
 def test_resuming_goes_on_where_the_list_was(tmp_path):
     plan = four(tmp_path, "--resume --output_dir out --steps 10")
-    done, longer, begun, new = (one.run for one in plan.concepts)
+    done, longer, begun, new = (job.run for job in plan.concepts)
     for run, steps in ((done, 10), (longer, 5)):
         run.mkdir(parents=True)
         (run / "result.json").write_text(json.dumps({"token": f"<me/{run.name[-1]}-v1>", "steps": steps}))
     for run in (longer, begun):
         (run / "step-000005").mkdir(parents=True)
         (run / "step-000005" / "manifest.json").write_text("{}")
-    said, teacher = [], Teacher()
-    assert batch_training.train_all(plan, teacher, said.append) == 0
+    messages, teacher = [], Teacher()
+    assert batch_training.train_all(plan, teacher, messages.append) == 0
     assert teacher.asked == [("<me/b>", True), ("<me/c>", True), ("<me/d>", False)]
-    assert "<me/a-v1>  done before" in said[-1] and not new.exists()
+    assert "<me/a-v1>  done before" in messages[-1] and not new.exists()
 
 
 def test_their_latest_is_our_resume_for_a_list(tmp_path):

@@ -22,7 +22,7 @@ def test_whole_numbers_of_a_request(field, value):
         GenerateRequest(prompt="a cat", **{field: value})
 
 
-@pytest.mark.parametrize("value", [each for each in BAD if each not in (2.5, None)], ids=repr)
+@pytest.mark.parametrize("value", [value for value in BAD if value not in (2.5, None)], ids=repr)
 def test_guidance(value):
     with pytest.raises(UserError, match=r"^guidance must be a number from 1 to 30, got "):
         GenerateRequest(prompt="a cat", guidance=value)
@@ -87,11 +87,11 @@ TRAINING = ["train", "dreambooth", "--photos", "x", "--token", "<me/a>", "--clas
 def test_the_command_line_refuses_in_the_same_words(flags, capsys):
     name, value = flags[0].removeprefix("--"), flags[1]
     assert main([*TRAINING, *flags]) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     kind = float if name in ("lr", "prior_weight") else int
     with pytest.raises(UserError) as caught:
         DreamboothSettings(photos="x", token="<me/a>", class_noun="dog", **{name: kind(value)})
-    assert said == f"error: --{name.replace('_', '-')} {str(caught.value).removeprefix(f'{name} ')}\n"
+    assert output == f"error: --{name.replace('_', '-')} {str(caught.value).removeprefix(f'{name} ')}\n"
 
 
 @pytest.mark.parametrize("argv", [["--bogus", "1"], ["--base"]], ids=" ".join)

@@ -16,9 +16,9 @@ def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.setattr(validation, "DENOISING_STEPS", 4)
     monkeypatch.setattr(demo, "ROWS", demo.ROWS[::4])
-    said = []
-    path = demo.run_demo(tmp_path, said.append)
-    assert said[-1] == str(path) and sum("up to 10 steps" in line for line in said) == 2
+    messages = []
+    path = demo.run_demo(tmp_path, messages.append)
+    assert messages[-1] == str(path) and sum("up to 10 steps" in line for line in messages) == 2
     assert [str(entry.token) for entry in Library(tmp_path / "concepts").entries()] == [
         "<demo/cyanotype-v1>",
         "<demo/teddy-v1>",

@@ -209,9 +209,9 @@ def test_the_commands_of_their_readmes(name):
 
 
 def test_both_ways_to_write_a_flag():
-    one = read("--instance_data_dir=dog --instance_prompt 'a photo of sks dog' --max_train_steps 7 --random_flip")
+    result = read("--instance_data_dir=dog --instance_prompt 'a photo of sks dog' --max_train_steps 7 --random_flip")
     other = read("--instance-data-dir dog --instance-prompt='a photo of sks dog' --max-train-steps=7 --random-flip")
-    assert one == other and one[0].steps == 7 and one[0].flip
+    assert result == other and result[0].steps == 7 and result[0].flip
 
 
 def test_our_own_words_stay_as_they_are():

@@ -69,13 +69,15 @@ HOSTILE = {"empty": "", "latin-1": SURROGATE, "long": "y" * 20_000}
 def test_every_field_of_every_program_refuses_hostile_text(program, name, value, capsys):
     settings, done = PROGRAMS[program], []
     code = run_command(done.append, settings, command_line(settings, name, value), program)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     own = flag_of(settings, name) if name != "report_to" else "--report_to"  # diffusers' flag too, as they spell it
-    if not value and name in MAY_BE_EMPTY and not said:
+    if not value and name in MAY_BE_EMPTY and not message:
         return
-    assert code == 2 and not done, (code, said)
-    assert own in said.replace("--report-to", "--report_to") and said.count("\n") <= 2 and len(said) < 700, said
-    assert all(c.isprintable() or c == "\n" for c in said), said
+    assert code == 2 and not done, (code, message)
+    assert own in message.replace("--report-to", "--report_to") and message.count("\n") <= 2 and len(message) < 700, (
+        message
+    )
+    assert all(c.isprintable() or c == "\n" for c in message), message
     assert os.listdir() == []
 
 
@@ -202,8 +204,8 @@ def test_a_launchers_variables_that_are_no_numbers(name, value, monkeypatch, cap
     monkeypatch.setenv(name, value)
     done = []
     assert run_command(done.append, TextualInversionSettings, ["--photos", "x", "--token", "<me/a>"], "x") == 2
-    said = capsys.readouterr().err
-    assert f"variable {name} must be a whole number" in said and said.count("\n") == 2 and not done
+    message = capsys.readouterr().err
+    assert f"variable {name} must be a whole number" in message and message.count("\n") == 2 and not done
 
 
 def test_the_page_says_its_own_labels(monkeypatch):
@@ -220,14 +222,14 @@ def test_the_page_says_its_own_labels(monkeypatch):
     assert {name: LABELS[name] for name in form.components} == {
         name: component.label for name, component in form.components.items()
     }
-    for fields, said in (
+    for fields, message in (
         ({"num_images": 1000}, "Images must be a whole number from 1 to 100, got 1000."),
         ({"negative": HALF}, "Negative prompt is not valid Unicode"),
         ({"size": "7"}, "Size must be WIDTHxHEIGHT"),
     ):
         with pytest.raises(UserError) as caught:
             GenerateRequest(**({"prompt": "a"} | fields))
-        assert describe_error(caught.value).startswith(said)
+        assert describe_error(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +288,10 @@ def test_no_pictures_are_no_favourites(capsys):
 def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):
     from sdpersonal.cli.main import main
 
-    for flags, said in (
+    for flags, message in (
         (["--clip-skip", "12"], "--clip-skip must be at most "),
         (["--scheduler", "Heun"], "--scheduler 'Heun' cannot be used with this base"),
         (["--scheduler", "DPM2 a", "--steps", "2"], "--steps must be 1 or at least 3 with DPM2 a Uniform"),
     ):
         assert main(["generate", "a cat", "--base", "tiny", "--n", "1", *flags]) == 2
-        assert f"error: {said}" in capsys.readouterr().err
+        assert f"error: {message}" in capsys.readouterr().err

@@ -507,8 +507,8 @@ def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
 def test_a_run_is_judged_by_what_the_cache_has(hub, begin, tmp_path):
     hub(CLIP, save_clip)
     hub(DINO, save_dino)
-    concept, said = begin()
-    assert not any("No CLIP model found" in line for line in said)
+    concept, messages = begin()
+    assert not any("No CLIP model found" in line for line in messages)
     lines = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and concept.card.scores["score"] >= 0
     assert "CLIP ViT-B/32 and DINO ViT-S/16" in (tmp_path / "run" / "report.html").read_text()

@@ -49,19 +49,19 @@ def with_exif(format: str, comment: bytes | None = None, **tags) -> bytes:
 
 
 def read(data: bytes) -> Foreign:
-    found = read_recipe(data, "x.png")
-    assert isinstance(found, Foreign)
-    return found
+    foreign = read_recipe(data, "x.png")
+    assert isinstance(foreign, Foreign)
+    return foreign
 
 
 def fields(data: bytes, **more) -> dict:
-    found = dict(read(data).fields)
+    facts = dict(read(data).fields)
     assert read(data).request(**more)
-    return {name: value for name, value in found.items() if value != ""}
+    return {name: value for name, value in facts.items() if value != ""}
 
 
 def networks(data: bytes) -> list[tuple]:
-    return [(each.kind, each.name, each.strength) for each in read(data).networks]
+    return [(network.kind, network.name, network.strength) for network in read(data).networks]
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------------------------------
@@ -241,8 +241,8 @@ def custom(**changes):
 
 def test_comfyui_in_parts():
     data = png(prompt=custom())
-    found = fields(data)
-    assert found == {
+    facts = fields(data)
+    assert facts == {
         "prompt": "a house, at dawn, on a hill",
         "seed": 123456789012345,
         "steps": 28,
@@ -290,9 +290,9 @@ def test_comfyui_from_another_picture():
         "8": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
     })  # fmt: skip
     begun["3"]["inputs"]["denoise"] = 0.35
-    found = read(png(prompt=begun))
-    assert found.fields["strength"] == 0.35 and "size" not in found.fields
-    assert "It was generated from another image: give that with --init-image." in found.notes
+    foreign = read(png(prompt=begun))
+    assert foreign.fields["strength"] == 0.35 and "size" not in foreign.fields
+    assert "It was generated from another image: give that with --init-image." in foreign.notes
 
 
 def test_of_several_samplers_the_one_that_made_the_picture():
@@ -374,13 +374,13 @@ def test_invokeai_since_3():
     }
     old = {key: value for key, value in INVOKE.items() if key != "loras"}
     old |= {"model": {"model_name": "dreamer"}, "loras": [{"lora": {"model_name": "ink"}, "weight": 0.75}]}
-    for each in (data, png(invokeai_metadata=old)):
-        assert networks(each) == [("LoRA", "ink", 0.75)]
+    for image in (data, png(invokeai_metadata=old)):
+        assert networks(image) == [("LoRA", "ink", 0.75)]
         assert {
             "It was generated with the model dreamer.",
             "It was generated from another image: give that with --init-image.",
-        } <= set(read(each).notes)
-        assert any("ControlNet" in note for note in read(each).notes)
+        } <= set(read(image).notes)
+        assert any("ControlNet" in note for note in read(image).notes)
 
 
 def test_invokeai_until_3():
@@ -433,15 +433,15 @@ def test_novelai():
         "char_captions": [{"char_caption": "1.5::red::, "}, {"char_caption": "blue"}],
     }
     new = NAI | {"v4_prompt": {"caption": caption}, "v4_negative_prompt": {"caption": {"base_caption": "bad"}}}
-    found = read(png(**texts, Comment=new))
-    assert found.fields["prompt"] == "two girls, (red:1.5), blue" and found.fields["negative"] == "bad"
-    assert any("2 characters" in note for note in found.notes)
+    foreign = read(png(**texts, Comment=new))
+    assert foreign.fields["prompt"] == "two girls, (red:1.5), blue" and foreign.fields["negative"] == "bad"
+    assert any("2 characters" in note for note in foreign.notes)
     first = {"steps": 50, "sampler": "k_lms", "seed": 5, "strength": 0.4, "scale": 10.0, "uc": "dull"}
-    found = read(png(Software="NovelAI", Source="Stable Diffusion 1D44365E", Description="a cat", Comment=first))
-    assert found.fields["prompt"] == "a cat" and found.fields["size"] == "64x72"
-    assert any("image-to-image" in note for note in found.notes)  # pictures of 2022 do not say
-    one = json.dumps(texts | {"Comment": json.dumps(NAI)})
-    assert fields(with_exif("WEBP", b"ASCII\0\0\0" + one.encode())) == NAI_WANTED
+    foreign = read(png(Software="NovelAI", Source="Stable Diffusion 1D44365E", Description="a cat", Comment=first))
+    assert foreign.fields["prompt"] == "a cat" and foreign.fields["size"] == "64x72"
+    assert any("image-to-image" in note for note in foreign.notes)  # pictures of 2022 do not say
+    content = json.dumps(texts | {"Comment": json.dumps(NAI)})
+    assert fields(with_exif("WEBP", b"ASCII\0\0\0" + content.encode())) == NAI_WANTED
 
 
 def hidden(text: str, form: str, packed: bool = True, mode: str = "RGBA") -> bytes:
@@ -523,15 +523,15 @@ def test_fooocus():
         'Size: 1152x896, CFG scale: 4, Sharpness: 2, ADM Guidance: "(1.5, 0.8, 0.3)", Model: juggernaut, '
         "Scheduler: karras, Lora hashes: offset: abc, Lora weights: offset: 0.1, Version: Fooocus v2.5.0"
     )
-    found = read(png(parameters=text, fooocus_scheme="a1111"))
-    assert found.program == "Fooocus" and found.fields["scheduler"] == "DPM++ 2M SDE Karras"
-    assert [(each.name, each.strength) for each in found.networks] == [("offset", 0.1)]
+    foreign = read(png(parameters=text, fooocus_scheme="a1111"))
+    assert foreign.program == "Fooocus" and foreign.fields["scheduler"] == "DPM++ 2M SDE Karras"
+    assert [(network.name, network.strength) for network in foreign.networks] == [("offset", 0.1)]
     old = {"Prompt": "a goldfish", "Negative Prompt": "dull", "Styles": "['x']", "Resolution": "(1152, 896)",
            "Guidance Scale": 7, "ADM Guidance": "(1.5, 0.8, 0.3)", "Sampler": "dpmpp_2m_sde_gpu", "Scheduler": "karras",
            "Seed": 5, "LoRA 1": "offset.safetensors : 0.5"}  # fmt: skip
-    found = read(png(Comment=old))
-    assert found.fields["size"] == "1152x896" and found.networks[0].strength == 0.5
-    assert any("styles" in note for note in found.notes)
+    foreign = read(png(Comment=old))
+    assert foreign.fields["size"] == "1152x896" and foreign.networks[0].strength == 0.5
+    assert any("styles" in note for note in foreign.notes)
 
 
 SWARM = {
@@ -563,8 +563,8 @@ def test_swarmui():
     old = SWARM | {"loras": "styles/ink,duck", "loraweights": "0.5,0.9", "comfyuisampler": "euler_ancestral"}
     old.pop("sampler")
     text = json.dumps({"sui_image_params": old})
-    for each in (with_exif("JPEG", b"UNICODE\0" + text.encode("utf-16-le")), with_exif("JPEG", t272=text)):
-        assert fields(each) == wanted and networks(each) == networks(data)
+    for image in (with_exif("JPEG", b"UNICODE\0" + text.encode("utf-16-le")), with_exif("JPEG", t272=text)):
+        assert fields(image) == wanted and networks(image) == networks(data)
     begun = read(png(parameters={"sui_image_params": SWARM | {"initimagecreativity": 0.4}}))
     assert begun.fields["strength"] == 0.4 and any("--init-image" in note for note in begun.notes)
 
@@ -583,12 +583,12 @@ def test_easy_diffusion():
     loras = [("LoRA", "ink", 0.5), ("LoRA", "duck", 0.25)]
     in_chunks = png(**{key: value if isinstance(value, str) else str(value) for key, value in settings.items()})
     in_exif = with_exif("WEBP", b"UNICODE\0" + json.dumps(settings).encode("utf-16-be"))
-    for each in (in_chunks, in_exif):
-        assert fields(each) == wanted and networks(each) == loras and read(each).program == "Easy Diffusion"
+    for image in (in_chunks, in_exif):
+        assert fields(image) == wanted and networks(image) == loras and read(image).program == "Easy Diffusion"
     old = {"Prompt": "a cat", "Negative Prompt": "dull", "Seed": "5", "Stable Diffusion model": "sd", "Sampler": "ddim"}
     old |= {"Width": "512", "Height": "512", "Steps": "25", "Guidance Scale": "7.5", "Prompt Strength": "0.6"}
-    found = read(png(**old))
-    assert found.fields["strength"] == 0.6 and found.fields["scheduler"] == "DDIM"
+    foreign = read(png(**old))
+    assert foreign.fields["strength"] == 0.6 and foreign.fields["scheduler"] == "DDIM"
 
 
 def xmp(comment: str) -> str:
@@ -600,27 +600,27 @@ def xmp(comment: str) -> str:
 
 
 def test_draw_things():
-    said = {"c": "a <cat> & dog", "uc": "dull", "model": "sd_v1.5.ckpt", "sampler": "DPM++ 2M Karras", "scale": 7.5}
-    said |= {
+    settings = {"c": "a <cat> & dog", "uc": "dull", "model": "sd_v1.5.ckpt", "sampler": "DPM++ 2M Karras", "scale": 7.5}
+    settings |= {
         "seed": 4279116933,
         "steps": 20,
         "strength": 1,
         "size": "512x768",
         "lora": [{"model": "ink", "weight": 0.6}],
     }
-    text = xmp(json.dumps(said).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    text = xmp(json.dumps(settings).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
     data = png(**{"XML:com.adobe.xmp": text})
     wanted = {"prompt": r"a <cat> & dog", "negative": "dull", "seed": 4279116933, "steps": 20, "guidance": 7.5}
     assert fields(data) == wanted | {"size": "512x768", "scheduler": "DPM++ 2M Karras"}
     assert networks(data) == [("LoRA", "ink", 0.6)]
-    new = {key: value for key, value in said.items() if key != "lora"} | {"strength": 0.5}
+    new = {key: value for key, value in settings.items() if key != "lora"} | {"strength": 0.5}
     new["v2"] = {"loras": [{"file": "ink.ckpt", "weight": 0.6}], "clipSkip": 2}
     out = io.BytesIO()
     Image.new("RGB", SIZE).save(
         out, "JPEG", xmp=xmp(json.dumps(new).replace("<", "&lt;").replace("&", "&amp;")).encode()
     )
-    found = read(out.getvalue())
-    assert found.fields["strength"] == 0.5 and found.fields["clip_skip"] == 2 and found.networks[0].name == "ink"
+    foreign = read(out.getvalue())
+    assert foreign.fields["strength"] == 0.5 and foreign.fields["clip_skip"] == 2 and foreign.networks[0].name == "ink"
     with pytest.raises(UserError, match="comes from Draw Things, but its XMP holds no settings"):
         read_recipe(png(**{"XML:com.adobe.xmp": xmp("")}), "x.png")
 
@@ -628,10 +628,14 @@ def test_draw_things():
 def test_stability_matrix():
     flat = {"PositivePrompt": "a cat", "NegativePrompt": "dull", "Steps": 20, "Sampler": "Euler Ancestral Karras"}
     flat |= {"CfgScale": 5.0, "Seed": LARGEST, "Height": 768, "Width": 512, "ModelName": "v1.safetensors"}
-    found = read(png(parameters_dash_json=flat, smproj={"State": {}}))
-    assert found.fields["seed"] == LARGEST and found.fields["size"] == "512x768" and found.program == "Stability Matrix"
-    found = read(png(parameters_dash_json=flat, smproj={"State": {}}, prompt=graph(), parameters="x"))
-    assert found.fields["hires_scale"] == 2.0 and found.program == "Stability Matrix"
+    foreign = read(png(parameters_dash_json=flat, smproj={"State": {}}))
+    assert (
+        foreign.fields["seed"] == LARGEST
+        and foreign.fields["size"] == "512x768"
+        and foreign.program == "Stability Matrix"
+    )
+    foreign = read(png(parameters_dash_json=flat, smproj={"State": {}}, prompt=graph(), parameters="x"))
+    assert foreign.fields["hires_scale"] == 2.0 and foreign.program == "Stability Matrix"
     state = {"Prompt": {"Prompt": "a cat", "NegativePrompt": "dull"}, "Seed": {"Seed": 5}}
     state["Sampler"] = {"Steps": 20, "CfgScale": 5, "Width": 512, "Height": 768, "SelectedSampler": {"Name": "ddim"}}
     state["Model"] = {"SelectedModelName": "v1.safetensors", "ClipSkip": 2, "IsClipSkipEnabled": True}
@@ -640,7 +644,7 @@ def test_stability_matrix():
 
 
 def test_civitai():
-    asked = {
+    request = {
         "prompt": "a cat",
         "negativePrompt": "dull",
         "cfgScale": 5,
@@ -648,14 +652,17 @@ def test_civitai():
         "clipSkip": 2,
         "steps": 25,
     }
-    asked |= {"seed": 1311178179, "width": 1024, "height": 1024, "baseModel": "SDXL", "workflow": "txt2img"}
-    asked |= {"transformations": [{"type": "upscale"}], "resources": [{"type": "lora", "name": "ink", "strength": 0.4}]}
+    request |= {"seed": 1311178179, "width": 1024, "height": 1024, "baseModel": "SDXL", "workflow": "txt2img"}
+    request |= {
+        "transformations": [{"type": "upscale"}],
+        "resources": [{"type": "lora", "name": "ink", "strength": 0.4}],
+    }
     upscaled = {"1": node("LoadImage", image="https://x"), "2": node("SaveImage", images=["1", 0])}
     wanted = {"prompt": "a cat", "negative": "dull", "seed": 1311178179, "steps": 25, "guidance": 5, "clip_skip": 2}
     wanted |= {"size": "1024x1024", "scheduler": "Euler a"}
-    whole = json.dumps(upscaled | {"extra": {"airs": []}, "extraMetadata": json.dumps(asked)})
+    whole = json.dumps(upscaled | {"extra": {"airs": []}, "extraMetadata": json.dumps(request)})
     for data in (with_exif("JPEG", b"UNICODE\0" + whole.encode("utf-16-le")),
-                 png(prompt=upscaled, extraMetadata=json.dumps(asked))):  # fmt: skip
+                 png(prompt=upscaled, extraMetadata=json.dumps(request))):  # fmt: skip
         assert fields(data) == wanted and networks(data) == [("LoRA", "ink", 0.4)] and read(data).program == "Civitai"
         assert any("Afterwards" in note for note in read(data).notes)
     text = (
@@ -663,9 +670,11 @@ def test_civitai():
         'Civitai resources: [{"type":"checkpoint","modelVersionId":1,"modelName":"A, B"},{"type":"lora","weight":0.8,'
         '"modelVersionId":2,"modelName":"Ink"}], Civitai metadata: {}, Clip skip: 2'
     )
-    found = read(png(parameters=text))
-    assert [(each.name, each.strength) for each in found.networks] == [("Ink", 0.8)] and found.fields["clip_skip"] == 2
-    assert "It was generated with the model A, B." in found.notes
+    foreign = read(png(parameters=text))
+    assert [(lora.name, lora.strength) for lora in foreign.networks] == [("Ink", 0.8)] and foreign.fields[
+        "clip_skip"
+    ] == 2
+    assert "It was generated with the model A, B." in foreign.notes
 
 
 def test_sd_next_and_other_programs():
@@ -674,8 +683,12 @@ def test_sd_next_and_other_programs():
         "App: SD.Next, Version: 56a8aea, Operations: txt2img; upscale, Model: m, Hires scale: 1.5, "
         "Hires size: 1536x1536"
     )
-    found = read(png(parameters=text))
-    assert found.program == "SD.Next" and found.fields["hires_scale"] == 1.5 and found.fields["scheduler"] == "Euler a"
+    foreign = read(png(parameters=text))
+    assert (
+        foreign.program == "SD.Next"
+        and foreign.fields["hires_scale"] == 1.5
+        and foreign.fields["scheduler"] == "Euler a"
+    )
     begun = read(png(parameters=text.replace("txt2img; upscale", "img2img").replace("Hires scale: 1.5, ", "")))
     assert "It was generated from another image: give that with --init-image." in begun.notes
     space = {"prompt": "a cat", "negative_prompt": "dull", "resolution": "832 x 1216", "guidance_scale": 5.5}
@@ -715,14 +728,14 @@ def test_second_passes_and_what_an_api_writes(more, wanted):
         f"a cat\nSteps: 5, {TAIL}, {more}",
         f"a cat\r\nSTEPS: 5, {TAIL}, {more}".replace("CFG scale", "CFG Scale"),
     ):
-        found = parse_infotext(text)
-        assert found.fields.items() >= ({"prompt": "a cat", "steps": 5, "guidance": 7} | wanted).items()
-        assert found.request() and not any("another picture" in note for note in found.notes)
+        foreign = parse_infotext(text)
+        assert foreign.fields.items() >= ({"prompt": "a cat", "steps": 5, "guidance": 7} | wanted).items()
+        assert foreign.request() and not any("another picture" in note for note in foreign.notes)
 
 
 def test_what_only_an_image_to_image_text_says():
-    found = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Mask blur: 4")
-    assert "It was generated from another image: give that with --init-image." in found.notes
+    foreign = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Mask blur: 4")
+    assert "It was generated from another image: give that with --init-image." in foreign.notes
     plain = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5")
     assert any(note.startswith("It says a denoising strength of 0.5: if it is an") for note in plain.notes)
     odd = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Hires resize: 1024x640")
@@ -751,22 +764,22 @@ def test_what_only_an_image_to_image_text_says():
     ],
 )
 def test_where_the_facts_begin(text, prompt, negative):
-    found = parse_infotext(text)
-    assert (found.fields["prompt"], found.fields["negative"], found.fields["steps"]) == (prompt, negative, 5)
-    assert found.fields["seed"] == 4091609273
+    foreign = parse_infotext(text)
+    assert (foreign.fields["prompt"], foreign.fields["negative"], foreign.fields["steps"]) == (prompt, negative, 5)
+    assert foreign.fields["seed"] == 4091609273
 
 
 def test_seeds_of_any_and_other_facts():
-    found = parse_infotext(
+    foreign = parse_infotext(
         "a\nSteps: 5, Sampler: Euler a, Seed: -1, Size: 64x64, ENSD: 31337, RNG: CPU, ADetailer model: face"
     )
-    assert "seed" not in found.fields
-    assert any("-1 stands for any" in note for note in found.notes) and any("31337" in note for note in found.notes)
-    assert any("ADetailer" in note for note in found.notes) and not any("graphics" in note for note in found.notes)
-    found = parse_infotext(
+    assert "seed" not in foreign.fields
+    assert any("-1 stands for any" in note for note in foreign.notes) and any("31337" in note for note in foreign.notes)
+    assert any("ADetailer" in note for note in foreign.notes) and not any("graphics" in note for note in foreign.notes)
+    foreign = parse_infotext(
         'a <lora:x:0.5:1>\nSteps: 5, Seed: 1, Size: 64x64, Lora hashes: "x: 1, y: 2", TI hashes: "z: 3"'
     )
-    assert [str(each) for each in found.networks] == ["the LoRA x (0.5)", "the LoRA y", "the embedding z"]
+    assert [str(network) for network in foreign.networks] == ["the LoRA x (0.5)", "the LoRA y", "the embedding z"]
 
 
 # --- texts of every kind ----------------------------------------------------------------------------------------------
@@ -779,9 +792,9 @@ def test_programs_that_say_little():
     data = png(Description=f"a cat, in rain --ar 16:9 --no dogs, hats --v 6.1 --seed 77{job}", Author="x")
     assert fields(data) == {"prompt": "a cat, in rain", "negative": "dogs, hats", "seed": 77}
     assert read(data).program == "Midjourney"
-    asked = {"prompt": "a cat", "negativePrompt": "b", "steps": 9, "seed": "4056273632", "width": 64, "height": 72}
-    asked |= {"models": [{"type": "LORA", "label": "ink", "weight": 0.8}, {"type": "BASE_MODEL", "label": "x"}]}
-    data = png(generation_data=json.dumps(asked) + "\0")
+    request = {"prompt": "a cat", "negativePrompt": "b", "steps": 9, "seed": "4056273632", "width": 64, "height": 72}
+    request |= {"models": [{"type": "LORA", "label": "ink", "weight": 0.8}, {"type": "BASE_MODEL", "label": "x"}]}
+    data = png(generation_data=json.dumps(request) + "\0")
     assert fields(data) == {"prompt": "a cat", "negative": "b", "steps": 9, "seed": 4056273632, "size": "64x72"}
     assert networks(data) == [("LoRA", "ink", 0.8)] and read(data).program == "Tensor.Art"
     facts = "Steps: 9, CFG scale: 7.0, Seed: 5, Size: 64x72, RNG: cuda, Sampler: euler_a, Version: stable-diffusion.cpp"
@@ -855,13 +868,15 @@ def test_user_comments_of_every_encoding(format, comment):
     ],
 )
 def test_prompts_that_cannot_be_used_are_never_empty_ones(prompt, reason):
-    found = parse_infotext(f"{prompt}\nSteps: 5, {TAIL}")
-    assert "prompt" not in found.fields and reason in str(found.refusal)
-    assert any(note.startswith("Its prompt cannot be used as it is.") for note in found.notes)
-    assert found.words == ("" if "<lora" in prompt else " ".join(prompt.split()))
-    with pytest.raises(UserError, match=str(found.refusal).split("\n")[0][:20].replace("[", r"\[").replace("(", r"\(")):
-        found.request()
-    assert found.request(prompt="a cat").prompt == "a cat"
+    foreign = parse_infotext(f"{prompt}\nSteps: 5, {TAIL}")
+    assert "prompt" not in foreign.fields and reason in str(foreign.refusal)
+    assert any(note.startswith("Its prompt cannot be used as it is.") for note in foreign.notes)
+    assert foreign.words == ("" if "<lora" in prompt else " ".join(prompt.split()))
+    with pytest.raises(
+        UserError, match=str(foreign.refusal).split("\n")[0][:20].replace("[", r"\[").replace("(", r"\(")
+    ):
+        foreign.request()
+    assert foreign.request(prompt="a cat").prompt == "a cat"
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """Read by this test alone."""
-    found, at = [], 8
+    pairs, at = [], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)
-        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
+        pairs.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
         at += 12 + length
-    return found
+    return pairs
 
 
 def with_chunks(*parts: bytes) -> bytes:
@@ -93,12 +93,14 @@ def theirs(text: str) -> bytes:
 
 
 def test_a_recipe_asks_for_its_picture():
-    found = recipe(near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>")
-    asked = {name: getattr(found, name) for name in GenerateRequest.model_fields if name in Recipe.model_fields}
-    assert found.request() == GenerateRequest(
-        **(asked | {"init_image": None, "mask": None, "scheduler": None}), num_images=1
+    saved_recipe = recipe(
+        near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>"
     )
-    assert found.request().fast == "<them/lcm>" and recipe().request().fast is None
+    values = {name: getattr(saved_recipe, name) for name in GenerateRequest.model_fields if name in Recipe.model_fields}
+    assert saved_recipe.request() == GenerateRequest(
+        **(values | {"init_image": None, "mask": None, "scheduler": None}), num_images=1
+    )
+    assert saved_recipe.request().fast == "<them/lcm>" and recipe().request().fast is None
     began = recipe(start=C, mask=A)
     assert began.request(Path("a.png"), Path("b.png")).mask == Path("b.png")
 
@@ -127,9 +129,9 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
             GenerateRequest(**{"prompt": "x", name: value})
         except UserError as error:
             refused += 1
-            with pytest.raises(UserError) as found:
+            with pytest.raises(UserError) as refusal:
                 recipe(**{name: value})
-            assert str(found.value) == str(error)
+            assert str(refusal.value) == str(error)
     assert refused >= 9
 
 
@@ -229,8 +231,8 @@ def test_nothing_of_this_machine_gets_in():
     data = png_with_recipe(PICTURE, recipe())
     secrets = [str(Path.home()), os.getcwd(), os.environ["HOME"], time.strftime("%Y-%m-%d"), *time.tzname[:1]]
     secrets += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]
-    found = b" ".join(content for kind, content in chunks(data) if kind.endswith(b"Xt")).decode()
-    assert not [secret for secret in secrets if secret in found and secret != "UTC"]
+    text = b" ".join(content for kind, content in chunks(data) if kind.endswith(b"Xt")).decode()
+    assert not [secret for secret in secrets if secret in text and secret != "UTC"]
 
 
 @st.composite
@@ -277,17 +279,17 @@ def test_every_recipe_comes_back_whole_and_is_read_by_others(found):
 
 def details(text: str) -> dict[str, str]:
     """The last line, by a reader of this test's own: commas part, quotes hold together, backslashes escape in them."""
-    found, part, quoted, escaped = [], "", False, False
+    parts, part, quoted, escaped = [], "", False, False
     for letter in text.split("\n")[-1] + ",":
         if letter == "," and not quoted:
-            found.append(part.strip())
+            parts.append(part.strip())
             part = ""
             continue
         if letter == '"' and not escaped:
             quoted = not quoted
         escaped = letter == "\\" and not escaped
         part += letter
-    pairs = (each.partition(": ") for each in found if not each.startswith('"embed:'))
+    pairs = (fact.partition(": ") for fact in parts if not fact.startswith('"embed:'))
     return {key: json.loads(value) if value.startswith('"') else value for key, _, value in pairs}
 
 
@@ -295,7 +297,7 @@ FOX = {"token": "<me/fox-v2>", "sha256": C, "strength": 0.7, "lora": True, "word
 
 
 def test_the_whole_text():
-    found = recipe(
+    saved_recipe = recipe(
         prompt="a (photo:1.2) of <me/duck:0.8@0-0.6> and <FOX>,\n日本",
         negative="<me/duck> blurry",
         concepts=[*FIELDS["concepts"], FOX, {"token": "<them/lcm-v1>", "sha256": A, "lora": True}],
@@ -306,7 +308,7 @@ def test_the_whole_text():
         change=0.45,
         fast="<them/lcm>",
     )
-    assert format_infotext(found) == (
+    assert format_infotext(saved_recipe) == (
         "a (photo:1.2) of (me-duck:0.8) <lora:me-duck:0.8> and sks fox <lora:me-fox:0.7>, 日本 <lora:them-lcm:1>\n"
         "Negative prompt: me-duck blurry\n"
         "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 512x640, "
@@ -316,7 +318,7 @@ def test_the_whole_text():
         f'TI hashes: "me-duck: bbbbbbbbbbbb", Version: sdpersonal {__version__}, '
         'Hashes: {"embed:me-duck": "bbbbbbbbbbbb"}'
     )
-    assert details(format_infotext(found))["Model"] == "a, b: c"
+    assert details(format_infotext(saved_recipe))["Model"] == "a, b: c"
     slider = [FIELDS["concepts"][0] | {"strength": -1.5}, FOX | {"strength": -3}]
     assert format_infotext(recipe(prompt="a <me/duck:-1.5>, <fox:-3>", concepts=slider)).startswith(
         "a (me-duck:0) <lora:me-duck:-1.5>, sks fox <lora:me-fox:-3>\n"
@@ -354,19 +356,24 @@ def test_prompts_in_their_words(prompt, said):
 @pytest.mark.parametrize("parts", ["both", "vectors", "lora"])
 def test_hashes_are_of_the_files_that_others_have(parts):
     """A1111's `addnet_hash_safetensors`, Civitai's AutoV3: over the bytes after the header of what we export."""
-    mine = embedding() if parts == "vectors" else concept() if parts == "both" else concept(vectors={})
-    (data,) = (data for name, data in export(mine, "native").files.items() if name.endswith(".safetensors"))
+    source = embedding() if parts == "vectors" else concept() if parts == "both" else concept(vectors={})
+    (data,) = (data for name, data in export(source, "native").files.items() if name.endswith(".safetensors"))
     (length,) = struct.unpack("<Q", data[:8])
     short = hashlib.sha256(data[8 + length :]).hexdigest()[:12]
-    part = {"token": "<me/duck-v1>", "sha256": mine.identity, "vectors": bool(mine.vectors), "lora": bool(mine.lora)}
-    found = details(format_infotext(recipe(concepts=[part])))
+    part = {
+        "token": "<me/duck-v1>",
+        "sha256": source.identity,
+        "vectors": bool(source.vectors),
+        "lora": bool(source.lora),
+    }
+    facts = details(format_infotext(recipe(concepts=[part])))
     assert (
-        found.get("TI hashes", f"me-duck: {short}")
-        == found.get("Lora hashes", f"me-duck: {short}")
+        facts.get("TI hashes", f"me-duck: {short}")
+        == facts.get("Lora hashes", f"me-duck: {short}")
         == f"me-duck: {short}"
     )
-    assert ("TI hashes" in found, "Lora hashes" in found) == (bool(mine.vectors), bool(mine.lora))
-    if mine.lora:  # what A1111 reads from the header before it computes anything
+    assert ("TI hashes" in facts, "Lora hashes" in facts) == (bool(source.vectors), bool(source.lora))
+    if source.lora:  # what A1111 reads from the header before it computes anything
         assert json.loads(data[8 : 8 + length])["__metadata__"]["sshs_model_hash"][:12] == short
 
 
@@ -375,7 +382,7 @@ def test_a1111_reads_it(tmp_path):
     checkout = os.environ.get("SDPERSONAL_A1111")
     if not checkout or not Path(checkout).is_dir():
         pytest.skip("no checkout of a1111: set SDPERSONAL_A1111 to its folder")
-    told = [
+    saved_recipes = [
         recipe(),
         recipe(
             prompt="Negative prompt: x\nSteps: 1, a: 2, b: 3",
@@ -389,18 +396,22 @@ def test_a1111_reads_it(tmp_path):
         recipe(prompt="日本 \u202e \x00", concepts=[]),
     ]
     script = Path(__file__).parents[1] / "peers" / "a1111_text.py"
-    texts = json.dumps([format_infotext(each) for each in told])
+    texts = json.dumps([format_infotext(saved_recipe) for saved_recipe in saved_recipes])
     done = subprocess.run(
         [sys.executable, script, checkout], input=texts, capture_output=True, text=True, cwd=tmp_path,
         env=os.environ | {"HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     read = json.loads(done.stdout.splitlines()[-1])
-    for each, there in zip(told, read, strict=True):
-        assert (there["Seed"], there["Steps"], there["CFG scale"]) == (str(each.seed), "25", f"{each.guidance:g}")
-        assert f"{there['Size-1']}x{there['Size-2']}" == each.size and there["RNG"] == "CPU"
+    for saved_recipe, there in zip(saved_recipes, read, strict=True):
+        assert (there["Seed"], there["Steps"], there["CFG scale"]) == (
+            str(saved_recipe.seed),
+            "25",
+            f"{saved_recipe.guidance:g}",
+        )
+        assert f"{there['Size-1']}x{there['Size-2']}" == saved_recipe.size and there["RNG"] == "CPU"
         assert (there["Sampler"], there["Schedule type"]) == ("DPM++ 2M", "Karras")
-        assert there["Model"] == each.base.name and there["Model hash"] == A[:10]
+        assert there["Model"] == saved_recipe.base.name and there["Model hash"] == A[:10]
     assert read[0]["Prompt"] == "a photo of (me-duck:0.8) <lora:me-duck:0.8> in the rain"
     assert read[0]["Lora hashes"] == read[0]["TI hashes"] == f"me-duck: {B[:12]}"
     assert read[1]["Negative prompt"] == "Steps : 5, b" and read[1]["Prompt"].startswith(
@@ -424,9 +435,9 @@ THEIR_TEXT = (
 
 
 def test_what_means_the_same_here_is_taken():
-    found = read_recipe(theirs(THEIR_TEXT))
-    assert isinstance(found, Foreign) and found.text == THEIR_TEXT
-    assert dict(found.fields) == {
+    foreign = read_recipe(theirs(THEIR_TEXT))
+    assert isinstance(foreign, Foreign) and foreign.text == THEIR_TEXT
+    assert dict(foreign.fields) == {
         "prompt": r"a cat, (sharp:1.2) \{x\} \_\_name__ \<Not one> <cat-toy> of two lines",
         "negative": "easynegative, <3 blurry",
         "steps": 20,
@@ -440,21 +451,23 @@ def test_what_means_the_same_here_is_taken():
         "scheduler": "Euler a",
         "clip_skip": 2,
     }
-    assert found.notes == (
+    assert foreign.notes == (
         "Not loaded: the LoRA add-detail (0.6).",
         "Not loaded: the embedding easynegative.",
         "It was generated with the model v1-5.",
         "Its noise was generated on a GPU: the same seed begins from other noise here.",
     )
-    assert found.request(num_images=2, seed=1) == GenerateRequest(**(dict(found.fields) | {"num_images": 2, "seed": 1}))
+    assert foreign.request(num_images=2, seed=1) == GenerateRequest(
+        **(dict(foreign.fields) | {"num_images": 2, "seed": 1})
+    )
 
 
 def test_what_we_do_not_take_is_left_out_and_told():
     text = "a cat\nSteps: 500, Sampler: DPM fast, CFG scale: nan, Seed: 99999999999999999999, Size: 513x512, RNG: CPU"
-    found = parse_infotext(text)
-    assert dict(found.fields) == {"prompt": "a cat", "negative": ""} and len(found.notes) == 5
-    assert found.notes[0] == "Left out: steps must be a whole number from 1 to 150, got 500."
-    assert all(note.startswith("Left out: ") for note in found.notes[:4]) and "DPM fast" in found.notes[4]
+    foreign = parse_infotext(text)
+    assert dict(foreign.fields) == {"prompt": "a cat", "negative": ""} and len(foreign.notes) == 5
+    assert foreign.notes[0] == "Left out: steps must be a whole number from 1 to 150, got 500."
+    assert all(note.startswith("Left out: ") for note in foreign.notes[:4]) and "DPM fast" in foreign.notes[4]
     assert "--init-image" in parse_infotext("x\nSteps: 20, Denoising strength: 0.5, Size: 512x512").notes[-1]
     assert "near" not in parse_infotext("x\nSteps: 20, Variation seed strength: 0, Size: 512x512").fields
     assert parse_infotext("a cat\nof no kind") is None and parse_infotext("") is None
@@ -587,15 +600,15 @@ def test_hostile_pictures_take_no_time_and_no_memory(name, monkeypatch):
     tracemalloc.start()
     began = time.process_time()
     try:
-        found = read_recipe(data, "x.png")
+        outcome = read_recipe(data, "x.png")
     except UserError as error:
-        found = error
+        outcome = error
     took, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert took < 3 and peak < 20_000_000, (took, peak)  # under tracemalloc, ten times as slow as without
-    if isinstance(found, UserError):
-        assert str(found).isprintable() or str(found).count("\n") <= 2
-        assert len(str(found)) < 500 and "x.png" in str(found)
+    if isinstance(outcome, UserError):
+        assert str(outcome).isprintable() or str(outcome).count("\n") <= 2
+        assert len(str(outcome)) < 500 and "x.png" in str(outcome)
 
 
 def test_hostile_texts_are_refused_in_words():
@@ -658,13 +671,13 @@ strange_texts = st.lists(
 @given(spoiled() | strange_recipes | strange_texts)
 def test_whatever_a_picture_holds(data):
     try:
-        found = read_recipe(data, "x.png")
-        assert found.request().num_images == 1
+        outcome = read_recipe(data, "x.png")
+        assert outcome.request().num_images == 1
     except UserError as error:
         assert len(str(error)) < 3000
         return
-    if isinstance(found, Recipe):
-        assert read_recipe(png_with_recipe(PICTURE, found)) == found
+    if isinstance(outcome, Recipe):
+        assert read_recipe(png_with_recipe(PICTURE, outcome)) == outcome
 
 
 def test_parts_can_be_built_alone():
