@@ -20,7 +20,7 @@ from ..config.scheduler_table import difference
 from ..display.image_grid import encode_png
 from ..display.progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..errors import UserError
-from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
+from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, read_recipe
 from ..prompts import Wildcards
 from .options import GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 
@@ -272,24 +272,25 @@ class Pipeline:
         Raises:
             UserError: if something that the recipe names is missing or different.
         """
-        from ..generation import GeneratedImage
-        from ..generation.img2img import open_image, open_mask
-        from ..playground.reproduce import PinnedConcepts, base_mismatches, image_mismatches, raise_mismatches
+        from ..playground.reproduce import (
+            PinnedConcepts,
+            base_mismatches,
+            image_mismatches,
+            raise_mismatches,
+            reproduced_image,
+        )
 
         recipe = _read_recipe(image)
         if not isinstance(recipe, Recipe):
             raise UserError("The image is of another program, so the same cannot be generated.", "Use vary().")
         with in_keywords(GenerateRequest), ExitStack() as stack:
             start, mask_file = (None if given is None else _as_file(given, stack) for given in (init_image, mask))
-            start_hash = None if start is None else pixels_sha256(open_image(start))
-            mask_hash = None if mask_file is None else pixels_sha256(open_mask(mask_file))
-            mismatches = image_mismatches(recipe, start_hash, mask_hash)
+            mismatches = image_mismatches(recipe, start, mask_file)
             mismatches += base_mismatches(recipe, self.base.name, self.base.version)
             raise_mismatches(mismatches, anyway)
             concepts = PinnedConcepts(recipe, self.library, anyway)
             request = recipe.batch_request(start, mask_file)
-            again = self._generate([request], on_progress, quiet, concepts)[recipe.place]
-        return GeneratedImage(again.image, again.recipe.model_copy(update={"template": recipe.template}))
+            return reproduced_image(recipe, self._generate([request], on_progress, quiet, concepts))
 
     def _series(self, series: EndlessSeries, positions: Iterable[int], stack: ExitStack) -> Iterator[GeneratedImage]:
         """Yield the images at these positions. stack: is closed at the end."""

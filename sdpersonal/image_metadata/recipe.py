@@ -25,22 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BATCH = 64
-_REQUEST_FIELDS = {  # fields that a request has too
-    *(
-        "prompt",
-        "negative",
-        "seed",
-        "steps",
-        "guidance",
-        "rescale",
-        "size",
-        "variation_strength",
-        "variation_seed",
-        "strength",
-        "hires_scale",
-    ),
-    *("fast", "scheduler", "clip_skip"),
-}
 
 
 def _check_sha256(value: object) -> str:
@@ -165,6 +149,10 @@ class Recipe(RecipePart):
     def to_json(self) -> str:
         """Return one line of ASCII JSON, which any text chunk can hold and no character of a prompt can break."""
         return json.dumps(self.model_dump(), allow_nan=False)
+
+
+# What a recipe shares with a request: all but the images, of which it has only the hashes.
+_REQUEST_FIELDS = Recipe.model_fields.keys() & GenerateRequest.model_fields.keys() - {"init_image", "mask"}
 
 
 def _to_request(values: dict[str, Any], init_image: Path | None = None, mask: Path | None = None) -> GenerateRequest:

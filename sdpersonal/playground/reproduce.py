@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..concepts.concept import Concept
 from ..concepts.library import Entry, Library
 from ..errors import UserError, printable
-from ..image_metadata import Recipe, RecipeConcept
+from ..image_metadata import Recipe, RecipeConcept, pixels_sha256
 from ..prompts import Token
+
+if TYPE_CHECKING:
+    from ..generation import GeneratedImage
 
 _ANYWAY_HINT = "Or generate with what is here, which gives another image: --anyway"
 
@@ -69,13 +74,26 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
     return [Mismatch(message, "Give that base with --base.")]
 
 
-def image_mismatches(recipe: Recipe, init_image: str | None, mask: str | None) -> list[Mismatch]:
-    """Compare the recipe with the given images. init_image, mask: hashes of their pixels, None for none."""
+def image_mismatches(recipe: Recipe, init_image: Path | None, mask: Path | None) -> list[Mismatch]:
+    """Compare the recipe with the given files by their pixels, decoded as generation does. Raises UserError."""
+    init_hash = mask_hash = None
+    if init_image or mask:
+        from ..generation.img2img import open_image, open_mask  # loads torch
+
+        init_hash = pixels_sha256(open_image(init_image)) if init_image else None
+        mask_hash = pixels_sha256(open_mask(mask)) if mask else None
     mismatches = (
-        _compare_image("init-image", "an init image", recipe.init_image, init_image),
-        _compare_image("mask", "a mask", recipe.mask, mask),
+        _compare_image("init-image", "an init image", recipe.init_image, init_hash),
+        _compare_image("mask", "a mask", recipe.mask, mask_hash),
     )
     return [mismatch for mismatch in mismatches if mismatch]
+
+
+def reproduced_image(recipe: Recipe, batch: Sequence[GeneratedImage]) -> GeneratedImage:
+    """Return the recipe's image out of the batch of `recipe.batch_request()`, with the recipe's own template."""
+    image = batch[recipe.place]
+    image.recipe = image.recipe.model_copy(update={"template": recipe.template})
+    return image
 
 
 def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
