@@ -117,6 +117,17 @@ class GenerateRequest(SettingsBase):
         return self.steps or (DEFAULT_FAST_STEPS if self.fast else DEFAULT_STEPS)
 
     @property
+    def seed_field(self) -> str:
+        """The name of the seed that increases from image to image."""
+        return "seed" if self.variation_strength is None else "variation_seed"
+
+    @property
+    def work_per_image(self) -> float:
+        """Steps times pixels of the last pass."""
+        width, height = self.width_height or (512, 512)
+        return self.denoising_steps * width * height * self.hires_scale**2
+
+    @property
     def width_height(self) -> tuple[int, int] | None:
         """Return (width, height), or None for the model's own."""
         if self.size is None:
@@ -128,7 +139,7 @@ class GenerateRequest(SettingsBase):
 def check_total_work(request: GenerateRequest, num_images: int) -> None:
     """Raise UserError for too much work in total: numbers within their limits can still add up to a week."""
     width, height = request.width_height or (512, 512)
-    work = num_images * request.denoising_steps * width * height * request.hires_scale**2
+    work = num_images * request.work_per_image
     if work > MAX_WORK:
         raise UserError(
             f"{num_images} images of {width * request.hires_scale:g}x{height * request.hires_scale:g} in "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-_SMOOTHING = 30  # steps: the loss on a bar is their mean, since that of one step depends mostly on its noise levels
+SMOOTHING = 30  # steps: the loss on a bar is their mean, since that of one step depends mostly on its noise levels
 _NOTEBOOK_INTERVAL = 0.1  # seconds between updates of a notebook's page
 
 
@@ -108,7 +108,7 @@ class _Bar:
 
     def __init__(self, label: str, transient: bool):
         self.label, self.transient = label, transient
-        self._losses: deque[float] = deque(maxlen=_SMOOTHING)
+        self._losses: deque[float] = deque(maxlen=SMOOTHING)
         self._last: Progress | None = None
 
     def update(self, progress: Progress) -> None:

@@ -67,7 +67,7 @@ class ConceptEvaluation:
 
     Args:
         photos: square images.
-        plain: the class noun's images, in the order of `prompts_and_seeds`.
+        class_images: the class noun's images, in the order of `prompts_and_seeds`.
 
     Attributes:
         floor: mean cosine between the class noun's images and the photos.

@@ -70,7 +70,7 @@ def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     """Yield the prompt of each image, alternatives chosen. Raises UserError for too many images."""
     template = request.prompt
     if not request.all_combinations:
-        first = request.seed if request.variation_strength is None else request.variation_seed
+        first = getattr(request, request.seed_field)
         yield from (sample_prompt(template, first + i, wildcards) for i in range(request.num_images))
         return
     number = count_prompts(template, wildcards)

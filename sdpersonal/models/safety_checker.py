@@ -70,9 +70,7 @@ class SafetyChecker:
         try:
             with silence_libraries():  # it warns of black images
                 # Its forward also blackens the images passed beside the pixels; dummies suffice for the flags.
-                _, flags = model(
-                    pixels.to(self._device, next(model.parameters()).dtype), [torch.zeros(1) for _ in images]
-                )
+                _, flags = model(pixels, [torch.zeros(1) for _ in images])
         finally:
             model.to("cpu")
         return [bool(flag) for flag in flags]

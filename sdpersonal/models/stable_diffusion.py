@@ -61,7 +61,7 @@ class Conditioning:
 @dataclass(frozen=True)
 class SizeConditioning:
     """SDXL's size conditioning (Podell et al. 2023, arXiv 2307.01952, section 2.2), in pixels: (height, width) or
-    (top, left). SDXL was trained with the sizes and crops of its images, so generation conditions on `whole`, and
+    (top, left). SDXL was trained with the sizes and crops of its images, so generation conditions on `full`, and
     training must pass how a photo was enlarged or cropped."""
 
     original: tuple[int, int]  # before resizing
@@ -192,7 +192,6 @@ class StableDiffusion:
     def encode_prompt(
         self,
         segments: Sequence[Segment | Break],
-        size: SizeConditioning | None = None,
         min_chunks: int = 1,
         clip_skip: int = 1,
     ) -> Conditioning:
@@ -208,7 +207,7 @@ class StableDiffusion:
         has_words = [_has_words(segments)]
         parts = [self._encode({key: [chunks[key][i]] for key in chunks}, has_words, clip_skip) for i in range(count)]
         conditioning = replace(parts[0], prompt_embeds=torch.cat([part.prompt_embeds for part in parts], dim=1))
-        return self.with_size_conditioning(conditioning, [size] if size else self._full_size(1))
+        return self.with_size_conditioning(conditioning, self._full_size(1))
 
     def num_chunks(self, segments: Sequence[Segment | Break]) -> int:
         """Return how many contexts a prompt takes."""

@@ -32,7 +32,7 @@ _REPORT_LINES = 20
 
 # Files beside photos that are not photos: captions, sidecars of cameras and phones, files of file managers.
 _SIDECAR_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".xmp", ".aae", ".md", ".ini", ".db"}
-# O_NONBLOCK: a FIFO in a photo's place does not block us; O_NOFOLLOW: a link does not lead out of the folder.
+# O_NONBLOCK: a FIFO in a photo's place does not block; O_NOFOLLOW: a link does not lead out of the folder.
 _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
 
@@ -42,8 +42,8 @@ class Photo:
 
     name: for display, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
     sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: remarks for the user;
-    captions: sentences with `{}` for the subject, if a text file beside the photo has some; original: (H, W)
-    before scaling.
+    captions: sentences with `{}` for the subject, if a text file beside the photo has some; original_size:
+    (H, W) before scaling.
     """
 
     name: str
@@ -239,11 +239,11 @@ def _read_photo(folder: Path, name: str) -> bytes:
             _check_file(status)
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UnusablePhoto("vanished while I was reading") from None
+        raise UnusablePhoto("vanished while it was read") from None
     except OSError as error:
         raise UnusablePhoto(f"cannot be read: {error.strerror}") from None
     if len(data) != status.st_size:
-        raise UnusablePhoto("changed while I was reading")
+        raise UnusablePhoto("changed while it was read")
     return data
 
 

@@ -74,7 +74,7 @@ class EndlessSeries:
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
         prompt = nth_prompt(self.request.prompt, permute_index(i, self.combinations, key), self._wildcards)
-        field = "seed" if self.request.variation_strength is None else "variation_seed"
+        field = self.request.seed_field
         seed = (getattr(self.request, field) + position) % SEEDS
         return self.request.model_copy(
             update={"prompt": prompt, field: seed, "num_images": 1, "all_combinations": False}

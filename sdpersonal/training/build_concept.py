@@ -10,10 +10,10 @@ from ..config import DreamboothSettings, TrainingSettings
 from ..errors import Diverged
 from ..models import StableDiffusion
 from ..prompts import Token
-from .methods.factory import method_name, subject_noun
+from .methods.factory import subject_noun
 from .methods.protocol import Method
 from .methods.token_embedding import max_embedding_norm
-from .presets import Preset, lower_rate, preset
+from .presets import Preset
 from .prompt_templates import SAMPLE_PROMPTS
 from .validation import Validation
 
@@ -28,12 +28,7 @@ def build_concept(
     best: Validation,
     figures: dict[str, float],
 ) -> Concept:
-    """Build the concept with its card. best: the validation of its step; figures: the method's own, for the card.
-
-    Raises Diverged if its embeddings diverged.
-    """
-    usual = preset(method_name(settings), base.kind, settings.kind)
-    _check_embeddings(base, method, lower_rate(resolved.lr, usual.lr))
+    """Build the concept with its card. best: the validation of its step; figures: the method's own, for the card."""
     token = Token.parse(settings.token)
     vectors = {key: embeddings.detach().float().cpu().numpy().copy() for key, embeddings in method.embeddings.items()}
     card = Card(
@@ -75,7 +70,7 @@ def _prior_kind(prior: str) -> str:
     return prior if prior in ("none", "predicted", "generated") else "photos"  # the folder's name is not published
 
 
-def _check_embeddings(base: StableDiffusion, method: Method, rate: float) -> None:
+def check_embeddings(base: StableDiffusion, method: Method, rate: float) -> None:
     """Raise Diverged if the token's embeddings diverged. rate: the learning rate to propose then."""
     for name, embeddings in method.trainable_parameters().items():
         if name.startswith("rows."):

@@ -28,7 +28,7 @@ CHECKPOINT_LIMIT = 2
 _SHARD_BYTES = 1 << 30  # bytes of tensors in a file, which limits the additional memory for writing
 _MAX_BYTES = 8 << 30
 _STATE_FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
-_READ_ERRORS = (
+READ_ERRORS = (  # what a damaged checkpoint raises
     UserError,
     ValueError,
     KeyError,
@@ -91,8 +91,8 @@ def latest_identity(run: Path) -> dict[str, object] | None:
     """Return the identity of the run of the newest readable checkpoint, or None."""
     for folder in reversed(checkpoint_folders(run).values()):
         try:
-            return _read_manifest(folder)["run"]
-        except _READ_ERRORS:
+            return read_manifest(folder)["run"]
+        except READ_ERRORS:
             continue
     return None
 
@@ -105,14 +105,14 @@ def load_checkpoint(run: Path, state: CheckpointState, identity: dict[str, objec
     damaged = ""
     for folder in reversed(checkpoint_folders(run).values()):
         try:
-            manifest = _read_manifest(folder)
-        except _READ_ERRORS:
+            manifest = read_manifest(folder)
+        except READ_ERRORS:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
         check_same_run(identity, manifest["run"])
         try:
             _restore(folder, manifest, state)
-        except _READ_ERRORS:
+        except READ_ERRORS:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
         resuming = "resuming" if damaged else "Resuming"
@@ -124,8 +124,8 @@ def load_step(run: Path, step: int, state: CheckpointState) -> None:
     """Load the checkpoint of a step into `state`. Raises UserError if it is missing or damaged."""
     folder = checkpoint_folder(run, step)
     try:
-        _restore(folder, _read_manifest(folder), state)
-    except _READ_ERRORS:
+        _restore(folder, read_manifest(folder), state)
+    except READ_ERRORS:
         raise UserError(
             f"The best checkpoint, {printable(folder.name)}, is damaged.", "Start anew with another --run folder."
         ) from None
@@ -160,12 +160,24 @@ def _format_value(value: object) -> str:
     return printable(str(value), 40)
 
 
-def _read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict:
+    """Read what a checkpoint is. Raises READ_ERRORS."""
     manifest = json.loads(storage.read_bytes(folder / MANIFEST_FILE, 4 << 20))
     types = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
     if not all(isinstance(manifest[key], expected_type) for key, expected_type in types.items()):
         raise ValueError("not a manifest")
     return manifest
+
+
+def read_tensors(folder: Path, manifest: dict) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a checkpoint by their names in it. Raises READ_ERRORS if it is not what was written."""
+    for file, digest in manifest["sha256"].items():
+        if not _STATE_FILE.fullmatch(file):
+            raise ValueError("not a file of a checkpoint")
+        data = storage.read_bytes(folder / file, _MAX_BYTES)
+        if storage.sha256(data) != digest:
+            raise ValueError("not the state that was written")
+        yield from load(data).items()
 
 
 # --- parameters and optimizer, as tensors and numbers ---
@@ -215,15 +227,9 @@ def _restore(folder: Path, manifest: dict, state: CheckpointState) -> None:
     trained, optimizer = state.trainable_parameters, state.optimizer
     optimizer.state.clear()
     filled = set()
-    for file, digest in manifest["sha256"].items():
-        if not _STATE_FILE.fullmatch(file):
-            raise ValueError("not a file of a checkpoint")
-        data = storage.read_bytes(folder / file, _MAX_BYTES)
-        if storage.sha256(data) != digest:
-            raise ValueError("not the state that was written")
-        for name, tensor in load(data).items():
-            filled.add(name)
-            _load_tensor(name, tensor, state)
+    for name, tensor in read_tensors(folder, manifest):
+        filled.add(name)
+        _load_tensor(name, tensor, state)
     if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in state.ema} <= filled:
         raise ValueError("a part is missing")
     for name, numbers in manifest["numbers"]["state"].items():

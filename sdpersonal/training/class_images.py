@@ -26,11 +26,11 @@ STEPS = 25
 _MAX_BYTES = 16 << 20
 
 
-def class_images_folder(base: StableDiffusion, prompt: str, side: int, parent: Path = CLASS_IMAGES_FOLDER) -> Path:
+def class_images_folder(base: StableDiffusion, prompt: str, side: int) -> Path:
     """Return the folder of this base model's images of this prompt."""
     slug = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split())[:40]
     key = storage.sha256(f"{base.version}:{prompt}:{side}".encode())[:12]
-    return parent / f"{slug or 'class'}-{key}"
+    return CLASS_IMAGES_FOLDER / f"{slug or 'class'}-{key}"
 
 
 def generate_missing(

@@ -55,6 +55,10 @@ class StopRequest:
         """Return the request of this process; after a signal its command no longer counts."""
         return cls(signal_number) if signal_number else cls(0, command)
 
+    def __or__(self, other: StopRequest) -> StopRequest:
+        """Return both as one: a signal if there is any, else the greater command."""
+        return StopRequest.of(self.signal or other.signal, max(self.command, other.command))
+
     def __bool__(self) -> bool:
         return bool(self.signal or self.command)
 

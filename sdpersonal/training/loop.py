@@ -27,7 +27,7 @@ _REPEAT_WINDOW = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal
 def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
     """Train to the next milestone, or until a command arrives, which is returned; save a checkpoint there.
 
-    The numbers of a step are read while the next one runs, so that the loop never waits for the device.
+    The numbers of a step are read after the next one has started, so that reading them does not hold it up.
 
     Raises: Diverged at the first loss or gradient that is not finite, Interrupted (with a checkpoint) on Ctrl-C or
     SIGTERM, DiskFull naming the last checkpoint, UserError when out of memory.
@@ -58,7 +58,7 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
             request = request if accelerator.num_processes == 1 else NO_REQUEST
             saving = state.step % config.save_every == 0 or state.step == end
             while len(pending) > (0 if saving or request else 1):
-                request = pending.popleft().record(state, config, hooks) or request
+                request |= pending.popleft().record(state, config, hooks)
             if saving or request:
                 _save(state, config, hooks)
             if request.signal and state.step < config.steps:

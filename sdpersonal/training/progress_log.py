@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .. import storage
-from ..display.progress import OnProgress, Progress, ProgressBar
+from ..display.progress import SMOOTHING, OnProgress, Progress, ProgressBar
 from .run_dir import PROGRESS_FILE, parse_object
 from .trackers import NullTracker, Tracker
 
@@ -98,8 +98,8 @@ def ignore_broken_pipe(say: Callable[[str], None]) -> Callable[[str], None]:
     return say_or_ignore
 
 
-def _smooth_loss(losses: list[float], window: int = 30) -> float:
-    recent = losses[-window:]
+def _smooth_loss(losses: list[float]) -> float:
+    recent = losses[-SMOOTHING:]
     return math.fsum(recent) / len(recent)
 
 

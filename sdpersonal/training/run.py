@@ -21,7 +21,7 @@ from ..evaluation.scorers import FETCH_COMMAND
 from ..models import StableDiffusion, describe_base, load_base
 from ..photos.checks import check
 from ..photos.loading import PhotoSet, load_photos
-from .build_concept import build_concept
+from .build_concept import build_concept, check_embeddings
 from .checkpoint import load_step
 from .control import poll
 from .curves import save_curves
@@ -40,7 +40,7 @@ from .methods.factory import (
 from .milestones import RunEnd, milestone_steps, run_milestones
 from .oom_advice import OomAdvice
 from .optim import EMA, NoEMA, lr_factor, make_optimizer
-from .presets import Preset, preset
+from .presets import Preset, lower_rate, preset
 from .process_failures import fail_together
 from .progress_log import ProgressLog, ignore_broken_pipe
 from .prompt_templates import CAPTION_TEMPLATES
@@ -110,6 +110,19 @@ class _Inputs:
         return self.settings.resolution or self.base.resolution
 
     @property
+    def preset_lr(self) -> float:
+        return preset(method_name(self.settings), self.base.kind, self.settings.kind).lr
+
+    @property
+    def usual_lr(self) -> float:
+        """The learning rate without --lr; Prodigy's is 1."""
+        return 1.0 if self.settings.optimizer == "prodigy" else self.preset_lr
+
+    @property
+    def lr(self) -> float:
+        return self.settings.lr or self.usual_lr
+
+    @property
     def photos_per_step(self) -> int:
         return self.preset.batch * self.settings.accumulate * self.accelerator.num_processes
 
@@ -159,8 +172,7 @@ def _build_state(inputs: _Inputs, oom_advice: OomAdvice, stack: ExitStack) -> Tr
     settings, base, resolved = inputs.settings, inputs.base, inputs.preset
     method = build_method(settings, base, resolved, inputs.accelerator, inputs.say)
     stack.callback(method.close)
-    usual_lr = preset(method_name(settings), base.kind, settings.kind).lr
-    optimizer = make_optimizer(settings.optimizer, method.param_groups(), resolved.lr, usual_lr)
+    optimizer = make_optimizer(settings.optimizer, method.param_groups(), resolved.lr, inputs.preset_lr)
     photos, notes = fit_captions(base, [method.caption_pieces, insert_class_noun(settings)], inputs.photos.photos)
     inputs.photo_report.extend(notes)
     if notes:
@@ -193,7 +205,6 @@ def _dry_run(inputs: _Inputs, state: TrainState, validator: Validator | None) ->
 
 def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]) -> LoopConfig:
     settings, resolved = inputs.settings, inputs.preset
-    usual_lr = preset(method_name(settings), inputs.base.kind, settings.kind).lr
     early_stop = settings.early_stop and can_converge(resolved.steps, resolved.measure_every)
     measures = inputs.accelerator.is_main_process and resolved.steps >= resolved.measure_every
     return LoopConfig(
@@ -202,7 +213,7 @@ def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]
         batch=resolved.batch,
         accumulate=settings.accumulate,
         save_every=settings.save_every,
-        lr=settings.lr or resolved.lr,
+        lr=inputs.lr,
         lr_factor=lr_factor(settings, resolved),
         identity=identity,
         milestones=milestone_steps(resolved.steps, resolved.milestones if settings.samples or early_stop else 1),
@@ -210,7 +221,7 @@ def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]
         pivot_steps=resolved.pivot_steps,
         fixed_batch=fixed_batch(state.photos) if measures else None,
         measure_every=resolved.measure_every,
-        usual_lr=1.0 if settings.optimizer == "prodigy" else usual_lr,
+        usual_lr=inputs.usual_lr,
     )
 
 
@@ -260,6 +271,7 @@ def _save_concept(
     """Add the concept to the library, and write the run's report and result."""
     settings, run, base, method = inputs.settings, inputs.run, inputs.base, state.method
     with state.ema.applied():
+        check_embeddings(base, method, lower_rate(inputs.lr, inputs.usual_lr))
         concept = build_concept(settings, base, method, inputs.preset, best, method.finish(run))
     method.close()
     concept, sheet = add_sample_sheet(concept, base, run, inputs.say) if settings.samples else (concept, None)

@@ -25,10 +25,9 @@ class StepResult:
 
     step: int
     learning_rates: list[float]  # of each parameter group
-    losses: Tensor  # (W, accumulate)
+    per_process: Tensor  # (W, accumulate + 2): losses, then signal and command of its StopRequest
     grad_norm: Tensor  # ()
     fixed_batch_loss: Tensor | None  # (), where it was measured
-    requests: Tensor  # (W, 2): signal and command of each process
     copied: torch.cuda.Event | None
 
     @classmethod
@@ -42,18 +41,17 @@ class StepResult:
         fixed_batch_loss: Tensor | None,
         request: StopRequest,
     ) -> StepResult:
-        """Gather the losses and requests of all processes, and begin to copy the numbers to the CPU."""
-        requests = torch.zeros(2, dtype=torch.long, device=grad_norm.device)
-        requests[0], requests[1] = request.signal, int(request.command)  # filled: a copy would wait for the device
-        return cls(
-            step,
-            learning_rates,
-            _to_cpu(all_gather(accelerator, torch.stack(list(losses)))),
-            _to_cpu(grad_norm),
-            None if fixed_batch_loss is None else _to_cpu(fixed_batch_loss),
-            _to_cpu(all_gather(accelerator, requests)),
-            _record_event() if grad_norm.is_cuda else None,
-        )
+        """Gather the losses and requests of all processes, and begin to copy all numbers to the CPU at once."""
+        numbers = losses[0].new_zeros(2)
+        if request:  # filled: a copy from the CPU would wait for the device
+            numbers[0], numbers[1] = request.signal, int(request.command)
+        gathered = all_gather(accelerator, torch.stack([*losses, *numbers]))
+        measured = [] if fixed_batch_loss is None else [fixed_batch_loss]
+        shared = torch.stack([grad_norm, *measured]).detach()
+        flat = torch.cat([gathered.flatten(), shared]).to("cpu", non_blocking=True)
+        per_process, (norm, *fixed) = flat[: -len(shared)].view(gathered.shape), flat[-len(shared) :]
+        event = _record_event() if grad_norm.is_cuda else None
+        return cls(step, learning_rates, per_process, norm, fixed[0] if fixed else None, event)
 
     def record(self, state: TrainState, config: LoopConfig, hooks: LoopHooks) -> StopRequest:
         """Log the numbers; return the request of all processes: a signal that any of them got, else the command.
@@ -64,14 +62,15 @@ class StepResult:
             self.copied.synchronize()
         self._check_finite(state, config)
         if hooks.log:
-            losses = self.losses.flatten().tolist()
+            losses = self.per_process[:, :-2].flatten().tolist()
             fixed_batch_loss = None if self.fixed_batch_loss is None else float(self.fixed_batch_loss)
             hooks.log.step(self.step + 1, math.fsum(losses) / len(losses), self.learning_rates, fixed_batch_loss)
-        signal, command = self.requests.amax(0).tolist()
-        return StopRequest(signal, Command(command))
+        signal, command = map(int, self.per_process[:, -2:].amax(0).tolist())
+        return StopRequest.of(signal, Command(command))
 
     def _check_finite(self, state: TrainState, config: LoopConfig) -> None:
-        losses = {(rank, part): loss for rank, row in enumerate(self.losses.tolist()) for part, loss in enumerate(row)}
+        rows = self.per_process[:, :-2].tolist()
+        losses = {(rank, part): loss for rank, row in enumerate(rows) for part, loss in enumerate(row)}
         bad = [key for key, loss in losses.items() if not (math.isfinite(loss) and loss < ABSURD_LOSS)]
         grad_norm = float(self.grad_norm)
         if not bad and math.isfinite(grad_norm):
@@ -85,10 +84,6 @@ class StepResult:
         ]
         what, value = ("loss", losses[bad[0]]) if bad else ("gradient", grad_norm)
         raise _diverged_error(what, value, self.step, names, config)
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", non_blocking=True)
 
 
 def _record_event() -> torch.cuda.Event:

@@ -730,7 +730,7 @@ def meddle(monkeypatch, change) -> None:
 def test_a_photo_that_vanishes_while_reading_is_named(folder, monkeypatch):
     (folder / "c.png").write_bytes(encoded(smooth(seed=1), "PNG"))
     meddle(monkeypatch, lambda path: (folder / "c.png").unlink(missing_ok=True))
-    assert reasons(folder) == {"c.png": "vanished while I was reading"}
+    assert reasons(folder) == {"c.png": "vanished while it was read"}
 
 
 def test_a_photo_swapped_for_something_else_while_reading_is_named(folder, monkeypatch):
@@ -756,7 +756,7 @@ def test_a_photo_swapped_for_something_else_while_reading_is_named(folder, monke
     monkeypatch.setattr(loading.os, "fstat", fstat)
     result = reasons(folder)
     assert result["fifo.png"] == "is not a regular file" and result["link.png"].startswith("cannot be read")
-    assert result["grows.png"] == "changed while I was reading"
+    assert result["grows.png"] == "changed while it was read"
 
 
 def test_folders_that_are_none(tmp_path):

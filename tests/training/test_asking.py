@@ -9,7 +9,7 @@ from PIL import Image
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.training import train
-from sdpersonal.training.control import Command, poll, send
+from sdpersonal.training.control import NO_REQUEST, Command, StopRequest, poll, send
 from sdpersonal.training.run_dir import COMMAND_FILE
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
@@ -136,3 +136,9 @@ def test_of_two_processes_both_end_at_one_step(command, tmp_path):
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].errors
     assert "as requested" in ranks[0].stdout and ranks[1].stdout == ""
     assert len(Library(tmp_path / "concepts").entries()) == 1
+
+
+def test_of_requests_at_two_steps_the_stronger_counts():
+    keep, sample, signal = StopRequest(0, Command.KEEP), StopRequest(0, Command.SAMPLE), StopRequest(15)
+    assert keep | sample == sample | keep == keep | NO_REQUEST == keep
+    assert keep | signal == signal | keep == StopRequest(15) and not NO_REQUEST | NO_REQUEST

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from ... import storage
 from ...errors import UserError, printable
 from ...prompts import Token
-from ...training.run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_steps
+from ...training.run_dir import checkpoint_folder, checkpoint_steps
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from ...concepts.concept import Concept
+    from ...generation import ConceptSource
     from ...models import StableDiffusion
-
-_MAX_MANIFEST_BYTES, _MAX_STATE_BYTES = 4 << 20, 8 << 30  # bytes
-_FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
-
-
-class LibraryLike(Protocol):
-    """A library, or another source of concepts for a generator."""
-
-    def get(self, token: Token) -> Concept: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,7 @@ class CheckpointRun:
                 f"{printable(str(folder))} holds no checkpoint.",
                 "Give the folder of a run, for example runs/me-duck-...",
             )
-        settings = _read_manifest(checkpoint_folder(folder, steps[-1]))["run"]
+        settings = _read_settings(checkpoint_folder(folder, steps[-1]))
         if settings.get("method") == "dreambooth-full":
             raise UserError(
                 "A checkpoint of --method full is a whole model, not a concept.", "Compare finished runs instead."
@@ -86,7 +75,7 @@ class CheckpointRun:
 class CheckpointConcepts:
     """A library together with the checkpoints of a run. Raises as `CheckpointRun.concept`."""
 
-    def __init__(self, library: LibraryLike, run: CheckpointRun, base: StableDiffusion):
+    def __init__(self, library: ConceptSource, run: CheckpointRun, base: StableDiffusion):
         self._library = library
         self._concepts_by_token = {run.token_at(step): run.concept(step, base) for step in run.steps}
 
@@ -108,34 +97,26 @@ def _embeddings(weights: Mapping[str, Tensor], base: StableDiffusion) -> dict[st
 
 def _load_weights(folder: Path) -> dict[str, Tensor]:
     """Load the trained weights by name: the EMA weights, if there are any."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from ...training.checkpoint import READ_ERRORS, read_manifest, read_tensors
 
+    weights: dict[str, dict[str, Tensor]] = {"value": {}, "average": {}}
     try:
-        weights: dict[str, dict[str, Tensor]] = {"value": {}, "average": {}}
-        for name, digest in _read_manifest(folder)["sha256"].items():
-            data = storage.read_bytes(folder / name, _MAX_STATE_BYTES) if _FILE.fullmatch(name) else b""
-            if storage.sha256(data) != digest:
-                raise ValueError("not what was written")
-            for key, tensor in load(data).items():
-                kind, _, rest = key.partition(".")
-                if kind in weights:
-                    weights[kind][rest] = tensor.float()
-        return weights["value"] | {
-            key: weights["average"][key] for key in weights["value"] if key in weights["average"]
-        }
-    except (UserError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        for key, tensor in read_tensors(folder, read_manifest(folder)):
+            kind, _, name = key.partition(".")
+            if kind in weights:
+                weights[kind][name] = tensor.float()
+    except READ_ERRORS as error:
         raise _damaged_error(folder) from error
+    return weights["value"] | {key: tensor for key, tensor in weights["average"].items() if key in weights["value"]}
 
 
-def _read_manifest(folder: Path) -> dict:
+def _read_settings(folder: Path) -> Mapping[str, object]:
+    from ...training.checkpoint import READ_ERRORS, read_manifest
+
     try:
-        manifest = json.loads(storage.read_bytes(folder / MANIFEST_FILE, _MAX_MANIFEST_BYTES))
-        if isinstance(manifest["run"], dict) and isinstance(manifest["sha256"], dict):
-            return manifest
-    except (UserError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise _damaged_error(folder)
+        return read_manifest(folder)["run"]
+    except READ_ERRORS as error:
+        raise _damaged_error(folder) from error
 
 
 def _damaged_error(folder: Path) -> UserError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...config import GenerateRequest
-from .request import GridCell, request_work
+from .request import GridCell
 
 if TYPE_CHECKING:
     from ...generation import GeneratedImage, ImageGenerator
@@ -27,7 +27,7 @@ def plan_batches(cells: Sequence[GridCell]) -> list[CellBatch]:
     """Plan as few requests as possible for all cells: those that differ only by consecutive seeds are one."""
     groups: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
     for cell in cells:
-        field = _seed_field(cell.request)
+        field = cell.request.seed_field
         bare = cell.request.model_copy(update={field: 0})
         groups.setdefault(bare, {}).setdefault(getattr(cell.request, field), []).append(cell)
     return [_make_batch(bare, run) for bare, seeds in groups.items() for run in _consecutive_seeds(seeds)]
@@ -60,10 +60,10 @@ def generate_all(
 
     progress and errors as `Generator.generate`.
     """
-    total = round(sum(map(request_work, requests)))
+    total = round(sum(request.num_images * request.work_per_image for request in requests))
     done = 0.0
     for i, request in enumerate(requests):
-        work = request_work(request)
+        work = request.num_images * request.work_per_image
 
         def advance(step: int, steps: int, before: float = done, work: float = work) -> None:
             progress(round(before + work * step / steps), total)
@@ -71,11 +71,6 @@ def generate_all(
         for image in generator.generate(request, advance, cancelled):
             yield i, image
         done += work
-
-
-def _seed_field(request: GenerateRequest) -> str:
-    """Return the name of the seed field that increases from image to image of one request."""
-    return "seed" if request.variation_strength is None else "variation_seed"
 
 
 def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[GridCell]]]:
@@ -88,5 +83,5 @@ def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[
 
 
 def _make_batch(bare: GenerateRequest, run: dict[int, list[GridCell]]) -> CellBatch:
-    request = bare.model_copy(update={_seed_field(bare): min(run), "num_images": len(run)})
+    request = bare.model_copy(update={bare.seed_field: min(run), "num_images": len(run)})
     return CellBatch(request, tuple(tuple(cells) for cells in run.values()))

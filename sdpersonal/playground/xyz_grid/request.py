@@ -81,7 +81,7 @@ class XyzGridRequest(GenerateRequest):
                 "Give fewer values.",
             )
         self._check_targets()
-        if (times := sum(request_work(cell.request) for cell in self.cells) / MAX_WORK) > 1:
+        if (times := sum(cell.request.work_per_image for cell in self.cells) / MAX_WORK) > 1:
             raise UserError(
                 f"These {len(self.cells)} images are {times:.0f} times the work that is allowed at once.",
                 "Ask for fewer, smaller, or with fewer steps.",
@@ -123,9 +123,3 @@ class GridCell:
     y: int
     z: int
     request: GenerateRequest
-
-
-def request_work(request: GenerateRequest) -> float:
-    """Return pixels times steps."""
-    width, height = request.width_height or (512, 512)
-    return request.num_images * request.denoising_steps * width * height * request.hires_scale**2

@@ -38,7 +38,7 @@ def subject_noun(settings: TrainingSettings) -> str:
 
 
 def insert_class_noun(settings: TrainingSettings) -> CaptionSplitter:
-    """Return the splitter of a prior, and of full DreamBooth: the class noun for the subject."""
+    """Return a splitter that writes the class noun for the subject, as prior preservation does."""
     return lambda caption: [caption.replace("{}", subject_noun(settings))]
 
 
