@@ -1,6 +1,8 @@
 """Optimisers and rates: equal to the packages they follow, and exact over a checkpoint whatever they keep."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import prodigyopt
@@ -10,9 +12,10 @@ from torch import nn
 
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.errors import UserError
+from sdpersonal.training import run
 from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from sdpersonal.training.optim import lr_factor, make_optimizer
-from sdpersonal.training.presets import Preset
+from sdpersonal.training.presets import Preset, lower_rate
 from sdpersonal.training.prodigy import Prodigy
 
 PRESET = Preset(steps=10, batch=1, lr=1e-3, embedding_lr=5e-3)
@@ -189,3 +192,11 @@ def test_prodigys_rates_are_shares_of_the_main_one():
     optimizer = make_optimizer("prodigy", groups, half.lr, PRESET.lr)
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 5.0]
     assert float(optimizer.param_groups[0]["d"]) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("lr", "used", "proposed"), [(None, 1.0, 0.1), (0.5, 0.5, 0.05), (1e4, 1e4, 1.0)])
+def test_prodigy_that_diverged_is_told_a_rate_of_its_own_scale(lr, used, proposed):
+    settings = TextualInversionSettings(photos="x", token="<me/a>", optimizer="prodigy", lr=lr, base="tiny")
+    tiny_kind = SimpleNamespace(kind="tiny", resolution=128)
+    inputs = run._Inputs(settings, Path("run"), None, tiny_kind, None, None, [], None, print)
+    assert inputs.lr == used and lower_rate(inputs.lr, inputs.usual_lr) == pytest.approx(proposed)
