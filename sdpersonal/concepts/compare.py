@@ -44,7 +44,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Why two concepts may disturb each other in one prompt, and strengths to try. hard: they cannot be mixed."""
+    """Why two concepts may disturb each other in one prompt, and strengths to try. is_fatal: they cannot be mixed."""
 
     concepts: tuple[str, str]
     kind: str  # base, same, subject, vectors, lora

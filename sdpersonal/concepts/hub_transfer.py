@@ -187,7 +187,7 @@ def _replaceable_files(info: ModelInfo | None, hub_id: str) -> set[str]:
 def _hub_error(error: Exception, hub_id: str) -> UserError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("The disk is full; nothing was sent.", "Make room and run it again.")
+        return DiskFull("The disk is full; nothing was sent.", "Free some space and run it again.")
     if status == 401:
         return UserError("The Hub does not accept your login.", "Log in again: hf auth login")
     if status == 403:

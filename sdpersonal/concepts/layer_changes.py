@@ -115,7 +115,7 @@ def needs_weight(change: Change) -> bool:
 def weight_size(change: Change | Shapes) -> tuple[int, int]:
     """Return (rows, numbers per row) of the weight that the shapes fit; 0 where unknown. Norms have rows of 1.
 
-    The shapes must have passed `problem`, except those of a LoRA, which may come from anywhere.
+    The shapes must have passed `find_problem`, except those of a LoRA, which may come from anywhere.
     """
     shapes = {name: _shape(value) for name, value in change.items()}
     name = form(shapes)
@@ -177,7 +177,7 @@ def find_problem(change: Change) -> str | None:
 
 
 def fits(change: Change, shape: tuple[int, ...]) -> bool:
-    """Return whether tensors that passed `problem` are a change of a weight of that shape."""
+    """Return whether tensors that passed `find_problem` are a change of a weight of that shape."""
     rows, width = weight_size(change)
     inner = math.prod(shape[1:])
     if rows not in (0, shape[0]) or width not in (0, inner):

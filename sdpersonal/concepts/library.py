@@ -328,7 +328,10 @@ class Library:
         return "See: sdpersonal concepts list"
 
     def _safe_path(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Path:
-        """Return a concept's path, never outside the library even if links lead there. seen: saves a disk access."""
+        """Return a concept's path, never outside the library even if links lead there.
+
+        dir_entry: its listing, which saves a disk access.
+        """
         path = self._path(token)
         if dir_entry.is_symlink() if dir_entry else os.path.islink(path):  # linked folders are never listed
             storage.resolve_inside(self.folder, path.parent.name, path.name)
@@ -408,7 +411,8 @@ class Library:
     def _already_there_error(self, concept: Concept, existing: Token) -> UserError:
         entry = self._entry(existing)
         old_identity = ((entry and entry.identity) or "damaged")[:8]
-        if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
+        has_lora = bool(entry and (entry.lora_rank or entry.kinds))
+        if entry and bool(entry.vectors) != bool(concept.vectors) and has_lora != bool(concept.lora):
             new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
             return TokenTaken(
                 f"{existing} is already in the library with {old_part} alone, the new one is {new_part} alone.",

@@ -23,7 +23,7 @@ def model_card(
     card = concept.card
     parts = [front_matter(_hub_facts(concept)), f"# {escape_markdown(card.title or concept.token.name)}"]
     parts += [escape_markdown(card.description)] if card.description else []
-    parts += [f"![Drawn with it]({GRID_FILE})"] if with_images else []
+    parts += [f"![Generated with it]({GRID_FILE})"] if with_images else []
     parts += [fenced("\n".join(dict.fromkeys(prompts)))] if prompts else []
     parts.append(
         "\n".join(f"- {name}: {value}" for name, value in [*concept_facts(concept), *_extra_facts(concept)] if value)

@@ -19,7 +19,7 @@ _NEUMANN = 5  # terms of PEFT's Neumann series where a file does not give a numb
 def weight_change(change: Change, weight: Tensor) -> Tensor | None:
     """Return W' - W, fp32, in the shape of `weight` and on its device; None where only the bias changes.
 
-    The tensors must have passed `layer_changes.problem` and fit the weight (`layer_changes.fits`).
+    The tensors must have passed `layer_changes.find_problem` and fit the weight (`layer_changes.fits`).
     """
     name = form(change)
     if name == "bias":
@@ -137,7 +137,7 @@ def _butterfly(rows: Tensor, rotation: Tensor, distance: int) -> Tensor:
 
 
 def _bounded(skew: Tensor, max_norm: float) -> Tensor:
-    """Scale skew matrices to a joint norm of at most `most`; 0 means no bound (kohya's and LyCORIS' constraint)."""
+    """Scale skew matrices to a joint norm of at most `max_norm`; 0 means no bound (kohya's and LyCORIS' constraint)."""
     norm = float(torch.linalg.vector_norm(skew)) + 1e-8
     return skew * (max_norm / norm) if 0 < max_norm < norm else skew
 

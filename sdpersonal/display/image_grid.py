@@ -29,8 +29,10 @@ def labelled_grid(
     tile_size: int = 192,
     title: str = "",
 ) -> Image.Image:
-    """Draw rows of images, each fitted into a square of `tile` pixels, with labels to the left and on top; long labels
-    are wrapped, and cut if they do not fit."""
+    """Draw rows of images, each fitted into a square of `tile_size` pixels, with labels to the left and on top.
+
+    Long labels are wrapped, and cut if they do not fit.
+    """
     font = load_font(max(11, tile_size // 13))
     line = round(font.size * 1.2) + _LINE_SPACING
     step = tile_size + _GAP

@@ -239,12 +239,12 @@ class _Walk:
     def sizes(self, way: _Way) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]:
         """Return the image sizes after the first sampler, after the last, and at the end; None if unknown."""
         size: tuple[int, int] | None = None
-        drawn: list[tuple[int, int] | None] = []
+        sampled: list[tuple[int, int] | None] = []
         for node in reversed(way.path):
             size = self._size_after(node, size)
             if node in way.samplers:
-                drawn.append(size)
-        return drawn[0] if drawn else None, drawn[-1] if drawn else None, size
+                sampled.append(size)
+        return sampled[0] if sampled else None, sampled[-1] if sampled else None, size
 
     def _size_after(self, node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
         text = node.inputs.get("dimensions", node.inputs.get("resolution"))
@@ -300,9 +300,9 @@ class _Walk:
             node = self.graph.get(value.node)
             if node is None:
                 return None
-            slots = [name, *(("width", "height") if name in ("width", "height") else ())]
+            candidates = [name, *(("width", "height") if name in ("width", "height") else ())]
             names = (
-                *slots,
+                *candidates,
                 "seed",
                 "noise_seed",
                 "value",
@@ -347,7 +347,7 @@ class _Walk:
         """Collect the texts of a sampler's prompt. side: positive or negative."""
         prompt = _Prompt()
         if (start := self._start(sampler, side)) is not None:
-            self._embeds_cache(*start, prompt, set())
+            self._collect_texts(*start, prompt, set())
         if len(dict.fromkeys(prompt.texts)) > 1:
             prompt.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
         return prompt
@@ -363,7 +363,7 @@ class _Walk:
                 return Link(node.id, 0), side
         return None
 
-    def _embeds_cache(self, link: Link, side: str, prompt_parts: _Prompt, seen: set[tuple[str, str]]) -> None:
+    def _collect_texts(self, link: Link, side: str, prompt_parts: _Prompt, seen: set[tuple[str, str]]) -> None:
         node = self.graph.get(link.node)
         if node is None or (node.id, side) in seen or len(seen) > _STEPS // 10:
             return
@@ -383,13 +383,13 @@ class _Walk:
         onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
         if onward and "clip" not in node.inputs:
             for next_link in onward:
-                self._embeds_cache(next_link, side, prompt_parts, seen)
+                self._collect_texts(next_link, side, prompt_parts, seen)
             return
         texts = self._texts(node, side, prompt_parts)
         if not texts:  # an unknown node with a single input
             links = [value for _, value in node.links()]
             if len(links) == 1:
-                self._embeds_cache(links[0], side, prompt_parts, seen)
+                self._collect_texts(links[0], side, prompt_parts, seen)
             return
         prompt_parts.texts += texts
         prompt_parts.clip_skip = prompt_parts.clip_skip or self._clip_skip(node)

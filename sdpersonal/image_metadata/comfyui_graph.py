@@ -90,6 +90,18 @@ def lenient_json(text: str) -> Any:
         raise ValueError("its JSON is nested too deeply") from None
 
 
+def json_object(text: str | None) -> dict[str, Any] | None:
+    """Parse a text that is a JSON object, which NULs may surround; None for anything else."""
+    text = (text or "").strip("\0 \t\r\n")
+    if not text.startswith("{"):
+        return None
+    try:
+        value = lenient_json(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def graph_in(value: Any) -> Graph | None:
     """Return the graph in JSON of either kind, or None for anything else."""
     if not isinstance(value, dict):

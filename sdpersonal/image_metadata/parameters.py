@@ -60,7 +60,7 @@ class Parameters:
     """One program's metadata in our units, unchecked.
 
     values: by the names of a `GenerateRequest`'s fields; invalid numbers stay text. sampler, schedule: as
-    `scheduler_names.find` takes them. img2img: whether it began from another image, None if not stated.
+    `scheduler_table.find` takes them. img2img: whether it began from another image, None if not stated.
     """
 
     program: str

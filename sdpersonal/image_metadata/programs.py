@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import printable
-from .comfyui_graph import lenient_json
+from .comfyui_graph import json_object
 from .parameters import Parameters, Unreadable, base_name, number, size_of
 from .prompt_syntax import Network, Syntax
 
@@ -104,26 +104,14 @@ def _entries(value: Any) -> list[dict[str, Any]]:
     return [entry for entry in value[:64] if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
-    """Parse a text that is a JSON object; None for anything else."""
-    text = (text or "").strip("\0 \t\r\n")
-    if not text.startswith("{"):
-        return None
-    try:
-        value = lenient_json(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 # --- InvokeAI ---------------------------------------------------------------------------------------------------------
 
 
 def invokeai(texts: Mapping[str, str]) -> Parameters | None:
     """Read InvokeAI's `invokeai_metadata` (3.x and later), `sd-metadata` (2.x) or `Dream` (1.x and 2.x)."""
-    if (values := _object(texts.get("invokeai_metadata"))) is not None:
+    if (values := json_object(texts.get("invokeai_metadata"))) is not None:
         return _invokeai(values, texts["invokeai_metadata"])
-    if (values := _object(texts.get("sd-metadata"))) is not None:
+    if (values := json_object(texts.get("sd-metadata"))) is not None:
         return _sd_metadata(values, texts["sd-metadata"])
     if "Dream" in texts:
         return _dream(texts["Dream"])
@@ -245,12 +233,12 @@ def _without_negative(prompt: str) -> tuple[str, str]:
 
 def novelai(texts: Mapping[str, str]) -> Parameters | None:
     """Read NovelAI's JSON in `Comment`; a WebP holds all of a PNG's texts as one JSON object in the UserComment."""
-    outer = _object(texts.get("UserComment")) or {}
+    outer = json_object(texts.get("UserComment")) or {}
     comment = texts.get("Comment") or outer.get("Comment")
     source = (
         f"{texts.get('Software', '')} {texts.get('Source', '')} {outer.get('Software', '')} {outer.get('Source', '')}"
     )
-    values = _object(comment) if isinstance(comment, str) else comment if isinstance(comment, dict) else None
+    values = json_object(comment) if isinstance(comment, str) else comment if isinstance(comment, dict) else None
     if "novelai" not in source.lower() and (values is None or not {"uc", "sampler", "scale"} <= values.keys()):
         return None
     if values is None:
@@ -304,7 +292,7 @@ def fooocus(texts: Mapping[str, str]) -> Parameters | None:
     `read_infotext` reads its A1111 scheme.
     """
     for key in ("parameters", "UserComment", "Comment", "JPEG comment"):
-        values = _object(texts.get(key))
+        values = json_object(texts.get(key))
         if values is None:
             continue
         have = _Settings(values)
@@ -347,7 +335,7 @@ def _fooocus(values: dict[str, Any], text: str, program: str) -> Parameters:
 def swarmui(texts: Mapping[str, str]) -> Parameters | None:
     """Read SwarmUI's `sui_image_params` in `parameters`, the UserComment, or, until 2024, Exif's Model."""
     for key in ("parameters", "UserComment", "Model"):
-        values = _object(texts.get(key))
+        values = json_object(texts.get(key))
         if values is None or not isinstance(values.get("sui_image_params"), dict):
             continue
         return _swarmui(values["sui_image_params"], texts[key])
@@ -401,7 +389,7 @@ def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
     """
     values: Mapping[str, Any] = texts
     if not _names_easy_diffusions_model(texts):
-        decoded = (_object(texts.get(key)) for key in ("UserComment", "parameters"))
+        decoded = (json_object(texts.get(key)) for key in ("UserComment", "parameters"))
         values = next(filter(None, decoded), {})
         if not _names_easy_diffusions_model(values):
             return None
@@ -442,9 +430,9 @@ def _strings(value: Any) -> list[str]:
 
 def stability_matrix(texts: Mapping[str, str]) -> Parameters | None:
     """Read Stability Matrix' `parameters-json` or project, if the graph beside it could not be read."""
-    if (values := _object(texts.get("parameters-json"))) is not None:
+    if (values := json_object(texts.get("parameters-json"))) is not None:
         return _common("Stability Matrix", texts["parameters-json"], values, "a1111")
-    if (project := _object(texts.get("smproj"))) is None:
+    if (project := json_object(texts.get("smproj"))) is None:
         return None
     state = project.get("State")
     if not isinstance(state, dict):
@@ -496,7 +484,7 @@ def civitai(values: Mapping[str, Any], text: str) -> Parameters:
 def draw_things(texts: Mapping[str, str]) -> Parameters | None:
     """Read Draw Things' JSON in XMP's `exif:UserComment`."""
     xmp = next((texts[key] for key in ("XML:com.adobe.xmp", "xmp") if key in texts), "")
-    values = _object(_xmp_value(xmp, "exif:UserComment")) if xmp else _object(texts.get("UserComment"))
+    values = json_object(_xmp_value(xmp, "exif:UserComment")) if xmp else json_object(texts.get("UserComment"))
     if values is not None and "c" in values and ("uc" in values or "scale" in values):
         return _draw_things(values, str(values))
     if "Draw Things" in xmp:
@@ -562,7 +550,7 @@ def midjourney(texts: Mapping[str, str]) -> Parameters | None:
 def other(texts: Mapping[str, str]) -> Parameters | None:
     """Read a JSON object of any other program that uses common names, as Spaces of the Hub do."""
     for key, text in texts.items():
-        values = _object(text)
+        values = json_object(text)
         if values is None:
             continue
         program = "Tensor.Art" if key == "generation_data" else "another program"

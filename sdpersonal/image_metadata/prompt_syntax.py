@@ -1,4 +1,4 @@
-"""Translate other programs' prompts to our syntax: remove tags that load weights, escape signs that only we interpret.
+"""Translate other programs' prompts to our syntax: remove tags that load weights, escape signs of our syntax alone.
 
 Emphasis: A1111, SD.Next, SwarmUI and Draw Things share our `(x:1.2)` and `[x]`. To ComfyUI and Fooocus a square
 bracket is text (`comfy/sd1_clip.py`). InvokeAI and Easy Diffusion use compel: `word+`, `(some words)1.2`, and a bare

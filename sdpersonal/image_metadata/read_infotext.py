@@ -194,7 +194,7 @@ def _first_size(facts: Mapping[str, str], parameters: Parameters) -> None:
 
 
 def _second_pass(facts: Mapping[str, str], parameters: Parameters) -> None:
-    """Set `enlarge` from a factor, a target size, or the size of the first pass that images of 2022 have."""
+    """Set `hires_scale` from a factor, a target size, or the size of the first pass that images of 2022 have."""
     factor = number(facts.get("hires upscale", facts.get("hires scale")))
     if factor is not None and factor != 0:
         parameters.values["hires_scale"] = factor

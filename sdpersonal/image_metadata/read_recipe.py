@@ -14,7 +14,7 @@ from ..errors import UserError, printable
 from ..storage.reading import parse_strict_json
 from . import programs
 from .comfyui import comfyui
-from .comfyui_graph import graph_in, lenient_json
+from .comfyui_graph import graph_in, json_object, lenient_json
 from .image_text import MAX_TEXT_BYTES, TextTooLong, all_texts, png_text
 from .parameters import Foreign, Parameters, Unreadable, foreign_of
 from .read_infotext import a1111
@@ -94,7 +94,7 @@ def _from_texts(texts: Mapping[str, str], data: bytes) -> tuple[Parameters | Non
     return None, unreadable
 
 
-def _a1111(texts: Mapping[str, str], data: bytes) -> Parameters | None:
+def _a1111(texts: Mapping[str, str]) -> Parameters | None:
     for key in _A1111_TEXTS:
         if key in texts and (parameters := a1111(texts[key])) is not None:
             return parameters
@@ -118,7 +118,7 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
         if graph is None:
             continue
         extra = extra or texts.get("extraMetadata")
-        requested = _object(extra) if isinstance(extra, str) else None
+        requested = json_object(extra) if isinstance(extra, str) else None
         try:
             parameters, sure = comfyui(graph, text, _image_size(data))
         except Unreadable as error:
@@ -140,7 +140,7 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
 
 def _a1111_or_none(texts: Mapping[str, str]) -> Parameters | None:
     try:
-        return _a1111(texts, b"")
+        return _a1111(texts)
     except Unreadable:
         return None
 
@@ -160,22 +160,12 @@ def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
         if key in ("Make", "Model", "ImageDescription"):
             word, colon, rest = text.partition(":")
             text = rest if colon and word.strip().lower() in ("prompt", "workflow") else ""
-        if (value := _object(text)) is None:
+        if (value := json_object(text)) is None:
             continue
         inner = [value[name] for name in ("prompt", "workflow") if name in value] if "nodes" not in value else []
-        inner = [_object(entry) if isinstance(entry, str) else entry for entry in inner]
+        inner = [json_object(entry) if isinstance(entry, str) else entry for entry in inner]
         graphs += [(text, graph) for graph in inner if isinstance(graph, dict)] or [(text, value)]
     return graphs
-
-
-def _object(text: str) -> dict | None:
-    if text.lstrip()[:1] != "{":
-        return None
-    try:
-        value = lenient_json(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _image_size(data: bytes) -> tuple[int, int] | None:
@@ -199,7 +189,7 @@ _READERS: tuple[Callable[[Mapping[str, str], bytes], Parameters | None], ...] = 
     _graph,
     _alone(programs.stability_matrix),
     _alone(programs.midjourney),
-    _a1111,
+    _alone(_a1111),
     _alone(programs.other),
 )
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 16_000_000  # NovelAI generates up to 3 million
 _LENGTH = 32  # bits
 _MAGIC = 15  # letters
-_FORMS = {"png": "alpha", "rgb": "colours"}
 
 
 def hidden_text(data: bytes) -> str | None:

@@ -100,7 +100,7 @@ def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: d
 
     def mention(bracket: re.Match[str]) -> str:
         if bracket[1] is None:
-            return bracket[0]  # an escape, which A1111 reads as we do
+            return bracket[0]  # an escape, which A1111 reads in the same way
         try:
             parts = parse_concept_ref(bracket[1]).parts
         except UserError:

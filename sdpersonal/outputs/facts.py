@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..image_metadata import Recipe, read_recipe
 
 CACHE_NAME = ".facts.jsonl"
-_VERSION = 1
+_VERSION = 2
 _HEAD_BYTES = 600_000  # bytes: our recipe and A1111's precede the pixels
 _MAX_CACHE_BYTES = 200_000_000  # bytes
 
@@ -53,7 +53,7 @@ def _describe(recipe: Recipe) -> list[tuple[str, str]]:
     concepts = (f"{concept.token} {concept.strength:g}" for concept in recipe.concepts)
     rows = {
         "Seed": str(recipe.seed),
-        "Near": f"{recipe.variation_strength:g} towards seed {recipe.variation_seed}"
+        "Variation strength": f"{recipe.variation_strength:g} towards seed {recipe.variation_seed}"
         if recipe.variation_strength is not None
         else "",
         "Concepts": ", ".join(concepts),

@@ -14,17 +14,15 @@ The language for users: docs/prompts.md.
 
 from .alternatives import Wildcards, all_prompts, count_prompts, has_alternatives, nth_prompt, sample_prompt
 from .ast import Break, ConceptRef, Mention, Prompt, Text
-from .concept_syntax import MAX_BLEND, MAX_STRENGTH
-from .parser import MAX_DEPTH, MAX_PROMPT, MAX_WEIGHT, parse
+from .concept_syntax import MAX_STRENGTH
+from .parser import MAX_DEPTH, MAX_PROMPT, parse
 from .render import format_prompt
 from .tokens import Token
 
 __all__ = [
-    "MAX_BLEND",
     "MAX_DEPTH",
     "MAX_PROMPT",
     "MAX_STRENGTH",
-    "MAX_WEIGHT",
     "Break",
     "ConceptRef",
     "Mention",

@@ -139,7 +139,7 @@ class _Lists:
     _visited: int = 0
 
     def lists(self, node: Any, path: Path) -> Iterator[tuple[Path, list[str]]]:
-        self._connect_to_main(len(path))
+        self._count_node(len(path))
         if isinstance(node, dict):
             if (prompts := _prompts_of(node)) is not None:
                 node = prompts
@@ -151,7 +151,7 @@ class _Lists:
             yield path, options
 
     def _options(self, node: Any, depth: int) -> Iterator[str]:
-        self._connect_to_main(depth)
+        self._count_node(depth)
         if isinstance(node, list):
             for item in node:
                 yield from self._options(item, depth + 1)
@@ -171,7 +171,7 @@ class _Lists:
         elif len(node) == 1 and isinstance(value := next(iter(node.values())), str):
             yield _one_line(f"{next(iter(node))}: {value}")
 
-    def _connect_to_main(self, depth: int) -> None:
+    def _count_node(self, depth: int) -> None:
         self._visited += 1
         if depth > MAX_DEPTH:
             raise _too_deep(self.name)

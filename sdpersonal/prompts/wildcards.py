@@ -46,7 +46,7 @@ class Wildcards:
         self._lines: dict[str, list[str]] = {}
         self._packs: dict[str, dict[tuple[str, ...], list[str]]] = {}
         self._damaged: list[UserError] = []  # packs that cannot be read
-        self._tokens: dict[str, _Place] | None = None  # lists by name, filled lazily
+        self._places: dict[str, _Place] | None = None  # lists by name, filled lazily
 
     def lines(self, name: str) -> list[str]:
         """Return the options of `__name__`, without blank lines and comments.
@@ -78,7 +78,7 @@ class Wildcards:
         path = self._resolve(f"{name}.txt")
         if os.path.lexists(path):
             return _read_text(path, name)
-        return self._lines_at(self._concepts_by_identity(name), name)
+        return self._lines_at(self._find_place(name), name)
 
     def _sampled(self, name: str) -> list[str]:
         """Read a list whose name may begin with the extension's sampler signs: `~` random, `@` and `!` in turn."""
@@ -95,7 +95,7 @@ class Wildcards:
             return _read_text(self._resolve(location.path), name, empty)
         return _checked(self._pack(location.path)[location.keys], f"__{printable(name, 60)}__")
 
-    def _concepts_by_identity(self, name: str) -> _Place:
+    def _find_place(self, name: str) -> _Place:
         """Find the list of that name, ignoring case; else the only list of that name in any subfolder.
 
         Raises UserError if there is none, or several.
@@ -160,16 +160,16 @@ class Wildcards:
 
     def _all(self) -> dict[str, _Place]:
         """Return every list by its name. If a name in a pack is taken, the pack's own name is put in front of it."""
-        if self._tokens is None:
+        if self._places is None:
             paths = self._paths()
             texts = {path.removesuffix(path[-4:]): _Place(path) for path in paths if path.lower().endswith(".txt")}
-            self._tokens = texts
+            self._places = texts
             for path in paths:
                 for keys in self._keys(path) if path.lower().endswith(SUFFIXES) else ():
                     place = _Place(path, keys)
                     name = _short(path, keys)
-                    self._tokens.setdefault(name if name not in self._tokens else _full(place), place)
-        return self._tokens
+                    self._places.setdefault(name if name not in self._places else _full(place), place)
+        return self._places
 
     def _keys(self, path: str) -> Iterable[tuple[str, ...]]:
         try:

@@ -21,9 +21,9 @@ LOCK_TIMEOUT = 60.0  # seconds to wait for another process where its work is sho
 
 @contextmanager
 def lock(folder: Path, label: str = "", timeout: float = 0.0) -> Iterator[None]:
-    """Lock `folder` against other processes, waiting up to `wait` seconds. Raises UserError naming the holder.
+    """Lock `folder` against other processes, waiting up to `timeout` seconds. Raises UserError naming the holder.
 
-    what: how the message calls the folder; by default its path. The kernel frees the lock when the process ends,
+    label: how the message calls the folder; by default its path. The kernel frees the lock when the process ends,
     however it ends; the lock file stays and means nothing by itself.
     """
     path = make_folder(folder) / LOCK_NAME

@@ -18,7 +18,7 @@ DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def translate_os_errors(path: Path, bytes_needed: int | None = None, errnos: set[int] | None = None) -> Iterator[None]:
     """Translate an OSError about `path` into a UserError of one line.
 
-    need: bytes that were to be written; only: the error numbers to explain, others are raised unchanged.
+    bytes_needed: bytes that were to be written; errnos: the error numbers to explain, others are raised unchanged.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def to_user_error(path: Path, error: OSError, bytes_needed: int | None) -> UserE
         errno.EDQUOT: lambda: "your quota is used up",
         errno.EFBIG: lambda: "more than one file may have here",
     }[error.errno]()
-    return DiskFull(f"no room in {printable(str(path.parent), 200)}: {needed}{reason}. Nothing was changed.")
+    return DiskFull(f"not enough space in {printable(str(path.parent), 200)}: {needed}{reason}. Nothing was changed.")
 
 
 def free_bytes(folder: Path) -> int:

@@ -29,7 +29,7 @@ def open_to_read(path: Path) -> Iterator[BinaryIO]:
 def read_bytes(path: Path, limit: int, check_head: Callable[[bytes, int], None] | None = None) -> bytes:
     """Return the content of a regular file of at most `limit` bytes, read once. Raises UserError.
 
-    look: a function that gets the file's first megabytes and its size, and may raise before the rest is read.
+    check_head: a function that gets the file's first megabytes and its size, and may raise before the rest is read.
     """
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -115,5 +115,7 @@ def _name_checkpoint_if_disk_full(run: Path) -> Iterator[None]:
         yield
     except DiskFull as error:
         step = latest_step(run)
-        fix = f"Make room; --resume then goes on from step {step}." if step else "Make room and start again."
+        fix = (
+            f"Free some space; --resume then goes on from step {step}." if step else "Free some space and start again."
+        )
         raise DiskFull(error.message, fix) from error

@@ -18,6 +18,8 @@ from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.exporters.readme import concept_facts
 from sdpersonal.concepts.hub_transfer import files_to_push
 from sdpersonal.concepts.importers import read_any
+from sdpersonal.concepts.importers.read_folders import read_folder
+from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.merge import merge
 from sdpersonal.concepts.plain_lora import as_lora, plain_lora
 from sdpersonal.concepts.weight_deltas import bias_change, weight_change
@@ -25,6 +27,7 @@ from sdpersonal.errors import UserError
 from sdpersonal.models.lora import LoraAdapters
 from sdpersonal.prompts import Token
 from support.foreign import safetensors_bytes
+from support.samples import embedding
 
 lycoris = pytest.importorskip("lycoris")
 
@@ -454,6 +457,23 @@ def test_what_is_a_lora_merges_compares_and_exports():
     first = dataclasses.replace(first, card=first.card.model_copy(update={"base": "sd1"}))  # whose models may be narrow
     out = read_any(export(first, "diffusers").files["pytorch_lora_weights.safetensors"], "x", first.token)
     np.testing.assert_allclose(out.lora.layers[name].up @ out.lora.layers[name].down, sums[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["LoHa", "LoKr factored"])
+def test_vectors_beside_a_lora_of_another_kind_are_named_as_the_other_part(form, tmp_path):
+    library = Library(tmp_path)
+    library.add(held(form, nn.Linear(16, 16))[0])
+    with pytest.raises(UserError, match="already in the library with a LoRA alone, the new one is vectors alone"):
+        library.add(embedding("<me/x-v1>"))
+
+
+def test_a_pushed_folder_whose_copy_was_made_a_plain_lora_is_one_concept(tmp_path):
+    original, _ = held("LoHa", nn.Linear(192, 192), "lora_unet_mid_block_attentions_0_proj_in")
+    original = dataclasses.replace(original, vectors=embedding().vectors)
+    for file in files_to_push(original, "me/x"):
+        (tmp_path / file.name).write_bytes(file.data)
+    assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
+    assert read_folder(tmp_path).identity == original.identity
 
 
 # --- hostile ----------------------------------------------------------------------------------------------------------

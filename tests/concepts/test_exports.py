@@ -146,7 +146,7 @@ def test_the_words_of_the_sd_concepts_library_load_in_diffusers(model, stock, tm
     kind, _ = model
     original = teaching.full_concept(kind, "vectors")
     if kind == "sdxl":
-        with pytest.raises(UserError, match="knows no SDXL"):
+        with pytest.raises(UserError, match="does not support SDXL"):
             export(original, "sd-concepts-library")
         return
     put(export(original, "sd-concepts-library"), tmp_path)
@@ -482,7 +482,7 @@ def test_what_is_not_there_or_damaged(library, capsys):
 def test_what_the_format_cannot_hold_leaves_nothing(capsys):
     Library("concepts").add(concept("<me/duck>", vectors={}))
     assert main(["concepts", "export", "<me/duck>", "--format", "sd-concepts-library"]) == 2
-    assert "has no vectors, and that library knows no LoRA.\nChoose --format kohya." in capsys.readouterr().err
+    assert "has no vectors, and that library has no LoRAs.\nChoose --format kohya." in capsys.readouterr().err
     assert not list(Path().glob("me-duck*")) and not list(Path().glob(".*sdpersonal-tmp"))
 
 
@@ -508,7 +508,7 @@ def test_a_full_disk_leaves_nothing(library, monkeypatch, capsys):
     assert main(["concepts", "export", "<me/duck>", "--format", "kohya"]) == 3
     output = capsys.readouterr().err
     monkeypatch.undo()
-    assert "no room in" in output and "Nothing was changed" in output and output.count("\n") <= 2
+    assert "not enough space in" in output and "Nothing was changed" in output and output.count("\n") <= 2
     assert not list(Path().glob("*kohya*")) and not list(Path().glob(".*sdpersonal-tmp"))
 
 

@@ -352,6 +352,17 @@ def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
     assert [str(entry.token) for entry in library.entries()] == ["<me/duck-v1>", "<me/ink-v1>"]
 
 
+def test_files_one_folder_down_are_taken_from_the_cache_when_the_hub_is_away(hub, library, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client waits between tries
+    data = safetensors_bytes({"emb_params": rows(1)})
+    hub.repos[ID] = Repo({"README.md": b"# Duck", "embeddings/duck.safetensors": data})
+    assert run(library, "concepts", "pull", ID, "--as", "<me/first>") == 0
+    hub.fail = {"/api/models/": 500}
+    assert run(library, "concepts", "pull", ID, "--as", "<me/second>") == 0
+    first, second = (library.get(Token.parse(token)) for token in ("<me/first>", "<me/second>"))
+    assert first.identity == second.identity
+
+
 def test_a_pulled_concept_takes_no_ones_place(hub, library, tmp_path, capsys):
     run(library, "concepts", "push", "duck", ID, "--yes")
     other = Library(tmp_path / "other")

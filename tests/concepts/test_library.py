@@ -641,7 +641,9 @@ def test_a_full_disk_says_what_is_missing(tmp_path):
         library.add(concept())
         before = tree(library.folder)
         large = concept("<me/large>", vectors={"clip_l": vectors(0, 64, 12_000)})
-        with pytest.raises(DiskFull, match=r"no room in .*: need 3.1 MB, \d\.\d MB free. Nothing was changed."):
+        with pytest.raises(
+            DiskFull, match=r"not enough space in .*: need 3.1 MB, \d\.\d MB free. Nothing was changed."
+        ):
             library.add(large)
         assert tree(library.folder) == before
     finally:

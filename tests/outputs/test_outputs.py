@@ -270,7 +270,7 @@ def test_what_else_a_recipe_tells(outputs):
     outputs.save(drawn(1, **more))
     outputs.save(drawn(1, init_image="c" * 64, strength=0.5))
     second, first = (dict(image["facts"]) for image in Page(write_page(outputs)[0]).pictures)
-    assert first["Near"] == "0.1 towards seed 7" and first["Concepts"] == "<me/duck-v1> 0.8"
+    assert first["Variation strength"] == "0.1 towards seed 7" and first["Concepts"] == "<me/duck-v1> 0.8"
     assert first["Size"] == "64x64, enlarged 2 times" and first["Chosen from"] == "a {duck|fox}"
     assert second["Began from"] == "an image, changed by 0.5"
 

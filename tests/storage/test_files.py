@@ -161,7 +161,9 @@ def test_a_full_disk_keeps_the_old_and_leaves_nothing_over(small_disk):
         storage.write_bytes(small_disk / "a", bytes(3_100_000))
     assert content(small_disk) == {"a": b"old"}
     text = str(caught.value)
-    assert text.startswith(f"no room in {small_disk}: need 3.1 MB, ") and text.endswith(" free. Nothing was changed.")
+    assert text.startswith(f"not enough space in {small_disk}: need 3.1 MB, ") and text.endswith(
+        " free. Nothing was changed."
+    )
 
 
 def test_a_full_disk_in_a_staged_folder(small_disk):

@@ -279,7 +279,7 @@ def full_disk():
 def test_a_full_disk_stops_both(command, tmp_path):
     ranks, codes = together(command(tmp_path, steps=8), tmp_path, full_disk, None)
     assert codes == [3, 3]
-    assert ranks[0].errors.startswith("error: no room in") and "from step 2" in ranks[0].errors
+    assert ranks[0].errors.startswith("error: not enough space in") and "from step 2" in ranks[0].errors
     assert ranks[1].errors == "" and checkpoints(tmp_path) == ["step-000002"]
 
 

@@ -224,7 +224,7 @@ def test_a_disk_that_fills_while_it_is_tried_leaves_nothing(begin, tmp_path, mon
         return real(handle, data)
 
     monkeypatch.setattr(storage.atomic, "_write", write)
-    with pytest.raises(DiskFull, match="no room in"):
+    with pytest.raises(DiskFull, match="not enough space in"):
         begin()
     assert files_in(tmp_path / "run") == []
 

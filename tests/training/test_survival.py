@@ -547,7 +547,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(settings, tmp_path, mo
         return real(handle, data)
 
     monkeypatch.setattr(storage.atomic, "_write", write)
-    with pytest.raises(DiskFull, match="no room in") as caught:
+    with pytest.raises(DiskFull, match="not enough space in") as caught:
         train(settings("inversion", tmp_path, steps=8), quiet)
     assert caught.value.exit_code == 3 and "from step 4" in caught.value.hint
     assert checkpoints(tmp_path) == ["step-000002", "step-000004"]

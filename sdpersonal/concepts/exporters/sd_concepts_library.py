@@ -22,10 +22,12 @@ def write(concept: Concept) -> Export:
     """
     if not concept.vectors:
         raise not_exportable_error(
-            concept, _PROGRAM, "it has no vectors, and that library knows no LoRA", "Choose --format kohya."
+            concept, _PROGRAM, "it has no vectors, and that library has no LoRAs", "Choose --format kohya."
         )
     if concept.card.base == "sdxl":
-        raise not_exportable_error(concept, _PROGRAM, "that library knows no SDXL", "Choose --format diffusers.")
+        raise not_exportable_error(
+            concept, _PROGRAM, "that library does not support SDXL", "Choose --format diffusers."
+        )
     word, embeddings = str(concept.token.unversioned()), concept.vectors["clip_l"]
     files = {
         "learned_embeds.bin": torch_save_bytes(word, embeddings[0] if len(embeddings) == 1 else embeddings),
@@ -61,7 +63,7 @@ def _notes(concept: Concept, count: int) -> list[str]:
     if count > 1:
         notes.append(f"It has {count} vectors: diffusers and A1111 read them all, that library's notebook only one.")
     if concept.lora:
-        notes.append("Its LoRA is left out, since that library knows none. Alone, the word shows less of the concept.")
+        notes.append("Its LoRA is left out, since that library has none. Alone, the word shows less of the concept.")
     if concept.thumbnail:
         notes.append("concept_images/ holds a generated image; the photos it was trained on are not included.")
     return notes

@@ -45,7 +45,7 @@ def write_gallery(
     title: str = "Concepts",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Path, int]:
-    """Write `to/index.html` with the newest undamaged version of each concept; return its path and their number.
+    """Write `folder/index.html` with the newest undamaged version of each concept; return its path and their number.
 
     Raises UserError, DiskFull.
     """

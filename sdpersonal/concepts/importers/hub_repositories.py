@@ -12,12 +12,13 @@ from ...errors import DiskFull, UserError, printable
 from ..strict_safetensors import MAX_FILE_BYTES
 from .contents import DEFAULT_OWNER
 from .embeddings import DIFFUSERS_FILES
+from .sources import MODEL_INDEX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, TEXT_FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
 HUB_TAG = "sdpersonal"  # on the Hub, of repositories that `push` creates
 HUB_TIMEOUT = 4  # seconds for the Hub to answer
-_SAFETENSORS, _PICKLES = (".safetensors", ".pti"), (".bin", ".pt")
-_TEXTS = {"token_identifier.txt", "type_of_concept.txt", "adapter_config.json", "special_params.json", "README.md"}
+_WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
+_TEXTS = TEXT_FILES | {"adapter_config.json", "README.md"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def parse_repository(text: str) -> Repository | None:
     if match is None:
         return None
     name = match["file"] or ""
-    if ".." in name.split("/") or (not name and match["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
+    if ".." in name.split("/") or (not name and match["id"].endswith((*_WEIGHT_SUFFIXES, ".png"))):
         return None
     return Repository(match["id"], re.sub(r"^(resolve|blob)/[^/]+/", "", name))
 
@@ -97,11 +98,11 @@ def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iter
         names = [name for name in sizes if name == repository.file]
     elif native := find_native(sizes, tags):
         names = [native]  # the other files are a copy for diffusers
-    elif "model_index.json" in sizes:
+    elif MODEL_INDEX in sizes:
         raise UserError(f"{printable(repository.id)} is a whole model, not a concept.", "Give it as --base.")
     else:
         names = _pick_files(sizes)
-    if not any(name.endswith((*_SAFETENSORS, *_PICKLES, ".png", ".webp")) for name in names):
+    if not any(name.endswith((*_WEIGHT_SUFFIXES, ".png", ".webp")) for name in names):
         raise UserError(f"{printable(repository.id)} holds no embedding or LoRA.", "See its files on huggingface.co.")
     for name in names:
         if sizes[name] > MAX_FILE_BYTES:
@@ -114,10 +115,11 @@ def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iter
     return names
 
 
-def _pick_files(sizes: Mapping[str, int]) -> list[str]:
-    top_names = [name for name in sizes if name.count("/") <= 1]
-    weights = [name for name in top_names if name.endswith(_SAFETENSORS)] or [
-        name for name in top_names if name.endswith(_PICKLES)
+def _pick_files(names: Iterable[str]) -> list[str]:
+    """Return the weights and texts among a repository's files, in it or one folder down."""
+    top_names = [name for name in names if name.count("/") <= 1]
+    weights = [name for name in top_names if name.endswith(SAFETENSORS_SUFFIXES)] or [
+        name for name in top_names if name.endswith(PICKLE_SUFFIXES)
     ]
     return [*weights, *(name for name in top_names if name.rpartition("/")[2] in _TEXTS)]
 
@@ -129,19 +131,17 @@ def _cached_folder(repository: Repository) -> Path | None:
         folder = Path(snapshot_download(repository.id, local_files_only=True))
     except Exception:  # whatever the error is, there is no copy to use
         return None
-    names: Iterable[str] = (file.name for file in folder.iterdir())
-    has_weights = (
-        (folder / repository.file).is_file()
-        if repository.file
-        else any(n.endswith((*_SAFETENSORS, *_PICKLES)) for n in names)
-    )
-    return folder if has_weights else None
+    if repository.file:
+        return folder if (folder / repository.file).is_file() else None
+    paths = [*folder.glob("*"), *folder.glob("*/*")]
+    names = _pick_files(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    return folder if any(name.endswith(_WEIGHT_SUFFIXES) for name in names) else None
 
 
 def _hub_error(error: Exception, repository: Repository) -> UserError:
     kind, name = type(error).__name__, printable(repository.id)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"The disk is full; {name} is not fetched.", "Make room and run it again: it goes on.")
+        return DiskFull(f"The disk is full; {name} is not fetched.", "Free some space and run it again: it goes on.")
     if "Gated" in kind:
         return UserError(f"{name} requires accepting an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:

@@ -25,9 +25,10 @@ _UNBIASED = ("to_q", "to_k", "to_v")
 class UnetShape:
     """The numbers in which UNets differ.
 
-    widths: channels of each level; depths: transformer blocks in a row at each level, 0 without attention; middle: the
-    same in the middle; context: width of the text; resnets: a level on the way down, one more on the way up; flat:
-    `proj_in` and `proj_out` are linear layers; added: width of what SDXL's `add_embedding` reads.
+    block_out_channels: channels of each level; transformer_layers: transformer blocks in a row at each level, 0 without
+    attention; mid_transformer_layers: the same in the middle; cross_attention_dim: width of the text; layers_per_block:
+    resnets a level on the way down, one more on the way up; use_linear_projection: `proj_in` and `proj_out` are linear
+    layers; added_embeds_dim: width of what SDXL's `add_embedding` reads.
     """
 
     block_out_channels: tuple[int, ...]

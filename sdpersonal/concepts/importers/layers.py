@@ -37,6 +37,11 @@ def unet_name(flat: str, base: BaseKind) -> str:
     return _rename(flat, _to_original(3) if base == "sdxl" else _to_diffusers(4))
 
 
+def diffusers_name(name: str) -> str:
+    """Return diffusers' name of a UNet layer, `_` between all parts, from a concept's after `lora_unet_`."""
+    return _rename(name, _all_to_diffusers())
+
+
 def text_name(path: str) -> str:
     """Return a text encoder layer's name from its path; transformers 5 dropped the outer `text_model`."""
     flat = path.replace(".", "_")
@@ -69,6 +74,12 @@ def _to_original(levels: int) -> dict[str, str]:
 @functools.cache
 def _to_diffusers(levels: int) -> dict[str, str]:
     return {original: name for name, original in _to_original(levels).items()}
+
+
+@functools.cache
+def _all_to_diffusers() -> dict[str, str]:
+    """Join the tables of SD and SDXL, which differ only in the place of one upsampler."""
+    return _to_diffusers(4) | _to_diffusers(3)
 
 
 def _block(name: str, layer: int, original: str) -> dict[str, str]:

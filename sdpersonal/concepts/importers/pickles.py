@@ -1,6 +1,6 @@
 """Read torch.save files without ever running what is in them.
 
-A pickle is a program for a small stack machine. This one knows numbers, text, lists, tuples, dictionaries and
+A pickle is a program for a small stack machine. This one supports numbers, text, lists, tuples, dictionaries and
 tensors. It can call nothing: where a file names a function, the name is compared with the few that torch writes for
 tensors and for `nn.ParameterDict` (the first textual inversions are one), and the tensor is noted; any other name is an
 error. No code of `pickle` or `torch` runs on the file.

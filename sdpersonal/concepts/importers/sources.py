@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -288,19 +287,14 @@ def _are_copies(paths: Sequence[Path], native: Path) -> bool:
     has_standard_names = {path.name.lower() for path in paths} <= DIFFUSERS_FILES
     if not has_standard_names or not _is_native_file(native) or any(map(_is_native_file, paths)):
         return False
-    return 0 < _count_numbers([native]) == _count_numbers(paths)
+    tokens = {_unversioned_token(path) for path in (native, *paths)}
+    return len(tokens) == 1 and None not in tokens
 
 
-def _count_numbers(paths: Sequence[Path]) -> int:
-    """Count the numbers in their tensors, without alphas; -1 where a file cannot be read."""
-    count = 0
-    for path in paths:
-        try:
-            tensors = _read_layout(path).tensors
-        except UserError:
-            return -1
-        count += sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.endswith(".alpha"))
-    return count
+def _unversioned_token(path: Path) -> Token | None:
+    """Return the token that a file of ours states; None for other files."""
+    header = _read_part_header(path)
+    return Token.parse(header.token).unversioned() if header and header.token else None
 
 
 # --- parts of our exports ---------------------------------------------------------------------------------------------
