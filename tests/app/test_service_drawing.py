@@ -276,7 +276,8 @@ def test_ctrl_c_waits_for_nothing():
     """A base may be gigabytes on their way here."""
     script = (
         "import sys, time\nfrom sdpersonal.app.backend.device_worker import DeviceWorker\n"
-        "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDeviceWorker().run(work)"
+        "def work():\n    time.sleep(1)  # until the main thread waits\n    print('under way', flush=True)\n"
+        "    time.sleep(600)\nDeviceWorker().run(work)"
     )
     running = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert running.stdout.readline() == b"under way\n"

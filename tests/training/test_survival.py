@@ -441,7 +441,7 @@ def test_what_the_outcome_does_not_depend_on_may_change(settings, tmp_path):
 def test_a_command_given_again_says_how_to_go_on(settings, tmp_path, monkeypatch):
     train(settings("inversion", tmp_path, steps=2), quiet)
     (tmp_path / "run" / "result.json").unlink()  # as if killed at the end
-    with pytest.raises(UserError, match="unfinished run of these very settings, at step 2 of 4") as caught:
+    with pytest.raises(UserError, match="unfinished run of the same settings, at step 2 of 4") as caught:
         train(settings("inversion", tmp_path), quiet)
     assert "--resume" in caught.value.hint
     with pytest.raises(UserError, match="unfinished run of other settings, at step 2"):
