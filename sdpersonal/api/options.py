@@ -187,7 +187,8 @@ def _class_statements(cls: type) -> list[ast.stmt]:
     return definition.body if isinstance(definition, ast.ClassDef) else []
 
 
-_OTHER_FLAGS = {"--anyway": "anyway=True", "--base": "load(base=...)"}  # of commands, and their way in Python
+# of commands, and their way in Python
+_OTHER_FLAGS = {"--anyway": "anyway=True", "--base": "load(base=...)", "--img2img": "from_image=True"}
 _FLAG = re.compile(r"--(no-)?([a-z][a-z-]*)(?: ([0-9][0-9.e-]*[0-9]|[0-9]|[A-Z]{2,}))?(?![a-z-])")
 
 

@@ -130,7 +130,7 @@ class _Checker:
                 switches[option] = not word.startswith(("--no-", "--no_"))
             else:
                 checked += [word, *values]
-        self._check_positional(positional, spare)
+        self._check_positional(positional)
         self._check_required(given, len(positional) + spare)
         return [_spell(option, on) for option, on in switches.items() if on is not option.default] + checked
 
@@ -150,7 +150,7 @@ class _Checker:
             raise UserError(f"{flag} needs a value.", hint)
         return taken
 
-    def _check_positional(self, positional: list[str], spare: int) -> None:
+    def _check_positional(self, positional: list[str]) -> None:
         places = [option for option in self._options if option.is_positional]
         if len(positional) > sum(option.values for option in places):
             word = printable(repr(positional[int(sum(option.values for option in places))]), 60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,12 +96,15 @@ def reproduced_image(recipe: Recipe, batch: Sequence[GeneratedImage]) -> Generat
     return image
 
 
-def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
-    """Return the default model to load: one of our `known` names. A recipe's text is never used as a path or address.
+def base_to_load(recipe: Recipe) -> str:
+    """Return the default model to load: tiny or one with a short name. A recipe's text is never used as a path or
+    address.
 
     Raises UserError.
     """
-    if recipe.base.name in known:
+    from ..models.loading import BUILT_IN, SHORT_NAMES  # loads torch
+
+    if recipe.base.name in {BUILT_IN, *SHORT_NAMES}:
         return recipe.base.name
     digest = _short_digest(recipe.base.sha256)
     raise UserError(

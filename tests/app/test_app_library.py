@@ -1,4 +1,4 @@
-"""The Library and the Base tab in the running app: a real browser, and whatever a client may send."""
+"""The Library and the Models tab in the running app: a real browser, and whatever a client may send."""
 
 import json
 import shutil

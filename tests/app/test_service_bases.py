@@ -1,4 +1,4 @@
-"""What the Base tab does, without the page: what is loaded, what can be chosen, and who may choose."""
+"""What the Models tab does, without the page: what is loaded, what can be chosen, and who may choose."""
 
 import math
 import shutil

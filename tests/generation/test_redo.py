@@ -187,7 +187,7 @@ def test_a_pictures_word_is_never_a_path(stock, place, name, capsys):
     err = refused(place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base})))
     assert "Give --base its folder, file or Hub id." in err and place.asked == []
     with pytest.raises(UserError):
-        base_to_load(recipe.model_copy(update={"base": base}), ["tiny", "sd15"])
+        base_to_load(recipe.model_copy(update={"base": base}))
 
 
 def test_lists_are_not_read_for_a_picture(stock, place, capsys):

@@ -21,7 +21,7 @@ MIN_FREE_DISK = 2 << 30  # bytes that must stay free on the disk
 MAX_BODY = 2 << 20  # bytes of any other request
 MAX_FAILED_LOGINS, LOGIN_PAUSE = 5, 30.0  # wrong passwords from one client, and the seconds until the next attempt
 _MAX_CLIENTS = 10_000
-_DRAIN_MESSAGES = 256  # messages, 64 KB each at max_bytes
+_DRAIN_MESSAGES = 256  # messages, 64 KB each at most
 _UNQUEUED_ROUTES = re.compile(r"/gradio_api/(run|api|call)\b")
 
 
@@ -111,13 +111,13 @@ class LimitedBody:
         body = message.get("body", b"")
         self._size += len(body)
         if self._size > self._max_bytes:
-            raise TooLarge(f"At max_bytes {self._max_bytes >> 20} MB are accepted at once.")
+            raise TooLarge(f"At most {self._max_bytes >> 20} MB are accepted at once.")
         if self._mark and body:
             text = self._rest + body
             self._parts += text.count(self._mark)
             self._rest = text[-len(self._mark) + 1 :]
             if self._parts > MAX_PARTS + 1:
-                raise TooLarge(f"At max_bytes {MAX_PARTS} files are accepted at once.")
+                raise TooLarge(f"At most {MAX_PARTS} files are accepted at once.")
         return message
 
 
@@ -137,7 +137,7 @@ def _length_refusal(headers: dict[bytes, str], max_bytes: int) -> tuple[int, str
     announced = headers.get(b"content-length", "0")
     if not announced.isdigit():
         return 400, "Invalid Content-Length."
-    return (413, f"At max_bytes {max_bytes >> 20} MB are accepted at once.") if int(announced) > max_bytes else None
+    return (413, f"At most {max_bytes >> 20} MB are accepted at once.") if int(announced) > max_bytes else None
 
 
 def _client(scope: Scope) -> str:

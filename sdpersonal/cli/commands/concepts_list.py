@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from ...concepts.trash import Trash
 from ...config import SettingsBase, TokenText
 from ...errors import printable
 from ...prompts import Token
-from ..terminal import report_done, say
+from ..terminal import print_json, report_done, say
 
 
 class ListArgs(SettingsBase):
@@ -66,7 +65,7 @@ class VerifyArgs(ListArgs):
 def list_concepts(settings: ListArgs) -> int:
     entries = Library(settings.library).entries()
     if settings.json_:
-        say(json.dumps([entry.as_json() for entry in entries], indent=2))
+        print_json([entry.as_json() for entry in entries])
     elif entries:
         width = max(len(str(entry.token)) for entry in entries)
         for entry in entries:
@@ -80,7 +79,7 @@ def show_concept(settings: ShowArgs) -> int:
     entry = Library(settings.library).find(Token.parse(settings.token))
     facts = entry.as_json()
     if settings.json_:
-        say(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         for key, value in facts.items():
             if value not in (None, "", [], {}):
@@ -117,7 +116,7 @@ def restore_concept(settings: RestoreArgs) -> int:
         for token in removed.tokens
     ]
     if settings.json_:
-        say(json.dumps([{"token": token, "deleted": when} for when, token in deleted], indent=2))
+        print_json([{"token": token, "deleted": when} for when, token in deleted])
     else:
         say("\n".join(f"{when}  {token}" for when, token in deleted) or "Nothing was deleted.")
     return 0
@@ -133,7 +132,7 @@ def verify_concepts(settings: VerifyArgs) -> int:
         for path in library.misplaced_files()
     ]
     if settings.json_:
-        say(json.dumps(problems, indent=2))
+        print_json(problems)
     else:
         for problem in problems:
             say(f"{problem['token'] or '-'}  {problem['problem']}")

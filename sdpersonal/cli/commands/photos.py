@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ from pydantic import Field
 
 from ...config import ConceptKind, SettingsBase, WholeNumber
 from ...errors import UserError, printable
-from ..terminal import say
+from ..terminal import print_json, say
 
 if TYPE_CHECKING:
     from ...photos.loading import PhotoSet
@@ -55,7 +54,7 @@ def check_photos(settings: CheckPhotosArgs) -> int:
     if settings.json_:
         skipped = {file.name: file.reason for file in photos.skipped + photos.duplicates}
         facts = {"skipped": skipped, "notes": {p.name: list(p.notes) for p in photos.photos if p.notes}}
-        say(json.dumps(report.as_json() | facts | {"long_captions": lengths, "sheet": str(path)}, indent=2))
+        print_json(report.as_json() | facts | {"long_captions": lengths, "sheet": str(path)})
     else:
         long = [
             f"  {name}: its caption has about {tokens} tokens; only {_MAX_TOKENS} are read, so the rest is ignored"

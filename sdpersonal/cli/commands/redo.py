@@ -61,10 +61,9 @@ def redo(settings: RedoArgs) -> int:
 
     from ...generation import Generator
     from ...models import describe_base, load_base
-    from ...models.loading import BUILT_IN, SHORT_NAMES
     from ...outputs import Outputs, write_page
 
-    name = settings.base or base_to_load(recipe, {BUILT_IN, *SHORT_NAMES})
+    name = settings.base or base_to_load(recipe)
     base = load_base(name)
     raise_mismatches(base_mismatches(recipe, base.name, base.version), settings.anyway)
     say(describe_base(base, name))

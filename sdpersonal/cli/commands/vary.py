@@ -22,7 +22,6 @@ from .generate import GenerationArgs, load_model, open_outputs, print_paths
 
 if TYPE_CHECKING:
     from ...generation.prompt_resolution import ConceptSource
-    from ...image_metadata import Recipe
 
 
 class VaryArgs(GenerationArgs):
@@ -67,7 +66,7 @@ def vary(settings: VaryArgs) -> int:
     from ...generation.request_checks import check_requests
     from ...image_metadata import MAX_IMAGE_BYTES, Recipe, read_recipe
     from ...models.loading import kind_of
-    from ...playground.reproduce import base_mismatches, raise_mismatches
+    from ...playground.reproduce import base_mismatches, base_to_load, raise_mismatches
     from ...training.control import StopSignals
 
     recipe = read_recipe(storage.read_bytes(settings.image, MAX_IMAGE_BYTES), settings.image.name)
@@ -79,7 +78,7 @@ def vary(settings: VaryArgs) -> int:
     concepts: ConceptSource = RecipeThenLibrary(exact, library, settings.anyway) if exact else library
     for remark in () if isinstance(recipe, Recipe) else recipe.notes:
         say(remark)
-    name = settings.base or (_recipe_base_name(exact) if exact else None)
+    name = settings.base or (base_to_load(exact) if exact else None)
     storage.check_folder(settings.out)
     check_requests([favourite, *requests], concepts, settings.wildcards, kind_of(name))
     image = open_image(settings.image)
@@ -112,13 +111,6 @@ def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[
         img2img=settings.img2img,
         strength=settings.strength,
     )
-
-
-def _recipe_base_name(recipe: Recipe) -> str:
-    from ...models.loading import BUILT_IN, SHORT_NAMES
-    from ...playground.reproduce import base_to_load
-
-    return base_to_load(recipe, {BUILT_IN, *SHORT_NAMES})
 
 
 COMMANDS = {"vary": (vary, VaryArgs)}

@@ -37,7 +37,7 @@ class RuleFlag:
 
 @dataclass(frozen=True)
 class IgnoredFlag:
-    """A flag without effect here; `why` is printed, unless the value is a usual one, which means the same here."""
+    """A flag without effect here; `reason` is printed, unless the value is a usual one, which means the same here."""
 
     reason: str
     accepted: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class IgnoredFlag:
 
 @dataclass(frozen=True)
 class RefusedFlag:
-    """A flag that would change the result and is not supported; `why` is the reason. Usual values are accepted."""
+    """A flag that would change the result and is not supported, for this `reason`. Usual values are accepted."""
 
     reason: str
     accepted: tuple[str, ...] = ()

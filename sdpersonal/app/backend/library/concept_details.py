@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry, Library
@@ -58,19 +58,18 @@ def concept_details(library: Library, token_text: object) -> ConceptDetails:
         damage_facts = (("Damaged", str(entry.damaged)), ("File", format_bytes(entry.size)))
         return ConceptDetails(str(entry.token), "", "", damage_facts, (), (), versions, None)
     card = entry.card
-    newest = str(entry.token) == versions[-1]
-    prompts = card.prompts or (_example_prompt(card, entry.token.unversioned() if newest else entry.token),)
     facts = tuple((name, text) for name, text in entry_facts(entry) if text)
-    return ConceptDetails(
+    details = ConceptDetails(
         str(entry.token),
         card.title,
         thumbnail_data_url(entry),
         facts,
         _quality_sentences(card),
-        prompts,
+        card.prompts,
         versions,
         card,
     )
+    return details if card.prompts else replace(details, prompts=(_example_prompt(card, details.prompt_token),))
 
 
 def entry_facts(entry: Entry) -> list[tuple[str, str]]:
@@ -125,7 +124,7 @@ def parse_token(token_text: object, message: str = "No concept is selected.", hi
     return Token.parse(token_text)
 
 
-def _example_prompt(card: Card, token: Token) -> str:
+def _example_prompt(card: Card, token: str) -> str:
     return f"a lighthouse in the style of {token}" if card.kind == "style" else f"a photo of {token} on the beach"
 
 

@@ -1,1 +1,1 @@
-"""Backend of the Base tab."""
+"""Backend of the Models tab."""

@@ -29,7 +29,7 @@ TITLES = {
 _DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `files_to_fetch` selects of each
 _MAX_MODELS = 200  # files and folders of --bases that are listed
 _MIN_MODEL_BYTES = 100_000_000  # bytes: no Stable Diffusion checkpoint is smaller
-_FIXED_BASE = UserError("Whoever started this app chose the model; all users share it.", "")
+FIXED_BASE = "Whoever started this app chose the model; all users share it."
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def switch_model(app: App, name: object, agreed: object = False) -> str:
 def _check_name(app: App, name: object) -> str:
     """Return the name if it is on offer or a Hub id, never a path that a page sent. Raises UserError."""
     if app.fixed_base:
-        raise _FIXED_BASE
+        raise UserError(FIXED_BASE)
     if not isinstance(name, str) or not name.strip():
         raise UserError("No model is selected.", "Choose one, or enter a Hub id.")
     name = name.strip()

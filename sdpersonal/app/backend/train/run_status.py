@@ -72,7 +72,7 @@ class RunStatus:
 
 @dataclass
 class ProgressReader:
-    """Incremental reader of a run's `progress.jsonl`; `read`: bytes read so far."""
+    """Incremental reader of a run's `progress.jsonl`; `offset`: bytes read so far."""
 
     path: Path
     offset: int = 0

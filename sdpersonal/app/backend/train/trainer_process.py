@@ -19,10 +19,9 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from .... import storage
-from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings, flag_of
 
 OUTPUT_FILE, ERRORS_FILE = "said.txt", "errors.txt"
-_PATH_SETTINGS = ("photos", "library", "run", "vae")
 _CLOCK_TOLERANCE = 2.0  # seconds by which the system clock may have been adjusted meanwhile
 # Environment variables that a training may need. No others are passed on: they may hold keys and passwords.
 _INHERITED = {"PATH", "HOME", "USER", "LANG", "LANGUAGE", "TMPDIR", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
@@ -83,11 +82,11 @@ def settings_to_argv(settings: TrainingSettings) -> list[str]:
     """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
     arguments = []
     for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
-        flag = "class" if name == "class_noun" else name.replace("_", "-")
+        flag = flag_of(type(settings), name)
         if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
         elif value is not None:
-            arguments.append(f"--{flag}={value}")
+            arguments.append(f"{flag}={value}")
     return ["train", command_name(settings), *arguments]
 
 
@@ -95,9 +94,7 @@ def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
     """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
     values = {name: value for name, value in saved.items() if name != "program"}
     settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
-    return settings_class(
-        **values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)}
-    )
+    return settings_class(**values)
 
 
 def command_name(settings: TrainingSettings) -> str:

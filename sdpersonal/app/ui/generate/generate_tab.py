@@ -26,7 +26,7 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         with gr.Tab("Images"):
             results = results_box()
         with gr.Tab("History") as history_tab:
-            history_box(app, shared, history_tab, results)
+            history_box(app, history_tab, results)
     with left:
         prompt_box(app, shared)
         with gr.Row():
@@ -45,7 +45,7 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         with gr.Accordion("XYZ grid", open=False, elem_id="grid-box"):
             grid_box(app, form, results)
     with right:
-        actions_box(app, shared, results, form)
+        actions_box(app, results, form)
     _connect(app, shared, form, results, generate_button, endless_button, stop, upload)
 
 

@@ -37,7 +37,7 @@ class ResultComponents:
         return [self.status, self.live, self.gallery, self.results]
 
 
-def results_box(name: str = "") -> ResultComponents:
+def results_box() -> ResultComponents:
     """Lay out the images of a job."""
     status = text_line(IDLE_MESSAGE, "status", label="Status")
     live = gr.HTML("", elem_id="live")
@@ -86,7 +86,7 @@ def _data_url(image) -> str:
     return data_url(buffer.getvalue(), "image/jpeg")
 
 
-def actions_box(app: App, shared: SharedComponents, results: ResultComponents, form: GenerateForm) -> None:
+def actions_box(app: App, results: ResultComponents, form: GenerateForm) -> None:
     """Lay out the actions on the selected image, and connect them."""
     selected, generation, workspace = results.selected, app.generation, app.workspace
     with gr.Column(visible=False, elem_id="actions") as box:
@@ -161,7 +161,7 @@ def _star_update(on: bool):
     return gr.update(value="★ Favourite" if on else "☆ Favourite")
 
 
-def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: ResultComponents) -> None:
+def history_box(app: App, tab: gr.Tab, results: ResultComponents) -> None:
     """Lay out the earlier images; a click selects one as among the newest."""
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)

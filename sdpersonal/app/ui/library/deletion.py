@@ -12,7 +12,7 @@ from ..components import EVENT, LibraryState, text_line, user_name
 ONE, ALL = "Only this version", "All versions"
 
 
-def delete_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
+def delete_box(app: App, state: LibraryState) -> None:
     """Lay out the delete button with its confirmation, and the undo button."""
     library = app.workspace.library
     delete_button = gr.Button("Delete …", size="sm", visible=False, elem_id="delete")

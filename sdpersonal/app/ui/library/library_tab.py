@@ -31,7 +31,7 @@ def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         with gr.Column(scale=5, min_width=320):
             with details_box(app, shared, tab, state), gr.Accordion(EXPORT, open=False, elem_id="export-box"):
                 export_box(app, state)
-            delete_box(app, tab, state)
+            delete_box(app, state)
     with gr.Accordion("Import files", open=False, elem_id="import-box"):
         import_box(app, state)
     with gr.Accordion("Compare two concepts", open=False, elem_id="compare-box"):

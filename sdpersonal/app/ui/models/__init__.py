@@ -1,1 +1,1 @@
-"""The Base tab."""
+"""The Models tab."""

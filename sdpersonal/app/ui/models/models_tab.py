@@ -1,4 +1,4 @@
-"""Lay out the Base tab: facts of the loaded model, and the choice of another."""
+"""Lay out the Models tab: facts of the loaded model, and the choice of another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import gradio as gr
 from ...backend import App
 from ...backend.error_text import value_or_error
 from ...backend.models.hardware import Hardware
-from ...backend.models.picker import ModelChoice, download_question, list_models, model_facts, switch_model
+from ...backend.models.picker import (
+    FIXED_BASE,
+    ModelChoice,
+    download_question,
+    list_models,
+    model_facts,
+    switch_model,
+)
 from ..components import EVENT, Event, EventOptions, SharedComponents, text_line
 
-FIXED_BASE = "Whoever started this app chose the model; all users share it."
 HUB_HINT = "Or enter the name of a model on the Hugging Face Hub: owner/name."
 LOADING_MESSAGE = "Loading, as soon as no image is being generated …"
 LOAD_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
