@@ -132,3 +132,9 @@ def test_every_place_names_one_repository(metadata):
         url for name in names for url in re.findall(r"https://github\.com/[\w-]+/sdpersonal", (ROOT / name).read_text())
     ]
     assert set(own) == {URL}
+
+
+def test_test_files_have_names_of_their_own():
+    """Their folders are no packages: pytest imports each file by its name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -14,7 +14,7 @@ from ...backend import App, JobView
 from ...backend.generate import history, image_actions
 from ...backend.generation_service import IDLE_MESSAGE
 from ...backend.render_job import SessionImage
-from ..components import EVENT, Event, SharedComponents, session_id, text_line, thumbnails, user_name
+from ..components import EVENT, Event, session_id, text_line, thumbnails, user_name
 from .generate_form import GenerateForm
 
 _MAX_SHOWN = 60  # images on the page at once
