@@ -3,7 +3,7 @@
 Requests are independent: the same request gives the same images, whatever ran before.
 """
 
-from .denoise import SamplingConfig, denoise, noise_from_seed
+from .denoise import SamplingConfig, StepConditioning, denoise, noise_from_seed
 from .generator import MAX_BATCH_SIZE, Generator, ImageGenerator
 from .image import GeneratedImage, GeneratedImages
 from .prompt_resolution import ConceptSource, NoConcepts
@@ -17,6 +17,7 @@ __all__ = [
     "ImageGenerator",
     "NoConcepts",
     "SamplingConfig",
+    "StepConditioning",
     "denoise",
     "noise_from_seed",
 ]

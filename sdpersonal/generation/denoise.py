@@ -43,6 +43,18 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class StepConditioning:
+    """The conditioning of a step's batch.
+
+    rows: groups of B prompts each: the negative ones, unless the guidance scale is 1; those without their styles; and
+    one group for each style. style_scales: the guidance scales of the styles at this step.
+    """
+
+    rows: Conditioning
+    style_scales: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class InitLatents:
     """The latents of an init image, (1 or B, C, h, w), scaled for the UNet.
 
@@ -55,7 +67,7 @@ class InitLatents:
 
 def denoise(
     model: StableDiffusion,
-    conditioning_at: Callable[[float], Conditioning],
+    conditioning_at: Callable[[float], StepConditioning],
     noise: Tensor,
     config: SamplingConfig,
     init: InitLatents | None = None,
@@ -66,8 +78,8 @@ def denoise(
     """Denoise latents (B, C, h, w) from pure noise, or from noised init latents (SDEdit, Meng et al. 2021).
 
     Args:
-        conditioning_at: returns the conditioning of 2B prompts, the negative ones first, for the progress of the
-            sampling, 0 (noise) to 1 (image). It may change the LoRA adapters between steps.
+        conditioning_at: returns the conditioning for the progress of the sampling, 0 (noise) to 1 (image). It may
+            change the LoRA adapters between steps.
         seeds: one per image, for schedulers that add noise in their steps.
         on_step: on_step(i) is called before the i-th prediction, counted from 1.
         on_prediction: on_prediction(predict_x0) is called in each step; predict_x0() returns x_0, (B, C, h, w).
@@ -89,22 +101,28 @@ def denoise(
 
 
 def predict_with_guidance(
-    model: StableDiffusion, model_input: Tensor, t: Tensor, conditioning: Conditioning, config: SamplingConfig
+    model: StableDiffusion, model_input: Tensor, t: Tensor, conditioning: StepConditioning, config: SamplingConfig
 ) -> Tensor:
-    """Predict with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6): (B, C, h, w)."""
-    batch_size = len(model_input)
-    if config.guidance == 1:  # the negative prompt has no effect: half the work
-        return model.predict(model_input, t.expand(batch_size), conditioning[batch_size:])
-    both = model.predict(torch.cat([model_input, model_input]), t.expand(2 * batch_size), conditioning)
-    negative, positive = both.chunk(2)
-    guided = negative + config.guidance * (positive - negative)
-    return _rescale_guidance(guided, positive, config.rescale) if config.rescale else guided
+    """Predict with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6): (B, C, h, w).
+
+    Each style k adds guidance of its own, w_k (e_k - e_s); see `style_guidance`.
+    """
+    groups = (config.guidance != 1) + 1 + len(conditioning.style_scales)
+    rows = torch.cat([model_input] * groups)
+    predictions = model.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
+    negative, positive, *styled = predictions if config.guidance != 1 else (predictions[0], *predictions)
+    guided = negative + config.guidance * (positive - negative) if config.guidance != 1 else positive
+    styles = [style - positive for style in styled]
+    for style, scale in zip(styles, conditioning.style_scales, strict=True):
+        guided = guided + scale * style
+    unguided = positive + sum(styles) if styles else positive
+    return _rescale_guidance(guided, unguided, config.rescale) if config.rescale and config.guidance != 1 else guided
 
 
-def _rescale_guidance(guided: Tensor, positive: Tensor, rescale: float) -> Tensor:
+def _rescale_guidance(guided: Tensor, unguided: Tensor, rescale: float) -> Tensor:
     """Rescale to the standard deviation without guidance, by a share (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
     image_dims = (1, 2, 3)
-    scale = positive.std(dim=image_dims, keepdim=True) / guided.std(dim=image_dims, keepdim=True)
+    scale = unguided.std(dim=image_dims, keepdim=True) / guided.std(dim=image_dims, keepdim=True)
     return guided * (rescale * scale + (1 - rescale))
 
 

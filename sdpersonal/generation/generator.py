@@ -28,7 +28,7 @@ from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, sler
 from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
 from .previews import OnPrediction, Previews
-from .prompt_encoding import PromptEmbedsCache, PromptPair, StepConditioner, num_chunks
+from .prompt_encoding import ImagePrompts, PromptEmbedsCache, StepConditioner, num_chunks
 from .prompt_resolution import (
     ConceptSource,
     LoraWeight,
@@ -47,7 +47,7 @@ OOM_HINT = "Use a smaller --size or --num-images 1, or close other programs."
 class _ImageJob:
     """One image of a request."""
 
-    prompts: PromptPair
+    prompts: ImagePrompts
     seed: int
     variation_seed: int
     template: str  # the template that the prompt was chosen from, or ""
@@ -181,8 +181,8 @@ class Generator:
         with self.base.exclusive(), translate_oom("before generating", OOM_HINT, self.base.device):
             if self.base.safety_checker:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing
-            mixes = {mix for job in jobs for mix in job.batch_key[0]}
-            loras = ([weight.lora for weight in mix] for mix in mixes)
+            steps = {mixes for job in jobs for mixes in job.batch_key[0]}
+            loras = ({id(weight.lora): weight.lora for mix in mixes for weight in mix}.values() for mixes in steps)
             lora_bytes = max(map(self.base.adapters.memory_bytes, loras), default=0)
             return plan_offload(self.base, plan.final_size, MAX_BATCH_SIZE, lora_bytes)
 
@@ -232,9 +232,11 @@ class Generator:
             seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
             variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
-            pair = PromptPair(resolve(prompt), resolve(negative), plan.fast_lora)
-            batch_key = pair.loras_by_step(plan.sampling.steps), num_chunks(self.base, pair)
-            yield _ImageJob(pair, seed, variation_seed, request.prompt if prompt != request.prompt else "", batch_key)
+            prompts = ImagePrompts.of(resolve(prompt), resolve(negative), plan.fast_lora)
+            batch_key = prompts.mixes_by_step(plan.sampling.steps), num_chunks(self.base, prompts)
+            yield _ImageJob(
+                prompts, seed, variation_seed, request.prompt if prompt != request.prompt else "", batch_key
+            )
 
     def _generate_batch(
         self,
@@ -271,9 +273,14 @@ class Generator:
     ) -> list[Image.Image]:
         base, (width, height) = self.base, size
         noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
-        pairs, clip_skip = [job.prompts for job in jobs], plan.request.clip_skip
-        size_conditioning = SizeConditioning.full(height, width)
-        conditioner = StepConditioner(base, self._embeds_cache, pairs, size_conditioning, clip_skip)
+        conditioner = StepConditioner(
+            base,
+            self._embeds_cache,
+            [job.prompts for job in jobs],
+            SizeConditioning.full(height, width),
+            plan.request.clip_skip,
+            has_negative=sampling.guidance != 1,
+        )
         seeds = [job.seed for job in jobs]
         latents = denoise(base, conditioner, noise, sampling, init, seeds, on_step, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
@@ -289,7 +296,7 @@ class Generator:
         used = job.prompts.negative.strongest_uses() | job.prompts.prompt.strongest_uses()
         if plan.fast_concept:
             used[str(plan.fast_concept.token)] = plan.fast_concept, 1.0
-        active = {lora.identity for loras in job.prompts.loras_by_step(sampling.steps) for lora in loras}
+        active = {lora.identity for mixes in job.prompts.mixes_by_step(sampling.steps) for mix in mixes for lora in mix}
         return Recipe(
             sdpersonal=__version__,
             prompt=job.prompts.prompt.prompt.text,

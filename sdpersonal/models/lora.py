@@ -6,8 +6,9 @@ zero at the start. Several LoRAs with strengths s_i equal one LoRA of rank r_1 +
     A = [A_1; A_2; ...]        B = [s_1 alpha_1/r_1 B_1, s_2 alpha_2/r_2 B_2, ...]
 
 exactly, so a mix costs as much as one LoRA of that rank, changing it copies a few MB, and a layer with an empty adapter
-computes the same bits as the bare layer. Layers are named as in kohya's files: `lora_unet_` or `lora_te_` + the
-module's path with `.` written as `_`.
+computes the same bits as the bare layer. `set_groups` gives groups of a batch's rows different mixes.
+
+Layers are named as in kohya's files: `lora_unet_` or `lora_te_` + the module's path with `.` written as `_`.
 
 Changes that are not plain LoRAs (`changes`) become one if a LoRA of a small rank equals them; otherwise the adapter
 holds the sum of s_i (W_i' - W) for the layer's weight W. Biases and norms are replaced, and restored by `clear`.
@@ -16,7 +17,7 @@ holds the sum of s_i (W_i' - W) for the layer's weight W. Biases and norms are r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -31,6 +32,7 @@ from ..concepts.layer_changes import Change, fits
 from ..concepts.plain_lora import as_lora, exact_rank
 from ..concepts.weight_deltas import bias_change, weight_change
 from ..errors import UserError
+from .lora_groups import GroupFactors, LayerGroups
 
 LoraTargets = Literal["attention", "transformer", "all"]
 """Which layers of the UNet are trained: the attention projections (q, k, v, out); every linear layer of the
@@ -185,6 +187,7 @@ class LoraAdapters:
         self._adapters: dict[str, LoraAdapter] = {}
         self._norms: dict[str, _Norm] = {}
         self._replaced = _ReplacedParameters()
+        self._groups: list[LayerGroups] = []
         self._aliases: dict[str, str] = {}
         self._unused = tuple(unused)
         for prefix, model in models.items():
@@ -250,6 +253,37 @@ class LoraAdapters:
             else:
                 self._set_adapter(self._adapters[name], parts, may_merge=name.startswith(_UNET))
 
+    def set_groups(self, mixes: Sequence[Sequence[tuple[Lora, float]]]) -> None:
+        """Give groups of a batch's rows different mixes: the UNet's rows are as many equal groups, in this order.
+
+        What all mixes share is set as by `set`. The text encoders have only that.
+        """
+        shared = [part for part in mixes[0] if all(any(_is_same(part, other) for other in mix) for mix in mixes[1:])]
+        self.set(shared)
+        own = [[part for part in mix if not any(_is_same(part, other) for other in shared)] for mix in mixes]
+        parts_by_group = [self._group_by_layer(mix) for mix in own]
+        shared_parts = self._group_by_layer(shared)
+        for name in dict.fromkeys(name for parts in parts_by_group for name in parts):
+            if name.startswith(_UNET):
+                parts = [group.get(name, []) for group in parts_by_group]
+                self._groups.append(self._layer_groups(name, parts, shared_parts.get(name, [])))
+
+    def _layer_groups(self, name: str, parts: list[_LayerParts], shared: _LayerParts) -> LayerGroups:
+        """Build one layer's changes, given what each group has of its own and what all share."""
+        if norm := self._norms.get(name):
+            changed = {i: _changed_parameters(norm, [*shared, *own]) for i, own in enumerate(parts) if own}
+            return LayerGroups(norm, len(parts), None, changed)
+        layer = self._adapters[name].layer
+        factors: list[tuple[LoraLayer, float, int]] = []
+        replaced: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for group, own in enumerate(parts):
+            low_rank, others = _split_changes(own, layer.weight.shape)
+            if others:
+                replaced[group] = _changed_parameters(layer, [*shared, *own])
+            else:
+                factors += [(part, strength, group) for part, strength in low_rank]
+        return LayerGroups(layer, len(parts), _group_factors(factors, layer.weight, len(parts)), replaced)
+
     def memory_bytes(self, loras: Iterable[Lora]) -> int:
         """Return the bytes that a mix of these takes: LoRAs, and full changes as large as the weights themselves."""
         size = 0
@@ -266,11 +300,7 @@ class LoraAdapters:
         factors, changes = _split_changes(parts, weight.shape)
         down = up = full_change = None
         if factors:
-            down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
-            up = torch.cat(
-                [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
-            )
-            down, up = (matrix.to(weight.device, weight.dtype) for matrix in (down, up))
+            down, up = _concatenate(factors, weight)
         for change, strength in changes:
             if (delta := weight_change(change, weight)) is not None:
                 full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
@@ -337,6 +367,9 @@ class LoraAdapters:
         self._replaced.restore()
         for adapter in self._adapters.values():
             adapter.clear()
+        for groups in self._groups:
+            groups.remove()
+        self._groups.clear()
 
     def _group_by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, _LayerParts]:
         parts: dict[str, _LayerParts] = {}
@@ -386,6 +419,56 @@ def _split_changes(
         else:
             changes.append((part, strength))
     return factors, changes
+
+
+def _concatenate(factors: Sequence[tuple[LoraLayer, float]], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A and B of several LoRAs of a layer, concatenated by rank, as its weight is stored."""
+    down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
+    scaled = [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors]
+    up = torch.cat(scaled, dim=1)
+    return down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype)
+
+
+def _group_factors(
+    factors: Sequence[tuple[LoraLayer, float, int]], weight: Tensor, num_groups: int
+) -> GroupFactors | None:
+    """Concatenate the LoRAs of groups: (LoRA, strength, group). One that several groups have is stored once."""
+    if not factors:
+        return None
+    distinct: list[tuple[LoraLayer, float]] = []
+    members: list[set[int]] = []
+    for part, strength, group in factors:
+        for i, (earlier, earlier_strength) in enumerate(distinct):
+            if earlier is part and earlier_strength == strength:
+                members[i].add(group)
+                break
+        else:
+            distinct.append((part, strength))
+            members.append({group})
+    down, up = _concatenate(distinct, weight)
+    ranks = torch.tensor([part.rank for part, _ in distinct])
+    mask = torch.tensor([[float(group in groups) for groups in members] for group in range(num_groups)])
+    return GroupFactors(down, up, mask.repeat_interleave(ranks, dim=1).to(weight.device, weight.dtype))
+
+
+def _changed_parameters(layer: _Layer, parts: _LayerParts) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's weight and bias with these changes."""
+    weight, bias = layer.weight.detach().float().clone(), layer.bias
+    changed_bias = None if bias is None else bias.detach().float().clone()
+    for part, strength in parts:
+        if isinstance(part, LoraLayer):
+            delta = (_to_tensor(part.up).flatten(1) @ _to_tensor(part.down).flatten(1)).view(weight.shape)
+            weight += delta.to(weight.device) * (strength * part.alpha / part.rank)
+            continue
+        if (change := weight_change(part, layer.weight)) is not None:
+            weight += strength * change
+        if changed_bias is not None and bias is not None and (change := bias_change(part, bias)) is not None:
+            changed_bias += strength * change
+    return weight.to(layer.weight.dtype), changed_bias
+
+
+def _is_same(part: tuple[Lora, float], other: tuple[Lora, float]) -> bool:
+    return part[0] is other[0] and part[1] == other[1]
 
 
 def _factored_rank(part: LoraLayer | Change, shape: torch.Size) -> int:

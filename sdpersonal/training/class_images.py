@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import storage
 from ..errors import UserError
-from ..generation import SamplingConfig, denoise, noise_from_seed
+from ..generation import SamplingConfig, StepConditioning, denoise, noise_from_seed
 from ..models import LatentDistribution, SizeConditioning, StableDiffusion
 from .run_dir import RUNS_FOLDER
 
@@ -51,7 +51,9 @@ def generate_missing(
         conditioning = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
         for number in missing:
             noise = noise_from_seed(number, shape)[None].to(base.device)
-            latents = denoise(base, lambda progress: conditioning, noise, SamplingConfig(STEPS, base.guidance))
+            latents = denoise(
+                base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(STEPS, base.guidance)
+            )
             storage.write_bytes(_path(folder, number), save({"latents": latents[0].cpu().contiguous()}))
 
 

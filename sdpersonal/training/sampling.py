@@ -15,7 +15,7 @@ from ..concepts.thumbnail import make_thumbnail
 from ..config import GenerateRequest
 from ..display.image_grid import encode_png, labelled_grid
 from ..errors import OutOfMemory
-from ..generation import MAX_BATCH_SIZE, Generator, SamplingConfig, denoise, noise_from_seed
+from ..generation import MAX_BATCH_SIZE, Generator, SamplingConfig, StepConditioning, denoise, noise_from_seed
 from ..models import SizeConditioning, StableDiffusion
 from ..models.oom import translate_oom
 from ..prompts import Token
@@ -54,7 +54,9 @@ def _generate_batch(
     conditioning = base.encode_captions(prompts, [SizeConditioning.full(resolution, resolution)] * len(prompts))
     shape = base.latent_shape(resolution, resolution)
     noise = torch.stack([noise_from_seed(seed, shape) for seed in seeds]).to(base.device)
-    latents = denoise(base, lambda progress: conditioning, noise, SamplingConfig(steps, base.guidance))
+    latents = denoise(
+        base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(steps, base.guidance)
+    )
     return [Image.fromarray(pixels) for pixels in base.decode(latents)]
 
 

@@ -15,7 +15,7 @@ from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError
-from sdpersonal.generation import Generator, SamplingConfig, denoise, noise_from_seed
+from sdpersonal.generation import Generator, SamplingConfig, StepConditioning, denoise, noise_from_seed
 from sdpersonal.generation.denoise import slerp
 from sdpersonal.generation.prompt_resolution import PromptResolver, embeddings_at_strength, resolve_concepts
 from sdpersonal.image_metadata import read_recipe
@@ -229,7 +229,7 @@ def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
         tiny.adapters.set([(concept.lora, strength)])
         words = [Segment("a cat "), Segment(embeddings_at_strength(tiny, concept, strength))]
         rows = [tiny.encode_prompt(item) for item in ([], words)]
-        return type(rows[0])(torch.cat([row.prompt_embeds for row in rows]))
+        return StepConditioning(type(rows[0])(torch.cat([row.prompt_embeds for row in rows])))
 
     with tiny.exclusive(), tiny.adapters.active(()):
         noise = noise_from_seed(5, tiny.latent_shape(64, 64))[None]

@@ -25,7 +25,7 @@ from sdpersonal.config.scheduler_table import (
 )
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.generation.denoise import SamplingConfig, denoise
+from sdpersonal.generation.denoise import SamplingConfig, StepConditioning, denoise
 from sdpersonal.image_metadata import Recipe
 from sdpersonal.image_metadata.write_infotext import format_infotext
 from sdpersonal.models import load_base
@@ -372,7 +372,7 @@ def test_noise_is_each_images_own(sd1, name, monkeypatch):
 def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
     _, base = sd1
     sampling = SamplingConfig(5, 1.0, strength=change, scheduler=named(name))
-    row, progresses, counted = base.encode_captions([["a"]] * 2), [], []
+    row, progresses, counted = StepConditioning(base.encode_captions([["a"]])), [], []
     noise, _ = beginning(base)
     with base.exclusive():
         denoise(
