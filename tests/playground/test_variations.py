@@ -226,6 +226,7 @@ def test_a_sheet_of_any_number_has_all_of_them():
         (["a cat on grass", "a big cat on grass"], ["", "big"]),
         (["a cat", "a cat cat"], ["", "cat"]),
         (["a cat", "a cat"], ["", ""]),
+        (["a cat at sea, old", "a cat in space, old"], ["at sea", "in space"]),
         (["one alone"], [""]),
         (["in snow", "on sand", "at sea"], ["in snow", "on sand", "at sea"]),
     ],
