@@ -34,7 +34,7 @@ MAX_CARD_PROMPT = 500  # characters
 
 Consent = Literal["yes", "no", "unknown"]
 BASE_TITLES: dict[BaseKind, str] = {  # names for display
-    "tiny": "the built-in base of sdpersonal",
+    "tiny": "the built-in model of sdpersonal",
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
