@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -24,14 +25,16 @@ from pydantic import (
 from ..config.base import BaseKind, ConceptKind
 from ..config.text_checks import STRIP_UNSAFE
 from ..errors import UserError, printable
+from ..prompts import Token
 from ..storage.reading import parse_strict_json
 from .strict_safetensors import damaged_file_error
 
 MAX_CARD_BYTES = 200_000  # characters of JSON
+MAX_CARD_PROMPT = 500  # characters
 
 Consent = Literal["yes", "no", "unknown"]
 BASE_TITLES: dict[BaseKind, str] = {  # names for display
-    "tiny": "the built-in base of sdpersonal",
+    "tiny": "the built-in model of sdpersonal",
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
@@ -132,6 +135,17 @@ def edit_card(card: Card, changes: Mapping[str, object]) -> Card:
     if isinstance(licence := updates.get("license"), str):
         updates["license"] = spdx_name(licence.strip())
     return Card.model_validate(card.model_dump() | updates)
+
+
+def with_token(card: Card, token: Token) -> Card:
+    """Return the card with that token, which replaces the former one in its prompts too."""
+    updates: dict[str, object] = {"token": str(token)}
+    with suppress(UserError):  # a card without a token, or with text that is none
+        old, new = (str(name.unversioned())[1:-1] for name in (Token.parse(card.token), token))
+        mention = re.compile(rf"(?<=[<+]){old}(?=[>:@+]|-v[0-9])")
+        renamed = ((prompt, mention.sub(new, prompt)) for prompt in card.prompts)
+        updates["prompts"] = tuple(text if len(text) <= MAX_CARD_PROMPT else prompt for prompt, text in renamed)
+    return card.model_copy(update=updates)
 
 
 def _as_mapping(key: str, value: object) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from ..config.base import BaseKind
 from ..errors import UserError, printable
 from ..prompts import Token
 from . import layer_changes as changes
-from .card import Card
+from .card import Card, with_token
 from .strict_safetensors import tensor_bytes
 from .thumbnail import media_type
 
@@ -82,7 +82,7 @@ class Concept:
     def __post_init__(self):
         check_token(self.token)
         if self.card.token != str(self.token):
-            object.__setattr__(self, "card", self.card.model_copy(update={"token": str(self.token)}))
+            object.__setattr__(self, "card", with_token(self.card, self.token))
         if not self.vectors and self.lora is None:
             raise UserError(f"{self.token} holds neither vectors nor a LoRA.")
         if self.vectors:

@@ -17,7 +17,7 @@ from .. import storage
 from ..config.text_checks import check_path
 from ..errors import UnknownConcept, UserError, printable
 from ..prompts import Token
-from .card import Card, edit_card
+from .card import Card, edit_card, with_token
 from .concept import Concept, check_token, describe_contents
 from .concept_file import concept_from_bytes, concept_to_chunks, read_header
 from .importers.read_folders import join_concepts, read_path
@@ -348,7 +348,7 @@ class Library:
             return Entry(token, path, path.lstat().st_size, getattr(error, "message", str(error)))
         card = header.card
         if card.token != str(token):  # a file may have been renamed by hand
-            card = card.model_copy(update={"token": str(token)})
+            card = with_token(card, token)
         return Entry(
             token, path, header.size, None, card, header.vectors, header.lora_rank, header.kinds, header.identity
         )

@@ -74,11 +74,11 @@ def captioned_grid(captioned: Sequence[tuple[Image.Image, str]], tile_size: int 
 
 
 def differing_words(texts: Sequence[str]) -> list[str]:
-    """Return each text's words without the common beginning and the common end of all texts."""
+    """Return the words of each text between the common beginning and the common end, without commas at their ends."""
     words = [text.split() for text in texts]
     begin = _common_words(words)
     behind = _common_words([text_words[begin:][::-1] for text_words in words])
-    return [" ".join(text_words[begin : len(text_words) - behind]) for text_words in words]
+    return [" ".join(text_words[begin : len(text_words) - behind]).strip(",; ") for text_words in words]
 
 
 def _common_words(texts: Sequence[list[str]]) -> int:

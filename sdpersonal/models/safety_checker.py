@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil
 
 SUBFOLDER = "safety_checker"
-NO_CHECKER = "This base comes without a safety checker."
+NO_CHECKER = "This model comes without a safety checker."
 _GREY_RGB = (128, 128, 128)
 
 

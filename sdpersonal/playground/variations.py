@@ -155,7 +155,7 @@ def generate_variations(
     private: save no recipes. Raises as `Generator.generate`; images generated until then are saved, and on the grid.
     """
     saved: dict[Path, bool] = {}
-    captioned = [(favourite[1], "the favourite")]
+    captioned = [(favourite[1], "the original")]
     try:
         for i, generated in generate_all(generator, requests, progress, cancelled):
             saved[outputs.save(generated.to_png(private))] = generated.hidden
@@ -171,7 +171,7 @@ def generate_variations(
 def caption(favourite: GenerateRequest, request: GenerateRequest, recipe: Recipe) -> str:
     """Describe what is different in a variation, in a few words."""
     if request.init_image:
-        return f"from it, seed {recipe.seed}"
+        return f"img2img, seed {recipe.seed}"
     if request.variation_strength is not None:
         return f"variation {request.variation_strength:g}, seed {recipe.variation_seed}"
     return printable(differing_words([favourite.prompt, request.prompt])[1], 200) or "the same words"

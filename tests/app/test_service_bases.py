@@ -46,7 +46,7 @@ def app(tiny, folder, tmp_path):
 
 def test_what_is_loaded(app, tiny):
     known = dict(model_facts(app.generation.base))
-    assert (known["Model"], known["Architecture"]) == ("tiny", "the built-in base of sdpersonal")
+    assert (known["Model"], known["Architecture"]) == ("tiny", "the built-in model of sdpersonal")
     assert known["Image size"] == "128 x 128 pixels" and known["Device"] == "CPU" and "fp32" in known["Parameters"]
     assert known["Version"] == tiny.version[:16] and known["Safety checker"] == tiny.safety_note
 

@@ -143,7 +143,7 @@ def test_a_card_in_words(workspace):
     details = concept_details(workspace.library, "<duck>")
     known = dict(details.facts)
     assert (details.token, details.prompt_token, details.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
-    assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in base")
+    assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in model")
     assert "likeness 0.66" in known["Scores"] and details.quality == (
         "It is like the photos, and the places that prompts ask for are there.",
     )

@@ -355,7 +355,7 @@ def test_what_cannot_go_along_is_said():
     assert "LoRA is left out" in notes and "3 vectors" in notes
     full = concept(card=card(method="dreambooth-full", trigger_words=("sks duck",)), vectors={})
     assert "trained on the whole model" in " ".join(export(full, "a1111").notes)
-    assert "built-in base" in " ".join(export(full, "a1111").notes)
+    assert "built-in model" in " ".join(export(full, "a1111").notes)
     assert "cuts a longer prompt" in " ".join(export(teaching.full_concept("sd1"), "invokeai").notes)
 
 

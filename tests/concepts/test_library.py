@@ -225,6 +225,29 @@ def test_renaming_moves_every_version_and_keeps_identity(library):
     assert library.verify() == []
 
 
+def test_renaming_renames_the_concept_in_its_prompts(library):
+    """Else the prompts to try would name a concept that is gone."""
+    prompts = ("a <me/duck:0.8> and <me/duckling>", "<me/cat+me/duck@0-0.5> at home/duck", "<me/duck-v1>")
+    library.add(dataclasses.replace(concept(), card=card(prompts=prompts)))
+    library.rename(T("<duck>"), T("<you/toy>"))
+    renamed = ("a <you/toy:0.8> and <me/duckling>", "<me/cat+you/toy@0-0.5> at home/duck", "<you/toy-v1>")
+    assert library["<you/toy>"].card.prompts == library.entries()[0].card.prompts == renamed
+
+
+def test_a_prompt_that_renaming_would_make_too_long_for_a_card_stays(library):
+    prompts = (f"<me/duck> {'x' * 490}",)
+    library.add(dataclasses.replace(concept(), card=card(prompts=prompts)))
+    library.rename(T("<duck>"), T("<me/a-longer-name>"))
+    assert library["<a-longer-name>"].card.prompts == prompts
+
+
+def test_a_file_renamed_by_hand_shows_prompts_of_its_new_name(library):
+    library.add(dataclasses.replace(concept(), card=card(prompts=("<me/duck> at sea",))))
+    (library.folder / "me/duck-v1.safetensors").rename(library.folder / "me/goose-v1.safetensors")
+    (entry,) = library.entries()
+    assert entry.card.prompts == library["<me/goose>"].card.prompts == ("<me/goose> at sea",)
+
+
 def test_one_version_can_be_renamed(library):
     for seed in (0, 1):
         library.add(concept(seed=seed))

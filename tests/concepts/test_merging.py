@@ -117,7 +117,7 @@ def test_what_cannot_be_merged_is_refused():
         ([(a, 1)], "at least two"),
         (
             [(a, 1), (foreign, 1)],
-            "<me/a-v1> is made for the built-in base of sdpersonal, <me/x> for Stable Diffusion 1.x",
+            "<me/a-v1> is made for the built-in model of sdpersonal, <me/x> for Stable Diffusion 1.x",
         ),
         ([(a, 1), (b, 0)], "strength 0"),
         ([(a, 1), (many, 1)], "65 vectors"),
@@ -156,7 +156,7 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["lora_rank"] == 8
     before = library.entries()
     for argv, words in (
-        (("a", "x", "--as", "<me/e>"), "made for the built-in base"),
+        (("a", "x", "--as", "<me/e>"), "made for the built-in model"),
         (("a", "nowhere", "--as", "<me/e>"), "No concept <nowhere>"),
         (("a", "b", "--as", "e"), "has no owner"),
         (("a", "b", "--as", "../x"), "not a concept's token"),

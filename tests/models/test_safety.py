@@ -122,7 +122,7 @@ def test_the_first_line_says_which_it_is(checked, tiny, tmp_path):
     assert off.safety_checker is None and describe_base(off, "x", with_safety=True).endswith(
         "Its safety checker is off."
     )
-    assert describe_base(tiny, "tiny", with_safety=True).endswith("This base comes without a safety checker.")
+    assert describe_base(tiny, "tiny", with_safety=True).endswith("This model comes without a safety checker.")
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / FILE).rename(pickled / "safety_checker" / "pytorch_model.bin")
     line = describe_base(load_base(str(pickled), "cpu"), "x", with_safety=True)

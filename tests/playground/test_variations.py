@@ -210,6 +210,9 @@ def test_captions_say_what_is_different(generator):
     assert said(vary_strength(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
     assert said(vary_words(FAVOURITE, "the beach", "a green hill")[0]) == "a green hill"
     assert said(vary_seed(FAVOURITE, 0.2, 1, seed=6)[0]) == "variation 0.2, seed 6"
+    (image,) = generator.generate(FAVOURITE)
+    from_image = FAVOURITE.model_copy(update={"init_image": Path("one.png")})
+    assert caption(FAVOURITE, from_image, image.recipe) == f"img2img, seed {image.recipe.seed}"
 
 
 def test_a_sheet_of_any_number_has_all_of_them():
@@ -226,6 +229,7 @@ def test_a_sheet_of_any_number_has_all_of_them():
         (["a cat on grass", "a big cat on grass"], ["", "big"]),
         (["a cat", "a cat cat"], ["", "cat"]),
         (["a cat", "a cat"], ["", ""]),
+        (["a cat at sea, old", "a cat in space, old"], ["at sea", "in space"]),
         (["one alone"], [""]),
         (["in snow", "on sand", "at sea"], ["in snow", "on sand", "at sea"]),
     ],

@@ -44,7 +44,7 @@ def _general_notes(concept: Concept, format: Format) -> list[str]:
     notes = []
     if concept.card.base == "tiny":
         notes.append(
-            "It was made for sdpersonal's built-in base, which no other program has"
+            "It was made for sdpersonal's built-in model, which no other program has"
             + (": install sdpersonal beside it." if format == "diffusers" else "; with other models it is of no use.")
         )
     if concept.card.method == "dreambooth-full":

@@ -39,7 +39,7 @@ def write(concept: Concept) -> Export:
         files[DIFFUSERS_LORA] = _lora(concept, concept.lora)
     notes = [loss_note] if loss_note else []
     if concept.vectors:
-        notes.append(f"Load the word before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
+        notes.append(f"Load the token before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
     return Export(
         program="diffusers",
         files=files,

@@ -125,12 +125,17 @@ def _pick_files(names: Iterable[str]) -> list[str]:
 
 
 def _cached_folder(repository: Repository) -> Path | None:
-    from huggingface_hub import snapshot_download
+    """Return the folder of the newest copy in the cache, if it has files that could be a concept."""
+    from huggingface_hub import constants, scan_cache_dir
 
     try:
-        folder = Path(snapshot_download(repository.id, local_files_only=True))
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
+        repos = [repo for repo in cache.repos if (repo.repo_id, repo.repo_type) == (repository.id, "model")]
+        # Not by branch: the client records none for a download by commit, as ours are.
+        newest = max((copy for repo in repos for copy in repo.revisions), key=lambda copy: copy.last_modified)
     except Exception:  # whatever the error is, there is no copy to use
         return None
+    folder = newest.snapshot_path
     if repository.file:
         return folder if (folder / repository.file).is_file() else None
     paths = [*folder.glob("*"), *folder.glob("*/*")]

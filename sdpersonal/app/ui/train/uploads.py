@@ -47,7 +47,7 @@ def photos_box() -> PhotoComponents:
             "Add a folder", file_count="directory", size="sm", min_width=120, elem_id="photos-folder"
         )
         sets = [
-            gr.Button(f"Sample photos: {title}", size="sm", min_width=120, elem_id=f"sample-photos-{number}")
+            gr.Button(f"Samples: {title}", size="sm", min_width=120, elem_id=f"sample-photos-{number}")
             for number, title in enumerate(sample_sets())
         ]
     tiles = gr.Gallery(
