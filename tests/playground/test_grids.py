@@ -177,6 +177,36 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
     assert replace_concept("(<me/duck:0.5@0-1>:1.2)", DUCK, "a toy duck") == "(a toy duck:1.2)"
 
 
+@pytest.mark.parametrize(
+    ("edit", "prompt", "expected"),
+    [
+        (lambda p: set_strength(p, DUCK, 0.5), "<me/duck:at=left>", "<me/duck:0.5:at=left>"),
+        (lambda p: set_strength(p, DUCK, 0.5), "<me/duck:1:in=0.2@0-1>", "<me/duck:0.5:in=0.2@0-1>"),
+        (
+            lambda p: set_strength(p, DUCK, 1),
+            "<me/duck:ramp=0-1+me/cat:at=left>",
+            "<me/duck:1:ramp=0-1+me/cat:0.5:at=left>",
+        ),
+        (lambda p: set_window(p, DUCK, "0-0.5"), "<me/duck:0.8:at=left:in=0>", "<me/duck:0.8:at=left:in=0@0-0.5>"),
+        (lambda p: replace_concept(p, DUCK, "<me/fox>"), "<me/duck:0.8:at=left@0-1>", "<me/fox:0.8:at=left@0-1>"),
+        (
+            lambda p: replace_concept(p, DUCK, "<me/fox:box=0,0,1,1:out=0>"),
+            "<me/duck:0.8:at=left:lbw=OUTS:ramp=0-1>",
+            "<me/fox:0.8:ramp=0-1:box=0,0,1,1:out=0>",
+        ),
+        (
+            lambda p: replace_concept(p, DUCK, "<me/fox+me/cat>"),
+            "<me/duck:at=left:in=0>",
+            "<me/fox:at=left:in=0+me/cat:in=0>",
+        ),
+        (lambda p: replace_words(p, "left", "right"), "left of <me/duck:at=left>", "right of <me/duck:at=left>"),
+    ],
+)
+def test_options_are_kept(edit, prompt, expected):
+    assert edit(prompt) == expected
+    assert parse(expected)
+
+
 # --- axes -------------------------------------------------------------------------------------------------------------
 
 
