@@ -76,7 +76,7 @@ class StepConditioner:
         self._prompts = [*(pair.negative for pair in pairs), *(pair.prompt for pair in pairs)]
         self._sizes = [size] * len(self._prompts)
         self._min_chunks = num_chunks(base, pairs[0])
-        self._active: list[tuple[bool, ...]] | None = None
+        self._active: list[tuple[float, ...]] | None = None
         self._loras: tuple[LoraWeight, ...] | None = None
         self._conditioning: Conditioning | None = None
 

@@ -517,7 +517,7 @@ REFERENCES = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(REFERENCES)
 def test_any_reference_is_written_and_read_again(reference):
     assert parse(format_prompt(Prompt("", (reference,)))).pieces == (reference,)
