@@ -27,6 +27,8 @@ MAX_BLEND = 8  # concepts in one pair of brackets
 
 BRACKETED = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")  # a concept in a prompt, unless a backslash escapes it
 _WANTS_SIGN = re.compile(r"[:=,]\s*(?:[+-]?[0-9.]+e)?\Z", re.I)  # the end of what a number with a + may continue
+_COLON = re.compile(r":(?![^{}]*\})")  # not inside alternatives
+_OPTION = re.compile(r"[^{}=]*=")
 _A1111_NETWORK = re.compile(
     r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([^:]*))?", re.I
 )  # A1111's extra networks
@@ -85,10 +87,13 @@ def cut_word(inner: str) -> tuple[list[str], str, str]:
 
 
 def split_part(part: str) -> WrittenConcept:
-    """Split one concept of a reference, `me/duck:0.8:at=left`. Two strengths become one text, which is no number."""
-    word, *items = part.split(":")
-    pairs = (item.partition("=") for item in items if "=" in item)
-    strengths = [item.strip() for item in items if "=" not in item]
+    """Split one concept of a reference, `me/duck:0.8:at=left`, also of a template, `me/duck:{0.5|1}`.
+
+    Two strengths become one text, which is no number.
+    """
+    word, *items = _COLON.split(part)
+    strengths = [item.strip() for item in items if not _OPTION.match(item)]
+    pairs = (item.partition("=") for item in items if _OPTION.match(item))
     return WrittenConcept(
         word.strip(),
         ":".join(strengths) if strengths else None,

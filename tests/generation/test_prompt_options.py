@@ -9,8 +9,10 @@ import torch
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
 from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.generation.prompt_resolution import PromptResolver, embeddings_at_strength
+from sdpersonal.generation.request_checks import named
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.models import Segment
 from sdpersonal.prompts import Token
@@ -131,6 +133,25 @@ def test_images_of_one_batch_have_their_own_options(tiny, duck):
     alone = [image(tiny, duck, f"a cat <duck:{end}>", steps=2) for end in ends]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
     assert len({item.tobytes() for item in together}) == len(ends)
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        ("a <me/duck:at={left|right}> and <cat:{0.5|1}:in=0>", ["<me/duck>", "<cat>"]),
+        ("<me/{duck|cat}:guidance=2>", ["<me/duck>", "<me/cat>"]),
+        ("{<me/duck:lbw=OUTS>|<cat>} <me/duck:{in=0|ramp=0-1}>", ["<me/duck>", "<cat>"]),
+        ("<me/__animals__:0.5> <cat>", ["<cat>"]),
+    ],
+)
+def test_concepts_with_alternatives_in_their_options_are_found(template, names):
+    assert [str(mention.token) for mention in named(template)] == names
+
+
+@pytest.mark.parametrize("template", ["<me/duck:at={left|above}>", "<me/duck:size={1|2}>", "<me/{duck|Düc}>"])
+def test_mistakes_in_alternatives_of_options_are_refused(template):
+    with pytest.raises(UserError, match=r"above|unknown option|not a concept's token"):
+        named(template)
 
 
 def test_a_recipe_with_options_is_redone(tiny, duck):

@@ -32,7 +32,7 @@ from sdpersonal.playground.xyz_grid import Axis, CheckpointConcepts, XyzGridRequ
 from sdpersonal.playground.xyz_grid.generate_cells import plan_batches
 from sdpersonal.playground.xyz_grid.prompt_edits import replace_concept, replace_words, set_strength, set_window
 from sdpersonal.playground.xyz_grid.ranges import parse_numbers
-from sdpersonal.prompts import ConceptRef, Token, parse
+from sdpersonal.prompts import ConceptRef, Token, Wildcards, all_prompts, parse
 from support.browser import browser, missing
 from support.crash import NO_ROOM, REFUSED, calls_made, fail_at
 from support.samples import embedding
@@ -187,6 +187,8 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
             "<me/duck:ramp=0-1+me/cat:at=left>",
             "<me/duck:1:ramp=0-1+me/cat:0.5:at=left>",
         ),
+        (lambda p: set_strength(p, DUCK, 1), "<me/duck:{0.2|0.7}:at=left>", "<me/duck:1:at=left>"),
+        (lambda p: set_strength(p, DUCK, 1), "<me/duck:0.2:at={top|left}>", "<me/duck:1:at={top|left}>"),
         (lambda p: set_window(p, DUCK, "0-0.5"), "<me/duck:0.8:at=left:in=0>", "<me/duck:0.8:at=left:in=0@0-0.5>"),
         (lambda p: replace_concept(p, DUCK, "<me/fox>"), "<me/duck:0.8:at=left@0-1>", "<me/fox:0.8:at=left@0-1>"),
         (
@@ -204,7 +206,7 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
 )
 def test_options_are_kept(edit, prompt, expected):
     assert edit(prompt) == expected
-    assert parse(expected)
+    assert all(map(parse, all_prompts(expected, Wildcards(None))))
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
