@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 
 from ..errors import UserError, printable
@@ -134,11 +133,19 @@ def read_a1111_blocks(inner: str) -> BlockWeights | None:
     """
     for i, item in enumerate(inner.split(":")[2:]):
         name, equals, value = item.partition("=")
-        if (equals and name.strip().lower() in ("lbw", "w")) or (i and not equals):
-            with suppress(UserError):
-                blocks = _parse_lbw(inner, value if equals else name)
-                return None if blocks == BlockWeights() else blocks
+        is_named, is_third = equals and name.strip().lower() in ("lbw", "w"), i and not equals
+        if (is_named or is_third) and (blocks := read_block_weights(value if equals else name)):
+            return blocks
     return None
+
+
+def read_block_weights(text: str) -> BlockWeights | None:
+    """Parse a preset or a list of another program; None where it is neither, or changes nothing."""
+    try:
+        blocks = _parse_lbw("", text)
+    except UserError:
+        return None
+    return None if blocks == BlockWeights() else blocks
 
 
 def _parse_lbw(inner: str, text: str) -> BlockWeights:
