@@ -47,11 +47,13 @@ class LoraLayer:
 class Lora:
     """Layers by kohya module name, e.g. `lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q`.
 
-    changes: other changes of layers (LoHa, LoKr, DoRA, ...), by the same names; no layer is in both.
+    changes: other changes of layers (LoHa, LoKr, DoRA, ...), by the same names; no layer is in both. change_factors:
+    factors of the strength of a change, 1 for those not in it; a concept's own LoRA has none (`lora_blocks`).
     """
 
     layers: dict[str, LoraLayer]
     changes: dict[str, changes.Change] = field(default_factory=dict)
+    change_factors: dict[str, float] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import UserError
-from ..prompts import MAX_STRENGTH, Mention, Token
+from ..prompts import MAX_STRENGTH, Token
 from .card import BASE_TITLES, Card, Consent, Scalar
 from .compare import scaled_factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
@@ -173,7 +173,7 @@ def _truncate_layer(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float
 def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, vector_method: str) -> Card:
     """Build the merged card: fields on which the parts agree, and the parts themselves in the recipe."""
     cards = [concept.card for concept, _ in parts]
-    names = " + ".join(str(Mention(concept.token, strength)) for concept, strength in parts)
+    names = " + ".join(f"{str(concept.token)[:-1]}:{strength:g}>" for concept, strength in parts)
     recipe: dict[str, Scalar] = {f"part_{i}": str(c.token) for i, (c, _) in enumerate(parts[:16], 1)}
     recipe |= {f"strength_{i}": float(strength) for i, (_, strength) in enumerate(parts[:16], 1)}
     return Card(

@@ -57,7 +57,8 @@ class GenerateRequest(SettingsBase):
     """A request for images. Image i depends only on seed + i (or, for variations of a seed, on variation_seed + i)."""
 
     prompt: PromptText
-    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
+    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'. Strength and options follow a token:
+    <me/ink:0.8>, <me/ink:0.8:in=0.2:ramp=0.2-1>."""
     negative: PromptText = ""
     """Negative prompt: what the image should not show."""
     num_images: Annotated[int, WholeNumber, Field(ge=1, le=100), tyro.conf.arg(aliases=("-n",))] = 4

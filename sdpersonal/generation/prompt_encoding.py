@@ -135,19 +135,21 @@ class StepConditioner:
         is_uniform = self._mixes is None or len(set(self._mixes)) == 1
         for group, mix in zip(groups, mixes, strict=True):
             if mix != loaded or not is_uniform:
-                self._base.adapters.set(_loras(mix))
+                self._base.adapters.set(_loras([mix])[0])
                 loaded, is_uniform, self._mixes = mix, True, (mix,)
             embeds += [
                 self._embeds_cache.encode(prompt, progress, mix, self._min_chunks, self._clip_skip) for prompt in group
             ]
         if len(set(mixes)) > 1:
-            self._base.adapters.set_groups([_loras(mix) for mix in mixes])
+            self._base.adapters.set_groups(_loras(mixes))
         self._mixes = mixes
         self._rows = self._base.with_size_conditioning(Conditioning.cat(embeds), [self._size] * len(embeds))
 
 
-def _loras(mix: Sequence[LoraWeight]) -> list[tuple[Lora, float]]:
-    return [(weight.lora, weight.strength) for weight in mix]
+def _loras(mixes: Sequence[Sequence[LoraWeight]]) -> list[list[tuple[Lora, float]]]:
+    """Return the LoRAs of each mix with their strengths. Equal LoRAs are the same object in all of them."""
+    loras = {weight: weight.lora for mix in mixes for weight in mix}
+    return [[(loras[weight], weight.strength) for weight in mix] for mix in mixes]
 
 
 def num_chunks(base: StableDiffusion, prompts: ImagePrompts) -> int:

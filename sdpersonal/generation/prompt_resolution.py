@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept, Lora
+from ..concepts.lora_blocks import with_block_weights
 from ..errors import UserError
 from ..models import Segment, StableDiffusion, Vectors
-from ..prompts import Break, ConceptRef, Mention, Prompt, Text, Token, parse
+from ..prompts import BlockWeights, Break, ConceptRef, Mention, Prompt, Text, Token, parse
 
 
 class ConceptSource(Protocol):
@@ -31,11 +33,15 @@ class NoConcepts:
 
 @dataclass(frozen=True)
 class LoraWeight:
-    """A concept's LoRA at a strength. It is identified by the concept's bytes, so copies of a concept are equal."""
+    """A concept's LoRA at a strength. It is identified by the concept's bytes, so copies of a concept are equal.
+
+    lora: scaled by the weights of its `blocks` already.
+    """
 
     identity: str
     strength: float
     lora: Lora = field(compare=False, repr=False)
+    blocks: BlockWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,12 @@ class ResolvedPrompt:
         """What its embeddings depend on, besides `active_at` and the LoRA adapters. Copies of a concept are equal."""
         return self.prompt, tuple(self.concepts[mention.token].identity for mention in self.prompt.mentions)
 
-    def active_at(self, progress: float) -> tuple[bool, ...]:
-        """Return for each reference whether it is active at a step."""
-        return tuple(is_active_at(reference, progress) for reference in self.references)
+    def active_at(self, progress: float) -> tuple[float, ...]:
+        """Return the strength of every mention at a step, 0 where it is not active."""
+        return tuple(strength_at(ref, part, progress) for ref in self.references for part in ref.parts)
 
     def segments_at(self, base: StableDiffusion, progress: float) -> list[Segment | Break]:
-        """Return the prompt as it is at a step, for `base.encode_prompt`; a reference that is not active has strength
-        0."""
+        """Return the prompt as it is at a step, for `base.encode_prompt`."""
         segments: list[Segment | Break] = []
         for piece in self.prompt.pieces:
             if isinstance(piece, Break):
@@ -71,22 +76,33 @@ class ResolvedPrompt:
             elif isinstance(piece, Text):
                 segments.append(Segment(piece.text, piece.weight))
             else:
-                is_active = is_active_at(piece, progress)
-                parts = [(self.concepts[part.token], part.strength if is_active else 0.0) for part in piece.parts]
+                parts = [(self.concepts[part.token], strength_at(piece, part, progress)) for part in piece.parts]
                 segments += [Segment(content, piece.weight) for content in resolve_concepts(base, parts)]
         return segments
 
     def loras_at(self, progress: float) -> tuple[LoraWeight, ...]:
-        """Return the active LoRAs; one that is mentioned repeatedly has its strength farthest from 0."""
+        """Return the active LoRAs; one that is mentioned repeatedly is as in its mention farthest from strength 0."""
         loras: dict[str, LoraWeight] = {}
         for reference in self.references:
-            for part in reference.parts if is_active_at(reference, progress) else ():
-                concept = self.concepts[part.token]
-                if concept.lora and part.strength:
-                    earlier = loras[concept.identity].strength if concept.identity in loras else 0.0
-                    strength = _farther_from_zero(earlier, part.strength)
-                    loras[concept.identity] = LoraWeight(concept.identity, strength, concept.lora)
+            for part in reference.parts:
+                lora, strength = self._loras.get((part.token, part.blocks)), strength_at(reference, part, progress)
+                if lora and strength:
+                    identity = self.concepts[part.token].identity
+                    weight = LoraWeight(identity, strength, lora, part.blocks)
+                    loras[identity] = max(loras.get(identity, weight), weight, key=_precedence)
         return tuple(loras.values())
+
+    @cached_property
+    def _loras(self) -> dict[tuple[Token, BlockWeights | None], Lora]:
+        """The LoRAs by token and block weights, with those weights; without any that change nothing."""
+        loras: dict[tuple[Token, BlockWeights | None], Lora] = {}
+        for mention in self.prompt.mentions:
+            lora = self.concepts[mention.token].lora
+            if lora and mention.blocks:
+                lora = with_block_weights(lora, mention.blocks)
+            if lora and (lora.layers or lora.changes):
+                loras[mention.token, mention.blocks] = lora
+        return loras
 
     def strongest_uses(self) -> dict[str, tuple[Concept, float]]:
         """Return the concepts by full token, with the strength farthest from 0 that they are mentioned with."""
@@ -101,6 +117,21 @@ class ResolvedPrompt:
 def _farther_from_zero(*strengths: float) -> float:
     """Return the strength farthest from 0; the positive one if two are equally far."""
     return max(strengths, key=lambda strength: (abs(strength), strength))
+
+
+def _precedence(weight: LoraWeight) -> tuple[float, float, tuple[float, ...]]:
+    """Return a key by which one mention of a LoRA is chosen, whatever their order."""
+    blocks = weight.blocks or BlockWeights()
+    return abs(weight.strength), weight.strength, blocks.values
+
+
+def strength_at(reference: ConceptRef, mention: Mention, progress: float) -> float:
+    """Return the strength of one of the reference's concepts at a step: 0 outside its window, else along its ramp."""
+    if not is_active_at(reference, progress):
+        return 0.0
+    first, last = mention.ramp
+    share = (progress - reference.start) / (reference.end - reference.start)
+    return mention.strength * (first + share * (last - first)) + 0.0
 
 
 def is_active_at(reference: ConceptRef, progress: float) -> bool:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..config import MAX_IMAGES, GenerateRequest, check_total_work
 from ..errors import UserError
-from ..prompts import Mention, Token, Wildcards, count_prompts, nth_prompt, parse, sample_prompt
+from ..prompts import (
+    Mention,
+    Token,
+    Wildcards,
+    all_prompts,
+    count_prompts,
+    has_alternatives,
+    nth_prompt,
+    parse,
+    sample_prompt,
+)
 from ..prompts.concept_syntax import BRACKETED, parse_concept_ref
 from .img2img import mask_note
 from .prompt_resolution import ConceptSource, check_kind, check_makes_few_steps_enough
+
+_MAX_CHOICES = 100  # of one pair of brackets
 
 
 def check_requests(
@@ -54,8 +67,19 @@ def check_template(
 
 def named(template: str) -> list[Mention]:
     """Return the concepts in a template's own text, without repetition, chosen or not. Raises UserError."""
-    parts = (part for word in BRACKETED.findall(template) for part in parse_concept_ref(word).parts)
+    words = (choice for word in BRACKETED.findall(template) for choice in _choices(word))
+    parts = (part for word in words for part in parse_concept_ref(word).parts)
     return list({str(part.token): part for part in parts}.values())
+
+
+def _choices(word: str) -> list[str]:
+    """Return what can stand in a concept's brackets, `me/duck:{0.5|1}`; nothing where a wildcard list decides."""
+    if not has_alternatives(word):
+        return [word]
+    try:
+        return list(islice(all_prompts(word, Wildcards(None)), _MAX_CHOICES))
+    except UserError:
+        return []
 
 
 def check_tokens(tokens: Iterable[Token], concepts: ConceptSource, kind: str | None) -> None:

@@ -64,9 +64,8 @@ def split_styles(resolved: ResolvedPrompt) -> tuple[ResolvedPrompt, tuple[StyleP
 
 def _scale(resolved: ResolvedPrompt, reference: ConceptRef) -> float:
     """Return a reference's own guidance scale; 0 if it has none."""
-    scale = getattr(reference, "guidance", None)
-    if scale is not None:
-        return scale
+    if reference.guidance is not None:
+        return reference.guidance
     kinds = {resolved.concepts[part.token].card.kind for part in reference.parts}
     return STYLE_SCALE if kinds == {"style"} else 0.0
 

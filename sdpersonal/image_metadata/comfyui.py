@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import printable
+from ..prompts import BlockWeights
+from ..prompts.concept_options import read_block_weights
 from .comfyui_graph import Graph, Link, Node
 from .parameters import Parameters, Unreadable, base_name, number
 from .prompt_syntax import Network
@@ -510,7 +512,18 @@ def _loras(walk: _Walk, node: Node) -> Iterator[Network]:
         keys = [f"{name}_{digits}" if digits else name for name in _STRENGTHS]
         strength = next((walk._scalar(node.inputs[name], name) for name in keys if name in node.inputs), None)
         if strength != 0:
-            yield Network("LoRA", base_name(value), _finite(strength))
+            yield Network("LoRA", base_name(value), _finite(strength), _block_weights(node))
+
+
+def _block_weights(node: Node) -> BlockWeights | None:
+    """Return the block weights of the Inspire Pack's loader, `OUTALL:1,0,...`; None where they are not plain numbers.
+
+    It gives them to the blocks that a LoRA has, in order: those of the list, if only attention was trained.
+    """
+    vector = node.inputs.get("block_vector")
+    if not isinstance(vector, str) or node.inputs.get("inverse"):
+        return None
+    return read_block_weights(vector.rpartition(":")[2][:1000])
 
 
 def _finite(value: Any) -> float | None:

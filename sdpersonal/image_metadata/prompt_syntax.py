@@ -14,7 +14,9 @@ from typing import Literal
 
 from ..config.text_checks import plain_spaces
 from ..errors import UserError, printable
-from ..prompts import MAX_PROMPT, Token
+from ..prompts import MAX_PROMPT, BlockWeights, Token
+from ..prompts.block_weights import format_blocks
+from ..prompts.concept_options import read_a1111_blocks
 
 Syntax = Literal["a1111", "comfyui", "compel", "novelai"]
 Kind = Literal["LoRA", "embedding", "hypernetwork"]
@@ -38,14 +40,20 @@ _NAI_DEEP = 12  # nesting depth of brackets
 
 @dataclass(frozen=True)
 class Network:
-    """The name of a LoRA, embedding or hypernetwork that an image used. strength: None if not stated."""
+    """The name of a LoRA, embedding or hypernetwork that an image used.
+
+    strength: None if not stated; blocks: the LoRA's block weights, None for none, or none that can be read.
+    """
 
     kind: Kind
     name: str
     strength: float | None = None
+    blocks: BlockWeights | None = None
 
     def __str__(self) -> str:
-        weight = "" if self.strength is None else f" ({self.strength:g})"
+        options = [] if self.strength is None else [f"{self.strength:g}"]
+        options += [format_blocks(self.blocks)] if self.blocks else []
+        weight = f" ({':'.join(options)})" if options else ""  # as it is written after a token of ours
         return f"the {self.kind} {printable(self.name, 60)}{weight}"
 
 
@@ -68,8 +76,10 @@ def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
 def _networks(prompt: str) -> list[Network]:
     kinds: dict[str, Kind] = {"hypernet": "hypernetwork"}
     return [
-        Network(kinds.get(kind.lower(), "LoRA"), name.strip(), _strength(strength))
-        for kind, name, strength in _NETWORK.findall(prompt[:_LONGEST])[:_MOST_NETWORKS]
+        Network(
+            kinds.get(kind.lower(), "LoRA"), name.strip(), _strength(rest), read_a1111_blocks(f"{kind}:{name}:{rest}")
+        )
+        for kind, name, rest in _NETWORK.findall(prompt[:_LONGEST])[:_MOST_NETWORKS]
     ]
 
 

@@ -5,7 +5,8 @@
     Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 512x512, ...
 
 Concepts have the names that our exports give them: `owner-name`. Emphasis has the same syntax in both programs. What
-A1111 has no parameter for (the part of sampling in which a concept is active, rescaled guidance) is left out.
+A1111 has no parameter for (the part of sampling in which a concept is active, its ramp, region and guidance, rescaled
+guidance) is left out. Block weights are numbers for its LoRA Block Weight extension, `<lora:me-ink:0.8:lbw=1,0,...>`.
 
 Hashes: for a LoRA A1111 writes the first 12 digits of the sha256 over the bytes after a file's header, which Civitai
 calls AutoV3; a concept's identity begins with them. Embeddings get the same 12 digits, although A1111 itself would
@@ -23,7 +24,8 @@ from collections.abc import Iterable, Iterator
 from ..config.scheduler_table import named
 from ..config.text_checks import strip_unsafe_characters
 from ..errors import UserError
-from ..prompts import Mention, Token
+from ..prompts import BlockWeights, Mention, Token
+from ..prompts.block_weights import format_block_list
 from ..prompts.concept_syntax import parse_concept_ref
 from .recipe import Recipe, RecipeConcept
 
@@ -40,10 +42,10 @@ _RESERVED_LABEL = re.compile(r"\b(negative prompt|negative template|template|ste
 
 def format_infotext(recipe: Recipe) -> str:
     """Return the text of a PNG's `parameters`."""
-    loras = {concept.token: concept for concept in recipe.concepts if concept.lora}
+    loras = {concept.token: _lora_tag(concept, recipe.prompt) for concept in recipe.concepts if concept.lora}
     prompt = _translate_prompt(recipe.prompt, recipe.concepts, loras)
     # `loras` still has those that the prompt does not name: the few-step LoRA.
-    prompt = " ".join([prompt, *map(_lora_tag, loras.values())]).strip()
+    prompt = " ".join([prompt, *loras.values()]).strip()
     lines = [_one_line(prompt)]
     if negative := _one_line(_translate_prompt(recipe.negative, recipe.concepts, {})):
         lines.append(f"Negative prompt: {negative}")
@@ -91,26 +93,42 @@ def _slug(concept: RecipeConcept) -> str:
     return Token.parse(concept.token).slug
 
 
-def _lora_tag(concept: RecipeConcept) -> str:
-    return f"<lora:{_slug(concept)}:{concept.strength:g}>"
+def _lora_tag(concept: RecipeConcept, prompt: str) -> str:
+    blocks = _block_weights(concept, prompt)
+    return f"<lora:{_slug(concept)}:{concept.strength:g}{f':lbw={format_block_list(blocks)}' if blocks else ''}>"
 
 
-def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
-    """Translate the prompt to A1111's syntax. Each LoRA named in it is removed from `loras`."""
+def _block_weights(concept: RecipeConcept, prompt: str) -> BlockWeights | None:
+    """Return the block weights of the mention that the recipe's strength is from."""
+    token = Token.parse(concept.token)
+    mentions = [part for bracket in _BRACKET.finditer(prompt) for part in _parse_bracket(bracket) or ()]
+    used = [part.blocks for part in mentions if part.token.matches(token) and part.strength == concept.strength]
+    return max(used, key=lambda blocks: (blocks or BlockWeights()).values, default=None)
+
+
+def _parse_bracket(bracket: re.Match[str]) -> tuple[Mention, ...] | None:
+    """Return the concepts in a match of `_BRACKET`; None for an escape, and for brackets that are no reference."""
+    try:
+        return None if bracket[1] is None else parse_concept_ref(bracket[1]).parts
+    except UserError:
+        return None
+
+
+def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: dict[str, str]) -> str:
+    """Translate the prompt to A1111's syntax. loras: tags by token; that of each LoRA named in it is removed."""
 
     def mention(bracket: re.Match[str]) -> str:
         if bracket[1] is None:
             return bracket[0]  # an escape, which A1111 reads in the same way
-        try:
-            parts = parse_concept_ref(bracket[1]).parts
-        except UserError:
+        parts = _parse_bracket(bracket)
+        if parts is None:
             return bracket[1]
         return " ".join(filter(None, (_mention_text(part, concepts, loras) for part in parts)))
 
     return _BRACKET.sub(mention, prompt)
 
 
-def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
+def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: dict[str, str]) -> str:
     concept = next((candidate for candidate in concepts if mention.token.matches(Token.parse(candidate.token))), None)
     if concept is None:
         return mention.token.slug
@@ -119,8 +137,7 @@ def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: 
         # A1111 would flip the states of a word with negative weight; vectors beyond their class noun have no syntax.
         weight = max(0.0, mention.strength)
         words = _slug(concept) if weight == 1 else f"({_slug(concept)}:{weight:g})"
-    lora = loras.pop(concept.token, None)
-    return f"{words} {_lora_tag(lora)}".strip() if lora else words
+    return f"{words} {loras.pop(concept.token, '')}".strip()
 
 
 def _one_line(text: str) -> str:

@@ -377,7 +377,8 @@ class LoraAdapters:
             if strength == 0:
                 continue
             for name, layer in (lora.layers | lora.changes).items():
-                parts.setdefault(self._aliases.get(name, name), []).append((layer, strength))
+                factor = lora.change_factors.get(name, 1.0)
+                parts.setdefault(self._aliases.get(name, name), []).append((layer, strength * factor))
         return parts
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from itertools import groupby, pairwise
 
-from .ast import Break, ConceptRef, Prompt, Text
+from .ast import Break, ConceptRef, Mention, Prompt, Region, Text
+from .block_weights import BlockWeights, format_blocks, format_number
+from .concept_options import REGIONS
 
 _BREAK = "BREAK"
 _ESCAPED_SIGNS = re.compile(r"[()\[\]\\{}<]|(?<=_)_|_(?=_)")
@@ -38,7 +39,7 @@ def _separator(before: str, after: str) -> str:
 
 
 def _format_weighted(inner: str, weight: float) -> str:
-    return inner if weight == 1 else f"({inner}:{_format_number(weight)})"
+    return inner if weight == 1 else f"({inner}:{format_number(weight)})"
 
 
 def _format_piece(piece: Text | ConceptRef | Break) -> str:
@@ -46,12 +47,31 @@ def _format_piece(piece: Text | ConceptRef | Break) -> str:
         return _BREAK
     if isinstance(piece, Text):
         return _KEYWORD.sub(lambda word: f"{word[0][0]}\\{word[0][1:]}", _ESCAPED_SIGNS.sub(r"\\\g<0>", piece.text))
-    equal = all(part.strength == 1 / len(piece.parts) for part in piece.parts)
-    parts = [str(part.token)[1:-1] + ("" if equal else f":{_format_number(part.strength)}") for part in piece.parts]
-    window = "" if (piece.start, piece.end) == (0, 1) else f"@{_format_number(piece.start)}-{_format_number(piece.end)}"
-    return f"<{'+'.join(parts)}{window}>"
+    return _format_reference(piece)
 
 
-def _format_number(value: float) -> str:
-    """Format a number with all its digits and no exponent."""
-    return format(Decimal(repr(value)), "f").removesuffix(".0")
+def _format_reference(reference: ConceptRef) -> str:
+    equal = all(part.strength == 1 / len(reference.parts) for part in reference.parts)
+    parts = "+".join(_format_mention(part, with_strength=not equal) for part in reference.parts)
+    guidance = "" if reference.guidance is None else f":guidance={format_number(reference.guidance)}"
+    region = "" if reference.region is None else f":{_format_region(reference.region)}"
+    has_window = (reference.start, reference.end) != (0, 1)
+    window = f"@{format_number(reference.start)}-{format_number(reference.end)}" if has_window else ""
+    return f"<{parts}{guidance}{region}{window}>"
+
+
+def _format_mention(mention: Mention, with_strength: bool) -> str:
+    items = [str(mention.token)[1:-1]]
+    if with_strength:
+        items.append(format_number(mention.strength))
+    if mention.blocks not in (None, BlockWeights()):
+        items.append(format_blocks(mention.blocks))
+    if mention.ramp != (1, 1):
+        items.append(f"ramp={'-'.join(map(format_number, mention.ramp))}")
+    return ":".join(items)
+
+
+def _format_region(region: Region) -> str:
+    name = next((name for name, place in REGIONS.items() if place == region), "")
+    sides = region.left, region.top, region.right, region.bottom
+    return f"at={name}" if name else f"box={','.join(map(format_number, sides))}"

@@ -138,6 +138,7 @@ def test_the_card_says_what_was_merged():
     made = merge([(a, 0.6), (b, 0.4)], C).concept.card
     assert (made.license, made.consent, made.kind, made.class_noun) == ("", "unknown", "person", "duck")
     assert made.recipe["part_2"] == "<me/b-v2>" and made.recipe["strength_1"] == 0.6
+    assert made.description == "Merged of <me/a-v1:0.6> + <me/b-v2:0.4>"
     assert made.method == "merged" and made.trigger_words == ("x",)
 
 
@@ -163,6 +164,7 @@ def test_the_command(tmp_path, capsys):
         (("a:-6", "b", "--as", "<me/e>"), "must be a number from -5 to 5"),
         (("a", "b", "--as", "<me/e>", "--rank", "0"), "rank must be"),
         (("a <b>", "b", "--as", "<me/e>"), "token"),
+        (("<a:0.6:in=0>", "b", "--as", "<me/e>"), "<a:0.6:in=0> is not one concept's token with a strength alone"),
         (("a", "--as", "<me/e>"), "PARTS must be"),
     ):
         assert run(*argv) == 2

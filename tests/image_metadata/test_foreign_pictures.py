@@ -114,6 +114,29 @@ def test_comfyui_as_it_was_run():
     assert "It was generated with the model v1-5." in read(data).notes and read(data).program == "ComfyUI"
 
 
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"block_vector": "1,0,0,0,0,0,0,0,1,1,1,1,0.5,1,1,1,1"}, "0.8:lbw=1,0,0,0,0,0,0,0,1,1,1,1,0.5,1,1,1,1"),
+        ({"block_vector": "SD-X: 1, 0,0,0,0,0,0,0,0,0,0,0"}, "0.8:in=0:mid=0:out=0"),
+        ({"block_vector": "1,0,0,0,0,0,0,0,0,0,0,0", "inverse": True}, "0.8"),
+        ({"block_vector": "1,R,0,A,0,0,0,0,0,0,0,0"}, "0.8"),
+        ({"block_vector": ",".join("1" * 12)}, "0.8:in"),
+        ({"block_vector": "1," * 100_000}, "0.8"),
+        ({"block_vector": 5}, "0.8"),
+        ({"block_vector": ["4", 0]}, "0.8"),
+    ],
+)
+def test_block_weights_of_the_inspire_pack(inputs, said):
+    loader = node("LoraLoaderBlockWeight //Inspire", lora_name="ink.safetensors", strength_model=0.8, model=["4", 0])
+    loader["inputs"] |= inputs
+    [ink] = [network for network in read(png(prompt=graph(**{"10": loader}))).networks if network.name == "ink"]
+    if said == "0.8:in":  # twelve ones say nothing of the blocks that SDXL has not
+        assert ink.blocks.shortest_list == (1.0,) * 12
+    else:
+        assert str(ink) == f"the LoRA ink ({said})"
+
+
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 def test_comfyui_in_exif(format):
     text = json.dumps(graph())

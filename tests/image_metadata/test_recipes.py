@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -39,6 +40,7 @@ from sdpersonal.image_metadata import (
 )
 from sdpersonal.image_metadata.read_infotext import parse_infotext
 from sdpersonal.image_metadata.write_infotext import format_infotext
+from sdpersonal.prompts import parse
 from support.samples import concept, embedding
 
 PICTURE = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
@@ -326,6 +328,48 @@ def test_the_whole_text():
     assert format_infotext(recipe(concepts=[], prompt="a duck", sampler="DDIM")).startswith(
         "a duck\nSteps: 25, Sampler: DDIM, CFG"
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tag"),
+    [
+        ("<fox:0.7:at=left:guidance=2:ramp=0-1@0-0.6>", "<lora:me-fox:0.7>"),
+        ("<me/fox:0.7:lbw=ind>", f"<lora:me-fox:0.7:lbw=1{',0' * 5}{',1' * 7}{',0' * 13}>"),
+        ("<me/fox:0.7:in=0:mid=0.5>", f"<lora:me-fox:0.7:lbw=1{',0' * 12},0.5{',1' * 12}>"),
+        ("<fox:0.1:lbw=MID>, <fox:0.7:lbw=OUT03>", "<lora:me-fox:0.7:lbw=0,0,0,0,0,0,0,0,0,1,0,0>"),
+        ("<fox:0.1:lbw=MID>, <me/fox-v2:0.7>", "<lora:me-fox:0.7>"),
+        (r"\<fox:0.7:lbw=MID\> <duck:0.5:lbw=IN04+fox:0.7>", "<lora:me-fox:0.7>"),
+    ],
+)
+def test_block_weights_are_written_as_the_extension_reads_them(prompt, tag):
+    """Strengths are the recipe's, which are those of the mention farthest from 0; so are the block weights."""
+    text = format_infotext(recipe(prompt=prompt, concepts=[FOX])).split("\n")[0]
+    assert re.findall(r"<lora:me-fox[^>]*>", text) == [tag]
+    [fox] = [network for network in parse_infotext(f"{text}\nSteps: 5, Seed: 1, Size: 64x64").networks]
+    written = re.search(r"<(?:me/)?fox(?:-v2)?:0.7[^>]*>", prompt)
+    expected = parse(written[0]).mentions[0].blocks if written and "lbw" in tag else None
+    assert (fox.name, fox.strength, fox.blocks) == ("me-fox", 0.7, expected)
+
+
+@pytest.mark.parametrize(
+    ("tag", "network"),
+    [
+        ("<lora:x:0.8:lbw=OUTALL>", "the LoRA x (0.8:in=0:mid=0)"),
+        ("<lora:x:0.8:LBW=MIDD:stop=10>", "the LoRA x (0.8:lbw=MIDD)"),
+        ("<lora:x:0.8:INS>", "the LoRA x (0.8:lbw=INS)"),
+        ("<lyco:x:1:1:lbw=1,0,0,0,0,0,0,0,0.5,0,0,0>", "the LoRA x (1:lbw=1,0,0,0,0,0,0,0,0.5,0,0,0)"),
+        ("<lora:x:0.8:lbw=MYSETS>", "the LoRA x (0.8)"),
+        ("<lora:x:0.8:lbw=R,0,0,0,0,0,0,0,0,0,0,0>", "the LoRA x (0.8)"),
+        ("<lora:x:0.8:0.5>", "the LoRA x (0.8)"),
+        ("<lora:x:lbw=ALL>", "the LoRA x"),
+    ],
+)
+def test_block_weights_of_others_are_read_as_ours(tag, network):
+    foreign = parse_infotext(f"a cat {tag}\nSteps: 5, Seed: 1, Size: 64x64")
+    assert [str(part) for part in foreign.networks] == [network] and foreign.fields["prompt"] == "a cat"
+    assert f"Not loaded: {network}." in foreign.notes
+    if "(" in network:
+        assert parse(f"<me/x:{network.partition('(')[2][:-1]}>")
 
 
 @pytest.mark.parametrize(

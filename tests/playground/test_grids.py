@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+from dataclasses import replace
 from datetime import date
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -32,7 +33,7 @@ from sdpersonal.playground.xyz_grid import Axis, CheckpointConcepts, XyzGridRequ
 from sdpersonal.playground.xyz_grid.generate_cells import plan_batches
 from sdpersonal.playground.xyz_grid.prompt_edits import replace_concept, replace_words, set_strength, set_window
 from sdpersonal.playground.xyz_grid.ranges import parse_numbers
-from sdpersonal.prompts import ConceptRef, Token, parse
+from sdpersonal.prompts import ConceptRef, Token, Wildcards, all_prompts, parse
 from support.browser import browser, missing
 from support.crash import NO_ROOM, REFUSED, calls_made, fail_at
 from support.samples import embedding
@@ -130,10 +131,22 @@ def test_words_take_the_place_of_words(prompt, target, words, wanted):
 TOKENS = ["me/duck", "duck", "me/duck-v2", "ME/Duck", "me/cat", "you/duck"]
 MEANT = {"me/duck", "duck", "me/duck-v2", "ME/Duck"}
 parts = st.tuples(st.sampled_from(TOKENS), st.sampled_from(["", ":0.3", ":1.5", ":-2", ":+1", ":-1e+0"]))
+options = st.sampled_from(["", ":at=left", ":in=+0.5:guidance=2", ":lbw=OUTS:ramp=0-1", ":box=0,0,1,1e-1"])
 brackets = st.builds(
-    lambda part, window: f"<{part[0]}{part[1]}{window}>", parts, st.sampled_from(["", "@0-0.6", "@0.4-1"])
+    lambda part, options, window: f"<{part[0]}{part[1]}{options}{window}>",
+    parts,
+    options,
+    st.sampled_from(["", "@0-0.6", "@0.4-1"]),
 )
-blends = st.sampled_from(["<me/duck+me/cat>", "<me/cat:0.3+me/duck:0.7@0-0.5>", "<me/duck:1+me/cat:0.2+you/owl:0.1>"])
+blends = st.sampled_from(
+    [
+        "<me/duck+me/cat>",
+        "<me/cat:0.3+me/duck:0.7@0-0.5>",
+        "<me/duck:1+me/cat:0.2+you/owl:0.1>",
+        "<me/duck:ramp=0-1+me/cat:at=left>",
+        "<me/cat:0.3:in=+1e-1+me/duck:0.7:guidance=2@0-0.5>",
+    ]
+)
 prompts = st.lists(brackets | blends | st.sampled_from(["a photo", "(in snow:1.2)", "a < b", r"\<me/duck"]), min_size=1)
 
 
@@ -141,11 +154,14 @@ prompts = st.lists(brackets | blends | st.sampled_from(["a photo", "(in snow:1.2
 def test_a_strength_is_changed_where_it_is_meant_and_nothing_else(pieces, strength):
     """The prompt's own reader is the judge."""
     prompt = ", ".join(pieces)
-    before, after = (parse(text).mentions for text in (prompt, set_strength(prompt, DUCK, strength)))
-    assert len(before) == len(after)
-    for old, new in zip(before, after, strict=True):
+    before, after = (parse(text) for text in (prompt, set_strength(prompt, DUCK, strength)))
+    assert len(before.mentions) == len(after.mentions)
+    for old, new in zip(before.mentions, after.mentions, strict=True):
         meant = str(old.token)[1:-1] in MEANT
-        assert new.token == old.token and new.strength == pytest.approx(strength if meant else old.strength, rel=1e-5)
+        assert new.strength == pytest.approx(strength if meant else old.strength, rel=1e-5)
+        assert replace(new, strength=old.strength) == old
+    for old, new in zip(before.pieces, after.pieces, strict=True):
+        assert old == new or replace(new, parts=old.parts) == old
 
 
 @given(prompts)
@@ -154,7 +170,7 @@ def test_a_window_is_changed_where_it_is_meant_and_nothing_else(pieces):
     before, after = (parse(text).pieces for text in (prompt, set_window(prompt, DUCK, "0.1-0.7")))
     for old, new in zip(before, after, strict=True):
         if isinstance(old, ConceptRef) and any(str(part.token)[1:-1] in MEANT for part in old.parts):
-            assert (new.parts, new.start, new.end) == (old.parts, 0.1, 0.7)
+            assert new == replace(old, start=0.1, end=0.7)
         else:
             assert new == old
 
@@ -165,16 +181,60 @@ def test_another_concept_has_the_same_place_strength_and_window(pieces):
     before, after = (parse(text).pieces for text in (prompt, replace_concept(prompt, DUCK, "<you/fox>")))
     for old, new in zip(before, after, strict=True):
         if isinstance(old, ConceptRef):
-            expected = [Token("you", "fox") if str(part.token)[1:-1] in MEANT else part.token for part in old.parts]
-            assert [part.token for part in new.parts] == expected and (new.start, new.end) == (old.start, old.end)
-            assert [part.strength for part in new.parts] == [part.strength for part in old.parts]
+            fox, is_meant = Token("you", "fox"), [str(part.token)[1:-1] in MEANT for part in old.parts]
+            parts = [
+                replace(part, token=fox) if meant else part for part, meant in zip(old.parts, is_meant, strict=True)
+            ]
+            assert new == replace(old, parts=tuple(parts))
         else:
             assert new == old
+
+
+def test_concepts_of_an_axis_may_have_commas_in_their_options():
+    axis = Axis.parse("concept <me/duck>: <me/cat:box=0,0,0.5,1>, a toy duck, <me/fox:lbw=1,0,0,0,0,0,0,0,0,0,0,0>")
+    prompts = [axis.apply({"prompt": "<me/duck:0.8:at=left>"}, value)["prompt"] for value in axis.values]
+    assert prompts == [
+        "<me/cat:0.8:box=0,0,0.5,1>",
+        "a toy duck",
+        "<me/fox:0.8:at=left:lbw=1,0,0,0,0,0,0,0,0,0,0,0>",
+    ]
 
 
 def test_a_concepts_own_strength_wins_and_words_have_none():
     assert replace_concept("<me/duck:0.5@0-1>", DUCK, "<me/cat:0.9>") == "<me/cat:0.9@0-1>"
     assert replace_concept("(<me/duck:0.5@0-1>:1.2)", DUCK, "a toy duck") == "(a toy duck:1.2)"
+
+
+@pytest.mark.parametrize(
+    ("edit", "prompt", "expected"),
+    [
+        (lambda p: set_strength(p, DUCK, 0.5), "<me/duck:at=left>", "<me/duck:0.5:at=left>"),
+        (lambda p: set_strength(p, DUCK, 0.5), "<me/duck:1:in=0.2@0-1>", "<me/duck:0.5:in=0.2@0-1>"),
+        (
+            lambda p: set_strength(p, DUCK, 1),
+            "<me/duck:ramp=0-1+me/cat:at=left>",
+            "<me/duck:1:ramp=0-1+me/cat:0.5:at=left>",
+        ),
+        (lambda p: set_strength(p, DUCK, 1), "<me/duck:{0.2|0.7}:at=left>", "<me/duck:1:at=left>"),
+        (lambda p: set_strength(p, DUCK, 1), "<me/duck:0.2:at={top|left}>", "<me/duck:1:at={top|left}>"),
+        (lambda p: set_window(p, DUCK, "0-0.5"), "<me/duck:0.8:at=left:in=0>", "<me/duck:0.8:at=left:in=0@0-0.5>"),
+        (lambda p: replace_concept(p, DUCK, "<me/fox>"), "<me/duck:0.8:at=left@0-1>", "<me/fox:0.8:at=left@0-1>"),
+        (
+            lambda p: replace_concept(p, DUCK, "<me/fox:box=0,0,1,1:out=0>"),
+            "<me/duck:0.8:at=left:lbw=OUTS:ramp=0-1>",
+            "<me/fox:0.8:ramp=0-1:box=0,0,1,1:out=0>",
+        ),
+        (
+            lambda p: replace_concept(p, DUCK, "<me/fox+me/cat>"),
+            "<me/duck:at=left:in=0>",
+            "<me/fox:at=left:in=0+me/cat:in=0>",
+        ),
+        (lambda p: replace_words(p, "left", "right"), "left of <me/duck:at=left>", "right of <me/duck:at=left>"),
+    ],
+)
+def test_options_are_kept(edit, prompt, expected):
+    assert edit(prompt) == expected
+    assert all(map(parse, all_prompts(expected, Wildcards(None))))
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------

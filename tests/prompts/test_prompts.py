@@ -1,6 +1,8 @@
 """The prompt language: what is a word, what is text, and what is told to whoever got it wrong."""
 
 import math
+import time
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -8,7 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpersonal.errors import UserError, printable
-from sdpersonal.prompts import MAX_PROMPT, Break, ConceptRef, Mention, Prompt, Text, Token, format_prompt, parse
+from sdpersonal.prompts import (
+    MAX_PROMPT,
+    BlockWeights,
+    Break,
+    ConceptRef,
+    Mention,
+    Prompt,
+    Region,
+    Text,
+    Token,
+    format_prompt,
+    parse,
+)
+from sdpersonal.prompts.block_weights import FORMS
+from sdpersonal.prompts.concept_options import OPTIONS as OPTION_NAMES
 
 DUCK, CAT = Token("me", "duck"), Token("me", "cat")
 
@@ -247,6 +263,191 @@ def test_nothing_printed_can_steer_a_terminal():
     assert len(printable("x" * 500)) == 80
 
 
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "guidance", "region"),
+    [
+        ("<me/duck:guidance=2>", 2.0, None),
+        ("<me/duck:0.8:GUIDANCE = .5>", 0.5, None),
+        ("<me/duck:at=left>", None, Region(0.0, 0.0, 0.5, 1.0)),
+        ("<me/duck: At = Top-Right >", None, Region(0.5, 0.0, 1.0, 0.5)),
+        ("<me/duck:at=centre>", None, Region(0.25, 0.25, 0.75, 0.75)),
+        ("<me/duck:box=0.5,0.2,1,0.9>", None, Region(0.5, 0.2, 1.0, 0.9)),
+        ("<me/duck:box= 0 , .5, 1 , 1 :guidance=0@0-0.6>", 0.0, Region(0.0, 0.5, 1.0, 1.0)),
+        ("<me/duck+me/cat:guidance=3:at=bottom>", 3.0, Region(0.0, 0.5, 1.0, 1.0)),
+        ("<me/duck:at=bottom+me/cat:guidance=3>", 3.0, Region(0.0, 0.5, 1.0, 1.0)),
+        ("<me/duck:0.7:guidance=3+me/cat:0.3:at=right@0-0.6>", 3.0, Region(0.5, 0.0, 1.0, 1.0)),
+    ],
+)
+def test_guidance_and_region_belong_to_the_whole_reference(text, guidance, region):
+    reference = only_word(text)
+    assert (reference.guidance, reference.region) == (guidance, region)
+    plain = parse(text.split(":at")[0].split(":guidance")[0] + ">") if "+" not in text else None
+    assert plain is None or reference.parts[0].token == plain.mentions[0].token
+    assert all(part.blocks is None and part.ramp == (1, 1) for part in reference.parts)
+
+
+def weights(**blocks):
+    """What the text says, block by block: IN, MID, OUT and BASE for groups, else names of blocks; 0 for others."""
+    names = ["BASE", *(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12))]
+    return tuple(blocks.get(name, blocks.get(name.rstrip("0123456789"), 0.0)) for name in names)
+
+
+def listed(numbers):
+    return ",".join(map(str, numbers))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("in=0.2:mid=1:out=1", weights(BASE=1.0, IN=0.2, MID=1.0, OUT=1.0)),
+        ("OUT=-1", weights(BASE=1.0, IN=1.0, MID=1.0, OUT=-1.0)),
+        ("base=0:mid=\u22120.5", weights(BASE=0.0, IN=1.0, MID=-0.5, OUT=1.0)),
+        ("lbw=outall", weights(BASE=1.0, OUT=1.0)),
+        ("lbw=MID", weights(MID=1.0)),
+        ("lbw=NIN04", weights(BASE=1.0, IN=1.0, IN04=0.0, MID=1.0, OUT=1.0)),
+        ("lbw=ALL0.5", weights(BASE=0.5, IN=0.5, MID=0.5, OUT=0.5)),
+        ("lbw=1,2,3,4,5,.5,.25,+1,0,0,0,-1", weights(
+            BASE=1.0, IN04=2.0, IN05=3.0, IN07=4.0, IN08=5.0, MID=0.5, OUT00=0.25, OUT01=1.0, OUT05=-1.0)),
+        (f"lbw={listed(range(-5, 6))},1,2,3,4,5,0", weights(
+            BASE=-5.0, IN01=-4.0, IN02=-3.0, IN04=-2.0, IN05=-1.0, IN07=0.0, IN08=1.0, MID=2.0,
+            OUT03=3.0, OUT04=4.0, OUT05=5.0, OUT06=1.0, OUT07=2.0, OUT08=3.0, OUT09=4.0, OUT10=5.0, OUT11=0.0)),
+        (f"lbw={listed([1] * 10)},{listed([2] * 10)}", weights(
+            BASE=1.0, IN=1.0, IN09=0.0, IN10=0.0, IN11=0.0, MID=2.0, OUT=2.0, OUT09=0.0, OUT10=0.0, OUT11=0.0)),
+        (f"lbw={listed([1] * 13)},0.5,{listed([2] * 12)}", weights(BASE=1.0, IN=1.0, MID=0.5, OUT=2.0)),
+    ],
+)  # fmt: skip
+def test_block_weights(options, expected):
+    for text in (f"<me/ink:{options}>", f"<me/ink:0.8:{options}@0-0.5>", f"<me/duck:{options}+me/cat>"):
+        [mention, *others] = parse(text).mentions
+        assert mention.blocks == BlockWeights(expected) and not any(part.blocks for part in others)
+        assert parse(format_prompt(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize("options", ["in=1:mid=1:out=1", "lbw=ALL", "ramp=1-1", f"lbw={listed([1] * 26)}"])
+def test_options_that_change_nothing_are_none(options):
+    assert parse(f"<me/duck:{options}>") == parse("<me/duck>")
+
+
+EXTENSION_PRESETS = {  # the default ones of A1111's LoRA Block Weight, in its form of 17
+    "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
+    "ALL": "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+    "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0",
+    "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
+    "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0",
+    "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
+    "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0",
+    "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
+    "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1",
+    "ALL0.5": listed([0.5] * 17),
+    "IN05": "0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0",
+    "NOUT03": "1,1,1,1,1,1,1,1,0,1,1,1,1,1,1,1,1",
+}
+
+
+@pytest.mark.parametrize("name", EXTENSION_PRESETS)
+def test_presets_are_the_extensions_in_the_blocks_of_a_lora_for_sd(name):
+    ours, theirs = (
+        parse(f"<a:0.5:lbw={value}>").mentions[0].blocks or BlockWeights() for value in (name, EXTENSION_PRESETS[name])
+    )
+    assert [ours[block] for block in FORMS[17]] == [theirs[block] for block in FORMS[17]]
+
+
+def test_a_ramp():
+    assert only_word("<me/ink:0.8:ramp=0.2 - 1@0-0.5>").parts == (Mention(Token("me", "ink"), 0.8, ramp=(0.2, 1.0)),)
+    [first, second] = parse("<me/duck:ramp=0\u20132:in=.5+me/cat>").mentions
+    assert first == Mention(DUCK, 0.5, BlockWeights(weights(BASE=1.0, IN=0.5, MID=1.0, OUT=1.0)), (0.0, 2.0))
+    assert second == Mention(CAT, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("inner", "problem"),
+    [
+        ("me/duck:size=2", "unknown option, size"),
+        ("me/duck:gidance=2", "unknown option, gidance"),
+        ("me/duck:=2", "unknown option"),
+        ("me/duck:at=left:AT=left", "the option at twice"),
+        ("me/duck:at=left+me/cat:at=left", "the option at twice"),
+        ("me/duck:guidance=1+me/cat:guidance=1", "the option guidance twice"),
+        ("me/duck:in=1:in=1", "the option in twice"),
+        ("me/duck:at=left:box=0,0,1,1", "both at and box"),
+        ("me/duck:at=left+me/cat:box=0,0,1,1", "both at and box"),
+        ("me/duck:lbw=ALL:mid=1", "both lbw and mid"),
+        ("me/duck:at=", "at .*must be left, right"),
+        ("me/duck:at=above", "at .*must be left, right"),
+        *(
+            (f"me/duck:guidance={number}", "from 0 to 20")
+            for number in ("", "-1", "20.1", "nan", "inf", "1e9", "9" * 400)
+        ),
+        *(
+            (f"me/duck:box={box}", "left,top,right,bottom")
+            for box in (
+                "",
+                "0,0,1",
+                "0,0,1,1,1",
+                "1,0,0,1",
+                "0,0.5,1,0.5",
+                "0,0,1,1.1",
+                "-1,0,1,1",
+                "0,0,nan,1",
+                "0,,1,1",
+            )
+        ),
+        *(
+            (f"me/duck:ramp={ramp}", "two factors")
+            for ramp in ("", "1", "0-", "0-6", "-1-1", "nan-1", "0-1-2", "0-1e9")
+        ),
+        *((f"me/duck:in={weight}", "from -5 to 5") for weight in ("", "6", "-5.1", "inf", "nan", "1e99", "R", "a,b")),
+        ("me/duck:lbw=", "or a preset"),
+        ("me/duck:lbw=OUTALLS", "or a preset"),
+        ("me/duck:lbw=1,2,3", "has 3 numbers"),
+        ("me/duck:lbw=" + listed([1] * 11) + ",R", "has 'R'"),
+        ("me/duck:lbw=" + listed([1] * 11) + ",", "has ''"),
+        ("me/duck:lbw=" + listed([1] * 900), "has 900 numbers"),
+        ("me/duck@0-0.6:at=left", "after its window"),
+        ("me/duck:0.8:left", "from -5 to 5"),
+        ("me/duck:at=left:0.8:0.9", "from -5 to 5"),
+        ("me/duck:at=left+me/cat:0.3", "some have none"),
+    ],
+)
+def test_mistakes_in_options(inner, problem):
+    with pytest.raises(UserError, match=problem) as caught:
+        parse(f"a photo of <{inner}>, at dawn")
+    assert inner.lower()[:50] in caught.value.message.lower()
+    assert parse(example_in(caught.value))
+    if "unknown" in problem:
+        assert all(name in caught.value.hint for name in OPTION_NAMES)
+
+
+@pytest.mark.parametrize("sign", [":", "+", "=", ",", ":+", ":at=", ":0.", "+:", ":1e+", ":in=+", " ", "@", "-"])
+def test_nothing_in_brackets_takes_long(sign):
+    text, begin = sign * (1900 // len(sign)), time.perf_counter()
+    for prompt in (f"<a{text}>", f"<a:lbw={text}>", f"<a:0.8{text}0>"):
+        with suppress(UserError):
+            parse(prompt)
+    assert time.perf_counter() - begin < 2  # milliseconds
+
+
+@pytest.mark.parametrize(
+    ("pasted", "instead"),
+    [
+        ("<lora:x:0.8:lbw=OUTS>", "<me/x:0.8:lbw=OUTS>"),
+        ("<lora:x:1:OUTALL>", "<me/x:in=0:mid=0>"),
+        ("<lora:x:1:0.5:lbw=IN04:stop=10>", "<me/x:lbw=IN04>"),
+        ("<lyco:x:1:1:lbw=0,0,0,0,0,0,0,0,1,1,1,0>", "<me/x:lbw=0,0,0,0,0,0,0,0,1,1,1,0>"),
+        ("<lora:x:0.8:lbw=ALL>", "<me/x:0.8>"),
+        ("<lora:x:0.8:lbw=MYSETS>", "<me/x:0.8>"),
+    ],
+)
+def test_block_weights_of_a1111_are_kept_in_the_proposal(pasted, instead):
+    with pytest.raises(UserError) as caught:
+        parse(pasted)
+    assert caught.value.hint.endswith(f"then write {instead}.")
+    assert parse(instead)
+
+
 # --- written again ---------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +465,10 @@ def test_nothing_printed_can_steer_a_terminal():
         ("(x:0.00001)", "(x:0.00001)"),
         ("(x:10)", "(x:10)"),
         (r"A\ND B\REAK SANDY", r"A\ND B\REAK SANDY"),
+        ("<a : AT = Left:0.5>", "<a:0.5:at=left>"),
+        ("<a:box=0,0,.5,1+b:IN=0.20@0-.6>", "<a+b:in=0.2:at=left@0-0.6>"),
+        ("<a:ramp=.2-1:guidance=2.0:lbw=inall>", "<a:mid=0:out=0:ramp=0.2-1:guidance=2>"),
+        ("<a:lbw=ind:box=0,0,.4,1>", "<a:lbw=IND:box=0,0,0.4,1>"),
     ],
 )
 def test_a_prompt_is_written_again(typed, again):
@@ -278,8 +483,44 @@ def test_a_changed_prompt_is_written():
 
 
 ALPHABET = [*"<>/:-@+.()[]{}|\\_,$ \n\x00\x1b019avBREAK", "у", "🙂", "'", "<me/duck", "BREAK", "AND", "__", "::", "$$"]
-WORDS = ["<me/duck>", "<a+b@0-.5>", "<a:-1+b:+2>", " BREAK ", ":1.2)"]
-TYPED = st.lists(st.sampled_from([*ALPHABET, *WORDS]), max_size=30).map("".join)
+OPTIONS = [":at=left", ":guidance=2", ":in=.5", ":lbw=OUTS", ":ramp=0-1", ":box=0,.1,.5,1", ":out=-1:base=0", "=", ","]
+WORDS = [
+    "<me/duck>",
+    "<a+b@0-.5>",
+    "<a:-1+b:+2>",
+    " BREAK ",
+    ":1.2)",
+    "<me/duck:at=left>",
+    "<a:lbw=IND+b:in=0:ramp=1-0>",
+]
+TYPED = st.lists(st.sampled_from([*ALPHABET, *WORDS, *OPTIONS]), max_size=30).map("".join)
+
+
+UNIT = st.floats(0, 1).map(lambda value: round(value, 6))
+STRENGTH = st.floats(-5, 5).map(lambda value: round(value, 6) + 0.0)
+BLOCKS = st.none() | st.sampled_from(sorted(FORMS)).flatmap(
+    lambda size: st.lists(STRENGTH | st.sampled_from([0.0, 1.0]), min_size=size, max_size=size).map(
+        lambda numbers: BlockWeights.of_list(tuple(numbers))
+    )
+).filter(lambda blocks: blocks != BlockWeights())
+REGION = st.builds(Region, UNIT, UNIT, UNIT, UNIT).filter(lambda r: r.left < r.right and r.top < r.bottom)
+MENTIONS = st.builds(
+    Mention, st.sampled_from([DUCK, CAT, Token(None, "a", 3)]), STRENGTH, BLOCKS, st.tuples(UNIT, UNIT)
+)
+REFERENCES = st.builds(
+    ConceptRef,
+    st.lists(MENTIONS, min_size=1, max_size=3, unique_by=lambda mention: mention.token).map(tuple),
+    start=st.sampled_from([0.0, 0.1, 0.25]),
+    end=st.sampled_from([0.5, 1.0]),
+    guidance=st.none() | UNIT.map(lambda value: round(20 * value, 6)),
+    region=st.none() | REGION,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(REFERENCES)
+def test_any_reference_is_written_and_read_again(reference):
+    assert parse(format_prompt(Prompt("", (reference,)))).pieces == (reference,)
 
 
 @settings(max_examples=2000, deadline=None)
@@ -292,7 +533,8 @@ def test_any_text_is_a_prompt_or_a_personal_error(text):
         return
     for mention in prompt.mentions:
         assert Token.parse(str(mention.token)) == mention.token
-        assert -5 <= mention.strength <= 5
+        assert -5 <= mention.strength <= 5 and all(0 <= factor <= 5 for factor in mention.ramp)
+        assert all(-5 <= weight <= 5 for weight in mention.blocks.values) if mention.blocks else True
     assert all(piece == Break() or 0 <= piece.weight <= 10 for piece in prompt.pieces)
     for piece, after in pairwise(prompt.pieces):
         assert not (isinstance(piece, Text) and isinstance(after, Text) and piece.weight == after.weight)

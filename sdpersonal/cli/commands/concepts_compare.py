@@ -145,9 +145,14 @@ def merge_concepts(settings: MergeArgs) -> int:
 
 def _parse_mention(word: str) -> Mention:
     prompt = parse(_add_brackets(word))
-    if len(prompt.mentions) != 1 or prompt.pieces != (ConceptRef(prompt.mentions),):
+    if len(prompt.mentions) != 1:
         raise UserError(f"{printable(word)} is not one concept's token.", "For example '<me/duck:0.6>'.")
-    return prompt.mentions[0]
+    mention = Mention(prompt.mentions[0].token, prompt.mentions[0].strength)
+    if prompt.pieces != (ConceptRef((mention,)),):
+        raise UserError(
+            f"{printable(word)} is not one concept's token with a strength alone.", "For example '<me/duck:0.6>'."
+        )
+    return mention
 
 
 def _add_brackets(word: str) -> str:

@@ -41,7 +41,8 @@ class GenerateArgs(GenerationArgs, GenerateRequest):
     """Generate images from a prompt with concepts in it."""
 
     prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
+    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'. Strength and options follow a token:
+    <me/ink:0.8>, <me/ink:0.8:in=0.2:ramp=0.2-1>."""
     grid: bool = False
     """Also save a grid of the images, labelled with the chosen alternatives and seeds (with --private unlabelled)."""
 

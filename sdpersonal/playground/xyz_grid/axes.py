@@ -131,12 +131,12 @@ def _split_at_colon(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
-def split_texts(values: str) -> tuple[str, ...]:
-    """Split at every | outside brackets; one of the parts may be empty."""
+def split_texts(values: str, separator: str = "|") -> tuple[str, ...]:
+    """Split at every separator outside brackets; one of the parts may be empty."""
     texts, depth = [""], 0
     for letter in values:
         depth += (letter in "<{([") - (letter in ">})]")
-        if letter == "|" and depth <= 0:
+        if letter == separator and depth <= 0:
             texts.append("")
         else:
             texts[-1] += letter
@@ -166,7 +166,7 @@ def _parse_windows(kind: str, target: str, values: str) -> Axis:
 def _parse_concepts(kind: str, target: str, values: str) -> Axis:
     concepts = split_texts(values)
     if len(concepts) == 1:
-        concepts = tuple(concept.strip() for concept in values.split(","))
+        concepts = split_texts(values, ",")
     return Axis(kind, _parse_token(kind, target), concepts)
 
 

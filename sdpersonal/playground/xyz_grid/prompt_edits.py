@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from ...errors import UserError
 from ...prompts import Token
-from ...prompts.concept_syntax import BRACKETED, cut_word
+from ...prompts.concept_options import REFERENCE_OPTIONS
+from ...prompts.concept_syntax import BRACKETED, WrittenConcept, cut_word, split_part
 
 PLACEHOLDER = "{}"
 """Placeholder in a prompt for what an axis puts there."""
 
-_ConceptParts = tuple[list[tuple[str, str]], str]  # [(word, strength as written or "")], window as written or ""
+_ConceptParts = tuple[list[WrittenConcept], str]  # concepts, window as written or ""
 
 
 def replace_words(prompt: str, target: str, words: str) -> str:
@@ -33,10 +35,11 @@ def replace_words(prompt: str, target: str, words: str) -> str:
 def set_strength(prompt: str, token: Token, strength: float) -> str:
     """Set the strength, `<me/duck:0.5@0-0.6>`, in every mention of the token, alone or in a blend."""
 
-    def change(parts: list[tuple[str, str]], window: str) -> str:
+    def change(parts: list[WrittenConcept], window: str) -> str:
         number, other = f"{strength:g}", f"{1 / len(parts):g}"  # of a blend without strengths
+        strengths = [number if _is_same_concept(part.word, token) else part.strength or other for part in parts]
         return _format_brackets(
-            [(word, number if _is_same_concept(word, token) else old or other) for word, old in parts], window
+            [replace(part, strength=value) for part, value in zip(parts, strengths, strict=True)], window
         )
 
     return _edit_mentions(prompt, token, change)
@@ -48,52 +51,70 @@ def set_window(prompt: str, token: Token, window: str) -> str:
 
 
 def replace_concept(prompt: str, token: Token, other: str) -> str:
-    """Replace a concept by another, with the same strength and window; or by plain words, which have neither.
+    """Replace a concept by another, with the same strength, options and window; or by plain words, which have none.
 
-    other: a token in brackets, optionally with its own strength or window, or words.
+    other: a token in brackets, optionally with its own strength, options or window, or words.
     """
-    new, new_window = _split_brackets(other[1:-1]) if BRACKETED.fullmatch(other) else ([(other, "")], "")
+    new, new_window = (
+        _split_brackets(other[1:-1]) if BRACKETED.fullmatch(other) else ([WrittenConcept(other, None)], "")
+    )
 
-    def change(parts: list[tuple[str, str]], window: str) -> str:
+    def change(parts: list[WrittenConcept], window: str) -> str:
         if not BRACKETED.fullmatch(other) and len(parts) == 1:
             return other
-        edited: list[tuple[str, str]] = []
-        for word, strength in parts:
-            replaced = (
-                [(part, value or strength) for part, value in new]
-                if _is_same_concept(word, token)
-                else [(word, strength)]
-            )
-            edited += replaced
+        edited: list[WrittenConcept] = []
+        for part in parts:
+            edited += _inherit(new, part) if _is_same_concept(part.word, token) else [part]
         return _format_brackets(edited, new_window or window)
 
     return _edit_mentions(prompt, token, change)
 
 
+def _inherit(new: list[WrittenConcept], old: WrittenConcept) -> list[WrittenConcept]:
+    """Return the concepts that replace `old`, with its strength and options where they have none of their own."""
+    taken = {_option_group(name) for part in new for name, _ in part.options}
+    inherited = []
+    for i, part in enumerate(new):
+        own = {_option_group(name) for name, _ in part.options}
+        options = [
+            (name, value)
+            for name, value in old.options
+            # Those of the whole reference must be there once.
+            if _option_group(name) not in (taken if name in REFERENCE_OPTIONS else own)
+            and not (i and name in REFERENCE_OPTIONS)
+        ]
+        inherited.append(replace(part, strength=part.strength or old.strength, options=(*options, *part.options)))
+    return inherited
+
+
+def _option_group(name: str) -> str:
+    """Return a common name for options that exclude each other."""
+    return {"box": "at", **dict.fromkeys(("in", "mid", "out", "base"), "lbw")}.get(name, name)
+
+
 def mentions_token(prompt: str, token: Token) -> bool:
     return any(
-        _is_same_concept(word, token)
+        _is_same_concept(part.word, token)
         for bracket in BRACKETED.finditer(prompt)
-        for word, _ in _split_brackets(bracket[1])[0]
+        for part in _split_brackets(bracket[1])[0]
     )
 
 
-def _edit_mentions(prompt: str, token: Token, change: Callable[[list[tuple[str, str]], str], str]) -> str:
+def _edit_mentions(prompt: str, token: Token, change: Callable[[list[WrittenConcept], str], str]) -> str:
     def edit(bracket: re.Match[str]) -> str:
         parts, window = _split_brackets(bracket[1])
-        return change(parts, window) if any(_is_same_concept(word, token) for word, _ in parts) else bracket[0]
+        return change(parts, window) if any(_is_same_concept(part.word, token) for part in parts) else bracket[0]
 
     return BRACKETED.sub(edit, prompt)
 
 
 def _split_brackets(inner: str) -> _ConceptParts:
     written, _, window = cut_word(inner)
-    pairs = [part.partition(":") for part in written]
-    return [(word.strip(), strength.strip()) for word, _, strength in pairs], window.strip()
+    return [split_part(part) for part in written], window.strip()
 
 
-def _format_brackets(parts: list[tuple[str, str]], window: str) -> str:
-    mix = "+".join(f"{word}:{strength}" if strength else word for word, strength in parts)
+def _format_brackets(parts: list[WrittenConcept], window: str) -> str:
+    mix = "+".join(map(str, parts))
     return f"<{mix}@{window}>" if window else f"<{mix}>"
 
 
