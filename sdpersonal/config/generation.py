@@ -94,6 +94,10 @@ class GenerateRequest(SettingsBase):
     clip_skip: Annotated[int, WholeNumber, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
     """Text encoder layer to use, counted from the last as in A1111; 1 skips none, many anime models want 2."""
 
+    compose: bool = True
+    """Guide styles by themselves, and generate several subjects apart before joining them; else all concepts are mixed
+    in one prediction."""
+
     def __init__(self, **values: Any):
         super().__init__(**values)
         if self.mask and not self.init_image:

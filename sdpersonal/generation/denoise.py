@@ -74,6 +74,7 @@ def denoise(
     seeds: Sequence[int] = (),
     on_step: Callable[[int], None] = lambda number: None,
     on_prediction: Callable[[Callable[[], Tensor]], None] = lambda predict_x0: None,
+    edit_x0: Callable[[Tensor, float], Tensor | None] = lambda x0, progress: None,
 ) -> Tensor:
     """Denoise latents (B, C, h, w) from pure noise, or from noised init latents (SDEdit, Meng et al. 2021).
 
@@ -83,6 +84,7 @@ def denoise(
         seeds: one per image, for schedulers that add noise in their steps.
         on_step: on_step(i) is called before the i-th prediction, counted from 1.
         on_prediction: on_prediction(predict_x0) is called in each step; predict_x0() returns x_0, (B, C, h, w).
+        edit_x0: edit_x0(x_0, progress) returns what replaces the predicted x_0, (B, C, h, w); None to keep it.
     """
     sampler = SchedulerAdapter(model.make_scheduler(config.scheduler), config.steps, config.skipped_steps, model.device)
     generators = noise_generators(seeds, noise.shape[1:], config.restarts_noise)
@@ -92,7 +94,11 @@ def denoise(
         conditioning = conditioning_at(sampler.progress(i))
         model_input = sampler.scale_model_input(latents, t)
         prediction = predict_with_guidance(model, model_input, t, conditioning, config)
-        on_prediction(partial(model.schedule.predict_x0, model_input, prediction, t.long().expand(len(latents))))
+        ts = t.long().expand(len(latents))
+        edited = edit_x0(model.schedule.predict_x0(model_input, prediction, ts), sampler.progress(i))
+        if edited is not None:
+            prediction = model.schedule.prediction_of(model_input, edited, ts)
+        on_prediction(partial(model.schedule.predict_x0, model_input, prediction, ts))
         latents = sampler.step(prediction, i, latents, generators)
         if init and init.mask is not None:
             original = sampler.add_noise(init.latents, noise, i + 1)

@@ -19,11 +19,13 @@ from ..config.scheduler_table import Scheduler, named
 from ..errors import FieldError, Interrupted, UserError, printable
 from ..image_metadata import Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
+from ..models.attention_maps import AttentionMaps
 from ..models.offload import plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, sample_prompt
 from ..version import __version__
+from .composition import SharedBackground, arrange, box_of, join, token_positions
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
@@ -84,9 +86,14 @@ class _GenerationPlan:
         return replace(self.sampling, strength=self.request.strength)
 
     @property
-    def num_predictions(self) -> int:
-        """The number of UNet predictions for a batch, over all passes."""
-        return self.sampling.num_predictions + (self.second_pass.num_predictions if self.passes == 2 else 0)
+    def composes(self) -> bool:
+        """Whether styles are guided by themselves and subjects are composed: not if something is given to start from."""
+        return self.request.compose and self.init_image is None
+
+    def num_predictions(self, job: _ImageJob) -> int:
+        """The number of UNet predictions for a batch of such images, over all passes."""
+        second = self.second_pass.num_predictions if self.passes == 2 and not job.prompts.subjects else 0
+        return self.sampling.num_predictions + second
 
 
 def _ignore_prediction(predict_x0: Callable[[], Tensor]) -> None:
@@ -159,12 +166,12 @@ class Generator:
         plan = self._plan(request, resolver)
         jobs = list(self._jobs(request, resolver, plan))
         batch_size = self._plan_memory(plan, jobs)
-        groups = (list(group) for _, group in groupby(jobs, key=lambda job: job.batch_key))
-        batches = [group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)]
-        total = len(batches) * plan.num_predictions
+        batches = list(_batches(jobs, batch_size))
+        counts = [plan.num_predictions(batch[0]) for batch in batches]
+        total = sum(counts)
         for number, batch in enumerate(batches):
 
-            def on_step(step: int, before: int = number * plan.num_predictions) -> None:
+            def on_step(step: int, before: int = sum(counts[:number])) -> None:
                 if cancelled():
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
@@ -232,11 +239,18 @@ class Generator:
             seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
             variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
-            prompts = ImagePrompts.of(resolve(prompt), resolve(negative), plan.fast_lora)
-            batch_key = prompts.mixes_by_step(plan.sampling.steps), num_chunks(self.base, prompts)
-            yield _ImageJob(
-                prompts, seed, variation_seed, request.prompt if prompt != request.prompt else "", batch_key
-            )
+            prompts = ImagePrompts.of(resolve(prompt), resolve(negative), plan.fast_lora, plan.composes)
+            template = request.prompt if prompt != request.prompt else ""
+            yield _ImageJob(prompts, seed, variation_seed, template, self._batch_key(plan, prompts))
+
+    def _batch_key(self, plan: _GenerationPlan, prompts: ImagePrompts) -> tuple:
+        """Return what is equal for images that can be generated in one batch; first the LoRAs of every step."""
+        parts = [part.prompts for part in prompts.subjects] or [prompts]
+        mixes = [part.mixes_by_step(plan.sampling.steps) for part in parts]
+        by_step = tuple(tuple(mix for part in step for mix in part) for step in zip(*mixes, strict=True))
+        scales = tuple(tuple(style.scale for style in part.styles) for part in parts)
+        regions = tuple(part.subject.region for part in prompts.subjects)
+        return by_step, scales, regions, tuple(num_chunks(self.base, part) for part in parts)
 
     def _generate_batch(
         self,
@@ -249,6 +263,8 @@ class Generator:
         with base.exclusive(), base.adapters.active(()):
             init = plan.init_image.latents(base) if plan.init_image else None
             on_prediction = Previews(base, preview).update if preview else _ignore_prediction
+            if jobs[0].prompts.subjects:
+                return self._compose_batch(plan, jobs, on_step, on_prediction)
             images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction)
             if plan.init_image:
                 return [plan.init_image.composite(image) for image in images]
@@ -261,6 +277,63 @@ class Generator:
                 plan, plan.second_pass, jobs, plan.final_size, init, lambda step: on_step(first + step)
             )
 
+    def _compose_batch(
+        self,
+        plan: _GenerationPlan,
+        jobs: Sequence[_ImageJob],
+        on_step: Callable[[int], None],
+        on_prediction: OnPrediction,
+    ) -> list[Image.Image]:
+        """Generate every subject at the base's own size, and join them in images of the final size."""
+        base, native = self.base, (self.base.resolution,) * 2
+        groups = [[job.prompts.subjects[k] for job in jobs] for k in range(len(jobs[0].prompts.subjects))]
+        subjects = [part for group in groups for part in group]
+        boxes = [box_of(group[0].subject.region, plan.final_size) for group in groups]
+        first_row = len(subjects) if plan.sampling.guidance != 1 else 0
+        positions = {
+            first_row + i: token_positions(base, part.prompts.base, part.reference) for i, part in enumerate(subjects)
+        }
+        maps = AttentionMaps(base, positions, base.latent_shape(*native)[1:])
+        background = SharedBackground(maps, len(groups))
+
+        def show(predict_x0: Callable[[], Tensor]) -> None:
+            latents = (x0.unflatten(0, (len(groups), -1)) for x0 in [predict_x0()])
+            on_prediction(lambda: arrange(next(latents), boxes, plan.final_size, base.vae_scale_factor))
+
+        noise = torch.stack([self._initial_noise(plan, job, native) for job in jobs]).to(base.device)
+        conditioner = self._conditioner(
+            plan, plan.sampling, [[part.prompts for part in group] for group in groups], native
+        )
+        seeds = [job.seed for job in jobs] * len(groups)
+        with maps.recording():
+            latents = denoise(
+                base,
+                conditioner,
+                noise.repeat(len(groups), 1, 1, 1),
+                plan.sampling,
+                seeds=seeds,
+                on_step=on_step,
+                on_prediction=show,
+                edit_x0=background,
+            )
+        images = [base.decode(latent[None])[0] for latent in latents]
+        masks = background.masks.unflatten(0, (len(groups), -1))
+        return [
+            Image.fromarray(join(images[i :: len(jobs)], masks[:, i], boxes, plan.final_size)) for i in range(len(jobs))
+        ]
+
+    def _conditioner(
+        self,
+        plan: _GenerationPlan,
+        sampling: SamplingConfig,
+        prompts: Sequence[Sequence[ImagePrompts]],
+        size: tuple[int, int],
+    ) -> StepConditioner:
+        width, height = size
+        has_negative = sampling.guidance != 1
+        full = SizeConditioning.full(height, width)
+        return StepConditioner(self.base, self._embeds_cache, prompts, full, plan.request.clip_skip, has_negative)
+
     def _run_pass(
         self,
         plan: _GenerationPlan,
@@ -271,16 +344,9 @@ class Generator:
         on_step: Callable[[int], None],
         on_prediction: OnPrediction = _ignore_prediction,
     ) -> list[Image.Image]:
-        base, (width, height) = self.base, size
+        base = self.base
         noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
-        conditioner = StepConditioner(
-            base,
-            self._embeds_cache,
-            [job.prompts for job in jobs],
-            SizeConditioning.full(height, width),
-            plan.request.clip_skip,
-            has_negative=sampling.guidance != 1,
-        )
+        conditioner = self._conditioner(plan, sampling, [[job.prompts for job in jobs]], size)
         seeds = [job.seed for job in jobs]
         latents = denoise(base, conditioner, noise, sampling, init, seeds, on_step, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
@@ -333,6 +399,14 @@ class Generator:
             batch=batch[0],
             place=batch[1],
         )
+
+
+def _batches(jobs: Sequence[_ImageJob], size: int) -> Iterator[list[_ImageJob]]:
+    """Group consecutive images that can be generated together. Each subject of a composition counts as an image."""
+    for _, group in groupby(jobs, key=lambda job: job.batch_key):
+        batch = list(group)
+        count = max(1, size // max(1, len(batch[0].prompts.subjects)))
+        yield from (batch[first : first + count] for first in range(0, len(batch), count))
 
 
 def _scheduler_of(request: GenerateRequest, fast: Concept | None) -> tuple[Scheduler | None, bool]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from ..concepts.concept import Lora
 from ..models import Conditioning, SizeConditioning, StableDiffusion, sampling_progress
+from .composition import Subject, split_subjects
 from .denoise import StepConditioning
 from .prompt_resolution import LoraWeight, ResolvedPrompt
 from .style_guidance import StylePrompt, split_styles
+
+Mix = tuple[LoraWeight, ...]
+"""The LoRAs that a prompt is predicted with."""
 
 _CACHE_SIZE = 64  # prompts; with SDXL a prompt takes about 1 MB
 
@@ -26,6 +29,8 @@ class ImagePrompts:
         fast: a LoRA that is active in all steps, whatever the prompts contain.
         base: the prompt without the styles that have guidance of their own.
         styles: the same with one of these styles each.
+        subjects: what is generated apart and then joined, each with its own base and styles; none if the image is
+            generated as a whole.
     """
 
     prompt: ResolvedPrompt
@@ -33,25 +38,53 @@ class ImagePrompts:
     base: ResolvedPrompt
     styles: tuple[StylePrompt, ...] = ()
     fast: LoraWeight | None = None
+    subjects: tuple[SubjectPrompts, ...] = ()
 
     @classmethod
-    def of(cls, prompt: ResolvedPrompt, negative: ResolvedPrompt, fast: LoraWeight | None = None) -> ImagePrompts:
-        base, styles = split_styles(prompt)
-        return cls(prompt, negative, base, styles, fast)
+    def of(
+        cls, prompt: ResolvedPrompt, negative: ResolvedPrompt, fast: LoraWeight | None = None, compose: bool = True
+    ) -> ImagePrompts:
+        """Separate a prompt's styles and, if it is to be composed, its subjects.
+
+        compose: whether styles have guidance of their own by default and several subjects are generated apart.
+        """
+        base, styles = split_styles(prompt, automatic=compose)
+        subjects = split_subjects(prompt) if compose else ()
+        parts = tuple(SubjectPrompts(cls.of_subject(subject, negative, fast), subject) for subject in subjects)
+        return cls(prompt, negative, base, styles, fast, parts)
+
+    @classmethod
+    def of_subject(cls, subject: Subject, negative: ResolvedPrompt, fast: LoraWeight | None) -> ImagePrompts:
+        base, styles = split_styles(subject.prompt)
+        return cls(subject.prompt, negative, base, styles, fast)
 
     def active_styles(self, progress: float) -> tuple[StylePrompt, ...]:
         return tuple(style for style in self.styles if style.scale_at(progress))
 
-    def mixes_at(self, progress: float) -> tuple[tuple[LoraWeight, ...], ...]:
+    def mixes_at(self, progress: float) -> tuple[Mix, ...]:
         """Return the active LoRAs of the prompt without its styles, and of each active style's prompt."""
         # A LoRA acts on both halves of the guidance, so one that is only in the negative prompt must not be loaded.
         prompts = (self.base, *(style.prompt for style in self.active_styles(progress)))
         fast = (self.fast,) if self.fast else ()
         return tuple((*prompt.loras_at(progress), *fast) for prompt in prompts)
 
-    def mixes_by_step(self, steps: int) -> tuple[tuple[tuple[LoraWeight, ...], ...], ...]:
+    def mixes_by_step(self, steps: int) -> tuple[tuple[Mix, ...], ...]:
         """Return the active LoRAs of every step."""
         return tuple(self.mixes_at(sampling_progress(i, steps)) for i in range(steps))
+
+
+@dataclass(frozen=True)
+class SubjectPrompts:
+    """What one subject of a composition is predicted from."""
+
+    prompts: ImagePrompts
+    subject: Subject
+
+    @property
+    def reference(self) -> int:
+        """The index of the subject's reference in the prompt without its styles."""
+        reference = self.subject.prompt.references[self.subject.index]
+        return next(i for i, other in enumerate(self.prompts.base.references) if other is reference)
 
 
 class PromptEmbedsCache:
@@ -86,7 +119,8 @@ class StepConditioner:
     Prompts are encoded one by one, so that no image depends on another.
 
     Args:
-        prompts: one per image, with equal LoRAs at every step and equal lengths.
+        prompts: groups of as many prompts each, one prompt per image; those of a group have equal LoRAs at every step,
+            and all have equal lengths and as many styles. The images of a batch are one group, or one for each subject.
         has_negative: whether the negative prompts are predicted: not if the guidance scale is 1.
     """
 
@@ -94,56 +128,56 @@ class StepConditioner:
         self,
         base: StableDiffusion,
         embeds_cache: PromptEmbedsCache,
-        prompts: Sequence[ImagePrompts],
+        prompts: Sequence[Sequence[ImagePrompts]],
         size: SizeConditioning,
         clip_skip: int = 1,
         has_negative: bool = True,
     ):
         self._base, self._embeds_cache, self._clip_skip = base, embeds_cache, clip_skip
         self._prompts, self._size, self._has_negative = prompts, size, has_negative
-        self._min_chunks = num_chunks(base, prompts[0])
+        self._min_chunks = max(num_chunks(base, group[0]) for group in prompts)
         self._active: Hashable = None
-        self._mixes: tuple[tuple[LoraWeight, ...], ...] | None = None
+        self._mixes: tuple[Mix, ...] = ()
         self._rows: Conditioning | None = None
 
     def __call__(self, progress: float) -> StepConditioning:
         """Return the conditioning for a progress of 0 (noise) to 1 (image)."""
-        first = self._prompts[0]
         groups = self._groups(progress)
-        active = tuple(prompt.active_at(progress) for group in groups for prompt in group)
+        active = tuple(prompt.active_at(progress) for prompts, _ in groups for prompt in prompts)
         if self._rows is None or active != self._active:
-            base_mix, *styled = first.mixes_at(progress)
-            mixes = (*([base_mix] if self._has_negative else []), base_mix, *styled)
-            self._encode(groups, mixes, progress)
-            self._active = active
-        scales = tuple(style.scale_at(progress) for style in first.active_styles(progress))
-        return StepConditioning(cast(Conditioning, self._rows), scales)
+            self._rows, self._active = self._encode(groups, progress), active
+        scales = tuple(style.scale_at(progress) for style in self._prompts[0][0].active_styles(progress))
+        return StepConditioning(self._rows, scales)
 
-    def _groups(self, progress: float) -> list[list[ResolvedPrompt]]:
-        """Return the prompts of the batch's rows: B in each group."""
-        negatives = [[prompts.negative for prompts in self._prompts]] if self._has_negative else []
-        bases = [prompts.base for prompts in self._prompts]
-        styles = zip(*(prompts.active_styles(progress) for prompts in self._prompts), strict=True)
-        return [*negatives, bases, *([style.prompt for style in group] for group in styles)]
+    def _groups(self, progress: float) -> list[tuple[list[ResolvedPrompt], Mix]]:
+        """Return the prompts of the batch's rows with the LoRAs of each group: negative, base, then style by style."""
+        mixes = [group[0].mixes_at(progress) for group in self._prompts]
+        groups: list[tuple[list[ResolvedPrompt], Mix]] = []
+        if self._has_negative:
+            groups += [([p.negative for p in group], mix[0]) for group, mix in zip(self._prompts, mixes, strict=True)]
+        groups += [([p.base for p in group], mix[0]) for group, mix in zip(self._prompts, mixes, strict=True)]
+        for i in range(len(mixes[0]) - 1):
+            for group, mix in zip(self._prompts, mixes, strict=True):
+                groups.append(([p.active_styles(progress)[i].prompt for p in group], mix[i + 1]))
+        return groups
 
-    def _encode(
-        self, groups: list[list[ResolvedPrompt]], mixes: tuple[tuple[LoraWeight, ...], ...], progress: float
-    ) -> None:
+    def _encode(self, groups: Sequence[tuple[list[ResolvedPrompt], Mix]], progress: float) -> Conditioning:
         """Encode the prompts of all rows, each group with its LoRAs, and load these LoRAs for the UNet."""
+        mixes = tuple(mix for _, mix in groups)
+        loaded = self._mixes[0] if len(set(self._mixes)) == 1 else None
         embeds: list[Conditioning] = []
-        loaded: tuple[LoraWeight, ...] | None = None if self._mixes is None else self._mixes[0]
-        is_uniform = self._mixes is None or len(set(self._mixes)) == 1
-        for group, mix in zip(groups, mixes, strict=True):
-            if mix != loaded or not is_uniform:
+        for prompts, mix in groups:
+            if mix != loaded:
                 self._base.adapters.set(_loras([mix])[0])
-                loaded, is_uniform, self._mixes = mix, True, (mix,)
+                loaded = mix
             embeds += [
-                self._embeds_cache.encode(prompt, progress, mix, self._min_chunks, self._clip_skip) for prompt in group
+                self._embeds_cache.encode(prompt, progress, mix, self._min_chunks, self._clip_skip)
+                for prompt in prompts
             ]
         if len(set(mixes)) > 1:
             self._base.adapters.set_groups(_loras(mixes))
         self._mixes = mixes
-        self._rows = self._base.with_size_conditioning(Conditioning.cat(embeds), [self._size] * len(embeds))
+        return self._base.with_size_conditioning(Conditioning.cat(embeds), [self._size] * len(embeds))
 
 
 def _loras(mixes: Sequence[Sequence[LoraWeight]]) -> list[list[tuple[Lora, float]]]:

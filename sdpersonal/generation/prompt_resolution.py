@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -78,6 +78,14 @@ class ResolvedPrompt:
             else:
                 parts = [(self.concepts[part.token], strength_at(piece, part, progress)) for part in piece.parts]
                 segments += [Segment(content, piece.weight) for content in resolve_concepts(base, parts)]
+        return segments
+
+    def marked_segments(self, base: StableDiffusion, index: int) -> list[Segment | Break]:
+        """Return the prompt with weight 2 for the piece at an index and 0 for all others, to find its positions."""
+        segments: list[Segment | Break] = []
+        for i, piece in enumerate(self.prompt.pieces):
+            marked = piece if isinstance(piece, Break) else replace(piece, weight=2.0 if i == index else 0.0)
+            segments += replace(self, prompt=replace(self.prompt, pieces=(marked,))).segments_at(base, 0.5)
         return segments
 
     def loras_at(self, progress: float) -> tuple[LoraWeight, ...]:

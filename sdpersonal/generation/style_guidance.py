@@ -46,13 +46,14 @@ def fall(progress: float) -> float:
     return 1.0
 
 
-def split_styles(resolved: ResolvedPrompt) -> tuple[ResolvedPrompt, tuple[StylePrompt, ...]]:
+def split_styles(resolved: ResolvedPrompt, automatic: bool = True) -> tuple[ResolvedPrompt, tuple[StylePrompt, ...]]:
     """Return the prompt without the styles that have guidance of their own, and the prompts with one of them each.
 
-    A style beside another concept has it by default. A prompt without such styles is returned unchanged.
+    A style beside another concept has it by default, if `automatic`. A prompt without such styles is returned
+    unchanged.
     """
     references = resolved.references
-    guided = {i: _scale(resolved, reference) for i, reference in enumerate(references)}
+    guided = {i: _scale(resolved, reference, automatic) for i, reference in enumerate(references)}
     guided = {i: scale for i, scale in guided.items() if scale}
     if not guided or len(references) < 2:
         return resolved, ()
@@ -62,12 +63,12 @@ def split_styles(resolved: ResolvedPrompt) -> tuple[ResolvedPrompt, tuple[StyleP
     return _without(resolved, set(guided)), styles
 
 
-def _scale(resolved: ResolvedPrompt, reference: ConceptRef) -> float:
+def _scale(resolved: ResolvedPrompt, reference: ConceptRef, automatic: bool) -> float:
     """Return a reference's own guidance scale; 0 if it has none."""
     if reference.guidance is not None:
         return reference.guidance
     kinds = {resolved.concepts[part.token].card.kind for part in reference.parts}
-    return STYLE_SCALE if kinds == {"style"} else 0.0
+    return STYLE_SCALE if automatic and kinds == {"style"} else 0.0
 
 
 def _without(resolved: ResolvedPrompt, removed: Collection[int]) -> ResolvedPrompt:

@@ -48,6 +48,13 @@ class NoiseSchedule:
             return (noisy - sigma * predicted) / signal
         return signal * noisy - sigma * predicted
 
+    def prediction_of(self, noisy: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """Compute the prediction at x_t that gives this x_0: the inverse of `predict_x0`; t (B,)."""
+        signal, sigma = self._at(t)
+        if self.prediction_type == "epsilon":
+            return (noisy - signal * x0) / sigma
+        return (signal * noisy - x0) / sigma
+
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()

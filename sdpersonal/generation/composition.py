@@ -1,0 +1,221 @@
+"""Generate several subjects in one image: each at the model's full size with its own words and LoRA, then joined.
+
+A LoRA changes every place of an image, so two of them in one prediction blend into one thing. Here each subject has an
+image of its own, of which the backgrounds are shared while the layout forms: at every step, x_0 outside the subjects
+is replaced with the mean of all (as MultiDiffusion does with overlapping windows, Bar-Tal et al. 2023, arXiv
+2302.08113). Where a subject is, its token's cross-attention tells. Then each image is shrunk to its subject's box and
+pasted on the background, with the attention as a soft mask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..models import StableDiffusion
+from ..models.attention_maps import AttentionMaps
+from ..prompts import Break, ConceptRef, Prompt, Region, Text, format_prompt
+from .prompt_resolution import ResolvedPrompt
+
+SHARED_UNTIL = 0.4  # progress until which the backgrounds are shared: the layout is fixed by then
+_OVERLAP = 1.3  # a box's side as a multiple of its region's: subjects fill about three quarters of an image
+_HEIGHT = 0.62  # where a box is between the top (0) and the bottom (1) of its region: things stand on the ground
+_FEATHER = 0.1  # of a box's side
+_CONNECTORS = re.compile(
+    r"(?:^|[\s,;]+)(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
+    r"|above|over|on\s+top\s+of|(?:to\s+the\s+)?(?:left|right)\s+of|holding|riding|hugging|facing|looking\s+at)"
+    r"(?:\s+(?:an?|the|my))?\s*\Z|[\s,;]*\Z",
+    re.IGNORECASE,
+)
+_ABOVE = re.compile(r"\b(?:on\s+top\s+of|above|over)\b", re.IGNORECASE)
+_BELOW = re.compile(r"\b(?:beneath|under|below)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of a composition: its own prompt, the index of its reference there, and where it is to be."""
+
+    prompt: ResolvedPrompt
+    index: int
+    region: Region
+
+
+def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
+    """Return a prompt's subjects if it is to be composed, else none.
+
+    It is if two or more subjects are named, or a region is given. A reference is a subject if any of its concepts is no
+    style. One that acts in a part of the sampling only is meant to blend with the others, so nothing is composed then.
+    """
+    indices = [i for i, reference in enumerate(resolved.references) if _is_subject(resolved, reference)]
+    references = [resolved.references[i] for i in indices]
+    identities = {tuple(resolved.concepts[part.token].identity for part in ref.parts) for ref in references}
+    if any((reference.start, reference.end) != (0, 1) for reference in references):
+        return ()
+    if len(identities) < 2 and not any(reference.region for reference in references):
+        return ()
+    regions = _regions(resolved.prompt, references)
+    prompts = (_own_prompt(resolved, indices, number) for number in range(len(indices)))
+    return tuple(
+        Subject(prompt, _position(prompt, reference), region)
+        for prompt, reference, region in zip(prompts, references, regions, strict=True)
+    )
+
+
+def _is_subject(resolved: ResolvedPrompt, reference: ConceptRef) -> bool:
+    return any(resolved.concepts[part.token].card.kind != "style" for part in reference.parts)
+
+
+def _position(prompt: ResolvedPrompt, reference: ConceptRef) -> int:
+    return next(i for i, other in enumerate(prompt.references) if other is reference)
+
+
+def _own_prompt(resolved: ResolvedPrompt, subjects: Sequence[int], number: int) -> ResolvedPrompt:
+    """Return the prompt with one subject only: without the others, and what connects them or belongs to them."""
+    pieces = resolved.prompt.pieces
+    references = [i for i, piece in enumerate(pieces) if isinstance(piece, ConceptRef)]
+    positions = [references[index] for index in subjects]
+    prompt = Prompt("", tuple(_own_pieces(pieces, positions, number)))
+    prompt = replace(prompt, text=format_prompt(prompt))
+    return ResolvedPrompt(prompt, {mention.token: resolved.concepts[mention.token] for mention in prompt.mentions})
+
+
+def _own_pieces(
+    pieces: Sequence[Text | ConceptRef | Break], positions: Sequence[int], number: int
+) -> Iterator[Text | ConceptRef | Break]:
+    for i, piece in enumerate(pieces):
+        before = sum(position < i for position in positions)  # subjects named before this piece
+        if i in positions:
+            if i == positions[number]:
+                yield piece
+        elif isinstance(piece, Text) and 0 < before < len(positions):
+            text = _CONNECTORS.sub("", piece.text) if i + 1 in positions else piece.text
+            if text.strip() and (before == number + 1 or i - 1 not in positions):
+                yield replace(piece, text=text)
+        else:
+            yield piece
+
+
+def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
+    """Return where the subjects are: as given, or side by side in their order, or one above the other."""
+    count = len(references)
+    columns = [Region(i / count, 0.0, (i + 1) / count, 1.0) for i in range(count)]
+    if count == 2:
+        places = [i for i, piece in enumerate(prompt.pieces) if any(piece is reference for reference in references)]
+        between = " ".join(piece.text for piece in prompt.pieces[places[0] : places[1]] if isinstance(piece, Text))
+        upper, lower = Region(0.0, 0.0, 1.0, 0.5), Region(0.0, 0.5, 1.0, 1.0)
+        columns = [upper, lower] if _ABOVE.search(between) else columns
+        columns = [lower, upper] if _BELOW.search(between) else columns
+    return [reference.region or column for reference, column in zip(references, columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square of the image in pixels, inside the image."""
+
+    left: int
+    top: int
+    side: int
+
+
+def box_of(region: Region, size: tuple[int, int]) -> Box:
+    """Return the square for a subject in a region of an image of that (width, height)."""
+    width, height = (region.right - region.left) * size[0], (region.bottom - region.top) * size[1]
+    side = max(8, min(round(_OVERLAP * min(width, height)), *size))
+    left = region.left * size[0] + (width - side) / 2
+    top = region.top * size[1] + (height - side) * _HEIGHT
+    return Box(round(min(max(left, 0), size[0] - side)), round(min(max(top, 0), size[1] - side)), side)
+
+
+class SharedBackground:
+    """Shares the background among the images of the subjects while they are denoised, and keeps where subjects are.
+
+    The batch has B images of each of K subjects, subject by subject.
+    """
+
+    def __init__(self, maps: AttentionMaps, num_subjects: int):
+        self._maps, self._num_subjects = maps, num_subjects
+        self.masks: Tensor | None = None  # (K B, 1, h, w)
+
+    def __call__(self, x0: Tensor, progress: float) -> Tensor | None:
+        """Return x_0 (K B, C, h, w) with a shared background, after the prediction of a step; None once it is set."""
+        self.masks = self._maps.finish_step()
+        if progress >= SHARED_UNTIL or self._num_subjects == 1:
+            return None
+        subject = _ramp(self.masks, 0.1, 0.4)
+        subjects, images = (x.unflatten(0, (self._num_subjects, -1)) for x in (subject, x0))
+        total = (1 - subjects).sum(0) + 1e-3
+        background = ((1 - subjects) * images).sum(0) / total  # (B, C, h, w)
+        return (subjects * images + (1 - subjects) * background).flatten(0, 1)
+
+
+def token_positions(base: StableDiffusion, prompt: ResolvedPrompt, index: int) -> list[int]:
+    """Return the positions of a reference, by index, in the embeddings of its prompt."""
+    piece = [i for i, piece in enumerate(prompt.prompt.pieces) if isinstance(piece, ConceptRef)][index]
+    marked = prompt.marked_segments(base, piece)
+    weights = [weight for chunk in base.encoders["clip_l"].chunks(marked) for weight in chunk.weights]
+    return [i for i, weight in enumerate(weights) if weight == 2.0]
+
+
+def join(images: Sequence[np.ndarray], masks: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> np.ndarray:
+    """Join the images of K subjects, uint8 (H, W, 3) each, in one of that (width, height).
+
+    masks: where the subjects are, (K, 1, h, w), 0 to 1. The background is that of the images around the subjects, and
+    grows from there to where none is.
+    """
+    width, height = size
+    background, weight = torch.zeros(1, 3, height, width), torch.zeros(1, 1, height, width)
+    layers = []
+    for image, mask, box in zip(images, masks.cpu(), boxes, strict=True):
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        pixels = F.interpolate(pixels, (box.side, box.side), mode="bilinear", antialias=True)
+        mask = F.interpolate(mask[None], (box.side, box.side), mode="bicubic").clamp(0, 1)
+        feather = _feather(box.side)
+        area = (..., slice(box.top, box.top + box.side), slice(box.left, box.left + box.side))
+        around = (1 - _ramp(mask, 0.05, 0.25)) * feather
+        background[area] += pixels * around
+        weight[area] += around
+        layers.append((area, pixels, _ramp(mask, 0.1, 0.4) * feather))
+    joined = _fill(background / weight.clamp(min=1e-3), weight.clamp(0, 1))
+    for area, pixels, alpha in layers:
+        joined[area] = alpha * pixels + (1 - alpha) * joined[area]
+    return joined[0].permute(1, 2, 0).clamp(0, 255).round().to(torch.uint8).numpy()
+
+
+def _fill(image: Tensor, weight: Tensor) -> Tensor:
+    """Fill where the weight is below 1 from the surroundings (pull-push, Gortler et al. 1996, section 3.4)."""
+    height, width = image.shape[2:]
+    if height == 1 and width == 1:
+        return image
+    padding = (0, width % 2, 0, height % 2)
+    weighted, weights = (F.pad(x, padding) for x in (image * weight, weight))
+    coarse_weight = F.avg_pool2d(weights, 2)
+    coarse = F.avg_pool2d(weighted, 2) / coarse_weight.clamp(min=1e-6)
+    coarse = _fill(coarse, (coarse_weight * 4).clamp(max=1))
+    return weight * image + (1 - weight) * F.interpolate(coarse, (height, width), mode="bilinear")
+
+
+def _feather(side: int) -> Tensor:
+    """Return a weight that falls to 0 at the edges of a square, (side, side)."""
+    edge = torch.linspace(0, 1, side)
+    edge = _ramp(torch.minimum(edge, 1 - edge), 0.0, _FEATHER)
+    return edge[:, None] * edge
+
+
+def _ramp(x: Tensor, low: float, high: float) -> Tensor:
+    return ((x - low) / (high - low)).clamp(0, 1)
+
+
+def arrange(latents: Tensor, boxes: Sequence[Box], size: tuple[int, int], factor: int) -> Tensor:
+    """Place the latents of K subjects, (K, B, C, h, w), in their boxes of an image of that size: a preview of it."""
+    arranged = latents.mean(0)
+    arranged = F.interpolate(arranged, (size[1] // factor, size[0] // factor), mode="bilinear")
+    for images, box in zip(latents, boxes, strict=True):
+        left, top, side = (max(value // factor, low) for value, low in ((box.left, 0), (box.top, 0), (box.side, 1)))
+        arranged[:, :, top : top + side, left : left + side] = F.interpolate(images, (side, side), mode="area")
+    return arranged
