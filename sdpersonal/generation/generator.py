@@ -85,11 +85,6 @@ class _GenerationPlan:
     def second_pass(self) -> SamplingConfig:
         return replace(self.sampling, strength=self.request.strength)
 
-    @property
-    def composes(self) -> bool:
-        """Whether styles are guided by themselves and subjects are composed: not if something is given to start from."""
-        return self.request.compose and self.init_image is None
-
     def num_predictions(self, job: _ImageJob) -> int:
         """The number of UNet predictions for a batch of such images, over all passes."""
         second = self.second_pass.num_predictions if self.passes == 2 and not job.prompts.subjects else 0
@@ -239,7 +234,9 @@ class Generator:
             seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
             variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
-            prompts = ImagePrompts.of(resolve(prompt), resolve(negative), plan.fast_lora, plan.composes)
+            prompts = ImagePrompts.of(resolve(prompt), resolve(negative), plan.fast_lora, request.compose)
+            if plan.init_image:
+                prompts = replace(prompts, subjects=())  # the init image is the layout
             template = request.prompt if prompt != request.prompt else ""
             yield _ImageJob(prompts, seed, variation_seed, template, self._batch_key(plan, prompts))
 
