@@ -380,6 +380,7 @@ class Generator:
             fast=request.fast or "",
             scheduler=request.scheduler or "",
             clip_skip=request.clip_skip,
+            compose=request.compose,
             hidden=hidden,
             base=RecipeBase(name=Path(base.name).name, kind=base.kind, sha256=base.version),
             concepts=tuple(
