@@ -140,7 +140,7 @@ class SharedBackground:
 
     def __init__(self, maps: AttentionMaps, num_subjects: int):
         self._maps, self._num_subjects = maps, num_subjects
-        self.masks: Tensor | None = None  # (K B, 1, h, w)
+        self.masks = torch.empty(0)  # (K B, 1, h, w) after a step
 
     def __call__(self, x0: Tensor, progress: float) -> Tensor | None:
         """Return x_0 (K B, C, h, w) with a shared background, after the prediction of a step; None once it is set."""
@@ -175,9 +175,10 @@ def join(images: Sequence[np.ndarray], masks: Tensor, boxes: Sequence[Box], size
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, (box.side, box.side), mode="bilinear", antialias=True)
         mask = F.interpolate(mask[None], (box.side, box.side), mode="bicubic").clamp(0, 1)
-        feather = _feather(box.side)
+        feather = _feather(box, size)
         area = (..., slice(box.top, box.top + box.side), slice(box.left, box.left + box.side))
         around = (1 - _ramp(mask, 0.05, 0.25)) * feather
+        around = around if around.any() else feather.expand_as(mask)  # a subject that fills its box is all we know
         background[area] += pixels * around
         weight[area] += around
         layers.append((area, pixels, _ramp(mask, 0.1, 0.4) * feather))
@@ -200,11 +201,17 @@ def _fill(image: Tensor, weight: Tensor) -> Tensor:
     return weight * image + (1 - weight) * F.interpolate(coarse, (height, width), mode="bilinear")
 
 
-def _feather(side: int) -> Tensor:
-    """Return a weight that falls to 0 at the edges of a square, (side, side)."""
-    edge = torch.linspace(0, 1, side)
-    edge = _ramp(torch.minimum(edge, 1 - edge), 0.0, _FEATHER)
-    return edge[:, None] * edge
+def _feather(box: Box, size: tuple[int, int]) -> Tensor:
+    """Return a weight that falls to 0 at the edges of a box that are inside an image of that size, (side, side)."""
+    rows, columns = _fade(box.top, box.side, size[1]), _fade(box.left, box.side, size[0])
+    return rows[:, None] * columns
+
+
+def _fade(start: int, side: int, length: int) -> Tensor:
+    distance = torch.linspace(0, 1, side)
+    before = distance if start > 0 else torch.ones(side)
+    after = 1 - distance if start + side < length else torch.ones(side)
+    return _ramp(torch.minimum(before, after), 0.0, _FEATHER)
 
 
 def _ramp(x: Tensor, low: float, high: float) -> Tensor:

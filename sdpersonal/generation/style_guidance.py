@@ -13,7 +13,7 @@ added into one prediction, where the subject's outweighs the style.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from ..prompts import Break, ConceptRef, Prompt, Text, format_prompt
@@ -46,21 +46,30 @@ def fall(progress: float) -> float:
     return 1.0
 
 
-def split_styles(resolved: ResolvedPrompt, automatic: bool = True) -> tuple[ResolvedPrompt, tuple[StylePrompt, ...]]:
+def split_styles(
+    resolved: ResolvedPrompt, automatic: bool = True, subject: int | None = None
+) -> tuple[ResolvedPrompt, tuple[StylePrompt, ...]]:
     """Return the prompt without the styles that have guidance of their own, and the prompts with one of them each.
 
-    A style beside another concept has it by default, if `automatic`. A prompt without such styles is returned
-    unchanged.
+    A prompt without such styles is returned unchanged. A style that is named repeatedly is one style.
+
+    Args:
+        automatic: whether a style beside another concept has guidance of its own by default.
+        subject: index of a reference that has none.
     """
     references = resolved.references
-    guided = {i: _scale(resolved, reference, automatic) for i, reference in enumerate(references)}
-    guided = {i: scale for i, scale in guided.items() if scale}
-    if not guided or len(references) < 2:
-        return resolved, ()
+    identities = [tuple(resolved.concepts[part.token].identity for part in ref.parts) for ref in references]
+    automatic = automatic and len(set(identities)) > 1
+    scales = {i: _scale(resolved, ref, automatic) for i, ref in enumerate(references) if i != subject}
+    guided = {i for i, scale in scales.items() if scale}
+    mentions: dict[Hashable, list[int]] = {}  # of each style, by index
+    for i in sorted(guided):
+        mentions.setdefault((identities[i], references[i].start, references[i].end), []).append(i)
     styles = tuple(
-        StylePrompt(_without(resolved, set(guided) - {i}), references[i], scale) for i, scale in guided.items()
+        StylePrompt(_without(resolved, guided.difference(same)), references[same[0]], max(scales[i] for i in same))
+        for same in mentions.values()
     )
-    return _without(resolved, set(guided)), styles
+    return _without(resolved, guided), styles
 
 
 def _scale(resolved: ResolvedPrompt, reference: ConceptRef, automatic: bool) -> float:

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 _MEMORY = 0.7  # share of the earlier steps in the running mean: late steps show shapes, early ones places
 _MAX_SHARE = 0.5  # of the latents' side: maps of larger layers show texture more than things
@@ -41,12 +44,16 @@ class AttentionMaps:
                 hook.remove()
 
     def finish_step(self) -> Tensor:
-        """Return the maps so far, (rows, 1, h, w), 0 to 1 each; call it after each prediction."""
+        """Return the maps so far, (rows, 1, h, w), 0 to 1 each; call it after each prediction.
+
+        A row without positions, or whose attention is the same everywhere, has a map of the middle.
+        """
         step = torch.stack(self._step).mean(0)
         self._step.clear()
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
-        return (self._mean - low) / (high - low).clamp(min=1e-8)
+        maps = (self._mean - low) / (high - low).clamp(min=1e-8)
+        return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
 
     def _record(self, layer: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         """Compute softmax(Q K^T / sqrt(d)) at the positions, once more than the layer itself does."""
@@ -56,7 +63,9 @@ class AttentionMaps:
             return
         rows = list(self._positions)
         # All rows are projected: LoRA adapters may act on groups of the whole batch.
-        query, key = (_split_heads(x[rows], layer.heads) for x in (layer.to_q(hidden), layer.to_k(context)))
+        attention = cast("Attention", layer)
+        projected = attention.to_q(hidden), cast(nn.Linear, attention.to_k)(context)
+        query, key = (_split_heads(x[rows], attention.heads) for x in projected)
         share = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, h w, tokens)
         maps = [share[i][:, list(self._positions[row])].sum(-1) for i, row in enumerate(rows)]
         grid = torch.stack(maps).view(-1, 1, height, width).float()
@@ -68,6 +77,12 @@ class AttentionMaps:
         while height * width > count:
             height, width = -(-height // 2), -(-width // 2)
         return height, width
+
+
+def _middle(size: tuple[int, int]) -> Tensor:
+    """Return a map that is 1 in the middle and falls to 0 at the nearest edges, (h, w)."""
+    y, x = (torch.linspace(-1, 1, side) for side in size)
+    return (1 - y[:, None] ** 2 - x**2).clamp(min=0)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
