@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
-from sdpersonal.generation.prompt_resolution import ResolvedPrompt
 from sdpersonal.generation.style_guidance import STYLE_SCALE, fall, split_styles
 from sdpersonal.models import load_base
-from sdpersonal.prompts import Token, parse
-from support.mixing import KINDS, DensePipeline, Shelf, shelf_of
+from sdpersonal.prompts import parse
+from support.mixing import DensePipeline, Shelf, resolved, shelf_of
 from support.narrow import save_narrow
 
 NEGATIVE, SIDE, STEPS = "snow", 64, 2
@@ -23,16 +20,6 @@ denoise = importlib.import_module("sdpersonal.generation.denoise")  # the packag
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
-
-
-def resolved(text):
-    """A prompt with concepts of all kinds, called by their names."""
-    rows = {name: np.full((1, 192), i, np.float32) for i, name in enumerate(KINDS)}
-    concepts = {
-        n: Concept(Token("me", n), Card(base="tiny", kind=kind), {"clip_l": rows[n]}) for n, kind in KINDS.items()
-    }
-    prompt = parse(text)
-    return ResolvedPrompt(prompt, {mention.token: concepts[mention.token.name] for mention in prompt.mentions})
 
 
 SPLITS = [  # prompt, without its styles, with each of them

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.generation.prompt_resolution import ResolvedPrompt
 from sdpersonal.models import StableDiffusion
-from sdpersonal.prompts import Token
+from sdpersonal.prompts import Token, parse
 
 Mix = Sequence[tuple[Lora, float]]
 KINDS = {"fox": "object", "cat": "object", "bob": "person", "ink": "style", "wash": "style"}
@@ -24,6 +25,16 @@ class Shelf(dict):
 
     def get(self, token: Token) -> Concept:
         return self[token.name]
+
+
+def resolved(text: str) -> ResolvedPrompt:
+    """Return a prompt with concepts of all kinds, called by their names."""
+    concepts = {}
+    for number, (name, kind) in enumerate(KINDS.items()):
+        rows = np.full((1, 192), number, np.float32)
+        concepts[name] = Concept(Token("me", name), Card(base="tiny", kind=kind), {"clip_l": rows})
+    prompt = parse(text)
+    return ResolvedPrompt(prompt, {mention.token: concepts[mention.token.name] for mention in prompt.mentions})
 
 
 def random_lora(base: StableDiffusion, seed: int, size: float = 0.3, text_encoder: bool = False) -> Lora:
