@@ -93,7 +93,6 @@ class GenerateRequest(SettingsBase):
     """Scheduler, named as in A1111, ComfyUI or diffusers: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
     clip_skip: Annotated[int, WholeNumber, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
     """Text encoder layer to use, counted from the last as in A1111; 1 skips none, many anime models want 2."""
-
     compose: bool = True
     """Guide styles by themselves, and generate several subjects apart before joining them; else all concepts are mixed
     in one prediction."""

@@ -94,6 +94,7 @@ def test_every_keyword_reaches_the_recipe(sd):
         "strength": 0.75,
         "scheduler": "Euler a",
         "clip_skip": 2,
+        "compose": False,
     }
     (image,) = sd.generate("a duck", num_images=1, quiet=True, **settings)
     recipe, request = image.recipe, image.recipe.request()

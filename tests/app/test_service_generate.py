@@ -27,7 +27,7 @@ from sdpersonal.app.ui.generate.generate_form import GenerateForm
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.image_metadata import Recipe, read_recipe
+from sdpersonal.image_metadata import Recipe, png_with_recipe, read_recipe
 from support.stock import small_library
 
 FORM = {"prompt": "a <me/duck> on grass", "num_images": 1, "steps": 2, "seed": 7}
@@ -189,8 +189,12 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
     for picture, scheduler in ((drawn.saved, ""), (tmp_path / "theirs.png", "Euler a")):
         fields = dict(image_actions.read_settings(picture).fields)
         updates = dict(zip(form.components, form.updates(fields), strict=True))
-        got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "hires_scale")}
-        assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "hires_scale": 1.0}
+        expected = {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "hires_scale": 1.0}
+        expected["compose"] = True
+        assert {name: updates[name]["value"] for name in expected} == expected
+    former = read_recipe(drawn.saved.read_bytes()).model_copy(update={"compose": False})
+    (tmp_path / "former.png").write_bytes(png_with_recipe(Image.new("RGB", (64, 64)), former))
+    assert image_actions.read_settings(tmp_path / "former.png").fields["compose"] is False
 
 
 def test_it_is_a_favourite_or_not(workspace, drawn):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.cli.commands import COMMANDS, GROUPS
-from sdpersonal.cli.commands.generate import GenerateArgs
+from sdpersonal.cli.commands.generate import GenerateArgs, request_of
 from sdpersonal.cli.main import main
 from sdpersonal.cli.parsing import parse_settings
 from sdpersonal.concepts.concept_file import concept_to_bytes
@@ -111,6 +111,7 @@ def test_the_last_of_a_switch_counts_and_both_spellings_are_read():
     assert not parse("--no-grid").grid and not parse("--grid", "--no-grid").grid
     assert parse("--no-safety-checker", "--safety_checker").safety_checker
     assert not parse("--safety-checker", "--no_safety_checker").safety_checker
+    assert parse().compose and not request_of(parse("--no-compose")).compose
 
 
 def test_former_commands_are_read(library, tmp_path, capsys):

@@ -156,6 +156,19 @@ def state(folder: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def test_a_series_keeps_how_concepts_are_mixed_and_one_of_former_versions_resumes(tmp_path):
+    request = GenerateRequest(prompt=TEMPLATE, seed=5)
+    mixed = request.model_copy(update={"compose": False})
+    assert not EndlessSeries(mixed).request_at(3).compose and EndlessSeries(request).request_at(3).compose
+    # The facts that the first series were known by, which did not have the field.
+    names = ("prompt", "negative", "seed", "steps", "guidance", "rescale", "size", "mask", "fast")
+    facts = {name: None for name in names} | {"prompt": TEMPLATE, "negative": "", "seed": 5, "base": "tiny"}
+    facts |= {"near": None, "near_seed": 1, "start": None, "change": 0.6, "enlarge": 1.0}
+    mark = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    assert EndlessProgress(tmp_path, request, "tiny").folder.name == f"endless-{mark}"
+    assert EndlessProgress(tmp_path, mixed, "tiny").folder.name != f"endless-{mark}"
+
+
 def test_it_goes_on_where_it_was(tmp_path):
     full = drawn(tmp_path / "whole", 12)
     parts = [path for _ in range(4) for path in drawn(tmp_path / "parts", 3)]

@@ -338,6 +338,16 @@ def test_cells_are_every_combination_sheet_by_sheet_and_row_by_row():
     assert result.labels("x") == ["a photo", "art"] and result.labels("z") == ["on a hill", "in space"]
 
 
+def test_a_grid_compares_composition_and_plain_mixing():
+    grid = XyzGridRequest(prompt="<duck> {}", x="compose: yes, no", y="words: a|b", compose=False)
+    assert [cell.request.compose for cell in grid.cells] == [True, False] * 2
+    assert grid.labels("x") == ["compose yes", "compose no"]
+    grid = XyzGridRequest(prompt="<duck>", x="seed: 1..2", compose=False)
+    assert not any(cell.request.compose for cell in grid.cells)
+    with pytest.raises(UserError, match="compose must be"):
+        XyzGridRequest(prompt="a", x="compose: yes, perhaps")
+
+
 def test_axes_find_what_other_axes_put_in():
     """Whichever side they are on: whole prompts first, then words, then what stands in them, then other concepts."""
     sides = ["strength <me/duck>: 0.5", "concept <me/duck>: <me/cat>, <me/fox>", "prompt: a <me/duck>|art"]

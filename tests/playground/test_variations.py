@@ -89,6 +89,14 @@ def test_only_what_is_asked_is_changed():
     assert vary_from_image(last, Path("a.png"))[0].seed == 0  # after the last comes the first
 
 
+def test_what_was_mixed_in_one_prediction_stays_so():
+    mixed = FAVOURITE.model_copy(update={"compose": False})
+    others = {"variation_strength": 0.2, "concept_strengths": ["<duck>=1"], "words": ["beach=snow"], "img2img": True}
+    result = variation_requests(mixed, Path("a.png"), **others)
+    assert len(result) == 4 and not any(item.compose for item in result)
+    assert all(item.compose for item in variation_requests(FAVOURITE, Path("a.png"), **others))
+
+
 def test_all_together_in_order_and_near_by_if_nothing_is_asked():
     result = variation_requests(
         FAVOURITE,
