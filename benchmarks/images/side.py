@@ -82,7 +82,8 @@ class SdpersonalSide:
     def generate(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
         from sdpersonal.config import GenerateRequest
 
-        request = GenerateRequest(prompt=mix.our_prompt, num_images=n, steps=steps, size=f"{size}x{size}")
+        fields = {"num_images": n, "steps": steps, "size": f"{size}x{size}", "compose": False}  # as diffusers mixes
+        request = GenerateRequest(prompt=mix.our_prompt, **fields)
         return [np.asarray(result.image) for result in self._generator.generate(request)]
 
 
