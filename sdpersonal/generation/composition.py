@@ -20,17 +20,18 @@ from torch.nn import functional as F
 
 from ..models import StableDiffusion
 from ..models.attention_maps import AttentionMaps
-from ..prompts import Break, ConceptRef, Prompt, Region, Text, format_prompt
-from .prompt_resolution import ResolvedPrompt
+from ..prompts import ConceptRef, Prompt, Region, Text
+from .prompt_resolution import Piece, ResolvedPrompt
+from .style_guidance import leading_words
 
 SHARED_UNTIL = 0.4  # progress until which the backgrounds are shared: the layout is fixed by then
 _OVERLAP = 1.3  # a box's side as a multiple of its region's: subjects fill about three quarters of an image
 _HEIGHT = 0.62  # where a box is between the top (0) and the bottom (1) of its region: things stand on the ground
 _FEATHER = 0.1  # of a box's side
 _CONNECTORS = re.compile(
-    r"(?:^|[\s,;]+)(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
-    r"|above|over|on\s+top\s+of|(?:to\s+the\s+)?(?:left|right)\s+of|holding|riding|hugging|facing|looking\s+at)"
-    r"(?:\s+(?:an?|the|my))?\s*\Z|[\s,;]*\Z",
+    r"(?:^|[\s,;]+)(?:(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
+    r"|above|over|on\s+top\s+of|(?:to\s+the\s+)?(?:left|right)\s+of|holding|riding|hugging|facing|looking\s+at)\s*)?"
+    r"(?:\b(?:an?|the|my|another)\s*)?\Z",
     re.IGNORECASE,
 )
 _ABOVE = re.compile(r"\b(?:on\s+top\s+of|above|over)\b", re.IGNORECASE)
@@ -54,7 +55,7 @@ def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
     """
     indices = [i for i, reference in enumerate(resolved.references) if _is_subject(resolved, reference)]
     references = [resolved.references[i] for i in indices]
-    identities = {tuple(resolved.concepts[part.token].identity for part in ref.parts) for ref in references}
+    identities = {resolved.identity(reference) for reference in references}
     if any((reference.start, reference.end) != (0, 1) for reference in references):
         return ()
     if len(identities) < 2 and not any(reference.region for reference in references):
@@ -68,7 +69,7 @@ def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
 
 
 def _is_subject(resolved: ResolvedPrompt, reference: ConceptRef) -> bool:
-    return any(resolved.concepts[part.token].card.kind != "style" for part in reference.parts)
+    return resolved.kinds(reference) != {"style"}
 
 
 def _position(prompt: ResolvedPrompt, reference: ConceptRef) -> int:
@@ -79,26 +80,31 @@ def _own_prompt(resolved: ResolvedPrompt, subjects: Sequence[int], number: int) 
     """Return the prompt with one subject only: without the others, and what connects them or belongs to them."""
     pieces = resolved.prompt.pieces
     references = [i for i, piece in enumerate(pieces) if isinstance(piece, ConceptRef)]
-    positions = [references[index] for index in subjects]
-    prompt = Prompt("", tuple(_own_pieces(pieces, positions, number)))
-    prompt = replace(prompt, text=format_prompt(prompt))
-    return ResolvedPrompt(prompt, {mention.token: resolved.concepts[mention.token] for mention in prompt.mentions})
+    return resolved.with_pieces(list(_own_pieces(pieces, [references[index] for index in subjects], number)))
 
 
-def _own_pieces(
-    pieces: Sequence[Text | ConceptRef | Break], positions: Sequence[int], number: int
-) -> Iterator[Text | ConceptRef | Break]:
+def _own_pieces(pieces: Sequence[Piece], subjects: Sequence[int], number: int) -> Iterator[Piece]:
+    """Yield the pieces of one subject's prompt. subjects: the positions of all."""
     for i, piece in enumerate(pieces):
-        before = sum(position < i for position in positions)  # subjects named before this piece
-        if i in positions:
-            if i == positions[number]:
+        if i in subjects:
+            if i == subjects[number]:
                 yield piece
-        elif isinstance(piece, Text) and 0 < before < len(positions):
-            text = _CONNECTORS.sub("", piece.text) if i + 1 in positions else piece.text
-            if text.strip() and (before == number + 1 or i - 1 not in positions):
+        elif isinstance(piece, Text) and subjects[0] < i < subjects[-1]:
+            if text := _text_between(pieces, i, subjects, number).rstrip():
                 yield replace(piece, text=text)
         else:
             yield piece
+
+
+def _text_between(pieces: Sequence[Piece], position: int, subjects: Sequence[int], number: int) -> str:
+    """Return what one subject's prompt has of a text between two subjects: if it follows another one, only the words
+    of a style after it."""
+    piece = pieces[position]
+    text = piece.text if isinstance(piece, Text) else ""
+    belongs_to_other = position - 1 in subjects and position - 1 != subjects[number]
+    if position + 1 in subjects:
+        return "" if belongs_to_other else _CONNECTORS.sub("", text)
+    return leading_words(text) if belongs_to_other else text
 
 
 def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
