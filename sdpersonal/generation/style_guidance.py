@@ -6,8 +6,8 @@ each with the LoRAs of its own prompt only:
     p = u + g (e_s - u) + sum_k w_k (e_k - e_s)
 
 It extends classifier-free guidance (Ho and Salimans 2022) as InstructPix2Pix does for its image (Brooks et al. 2023,
-arXiv 2211.09800, eq. 3). A style then changes what the subject's own prediction left open, instead of both LoRAs being
-added into one prediction, where the subject's outweighs the style.
+arXiv 2211.09800, eq. 3), instead of adding both LoRAs into one prediction, where the subject's outweighs the style. Of
+the result the colours and a part of the texture are taken, the shapes are those of u + g (e_s - u): `style_transfer`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,8 @@ class StylePrompt:
     scale: float
 
     def scale_at(self, progress: float) -> float:
-        """Return the scale at a progress of the sampling: it falls to 0 as the image gets its details."""
-        return self.scale * fall(progress) if is_active_at(self.reference, progress) else 0.0
-
-
-def fall(progress: float) -> float:
-    """Return the share of a style's scale at a progress of the sampling."""
-    return 1.0
+        """Return the scale at a progress of the sampling: 0 outside the reference's window."""
+        return self.scale if is_active_at(self.reference, progress) else 0.0
 
 
 def split_styles(

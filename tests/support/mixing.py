@@ -77,6 +77,10 @@ class DensePipeline:
             if module in names
         }
 
+    @property
+    def scheduler(self):
+        return self._pipe.scheduler
+
     def predict(self, text: str, mix: Mix, latents: Tensor, t: Tensor, size: int) -> Tensor:
         """Return the UNet's output for latents (1, C, h, w), without guidance. size: of the image's sides, for SDXL."""
         pipe, added, key = self._pipe, {}, (text, *((id(lora), strength) for lora, strength in mix))
