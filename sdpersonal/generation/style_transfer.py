@@ -19,6 +19,8 @@ _REGULARIZATION = 1e-3  # of variances, which are about 1: a channel without con
 
 def apply_style(x0: Tensor, styled: Tensor) -> Tensor:
     """Return x_0 with the colours and a part of the texture of `styled`, both (B, C, h, w)."""
+    if not (torch.isfinite(x0).all() and torch.isfinite(styled).all()):
+        return styled  # it has no statistics; decoding it raises a UserError
     coloured = match_statistics(x0, styled)
     return coloured + TEXTURE * _details(styled - coloured)
 

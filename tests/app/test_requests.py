@@ -41,15 +41,16 @@ BITS += (
     "\n",
     "é",
 )
+BITS += ("<duck:at=left>", "<me/ink:guidance=2@0-0.5>", " by <me/ink>", "<me/cat:0.5:box=0,0.9,1,1>", " and ", "<cat>")
 BITS += ("{{7*7}}", "__import__('os')", "a cat", ", ", "🦆", "<lora:x:0.8>", "AND", "\u202e", "duck " * 90)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory, tiny):
     library = Library(tmp_path_factory.mktemp("requests"))
-    for number, name in enumerate(("duck", "ink")):
+    for number, (name, kind) in enumerate((("duck", "object"), ("ink", "style"), ("cat", "object"))):
         rows = np.random.default_rng(number).normal(size=(2, tiny.widths["clip_l"])).astype(np.float32) * 0.05
-        library.add(Concept(Token("me", name), Card(base="tiny", class_noun="duck"), {"clip_l": rows}))
+        library.add(Concept(Token("me", name), Card(base="tiny", class_noun="duck", kind=kind), {"clip_l": rows}))
     return library
 
 

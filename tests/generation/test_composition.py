@@ -12,7 +12,7 @@ from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept
 from sdpersonal.config import GenerateRequest
 from sdpersonal.config.scheduler_table import SCHEDULERS
-from sdpersonal.errors import Interrupted
+from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator, previews
 from sdpersonal.generation.composition import (
     Box,
@@ -387,6 +387,12 @@ def test_a_subject_without_words_is_in_the_middle(sd1):
     [both] = pixels(sd1, concepts, "<fox> <cat>")
     [none] = pixels(sd1, Shelf(concepts, fox=concepts["bob"]), "<fox> <cat>")
     assert np.abs(both[20:44, :32] - none[20:44, :32]).max() > 3
+
+
+@pytest.mark.parametrize("prompt", [TWO, "a <fox> by <ink>"])
+def test_what_overflows_is_told_in_one_sentence(sd1, prompt):
+    with pytest.raises(UserError, match="The generated image is NaN"):
+        generate(sd1, shelf_of(sd1, rows=2, size=1e30), prompt)
 
 
 def test_composed_and_plain_prompts_of_one_template(sd1, shelf):
