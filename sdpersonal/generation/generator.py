@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,7 +18,7 @@ from ..concepts.concept import Concept
 from ..config import SEEDS, GenerateRequest
 from ..config.scheduler_table import Scheduler, named
 from ..errors import FieldError, Interrupted, UserError, printable
-from ..image_metadata import Recipe, RecipeBase, RecipeConcept
+from ..image_metadata import Presence, Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.attention_maps import AttentionMaps
 from ..models.offload import plan_offload
@@ -29,6 +30,7 @@ from .composition import SharedBackground, arrange, box_of, join, token_position
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
+from .presence import MAX_CONCEPTS, ConditioningAt, PresenceMeter, named_concepts
 from .previews import OnPrediction, Previews
 from .prompt_encoding import ImagePrompts, PromptEmbedsCache, StepConditioner, num_chunks
 from .prompt_resolution import (
@@ -172,10 +174,12 @@ class Generator:
                 progress(before + step, total)
 
             with translate_oom(f"generating {len(batch)} images at once", OOM_HINT, self.base.device):
-                images = self._generate_batch(plan, batch, on_step, preview)
+                meter = self._meter(plan, batch)
+                images = self._generate_batch(plan, batch, meter, on_step, preview)
                 flags = self._flag_unsafe(images)
             for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
-                recipe = self._recipe(plan, job, hidden, (len(batch), index))
+                presences = meter.presences(index) if meter and not hidden else {}
+                recipe = self._recipe(plan, job, hidden, (len(batch), index), presences)
                 yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
     def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> int:
@@ -253,6 +257,7 @@ class Generator:
         self,
         plan: _GenerationPlan,
         jobs: Sequence[_ImageJob],
+        meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
@@ -261,8 +266,8 @@ class Generator:
             init = plan.init_image.latents(base) if plan.init_image else None
             on_prediction = Previews(base, preview).update if preview else _ignore_prediction
             if jobs[0].prompts.subjects:
-                return self._compose_batch(plan, jobs, on_step, on_prediction)
-            images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction)
+                return self._compose_batch(plan, jobs, meter, on_step, on_prediction)
+            images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction, meter)
             if plan.init_image:
                 return [plan.init_image.composite(image) for image in images]
             if plan.passes == 1:
@@ -274,10 +279,23 @@ class Generator:
                 plan, plan.second_pass, jobs, plan.final_size, init, lambda step: on_step(first + step)
             )
 
+    def _meter(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> PresenceMeter | None:
+        """Return a meter of where the concepts are; None where no image of the batch has several."""
+        if not any(1 < len(named_concepts(job.prompts)) <= MAX_CONCEPTS for job in jobs):
+            return None
+        subjects = jobs[0].prompts.subjects
+        parts = [[job.prompts for job in jobs]]
+        if subjects:
+            parts = [[job.prompts.subjects[k].prompts for job in jobs] for k in range(len(subjects))]
+        boxes = [box_of(part.subject.region, plan.final_size) for part in subjects]
+        size = (self.base.resolution,) * 2 if subjects else plan.size
+        return PresenceMeter(self.base, parts, self.base.latent_shape(*size)[1:], plan.sampling, boxes, plan.final_size)
+
     def _compose_batch(
         self,
         plan: _GenerationPlan,
         jobs: Sequence[_ImageJob],
+        meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction,
     ) -> list[Image.Image]:
@@ -302,10 +320,10 @@ class Generator:
             plan, plan.sampling, [[part.prompts for part in group] for group in groups], native
         )
         seeds = [job.seed for job in jobs] * len(groups)
-        with maps.recording():
+        with maps.recording(), _recorded(meter, conditioner) as conditioning_at:
             latents = denoise(
                 base,
-                conditioner,
+                conditioning_at,
                 noise.repeat(len(groups), 1, 1, 1),
                 plan.sampling,
                 seeds=seeds,
@@ -340,12 +358,14 @@ class Generator:
         init: InitLatents | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction = _ignore_prediction,
+        meter: PresenceMeter | None = None,
     ) -> list[Image.Image]:
         base = self.base
         noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
         conditioner = self._conditioner(plan, sampling, [[job.prompts for job in jobs]], size)
         seeds = [job.seed for job in jobs]
-        latents = denoise(base, conditioner, noise, sampling, init, seeds, on_step, on_prediction)
+        with _recorded(meter, conditioner) as conditioning_at:
+            latents = denoise(base, conditioning_at, noise, sampling, init, seeds, on_step, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
         return [Image.fromarray(base.decode(latent[None])[0]) for latent in latents]
 
@@ -354,7 +374,14 @@ class Generator:
         noise, near = noise_from_seed(job.seed, shape), plan.request.variation_strength
         return noise if near is None else slerp(noise, noise_from_seed(job.variation_seed, shape), near)
 
-    def _recipe(self, plan: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
+    def _recipe(
+        self,
+        plan: _GenerationPlan,
+        job: _ImageJob,
+        hidden: bool,
+        batch: tuple[int, int],
+        presences: Mapping[str, Presence],
+    ) -> Recipe:
         request, base, sampling = plan.request, self.base, plan.sampling
         used = job.prompts.negative.strongest_uses() | job.prompts.prompt.strongest_uses()
         if plan.fast_concept:
@@ -390,12 +417,18 @@ class Generator:
                     vectors=bool(concept.vectors),
                     lora=concept.identity in active,
                     words="" if concept.vectors else " ".join(concept.card.trigger_words),
+                    presence=presences.get(token),
                 )
                 for token, (concept, strength) in used.items()
             ),
             batch=batch[0],
             place=batch[1],
         )
+
+
+def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> AbstractContextManager[ConditioningAt]:
+    """Have the meter, if any, record the predictions with this conditioning."""
+    return meter.recording(conditioning_at) if meter else nullcontext(conditioning_at)
 
 
 def _batches(jobs: Sequence[_ImageJob], size: int) -> Iterator[list[_ImageJob]]:

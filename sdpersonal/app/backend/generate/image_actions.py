@@ -12,7 +12,7 @@ from .... import storage
 from ....config import GenerateRequest
 from ....errors import UserError
 from ....generation.img2img import open_image
-from ....image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, png_with_recipe, read_recipe
+from ....image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_presence, png_with_recipe, read_recipe
 from ....outputs import Outputs
 from ....outputs.folder import FAVOURITES_FOLDER
 from ....playground.variations import (
@@ -96,6 +96,7 @@ def _format_recipe(recipe: Recipe) -> str:
         "Concepts": ", ".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
         ),
+        "Attention": "; ".join(describe_presence(recipe)),
         "Model": f"{recipe.base.name} ({recipe.base.sha256[:8]})",
     }
     return "\n".join(f"{name}: {text}" for name, text in facts.items() if text)
