@@ -54,6 +54,22 @@ def ended(service, work):
     return list(service.submit(work, "page"))[-1]
 
 
+def test_where_concepts_are_is_drawn_for_two_or_more(service, workspace, drawn):
+    assert not image_actions.has_areas(drawn.saved) and "Attention" not in image_actions.recipe_text(drawn.saved)
+    form = FORM | {"prompt": "a <me/duck> by <you/ink>"}
+    both = ended(service, lambda: generate_job(form)).results[0]
+    assert image_actions.has_areas(both.saved)
+    text = image_actions.recipe_text(both.saved)
+    assert "\nAttention: <me/duck-v" in text and "; <you/ink-v" in text and " across, " in text
+    overlay = image_actions.draw_areas(workspace, "page", both)
+    assert overlay.parent == workspace.session_dir("page") and Image.open(overlay).size == (512, 512)
+    assert not Image.open(overlay).info  # no recipe
+    with pytest.raises(UserError, match="not known"):
+        image_actions.draw_areas(workspace, "page", drawn)
+    with pytest.raises(UserError, match="No image is selected"):
+        image_actions.draw_areas(workspace, "page", None)
+
+
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
