@@ -309,7 +309,6 @@ class Pipeline:
         Raises:
             UserError: if it is not known where concepts are, a concept is missing, or there is no CLIP to compare with.
         """
-        from ..concepts.thumbnail import decode_thumbnail
         from ..evaluation import likeness_by_region, scorer_for_base
         from ..evaluation.scorers import FETCH_COMMAND
         from ..generation.img2img import open_image
@@ -322,11 +321,7 @@ class Pipeline:
                 "Where the concepts are in this image is not known.",
                 "It is measured for prompts with two to six concepts.",
             )
-        library = PinnedConcepts(recipe, self.library, anyway)
-        thumbnails = {concept.token: library.get(Token.parse(concept.token)).thumbnail for concept in placed}
-        references = {token: decode_thumbnail(data) for token, data in thumbnails.items() if data}
-        if not references:
-            raise UserError(f"None of {', '.join(thumbnails)} has a thumbnail to compare with.")
+        references = _thumbnails(PinnedConcepts(recipe, self.library, anyway), [concept.token for concept in placed])
         scorer = scorer_for_base(self.base.kind)
         if scorer is None:
             raise UserError("There is no CLIP model to compare with.", f"To get one: {FETCH_COMMAND}")
@@ -402,6 +397,16 @@ def _read_recipe(image: GeneratedImage | StrPath) -> Recipe | Foreign:
         raise UserError("This Pillow image has no recipe.", "Give a generated image, or the file of one.")
     path = Path(image)
     return read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), path.name)
+
+
+def _thumbnails(concepts: ConceptSource, tokens: Sequence[str]) -> dict[str, Image.Image]:
+    """Decode the thumbnails of those concepts that have one. Raises UserError if none has."""
+    from ..concepts.thumbnail import decode_thumbnail
+
+    thumbnails = {token: concepts.get(Token.parse(token)).thumbnail for token in tokens}
+    if not any(thumbnails.values()):
+        raise UserError(f"None of {', '.join(tokens)} has a thumbnail to compare with.")
+    return {token: decode_thumbnail(data) for token, data in thumbnails.items() if data}
 
 
 def _in_steps(
