@@ -21,7 +21,7 @@ from ..display.image_grid import encode_png
 from ..display.progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..errors import UserError
 from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, read_recipe
-from ..prompts import Wildcards
+from ..prompts import Token, Wildcards
 from .options import GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 
 _IMAGE_FIELDS = ("init_image", "mask")
@@ -292,6 +292,43 @@ class Pipeline:
             request = recipe.batch_request(start, mask_file)
             return reproduced_image(recipe, self._generate([request], on_progress, quiet, concepts))
 
+    def likeness_by_region(
+        self, image: GeneratedImage | StrPath, *, anyway: bool = False
+    ) -> dict[str, dict[str, float]]:
+        """Compare where each concept is in an image with the thumbnails of all its concepts.
+
+        A subject that is itself is more like its own thumbnail than like the others'; one that blended is not.
+
+        Args:
+            image: a generated image of two to six concepts, or its PNG.
+            anyway: accept other versions of concepts than the recipe names.
+
+        Returns:
+            The cosines of CLIP's or DINO's features, by the token of the place, then by that of the thumbnail.
+
+        Raises:
+            UserError: if it is not known where concepts are, a concept is missing, or there is no CLIP to compare with.
+        """
+        from ..evaluation import likeness_by_region, scorer_for_base
+        from ..evaluation.scorers import FETCH_COMMAND
+        from ..generation.img2img import open_image
+        from ..playground.reproduce import PinnedConcepts
+
+        recipe = _read_recipe(image)
+        placed = [concept for concept in recipe.concepts if concept.presence] if isinstance(recipe, Recipe) else []
+        if not isinstance(recipe, Recipe) or not placed:
+            raise UserError(
+                "Where the concepts are in this image is not known.",
+                "It is measured for prompts with two to six concepts.",
+            )
+        references = _thumbnails(PinnedConcepts(recipe, self.library, anyway), [concept.token for concept in placed])
+        scorer = scorer_for_base(self.base.kind)
+        if scorer is None:
+            raise UserError("There is no CLIP model to compare with.", f"To get one: {FETCH_COMMAND}")
+        pixels = image if isinstance(image, Image.Image) else open_image(Path(image))
+        boxes = {concept.token: concept.presence.box for concept in placed if concept.presence}
+        return likeness_by_region(scorer, pixels, boxes, references)
+
     def _series(self, series: EndlessSeries, positions: Iterable[int], stack: ExitStack) -> Iterator[GeneratedImage]:
         """Yield the images at these positions. stack: is closed at the end."""
         from ..generation import GeneratedImage
@@ -360,6 +397,16 @@ def _read_recipe(image: GeneratedImage | StrPath) -> Recipe | Foreign:
         raise UserError("This Pillow image has no recipe.", "Give a generated image, or the file of one.")
     path = Path(image)
     return read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), path.name)
+
+
+def _thumbnails(concepts: ConceptSource, tokens: Sequence[str]) -> dict[str, Image.Image]:
+    """Decode the thumbnails of those concepts that have one. Raises UserError if none has."""
+    from ..concepts.thumbnail import decode_thumbnail
+
+    thumbnails = {token: concepts.get(Token.parse(token)).thumbnail for token in tokens}
+    if not any(thumbnails.values()):
+        raise UserError(f"None of {', '.join(tokens)} has a thumbnail to compare with.")
+    return {token: decode_thumbnail(data) for token, data in thumbnails.items() if data}
 
 
 def _in_steps(

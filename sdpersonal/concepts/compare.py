@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from .plain_lora import is_possible, needs_base, plain_lora
 PARALLEL_COSINE = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
 # Cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. Chance gives 0, while overlap grows with rank.
 UNRELATED_COSINE = 0.05
+PLAIN_MIXING = "without composition, or from an init image"
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,23 @@ class Similarity:
     note: str = ""
 
 
+Mixing = Literal["composed", "guided", "plain"]
+"""How two concepts in one prompt are generated: subjects apart, a style with guidance of its own, or as one."""
+
+
 @dataclass(frozen=True)
 class Conflict:
-    """Why two concepts may disturb each other in one prompt, and strengths to try. is_fatal: they cannot be mixed."""
+    """Why two concepts may disturb each other in one prompt, and strengths to try. is_fatal: they cannot be mixed.
+
+    mixing: how they are generated; with "composed" they disturb each other only where they are mixed plainly.
+    """
 
     concepts: tuple[str, str]
     kind: str  # base, same, subject, vectors, lora
     message: str
     is_fatal: bool = False
     strengths: tuple[float, float] | None = None
+    mixing: Mixing = "plain"
 
     def as_json(self) -> dict[str, object]:
         """Return the conflict as JSON. Other programs read these keys, so they must not change."""
@@ -60,7 +70,29 @@ class Conflict:
             "problem": self.message,
             "hard": self.is_fatal,
             "strengths": self.strengths,
+            "mixing": self.mixing,
         }
+
+
+@dataclass(frozen=True)
+class PairAdvice:
+    """What generation does by itself with two concepts in one prompt, and what they need beyond that."""
+
+    concepts: tuple[str, str]
+    does: str  # a sentence; "" where they cannot be mixed
+    conflict: Conflict | None
+
+    @property
+    def text(self) -> str:
+        """Describe it in a few sentences."""
+        sentences = [self.does]
+        if conflict := self.conflict:
+            sentences.append(conflict.message)
+            if conflict.strengths:
+                pairs = zip(self.concepts, conflict.strengths, strict=True)
+                tokens = " ".join(f"{token[:-1]}:{strength:g}>" for token, strength in pairs)
+                sentences.append(f"{'Then try' if conflict.mixing == 'composed' else 'Try'} {tokens}")
+        return f"{self.concepts[0]} and {self.concepts[1]}: {' '.join(filter(None, sentences))}"
 
 
 def compare(a: Concept, b: Concept) -> Similarity:
@@ -84,8 +116,32 @@ def compare(a: Concept, b: Concept) -> Similarity:
 
 def find_conflicts(concepts: Sequence[Concept]) -> list[Conflict]:
     """Return the worst conflict of each pair of concepts named in one prompt, from their cards and weights."""
-    conflicts = (_find_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
-    return [conflict for conflict in conflicts if conflict]
+    return [pair.conflict for pair in advise(concepts) if pair.conflict]
+
+
+def advise(concepts: Sequence[Concept]) -> list[PairAdvice]:
+    """Return what generation does with each pair of concepts named in one prompt, and their worst conflict."""
+    return [
+        PairAdvice((str(a.token), str(b.token)), _describe_mixing(a, b), _find_conflict(a, b))
+        for a, b in itertools.combinations(concepts, 2)
+    ]
+
+
+def _describe_mixing(a: Concept, b: Concept) -> str:
+    mixing = _mixing_of(a, b)
+    if mixing == "plain":
+        return ""
+    if mixing == "composed":
+        return "Each is generated apart, in a place of its own, and then joined."
+    if a.card.kind == b.card.kind:
+        return "Beside a subject each style has guidance of its own; if both are too much, add :guidance=1 to each."
+    return "The style has guidance of its own, so that the subject does not outweigh it."
+
+
+def _mixing_of(a: Concept, b: Concept) -> Mixing:
+    if a.card.base != b.card.base or a.identity == b.identity:
+        return "plain"
+    return "guided" if "style" in (a.card.kind, b.card.kind) else "composed"
 
 
 def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
@@ -95,28 +151,36 @@ def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
         return Conflict(names, "base", f"{fact}: no base can generate both.", is_fatal=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
-    pair = compare(a, b)
+    mixing, pair = _mixing_of(a, b), compare(a, b)
+    where = f"; {PLAIN_MIXING}," if mixing == "composed" else ";"
     if pair.lora is not None and pair.lora > UNRELATED_COSINE:
         fact = (
             f"Their LoRAs partly make the same change (cosine {pair.lora:.2f}, {pair.overlap:.0%} of directions shared)"
         )
+        strengths = _balanced_strengths(a, b, pair.lora)
         return Conflict(
-            names, "lora", f"{fact}; together they make too much of it.", strengths=_balanced_strengths(pair.lora)
+            names, "lora", f"{fact}{where} together they make too much of it.", strengths=strengths, mixing=mixing
         )
     if pair.vectors is not None and pair.vectors > PARALLEL_COSINE:
-        fact = f"Their vectors are nearly parallel (cosine {pair.vectors:.2f})"
-        return Conflict(names, "vectors", f"{fact}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
-    noun, styles = a.card.class_noun.casefold(), "style" in (a.card.kind, b.card.kind)
-    if noun and noun == b.card.class_noun.casefold() and not styles:
-        fact = f"Both are a {a.card.class_noun}"
-        return Conflict(names, "subject", f"{fact}; in one image they may blend into one.", strengths=(0.8, 0.8))
+        message = f"Their vectors are nearly parallel (cosine {pair.vectors:.2f}){where} the text encoder hardly tells "
+        return Conflict(names, "vectors", f"{message}them apart.", strengths=(1.0, 0.7), mixing=mixing)
+    noun = a.card.class_noun.casefold()
+    if noun and noun == b.card.class_noun.casefold() and mixing == "composed":
+        message = f"Both are a {a.card.class_noun}{where} they may blend into one."
+        return Conflict(names, "subject", message, strengths=(0.8, 0.8), mixing=mixing)
     return None
 
 
-def _balanced_strengths(cosine: float) -> tuple[float, float]:
-    """Return equal strengths at which two changes with this cosine sum to the size of one: 1 / sqrt(2 + 2 cos)."""
+def _balanced_strengths(a: Concept, b: Concept, cosine: float) -> tuple[float, float]:
+    """Return strengths for two changes with this cosine.
+
+    Equal ones at which they sum to the size of one, 1 / sqrt(2 + 2 cos); a subject beside a style stays whole, since
+    its own prediction has only its LoRA.
+    """
     strength = round(1 / math.sqrt(2 + 2 * cosine), 1)
-    return strength, strength
+    is_style = [concept.card.kind == "style" for concept in (a, b)]
+    first, second = (strength if style or not any(is_style) else 1.0 for style in is_style)
+    return first, second
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------

@@ -38,6 +38,14 @@ def media_type(data: bytes) -> str | None:
     return _KINDS.get(recognise(data).name) if len(data) <= MAX_BYTES else None
 
 
+def decode_thumbnail(data: bytes) -> Image.Image:
+    """Decode an untrusted thumbnail under limits. Raises UserError if it is no image."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(reencode_thumbnail(data)), formats=("WEBP",)) as image:
+        return image.convert("RGB")
+
+
 def reencode_thumbnail(data: bytes, side: int = MAX_SIDE) -> bytes:
     """Decode an untrusted thumbnail under limits and re-encode it. Raises UserError if it is no image."""
     from PIL import Image

@@ -8,7 +8,7 @@ photos of the same subject.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ FETCH_COMMAND = (  # downloads a CLIP
 )
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _BATCH_SIZE = 32  # images
+
+Box = tuple[float, float, float, float]  # left, top, right and bottom
 
 
 class Scorer:
@@ -99,6 +101,37 @@ class Scorer:
             batch = [image.convert("RGB") for image in images[first : first + _BATCH_SIZE]]
             features.append(_normalize(encode(processor(batch, return_tensors="pt").pixel_values)))
         return np.concatenate(features)
+
+
+def likeness_by_region(
+    scorer: Scorer, image: Image.Image, boxes: Mapping[str, Box], references: Mapping[str, Image.Image]
+) -> dict[str, dict[str, float]]:
+    """Compare parts of an image with images of concepts.
+
+    Args:
+        boxes: parts by the tokens of the concepts that are there, as fractions of the image.
+        references: an image of each concept by its token.
+
+    Returns:
+        The cosines of subject features, -1 to 1, by the token of the part, then by that of the concept.
+    """
+    if not boxes or not references:
+        return {token: {} for token in boxes}
+    parts = scorer.subject_features([_crop_square(image, box) for box in boxes.values()])
+    cosines = parts @ scorer.subject_features(list(references.values())).T
+    return {
+        token: {name: round(float(cosine), 4) for name, cosine in zip(references, row, strict=True)}
+        for token, row in zip(boxes, cosines, strict=True)
+    }
+
+
+def _crop_square(image: Image.Image, box: Box) -> Image.Image:
+    """Crop the smallest square around a box that the image has room for: a processor would cut off a box's ends."""
+    left, top, right, bottom = (side * size for side, size in zip(box, image.size * 2, strict=True))
+    side = max(1, min(round(max(right - left, bottom - top)), *image.size))
+    x = round(min(max((left + right - side) / 2, 0), image.width - side))
+    y = round(min(max((top + bottom - side) / 2, 0), image.height - side))
+    return image.crop((x, y, x + side, y + side))
 
 
 def scorer_for_base(base_kind: str) -> Scorer | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,7 +19,7 @@ from ..concepts.concept import Concept
 from ..config import SEEDS, GenerateRequest
 from ..config.scheduler_table import Scheduler, named
 from ..errors import FieldError, Interrupted, UserError, printable
-from ..image_metadata import Recipe, RecipeBase, RecipeConcept
+from ..image_metadata import Presence, Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.attention_maps import AttentionMaps
 from ..models.offload import bytes_per_step, plan_offload
@@ -30,6 +31,7 @@ from .composition import SharedBackground, arrange, box_of, join, token_position
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
+from .presence import MAX_CONCEPTS, ConditioningAt, PresenceMeter, named_concepts
 from .previews import OnPrediction, Previews
 from .prompt_encoding import ImagePrompts, PromptEmbedsCache, StepConditioner, SubjectPrompts, num_chunks
 from .prompt_resolution import (
@@ -178,10 +180,12 @@ class Generator:
                 progress(before + step, total)
 
             with translate_oom(f"generating {len(batch)} images at once", OOM_HINT, self.base.device):
-                images = self._generate_batch(plan, batch, on_step, preview)
+                meter = self._meter(plan, batch)
+                images = self._generate_batch(plan, batch, meter, on_step, preview)
                 flags = self._flag_unsafe(images)
             for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
-                recipe = self._recipe(plan, job, hidden, (len(batch), index))
+                presences = meter.presences(index) if meter and not hidden else {}
+                recipe = self._recipe(plan, job, hidden, (len(batch), index), presences)
                 yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
     def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> int:
@@ -269,6 +273,7 @@ class Generator:
         self,
         plan: _GenerationPlan,
         jobs: Sequence[_ImageJob],
+        meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
@@ -277,8 +282,8 @@ class Generator:
             init = plan.init_image.latents(base) if plan.init_image else None
             on_prediction = Previews(base, preview).update if preview else _ignore_prediction
             if jobs[0].prompts.subjects:
-                return self._compose_batch(plan, jobs, on_step, on_prediction)
-            images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction)
+                return self._compose_batch(plan, jobs, meter, on_step, on_prediction)
+            images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction, meter)
             if plan.init_image:
                 return [plan.init_image.composite(image) for image in images]
             if plan.passes == 1:
@@ -290,10 +295,23 @@ class Generator:
                 plan, plan.second_pass, jobs, plan.final_size, init, lambda step: on_step(first + step)
             )
 
+    def _meter(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> PresenceMeter | None:
+        """Return a meter of where the concepts are; None where no image of the batch has several."""
+        if not any(1 < len(named_concepts(job.prompts)) <= MAX_CONCEPTS for job in jobs):
+            return None
+        subjects = jobs[0].prompts.subjects
+        parts = [[job.prompts for job in jobs]]
+        if subjects:
+            parts = [[job.prompts.subjects[k].prompts for job in jobs] for k in range(len(subjects))]
+        boxes = [box_of(part.subject.region, plan.final_size) for part in subjects]
+        size = (self.base.resolution,) * 2 if subjects else plan.size
+        return PresenceMeter(self.base, parts, self.base.latent_shape(*size)[1:], plan.sampling, boxes, plan.final_size)
+
     def _compose_batch(
         self,
         plan: _GenerationPlan,
         jobs: Sequence[_ImageJob],
+        meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction,
     ) -> list[Image.Image]:
@@ -306,7 +324,7 @@ class Generator:
                 lambda: arrange(_by_subject(predict_x0(), groups), boxes, plan.final_size, self.base.vae_scale_factor)
             )
 
-        latents, masks = self._denoise_subjects(plan, jobs, groups, on_step, show)
+        latents, masks = self._denoise_subjects(plan, jobs, groups, meter, on_step, show)
         images = [self.base.decode(latent[None])[0] for latent in latents]
         masks = _by_subject(masks, groups)
         return [
@@ -318,6 +336,7 @@ class Generator:
         plan: _GenerationPlan,
         jobs: Sequence[_ImageJob],
         groups: Sequence[Sequence[SubjectPrompts]],
+        meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction,
     ) -> tuple[Tensor, Tensor]:
@@ -334,9 +353,9 @@ class Generator:
         noise = noise.repeat(len(groups), 1, 1, 1)
         conditioner = self._conditioner(plan, [[part.prompts for part in group] for group in groups], size)
         seeds = [job.seed for job in jobs] * len(groups)
-        with maps.recording():
+        with maps.recording(), _recorded(meter, conditioner) as conditioning_at:
             latents = denoise(
-                base, conditioner, noise, plan.sampling, None, seeds, on_step, on_prediction, edit_x0=background
+                base, conditioning_at, noise, plan.sampling, None, seeds, on_step, on_prediction, edit_x0=background
             )
         return latents, background.masks
 
@@ -360,12 +379,14 @@ class Generator:
         init: InitLatents | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction = _ignore_prediction,
+        meter: PresenceMeter | None = None,
     ) -> list[Image.Image]:
         base = self.base
         noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
         conditioner = self._conditioner(plan, [[job.prompts for job in jobs]], size)
         seeds = [job.seed for job in jobs]
-        latents = denoise(base, conditioner, noise, sampling, init, seeds, on_step, on_prediction)
+        with _recorded(meter, conditioner) as conditioning_at:
+            latents = denoise(base, conditioning_at, noise, sampling, init, seeds, on_step, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
         return [Image.fromarray(base.decode(latent[None])[0]) for latent in latents]
 
@@ -374,7 +395,14 @@ class Generator:
         noise, near = noise_from_seed(job.seed, shape), plan.request.variation_strength
         return noise if near is None else slerp(noise, noise_from_seed(job.variation_seed, shape), near)
 
-    def _recipe(self, plan: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
+    def _recipe(
+        self,
+        plan: _GenerationPlan,
+        job: _ImageJob,
+        hidden: bool,
+        batch: tuple[int, int],
+        presences: Mapping[str, Presence],
+    ) -> Recipe:
         request, base, sampling = plan.request, self.base, plan.sampling
         used = job.prompts.negative.strongest_uses() | job.prompts.prompt.strongest_uses()
         if plan.fast_concept:
@@ -411,6 +439,7 @@ class Generator:
                     vectors=bool(concept.vectors),
                     lora=concept.identity in active,
                     words="" if concept.vectors else " ".join(concept.card.trigger_words),
+                    presence=presences.get(token),
                 )
                 for token, (concept, strength) in used.items()
             ),
@@ -422,6 +451,11 @@ class Generator:
 def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:
     """(K B, ...) -> (K, B, ...), for B images of each of K subjects."""
     return rows.unflatten(0, (len(groups), len(groups[0])))
+
+
+def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> AbstractContextManager[ConditioningAt]:
+    """Have the meter, if any, record the predictions with this conditioning."""
+    return meter.recording(conditioning_at) if meter else nullcontext(conditioning_at)
 
 
 def _batches(jobs: Sequence[_ImageJob], max_rows: int, has_negative: bool) -> Iterator[list[_ImageJob]]:

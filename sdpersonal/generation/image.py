@@ -12,6 +12,7 @@ from PIL import Image
 
 from .. import storage
 from ..config.text_checks import check_path
+from ..display.concept_overlay import ConceptArea, draw_concept_areas
 from ..display.image_grid import captioned_grid, differing_words, encode_png
 from ..errors import UserError, printable
 from ..image_metadata import Recipe, png_with_recipe, recipe_as_exif, recipe_as_png_text
@@ -47,6 +48,10 @@ class GeneratedImage(Image.Image):
     def hidden(self) -> bool:
         """Whether the base's safety checker flagged it: the image is plain grey."""
         return self.recipe.hidden
+
+    def concept_overlay(self) -> Image.Image:
+        """Draw where each concept is over the image. Raises UserError if that was not measured."""
+        return draw_concepts(self.image, self.recipe)
 
     def to_png(self, private: bool = False) -> bytes:
         """Return the image as a PNG file, with its recipe or, if `private`, with pixels only."""
@@ -107,6 +112,18 @@ class GeneratedImage(Image.Image):
 
     def _repr_jpeg_(self) -> None:
         """Return nothing: a notebook would store the image twice."""
+
+
+def draw_concepts(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """Draw where the concepts of a recipe are over its image. Raises UserError if that was not measured."""
+    presences = [(concept.token, concept.presence) for concept in recipe.concepts]
+    areas = [ConceptArea(token, presence.box, presence.heat) for token, presence in presences if presence]
+    if not areas:
+        raise UserError(
+            "Where the concepts are in this image is not known.",
+            "It is measured for prompts with two to six concepts.",
+        )
+    return draw_concept_areas(image, areas)
 
 
 def _format_of(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config import MAX_IMAGES, GenerateRequest, check_total_work
 from ..errors import UserError
 from ..prompts import (
+    ConceptRef,
     Mention,
     Token,
     Wildcards,
@@ -67,9 +68,13 @@ def check_template(
 
 def named(template: str) -> list[Mention]:
     """Return the concepts in a template's own text, without repetition, chosen or not. Raises UserError."""
-    words = (choice for word in BRACKETED.findall(template) for choice in _choices(word))
-    parts = (part for word in words for part in parse_concept_ref(word).parts)
+    parts = (part for reference in references_in(template) for part in reference.parts)
     return list({str(part.token): part for part in parts}.values())
+
+
+def references_in(template: str) -> list[ConceptRef]:
+    """Return the references in a template's own text, chosen or not. Raises UserError."""
+    return [parse_concept_ref(choice) for word in BRACKETED.findall(template) for choice in _choices(word)]
 
 
 def _choices(word: str) -> list[str]:

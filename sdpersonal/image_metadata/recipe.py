@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, StrictBool, model_serializer
 
 from ..config import SEEDS, GenerateRequest, Number, SettingsBase, WholeNumber
 from ..config.base import BaseKind
@@ -46,6 +46,7 @@ def _check_template(value: object) -> str:
 
 ShortText = Annotated[str, Field(strict=True, max_length=200), STRIP_UNSAFE]
 Sha256 = Annotated[str, BeforeValidator(_check_sha256)]
+Fraction = Annotated[float, Number, Field(ge=0, le=1)]
 
 
 class RecipePart(SettingsBase):
@@ -67,11 +68,31 @@ class RecipeBase(RecipePart):
     sha256: Sha256
 
 
+class Presence(RecipePart):
+    """Where one of several concepts is in the image, by the attention that its token got.
+
+    share: its part of the attention to all concepts; box: left, top, right and bottom of the area where it has more
+    than half its maximum, as fractions of the image; overlap: the part of this area that lies in those of other
+    subjects; heat: the attention in 8 x 8 cells, row by row, as digits from 0 to f, its maximum.
+    """
+
+    share: Fraction
+    box: tuple[Fraction, Fraction, Fraction, Fraction]
+    overlap: Fraction
+    heat: Annotated[str, Field(strict=True, pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    def __init__(self, /, **values: Any):
+        super().__init__(**values)
+        left, top, right, bottom = self.box
+        if left >= right or top >= bottom:
+            raise UserError(f"box must be left, top, right and bottom, the smaller first, got {self.box}.")
+
+
 class RecipeConcept(RecipePart):
     """One concept by its full token: its identity, its strength, and which of its parts were active.
 
     words: the text that replaced the token in the prompt if the concept has no vectors (its trigger words); hub: the
-    Hub repository that it came from, "" if unknown.
+    Hub repository that it came from, "" if unknown; presence: where it is in the image, if that was measured.
     """
 
     token: Annotated[str, Field(strict=True, max_length=150), STRIP_UNSAFE]
@@ -81,10 +102,16 @@ class RecipeConcept(RecipePart):
     lora: StrictBool = False
     words: Annotated[str, Field(strict=True, max_length=2000), STRIP_UNSAFE] = ""
     hub: ShortText = ""
+    presence: Presence | None = None
 
     def __init__(self, /, **values: Any):
         super().__init__(**values)
         Token.parse(self.token)
+
+    @model_serializer(mode="wrap")
+    def _without_missing_presence(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = serialize(self)
+        return fields if self.presence else {name: fields[name] for name in fields if name != "presence"}
 
 
 class Recipe(RecipePart):
@@ -170,6 +197,17 @@ def pixels_sha256(image: Image.Image) -> str:
     """Return the sha256 of an image's size and RGB pixels, which does not depend on the file format."""
     size = f"{image.width}x{image.height}\n".encode()
     return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
+
+
+def describe_presence(recipe: Recipe) -> list[str]:
+    """Describe where each concept is in the image, one text each, for those that were measured."""
+    texts = []
+    for concept in recipe.concepts:
+        if presence := concept.presence:
+            left, top, right, bottom = (f"{side:.0%}" for side in presence.box)
+            text = f"{concept.token} {presence.share:.0%}, {left} to {right} across, {top} to {bottom} down"
+            texts.append(text + (f", {presence.overlap:.0%} of it in another" if presence.overlap >= 0.005 else ""))
+    return texts
 
 
 def describe_hidden(flags: Collection[bool]) -> str:

@@ -6,70 +6,85 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from .stable_diffusion import StableDiffusion
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
+Target = tuple[int, Sequence[int]]
+"""A row of the predicted batch, and positions in its prompt's embeddings."""
+
 _MEMORY = 0.7  # share of the earlier steps in the running mean: late steps show shapes, early ones places
 _MAX_SHARE = 0.5  # of the latents' side: maps of larger layers show texture more than things
 
 
-class AttentionMaps:
-    """Maps of prompt positions for some rows of every predicted batch, averaged over heads, layers and steps.
+class AttentionRecorder:
+    """Records the attention to prompt positions, averaged over heads and layers. It does not change a prediction.
 
-    positions: for each row of the batch that is recorded, by index, the positions in its prompt's embeddings.
+    targets: what is recorded of the next predictions; without any, they cost nothing.
     """
 
-    def __init__(self, model: StableDiffusion, positions: Mapping[int, Sequence[int]], latent_size: tuple[int, int]):
-        self._model, self._positions, self._size = model, positions, latent_size
-        self._step: list[Tensor] = []
-        self._mean: Tensor | None = None
+    def __init__(self, model: StableDiffusion, latent_size: tuple[int, int], targets: Sequence[Target] = ()):
+        self._model, self._size, self.targets = model, latent_size, targets
+        self._layers: list[Tensor] = []
+        self._handles: list[RemovableHandle] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record all predictions in the block."""
-        layers = [module for name, module in self._model.unet.named_modules() if name.endswith("attn2")]
-        hooks = [layer.register_forward_pre_hook(self._record, with_kwargs=True) for layer in layers]
+        unet = self._model.unet
+        handles = unet.register_forward_pre_hook(self._begin), unet.register_forward_hook(self._end)
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            self._end()
+            for handle in handles:
+                handle.remove()
 
-    def finish_step(self) -> Tensor:
-        """Return the maps so far, (rows, 1, h, w), 0 to 1 each; call it after each prediction.
+    def take(self) -> Tensor:
+        """Return the maps since the last call, (targets, 1, h, w): the share of the attention, 0 to 1."""
+        maps = torch.stack(self._layers).mean(0)
+        self._layers.clear()
+        return maps
 
-        A row without positions, or whose attention is the same everywhere, has a map of the middle.
+    def _begin(self, *_: object) -> None:
+        """Listen to the layers until the prediction's end. LoRA adapters have their hooks by now: theirs come first."""
+        if not self.targets:
+            return
+        for name, layer in self._model.unet.named_modules():
+            if name.endswith("attn2"):
+                outputs: dict[str, Tensor] = {}
+                for part in ("to_q", "to_k"):
+                    self._handles.append(getattr(layer, part).register_forward_hook(partial(_keep, outputs, part)))
+                self._handles.append(layer.register_forward_hook(partial(self._record, outputs)))
+
+    def _end(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _record(self, outputs: dict[str, Tensor], layer: nn.Module, *_: object) -> None:
+        """Compute softmax(Q K^T / sqrt(d)) at the positions from the layer's own Q and K, (R, h w, c), (R, tokens, c).
+
+        They are not computed again: a LoRA adapter counts its uses.
         """
-        step = torch.stack(self._step).mean(0)
-        self._step.clear()
-        self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
-        low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
-        maps = (self._mean - low) / (high - low).clamp(min=1e-8)
-        return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
-
-    def _record(self, layer: nn.Module, args: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-        """Compute softmax(Q K^T / sqrt(d)) at the positions, once more than the layer itself does."""
-        hidden, context = args[0], options["encoder_hidden_states"]  # (R, h w, c), (R, tokens, d)
-        height, width = self._grid(hidden.shape[1])
+        query, key = outputs.pop("to_q"), outputs.pop("to_k")
+        height, width = self._grid(query.shape[1])
         if height > self._size[0] * _MAX_SHARE:
             return
-        rows = list(self._positions)
-        # All rows are projected: LoRA adapters may act on groups of the whole batch.
-        attention = cast("Attention", layer)
-        projected = attention.to_q(hidden), cast(nn.Linear, attention.to_k)(context)
-        query, key = (_split_heads(x[rows], attention.heads) for x in projected)
+        rows = list(dict.fromkeys(row for row, _ in self.targets))
+        query, key = (_split_heads(x[rows], cast("Attention", layer).heads) for x in (query, key))
         share = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, h w, tokens)
-        maps = [share[i][:, list(self._positions[row])].sum(-1) for i, row in enumerate(rows)]
+        maps = [share[rows.index(row)][:, list(positions)].sum(-1) for row, positions in self.targets]
         grid = torch.stack(maps).view(-1, 1, height, width).float()
-        self._step.append(F.interpolate(grid, self._size, mode="bilinear"))
+        self._layers.append(F.interpolate(grid, self._size, mode="bilinear"))
 
     def _grid(self, count: int) -> tuple[int, int]:
         """Return (h, w) of a layer with that many positions: the latents' size divided by a power of 2, rounded up."""
@@ -79,10 +94,36 @@ class AttentionMaps:
         return height, width
 
 
+class AttentionMaps(AttentionRecorder):
+    """Maps of prompt positions for some rows of every predicted batch, averaged over heads, layers and steps.
+
+    positions: for each row of the batch that is recorded, by index, the positions in its prompt's embeddings.
+    """
+
+    def __init__(self, model: StableDiffusion, positions: Mapping[int, Sequence[int]], latent_size: tuple[int, int]):
+        super().__init__(model, latent_size, list(positions.items()))
+        self._mean: Tensor | None = None
+
+    def finish_step(self) -> Tensor:
+        """Return the maps so far, (rows, 1, h, w), 0 to 1 each; call it after each prediction.
+
+        A row without positions, or whose attention is the same everywhere, has a map of the middle.
+        """
+        step = self.take()
+        self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
+        low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
+        maps = (self._mean - low) / (high - low).clamp(min=1e-8)
+        return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
+
+
 def _middle(size: tuple[int, int]) -> Tensor:
     """Return a map that is 1 in the middle and falls to 0 at the nearest edges, (h, w)."""
     y, x = (torch.linspace(-1, 1, side) for side in size)
     return (1 - y[:, None] ** 2 - x**2).clamp(min=0)
+
+
+def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    outputs[name] = out
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import UserError
-from ..image_metadata import Recipe, read_recipe
+from ..image_metadata import Recipe, describe_presence, read_recipe
 
 CACHE_NAME = ".facts.jsonl"
 _VERSION = 2
@@ -57,6 +57,7 @@ def _describe(recipe: Recipe) -> list[tuple[str, str]]:
         if recipe.variation_strength is not None
         else "",
         "Concepts": ", ".join(concepts),
+        "Attention": "; ".join(describe_presence(recipe)),
         "Base": recipe.base.name,
         "Size": recipe.size + (f", enlarged {recipe.hires_scale:g} times" if recipe.hires_scale > 1 else ""),
         "Began from": f"an image, changed by {recipe.strength:g}" if recipe.init_image else "",

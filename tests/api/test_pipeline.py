@@ -1,5 +1,6 @@
 """`load` and its Pipeline: images as with settings classes, errors in the words of keywords, nothing left behind."""
 
+import dataclasses
 import io
 import os
 import re
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 
 import sdpersonal as sp
+from sdpersonal import evaluation
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.image_metadata.parameters import Foreign
+from support import samples
 from support.samples import embedding
 
 SMALL = {"steps": 3, "size": "64x64", "quiet": True}
@@ -250,6 +253,56 @@ def test_redo_wants_the_init_image(sd, images):
         sd.redo(image)
     assert "init_image" in caught.value.hint
     assert sd.redo(image, init_image=images[0], quiet=True) == image
+
+
+@pytest.fixture(scope="module")
+def duo(tiny, tmp_path_factory):
+    """Two concepts, the second without a thumbnail, and an image of both."""
+    library = sp.Library(tmp_path_factory.mktemp("duo"))
+    for token, seed, thumbnail in (("<me/duck>", 1, samples.thumbnail()), ("<me/fox>", 2, None)):
+        library.add(samples.concept(token, seed, lora=None, thumbnail=thumbnail))
+    sd = sp.Pipeline(tiny, library)
+    return sd, sd.generate("<me/duck> and <me/fox>", num_images=1, seed=3, **SMALL | {"size": "128x64"})[0]
+
+
+def test_places_are_compared_with_thumbnails(duo, tmp_path):
+    sd, image = duo
+    found = sd.likeness_by_region(image)
+    assert list(found) == ["<me/duck-v1>", "<me/fox-v1>"] and {tuple(row) for row in found.values()} == {
+        ("<me/duck-v1>",)
+    }
+    image.save(tmp_path / "both.png")
+    assert sd.likeness_by_region(tmp_path / "both.png") == found
+    scorer, thumbnail = evaluation.Scorer(), Image.open(io.BytesIO(samples.thumbnail())).convert("RGB")
+    assert scorer.likeness([thumbnail], [thumbnail]) == pytest.approx(1, abs=1e-5)
+    boxes = {
+        "wide": (0.25, 0.25, 0.75, 0.5),
+        "corner": (0.9, 0.9, 1, 1),
+        "all": (0, 0, 1, 1),
+        "dot": (0, 0, 1e-9, 1e-9),
+    }
+    crops = {"wide": (32, 0, 96, 64), "corner": (115, 51, 128, 64), "all": (32, 0, 96, 64), "dot": (0, 0, 1, 1)}
+    found = evaluation.likeness_by_region(scorer, image.image, boxes, {"it": thumbnail})
+    for name, crop in crops.items():
+        assert found[name]["it"] == pytest.approx(scorer.likeness([image.image.crop(crop)], [thumbnail]), abs=2e-2)
+
+
+def test_places_cannot_be_compared_without_what_it_takes(duo, images, tmp_path, monkeypatch):
+    sd, image = duo
+    with pytest.raises(sp.UserError, match="is not known"):
+        sd.likeness_by_region(images[0])
+    with pytest.raises(sp.UserError, match="has no recipe"):
+        sd.likeness_by_region(image.image)
+    with pytest.raises(sp.UserError, match="<me/duck-v1>"):
+        sp.Pipeline(sd.base, sp.Library(tmp_path / "empty")).likeness_by_region(image)
+    bare = sp.Library(tmp_path / "bare")
+    for concept in (sd.library["<me/duck>"], sd.library["<me/fox>"]):
+        bare.add(dataclasses.replace(concept, thumbnail=None))
+    with pytest.raises(sp.UserError, match="has a thumbnail"):
+        sp.Pipeline(sd.base, bare).likeness_by_region(image)
+    monkeypatch.setattr("sdpersonal.evaluation.scorer_for_base", lambda kind: None)
+    with pytest.raises(sp.UserError, match="no CLIP"):
+        sd.likeness_by_region(image)
 
 
 def test_endless_repeats_nothing_and_goes_on_where_it_was(sd):

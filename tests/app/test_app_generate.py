@@ -98,6 +98,30 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     assert np.abs(again - once).max() <= 1  # the first was drawn beside another: the kernels' rounding
 
 
+def test_a_place_is_chosen_and_where_concepts_are_is_shown(server, window):
+    window.type("#prompt textarea", "a <me/duck> by <you/ink>")
+    window.wait("document.querySelector('#region-0 input')?.value == 'auto'")
+    assert not window.run("return !!document.querySelector('#region-1')?.offsetParent")  # a style is everywhere
+    window.click("#region-0 input")
+    window.wait("document.querySelectorAll('#region-0 [role=option]').length == 10")
+    window.run(
+        "[...document.querySelectorAll('#region-0 [role=option]')].find(each => each.innerText.trim().endsWith('left'))"
+        ".dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))"
+    )
+    window.wait("document.querySelector('#prompt textarea').value == 'a <me/duck:at=left> by <you/ink>'")
+    put(window, "Images", "1")
+    put(window, "Steps", str(FIVE))
+    window.click("#generate")
+    status(window, "1 image in")
+    assert all(concept.presence for concept in read_recipe(kept(server)[-1].read_bytes()).concepts)
+    window.click("#images .thumbnail-item")
+    window.wait("document.querySelector('#show-areas input')")
+    window.run("document.querySelector('#show-areas input').click()")
+    window.wait("document.querySelector('#areas img')?.naturalWidth == 512")
+    window.run("document.querySelector('#show-areas input').click()")
+    window.wait("!document.querySelector('#areas img')")
+
+
 def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     picture = tmp_path / "start.png"
     Image.new("RGB", (128, 128), (200, 40, 40)).save(picture)

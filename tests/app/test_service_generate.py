@@ -18,16 +18,20 @@ from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, gener
 from sdpersonal.app.backend.generate.prompt import (
     MAX_STRENGTHS,
     PROMPT_PRESETS,
+    REGION_CHOICES,
     PromptCheck,
+    change_region,
     change_strength,
     check_prompt,
     fill_preset,
+    subject_regions,
 )
 from sdpersonal.app.ui.generate.generate_form import GenerateForm
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.image_metadata import Recipe, png_with_recipe, read_recipe
+from sdpersonal.prompts import parse
 from support.stock import small_library
 
 FORM = {"prompt": "a <me/duck> on grass", "num_images": 1, "steps": 2, "seed": 7}
@@ -52,6 +56,22 @@ def drawn(service):
 
 def ended(service, work):
     return list(service.submit(work, "page"))[-1]
+
+
+def test_where_concepts_are_is_drawn_for_two_or_more(service, workspace, drawn):
+    assert not image_actions.has_areas(drawn.saved) and "Attention" not in image_actions.recipe_text(drawn.saved)
+    form = FORM | {"prompt": "a <me/duck> by <you/ink>"}
+    both = ended(service, lambda: generate_job(form)).results[0]
+    assert image_actions.has_areas(both.saved)
+    text = image_actions.recipe_text(both.saved)
+    assert "\nAttention: <me/duck-v" in text and "; <you/ink-v" in text and " across, " in text
+    overlay = image_actions.draw_areas(workspace, "page", both)
+    assert overlay.parent == workspace.session_dir("page") and Image.open(overlay).size == (512, 512)
+    assert not Image.open(overlay).info  # no recipe
+    with pytest.raises(UserError, match="not known"):
+        image_actions.draw_areas(workspace, "page", drawn)
+    with pytest.raises(UserError, match="No image is selected"):
+        image_actions.draw_areas(workspace, "page", None)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -111,6 +131,45 @@ def test_many_concepts_have_as_many_sliders_as_there_are(workspace):
 def test_a_slider_changes_the_prompt(strength, wanted):
     result = change_strength("a <me/duck>", "<me/duck>", strength)
     assert result == wanted or (math.isnan(strength) and "nan" not in result)
+
+
+@pytest.mark.parametrize(
+    "prompt, regions",
+    [
+        ("a <me/duck> by <you/ink:at=left>", ("auto", None)),
+        ("<me/duck:0.5:at=LEFT@0-0.6>", ("left",)),
+        ("<me/duck:box=0,0,0.5,1>", ("left",)),  # the same
+        ("<me/duck:box=0,0,0.3,1>", ("box",)),
+        ("<me/duck> {<me/duck:at=top>|a cat}", ("top",)),
+        ("<me/duck+you/ink:at=centre>", ("center", None)),
+        ("<me/duck:at={left|right}>", ("right",)),
+        ("<me/nobody:at=left>", (None,)),
+    ],
+)
+def test_subjects_say_where_they_are_to_be(workspace, prompt, regions):
+    tokens = [token for token, _ in check_prompt(prompt, workspace, "tiny").strengths]
+    assert subject_regions(prompt, tokens, workspace.library) == regions
+    assert all(region in (None, *REGION_CHOICES) for region in regions)
+
+
+@pytest.mark.parametrize(
+    "prompt, name, wanted",
+    [
+        ("a <me/duck> here", "left", "a <me/duck:at=left> here"),
+        ("<me/duck:0.8:box=0,0,1,0.2:ramp=0-1@0.2-1>", "top-left", "<me/duck:0.8:ramp=0-1:at=top-left@0.2-1>"),
+        ("<me/duck:at=left+you/ink>", "right", "<me/duck+you/ink:at=right>"),
+        ("<duck:at=left> and <you/ink>", "auto", "<duck> and <you/ink>"),
+        ("<me/duck:at={left|right}> {a|b}", "bottom", "<me/duck:at=bottom> {a|b}"),
+        ("<me/duck:at=left>", "box", "<me/duck:at=left>"),
+        ("<me/duck:at=left>", "behind", "<me/duck:at=left>"),
+        ("<me/duck:at=left>", None, "<me/duck:at=left>"),
+        (r"a \<me/duck> <you/ink>", "left", r"a \<me/duck> <you/ink>"),
+    ],
+)
+def test_a_place_that_is_chosen_is_written_in_the_prompt(prompt, name, wanted):
+    assert change_region(prompt, "<me/duck>", name) == wanted
+    assert change_region(prompt, "no token", name) == change_region(prompt, "<me/cat>", name) == prompt
+    parse(wanted.replace("{a|b}", ""))
 
 
 def test_ready_prompts_get_a_fitting_concept(workspace):

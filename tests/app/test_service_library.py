@@ -225,8 +225,9 @@ def test_two_versions_beside_each_other(workspace):
 def test_several_are_checked(workspace):
     assert "no base can generate both" in check_conflicts(workspace.library, ["<me/duck>", "<me/photo>"])
     assert (
-        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"])
-        == "No conflicts: they can be used in one prompt."
+        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"]) == "<me/duck-v2> and <you/ink-v1>: "
+        "The style has guidance of its own, so that the subject does not outweigh it.\n"
+        "No conflicts: they can be used in one prompt."
     )
     workspace.library.add(Concept(T("<me/twin>"), card(), workspace.library.get(T("<me/duck>")).vectors))
     assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check_conflicts(workspace.library, ["<me/duck>", "<me/twin>"])

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.compare import compare, embedding_cosine, find_conflicts, lora_cosines, lora_overlap, thin_svd
+from sdpersonal.concepts.compare import (
+    advise,
+    compare,
+    embedding_cosine,
+    find_conflicts,
+    lora_cosines,
+    lora_overlap,
+    thin_svd,
+)
 from sdpersonal.concepts.concept import Lora, LoraLayer
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
@@ -122,6 +130,42 @@ def test_conflicts_are_found_and_named():
     assert conflict.is_fatal and "Stable Diffusion 1.x" in conflict.message and "<me/duck>" in conflict.message
 
 
+def test_advice_says_what_generation_does_and_what_is_needed():
+    duck, fox = concept(), concept("<me/fox>", 1, card=card(class_noun="fox"))
+    ink, riso = (concept(f"<you/{name}>", 2 + i, card=card(kind="style")) for i, name in enumerate(("ink", "riso")))
+    texts = [pair.text for pair in advise([duck, fox, ink, riso])]
+    assert len(texts) == 6
+    assert texts[0] == "<me/duck> and <me/fox>: Each is generated apart, in a place of its own, and then joined."
+    assert (
+        texts[1]
+        == "<me/duck> and <you/ink>: The style has guidance of its own, so that the subject does not outweigh it."
+    )
+    assert "guidance=1" in texts[5] and not any("Try" in text for text in texts)
+    [pair] = advise([duck, concept("<me/other>", 2)])
+    assert pair.conflict.mixing == "composed" and pair.text.endswith(
+        " and then joined. Both are a duck; without composition, or from an init image, they may blend into one. "
+        "Then try <me/duck:0.8> <me/other:0.8>"
+    )
+    for a, b in ((duck, concept("<me/same>")), (duck, sd1("<me/cat>")), (sd1("<me/cat>"), ink)):
+        [pair] = advise([a, b])
+        assert pair.does == "" and pair.conflict.mixing == "plain" and pair.conflict.message in pair.text
+
+
+@pytest.mark.parametrize("style, strengths", [("duck", (1.0, 0.5)), ("y", (1.0, 0.5)), (None, (0.5, 0.5))])
+def test_a_subject_keeps_its_strength_beside_a_style_with_the_same_change(style, strengths):
+    duck = concept(vectors={}, card=card(kind="style" if style == "duck" else "object"))
+    other = concept(
+        "<me/y>",
+        vectors={"clip_l": vectors(9)},
+        card=card(class_noun="", kind="style" if style == "y" else "person"),
+    )
+    pair = (other, duck) if style == "duck" else (duck, other)
+    [advice] = advise(pair)
+    assert advice.conflict.kind == "lora" and advice.conflict.strengths == strengths
+    assert advice.conflict.mixing == ("guided" if style else "composed")
+    assert ("without composition" in advice.text) == (style is None)
+
+
 @pytest.mark.parametrize("rank", [4, 16])
 def test_loras_that_share_a_part_are_told_and_those_of_high_rank_alone_are_not(rank):
     """Random ones of rank 16 in layers 16 wide share many directions, by chance; they do nothing that is the same."""
@@ -195,10 +239,13 @@ def test_check_says_what_will_go_wrong(library, capsys):
     assert (
         "no base can generate both" in output
         and "Both are a duck" in output
-        and "Try <me/duck-v2:0.8> <you/ink-v1:0.8>" in output
+        and "Then try <me/duck-v2:0.8> <you/ink-v1:0.8>" in output
+        and output.count("\n") == 3
     )
     assert run(library, "concepts", "check", "duck-v1", "duck-v2", "--json") == 0
-    assert json.loads(capsys.readouterr().out)[0]["kind"] == "subject"
+    [conflict] = json.loads(capsys.readouterr().out)
+    assert conflict["kind"] == "subject" and conflict["mixing"] == "composed"
+    assert {"concepts", "problem", "hard", "strengths"} < conflict.keys()
     assert run(library, "concepts", "check", "duck") == 2
     assert run(library, "concepts", "check", "duck", "nowhere") == 2
     assert "No concept <nowhere>" in capsys.readouterr().err

@@ -34,6 +34,7 @@ from sdpersonal.image_metadata import (
     Recipe,
     RecipeBase,
     RecipeConcept,
+    describe_presence,
     pixels_sha256,
     png_with_recipe,
     read_recipe,
@@ -62,6 +63,11 @@ fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list
 
 def recipe(**changes) -> Recipe:
     return Recipe(**(FIELDS | changes))
+
+
+def with_presence(**changes) -> Recipe:
+    presence = {"share": 0.25, "box": [0, 0.25, 0.5, 1], "overlap": 0.125, "heat": "0f" * 32} | changes
+    return recipe(concepts=[FIELDS["concepts"][0] | {"presence": presence}])
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -194,6 +200,35 @@ def test_the_sum_of_a_start_picture_is_of_what_it_shows(tmp_path):
     changed = PICTURE.copy()
     changed.putpixel((0, 0), (1, 2, 3))
     assert pixels_sha256(changed) != pixels_sha256(PICTURE)
+
+
+def test_where_a_concept_is_comes_back_and_is_left_out_where_it_is_not_known():
+    data = png_with_recipe(PICTURE, with_presence())
+    assert read_recipe(data) == with_presence()
+    assert describe_presence(with_presence()) == [
+        "<me/duck-v1> 25%, 0% to 50% across, 25% to 100% down, 12% of it in another"
+    ]
+    assert describe_presence(with_presence(overlap=0)) == ["<me/duck-v1> 25%, 0% to 50% across, 25% to 100% down"]
+    assert recipe().concepts[0].presence is None and "presence" not in recipe().to_json()
+    assert describe_presence(recipe()) == [] and format_infotext(recipe()) == format_infotext(with_presence())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"share": value} for value in (-0.001, 1.001, math.nan, math.inf, "0.5", True, None, [0.5])),
+        *({"overlap": value} for value in (-1, 2, math.nan, "", None)),
+        *({"box": value} for value in ([0, 0, 1], [0, 0, 1, 1, 1], [0.5, 0, 0.5, 1], [0, 1, 1, 0], [0, 0, 1, 1.5])),
+        *({"box": value} for value in ("0,0,1,1", None, 1, [0, 0, "1", 1], [True, 0, 1, 1], [math.nan, 0, 1, 1])),
+        *({"heat": value} for value in ("f" * 63, "f" * 65, "F" * 64, "g" * 64, "f" * 64 + "\n", 1, None, "f" * 10**6)),
+    ],
+)
+def test_a_wrong_place_is_refused(changes):
+    with pytest.raises(UserError) as caught:
+        with_presence(**changes)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(UserError):
+        recipe(concepts=[FIELDS["concepts"][0] | {"presence": changes}])  # the others are missing
 
 
 # --- in a picture -----------------------------------------------------------------------------------------------------

@@ -273,6 +273,16 @@ def test_what_else_a_recipe_tells(outputs):
     assert first["Variation strength"] == "0.1 towards seed 7" and first["Concepts"] == "<me/duck-v1> 0.8"
     assert first["Size"] == "64x64, enlarged 2 times" and first["Chosen from"] == "a {duck|fox}"
     assert second["Began from"] == "an image, changed by 0.5"
+    assert "Attention" not in first and "Attention" not in second
+
+
+def test_where_concepts_are_is_told(outputs):
+    presence = {"share": 0.75, "box": [0, 0.25, 0.5, 1], "overlap": 0.1}
+    concepts = [{"token": f"<me/{name}-v1>", "sha256": "b" * 64, "presence": presence} for name in ("duck", "fox")]
+    outputs.save(drawn(1, concepts=concepts))
+    (only,) = (dict(image["facts"]) for image in Page(write_page(outputs)[0]).pictures)
+    text = " 75%, 0% to 50% across, 25% to 100% down, 10% of it in another"
+    assert only["Attention"] == f"<me/duck-v1>{text}; <me/fox-v1>{text}"
 
 
 def test_only_new_pictures_are_opened(outputs, monkeypatch):

@@ -32,7 +32,7 @@ class DiffArgs(ListArgs):
 
 
 class ConflictArgs(ListArgs):
-    """Show what will go wrong when these concepts are used in one prompt, and the strengths to try."""
+    """Show how these concepts are mixed in one prompt, what can go wrong, and the strengths to try."""
 
     tokens: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """For example '<me/duck>' '<me/ink>'."""
@@ -88,26 +88,20 @@ def diff_concepts(settings: DiffArgs) -> int:
 
 
 def check_concepts(settings: ConflictArgs) -> int:
-    from ...concepts.compare import find_conflicts
+    from ...concepts.compare import advise
 
     library = Library(settings.library)
     # Headers first: concepts that no model can use together are reported before anything large is read.
     entries = [library.find(_parse_mention(word).token) for word in settings.tokens]
     for entry in entries:
         _undamaged_card(entry)
-    conflicts = find_conflicts([library.get(entry.token) for entry in entries])
+    pairs = advise([library.get(entry.token) for entry in entries])
     if settings.json_:
-        print_json([conflict.as_json() for conflict in conflicts])
+        print_json([pair.conflict.as_json() for pair in pairs if pair.conflict])
         return 0
-    for conflict in conflicts:
-        first, second = (Token.parse(name) for name in conflict.concepts)
-        say(f"{first} and {second}: {conflict.message}")
-        if conflict.strengths:
-            say(
-                "  Try "
-                + " ".join(_format_mention(t, s) for t, s in zip((first, second), conflict.strengths, strict=True))
-            )
-    if not conflicts:
+    for pair in pairs:
+        say(pair.text)
+    if not any(pair.conflict for pair in pairs):
         say("No conflict: they can be used in one prompt.")
     return 0
 
@@ -193,10 +187,6 @@ def _similarity_lines(alike: Similarity, layers: bool) -> list[str]:
 
 def _shorten(value: object) -> str:
     return "-" if value in (None, "", [], ()) else printable(str(value), 60)
-
-
-def _format_mention(token: Token, strength: float) -> str:
-    return f"{str(token)[:-1]}:{strength:g}>"
 
 
 COMMANDS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...display.html import data_url, render_template
-from ...image_metadata import Recipe
+from ...image_metadata import Recipe, describe_presence
 from .request import XyzGridRequest
 
 CellPosition = tuple[int, int, int]
@@ -65,6 +65,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         "Concepts": "\n".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
         ),
+        "Attention": "\n".join(describe_presence(recipe)),
         "File": f"*-{tile.file_suffix}.png",
     }
     return [(name, text) for name, text in facts.items() if text]

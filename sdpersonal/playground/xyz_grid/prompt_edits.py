@@ -1,4 +1,4 @@
-"""Change one thing in a prompt: a word, a concept, a concept's strength or window.
+"""Change one thing in a prompt: a word, a concept, a concept's strength, window or region.
 
 Prompts are edited as text, before alternatives are chosen, so that the text around the change stays as typed.
 """
@@ -48,6 +48,19 @@ def set_strength(prompt: str, token: Token, strength: float) -> str:
 def set_window(prompt: str, token: Token, window: str) -> str:
     """Set the window, `<me/duck:0.8@0.4-1>`, in every mention of the token. window: as written after the @."""
     return _edit_mentions(prompt, token, lambda parts, _: _format_brackets(parts, window))
+
+
+def set_region(prompt: str, token: Token, region: str) -> str:
+    """Set where the concept is to be, `<me/duck:at=left>`, in every mention of the token; "": anywhere."""
+
+    def change(parts: list[WrittenConcept], window: str) -> str:
+        options = [tuple(option for option in part.options if _option_group(option[0]) != "at") for part in parts]
+        if region:
+            options[-1] = (*options[-1], ("at", region))
+        edited = [replace(part, options=kept) for part, kept in zip(parts, options, strict=True)]
+        return _format_brackets(edited, window)
+
+    return _edit_mentions(prompt, token, change)
 
 
 def replace_concept(prompt: str, token: Token, other: str) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 from .... import storage
 from ....config import GenerateRequest
+from ....display.image_grid import encode_png
 from ....errors import UserError
+from ....generation.image import draw_concepts
 from ....generation.img2img import open_image
-from ....image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, png_with_recipe, read_recipe
+from ....image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_presence, png_with_recipe, read_recipe
 from ....outputs import Outputs
 from ....outputs.folder import FAVOURITES_FOLDER
 from ....playground.variations import (
@@ -97,9 +99,29 @@ def _format_recipe(recipe: Recipe) -> str:
         "Concepts": ", ".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
         ),
+        "Attention": "; ".join(describe_presence(recipe)),
         "Model": f"{recipe.base.name} ({recipe.base.sha256[:8]})",
     }
     return "\n".join(f"{name}: {text}" for name, text in facts.items() if text)
+
+
+def has_areas(path: Path) -> bool:
+    """Return whether the image's recipe tells where its concepts are."""
+    try:
+        recipe = read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), "This image")
+    except UserError:
+        return False
+    return isinstance(recipe, Recipe) and any(concept.presence for concept in recipe.concepts)
+
+
+def draw_areas(workspace: Workspace, page: str, result: SessionImage) -> Path:
+    """Return a file to serve with the image and, over it, where its concepts are. Raises UserError."""
+    recipe = _read_recipe(result)
+    if isinstance(recipe, Foreign):
+        raise UserError("Another program's image does not tell where its concepts are.")
+    target = workspace.session_dir(page) / f"{result.saved.stem}-concepts.png"
+    storage.write_bytes(target, encode_png(draw_concepts(open_image(result.saved), recipe)))
+    return target
 
 
 def toggle_favourite(outputs: Outputs, result: SessionImage | None) -> str:

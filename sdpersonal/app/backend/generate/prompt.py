@@ -1,22 +1,26 @@
-"""Work on the prompt: check it, set strengths, fill presets, and offer concepts for it."""
+"""Work on the prompt: check it, set strengths and regions, fill presets, and offer concepts for it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ....concepts.library import Library
 from ....config import ConceptKind, GenerateRequest
 from ....errors import UserError
-from ....generation.request_checks import named
-from ....playground.xyz_grid.prompt_edits import set_strength
-from ....prompts import MAX_STRENGTH, Token, Wildcards, count_prompts
+from ....generation.request_checks import named, references_in
+from ....playground.xyz_grid.prompt_edits import set_region, set_strength
+from ....prompts import MAX_STRENGTH, Region, Token, Wildcards, count_prompts
+from ....prompts.concept_options import REGIONS
 from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled
 from ..library.tiles import make_tiles, matches_search, newest_versions
 from ..workspace import Workspace
 
 MAX_STRENGTHS = 6  # concepts that get a slider
+ANYWHERE, OWN_BOX = "auto", "box"
+REGION_CHOICES = (ANYWHERE, *REGIONS, OWN_BOX)  # the last only shows that the prompt has a box of its own
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,39 @@ def change_strength(prompt: str, token: str, strength: Any) -> str:
     try:
         return set_strength(prompt, Token.parse(token), _within(float(strength)))
     except (UserError, TypeError, ValueError):
+        return prompt
+
+
+def subject_regions(prompt: str, tokens: Iterable[str], library: Library) -> tuple[str | None, ...]:
+    """Return where each concept of a valid prompt is to be: a name of `REGION_CHOICES`; None for a style.
+
+    Of several mentions of a concept the last counts, as for its strength.
+    """
+    regions = {str(part.token): ref.region for ref in references_in(prompt) for part in ref.parts}
+    return tuple(_region_name(regions.get(token)) if _is_subject(token, library) else None for token in tokens)
+
+
+def _is_subject(token: str, library: Library) -> bool:
+    try:
+        card = library.find(Token.parse(token)).card
+    except UserError:
+        return False
+    return card is not None and card.kind != "style"
+
+
+def _region_name(region: Region | None) -> str:
+    if region is None:
+        return ANYWHERE
+    return next((name for name, place in REGIONS.items() if place == region), OWN_BOX)
+
+
+def change_region(prompt: str, token: str, name: Any) -> str:
+    """Return the prompt with that concept in another region, unchanged if token or name is invalid."""
+    if name not in REGIONS and name != ANYWHERE:
+        return prompt
+    try:
+        return set_region(prompt, Token.parse(token), "" if name == ANYWHERE else name)
+    except (UserError, TypeError):
         return prompt
 
 

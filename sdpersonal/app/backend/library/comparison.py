@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ....concepts.compare import PARALLEL_COSINE, UNRELATED_COSINE, Similarity, compare, find_conflicts
+from ....concepts.compare import PARALLEL_COSINE, UNRELATED_COSINE, Similarity, advise, compare
 from ....concepts.library import Entry, Library
 from ....errors import UserError
 from .concept_details import entry_facts, parse_token
@@ -43,25 +42,16 @@ def compare_concepts(library: Library, first: object, second: object) -> Compari
 
 
 def check_conflicts(library: Library, tokens: object) -> str:
-    """Describe conflicts of these concepts in one prompt, with strengths to try. Raises UserError."""
+    """Describe how these concepts are mixed in one prompt, their conflicts, and strengths to try. Raises UserError."""
     if not isinstance(tokens, list | tuple) or not 2 <= len(tokens) <= MAX_CONCEPTS:
         raise UserError(f"Choose 2 to {MAX_CONCEPTS} concepts.")
     # Headers are checked first: a damaged concept is reported before any weights are read.
     entries = [_find_undamaged(library, token) for token in tokens]
-    conflicts = find_conflicts([library.get(entry.token) for entry in entries])
-    if not conflicts:
-        return "No conflicts: they can be used in one prompt."
-    return "\n".join(
-        _format_conflict(conflict.concepts, conflict.message, conflict.strengths) for conflict in conflicts
-    )
-
-
-def _format_conflict(concepts: Sequence[str], message: str, strengths: Sequence[float] | None) -> str:
-    sentence = f"{concepts[0]} and {concepts[1]}: {message}"
-    if strengths:
-        tokens = " ".join(f"{name[:-1]}:{at:g}>" for name, at in zip(concepts, strengths, strict=True))
-        sentence += f" Try {tokens}"
-    return sentence
+    pairs = advise([library.get(entry.token) for entry in entries])
+    sentences = [pair.text for pair in pairs]
+    if not any(pair.conflict for pair in pairs):
+        sentences.append("No conflicts: they can be used in one prompt.")
+    return "\n".join(sentences)
 
 
 def _find_undamaged(library: Library, token_text: object) -> Entry:

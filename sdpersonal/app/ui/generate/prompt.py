@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gradio as gr
 
 from ....errors import UserError
 from ....prompts import MAX_STRENGTH
 from ...backend import App
 from ...backend.generate.prompt import (
+    ANYWHERE,
     MAX_STRENGTHS,
+    OWN_BOX,
     PRESET_TITLES,
+    REGION_CHOICES,
     append_token,
+    change_region,
     change_strength,
     check_prompt,
     concept_choices,
     fill_preset,
+    subject_regions,
 )
 from ..components import EVENT, Event, SharedComponents, text_line, thumbnails
 
@@ -22,35 +29,70 @@ NO_CONCEPTS = "No concepts yet. Train one on your own photos: see the Train tab.
 
 
 def prompt_box(app: App, shared: SharedComponents) -> None:
-    """Lay out the prompt, the note on it, and a strength slider for each concept in it."""
+    """Lay out the prompt, the note on it, and a strength slider for each concept, and for a subject its place."""
     shared.prompt.render()
     note = text_line("", "prompt-note", visible=False)
     tokens = gr.State(())
     with gr.Column(elem_id="strengths", visible=False) as strengths:
-        sliders = [
-            gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, value=1, step=0.05, label="Strength", visible=False)
-            for _ in range(MAX_STRENGTHS)
-        ]
+        concepts = [_concept_row(number) for number in range(MAX_STRENGTHS)]
+    rows, sliders, regions = zip(*concepts, strict=True)
 
     def on_prompt(prompt):
         check = check_prompt(prompt, app.workspace, app.generation.base.kind)
         names = tuple(token for token, _ in check.strengths)
         note, box = gr.update(value=check.note, visible=bool(check.note)), gr.update(visible=bool(names))
-        return note, names, box, *_strength_updates(check.strengths)
+        places = subject_regions(prompt, names, app.workspace.library) if names else ()
+        updates = *_row_updates(len(names)), *_strength_updates(check.strengths), *_region_updates(places)
+        return note, names, box, *updates
 
-    shared.prompt.change(on_prompt, shared.prompt, [note, tokens, strengths, *sliders], **EVENT)
-    for number, slider in enumerate(sliders):
+    shared.prompt.change(on_prompt, shared.prompt, [note, tokens, strengths, *rows, *sliders, *regions], **EVENT)
+    for number, (slider, region) in enumerate(zip(sliders, regions, strict=True)):
 
         def on_slide(prompt, names, value, number=number):
             return change_strength(prompt, names[number], value) if number < len(names) else prompt
 
+        def on_region(prompt, names, value, number=number):
+            return change_region(prompt, names[number], value) if number < len(names) else prompt
+
         slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **EVENT)
+        region.input(on_region, [shared.prompt, tokens, region], shared.prompt, **EVENT)
+
+
+def _concept_row(number: int) -> tuple[gr.Row, gr.Slider, gr.Dropdown]:
+    """Lay out the strength and the place of one concept."""
+    with gr.Row(equal_height=True, visible=False) as row:
+        slider = gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, value=1, step=0.05, label="Strength", scale=3, min_width=200)
+        region = gr.Dropdown(
+            list(REGION_CHOICES),
+            value=ANYWHERE,
+            label="Place",
+            visible=False,
+            scale=1,
+            min_width=150,
+            elem_id=f"region-{number}",
+        )
+    return row, slider, region
+
+
+def _row_updates(count: int) -> list:
+    """Return an update for each row: only those of concepts are seen."""
+    return [gr.update(visible=number < count) for number in range(MAX_STRENGTHS)]
 
 
 def _strength_updates(strengths: tuple[tuple[str, float], ...]) -> list:
     """Return an update for each slider."""
-    used = [gr.update(label=token, value=value, visible=True) for token, value in strengths]
-    return used + [gr.update(visible=False)] * (MAX_STRENGTHS - len(strengths))
+    used = [gr.update(label=token, value=value) for token, value in strengths]
+    return used + [gr.skip()] * (MAX_STRENGTHS - len(strengths))
+
+
+def _region_updates(places: Sequence[str | None]) -> list:
+    """Return an update for each choice of a place."""
+    choices = {place: [name for name in REGION_CHOICES if name != OWN_BOX or place == OWN_BOX] for place in places}
+    used = [
+        gr.update(visible=False) if place is None else gr.update(choices=choices[place], value=place, visible=True)
+        for place in places
+    ]
+    return used + [gr.update(visible=False)] * (MAX_STRENGTHS - len(used))
 
 
 def presets_box(app: App, shared: SharedComponents) -> None:

@@ -99,6 +99,16 @@ def actions_box(app: App, results: ResultComponents, form: GenerateForm) -> None
         with gr.Row():
             download = gr.DownloadButton("Download", size="sm", min_width=110, elem_id="download")
             private = gr.DownloadButton("Download without recipe", size="sm", min_width=110, elem_id="download-private")
+        show_areas = gr.Checkbox(False, label="Show where each concept is", visible=False, elem_id="show-areas")
+        areas = gr.Image(
+            type="filepath",
+            label="Where each concept is",
+            show_label=False,
+            interactive=False,
+            visible=False,
+            buttons=["download", "fullscreen"],
+            elem_id="areas",
+        )
         with gr.Accordion("More variations", open=False):
             strength = gr.Slider(
                 0.05, 1, value=0.15, step=0.05, label="Variation strength", info="0.1 is close to the image."
@@ -122,6 +132,13 @@ def actions_box(app: App, results: ResultComponents, form: GenerateForm) -> None
         ]
         starred = image_actions.is_favourite(workspace.user_outputs(user_name(request)), image)
         return gr.update(visible=True), image_actions.recipe_text(image.saved), _star_update(starred), *map(str, files)
+
+    def on_areas(image, shown, request: gr.Request):
+        is_known = image is not None and image_actions.has_areas(image.saved)
+        if not (is_known and shown):
+            return gr.update(visible=is_known), gr.update(value=None, visible=False)
+        overlay = image_actions.draw_areas(workspace, session_id(request), image)
+        return gr.update(visible=True), gr.update(value=str(overlay), visible=True)
 
     def on_star(image, request: gr.Request):
         outputs = workspace.user_outputs(user_name(request))
@@ -147,6 +164,7 @@ def actions_box(app: App, results: ResultComponents, form: GenerateForm) -> None
         return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
     selected.change(on_select_image, selected, [box, recipe, star, download, private], **EVENT)
+    gr.on([selected.change, show_areas.input], on_areas, [selected, show_areas], [show_areas, areas], **EVENT)
     star.click(on_star, selected, [results.status, star], **EVENT)
     variations_button.click(on_variations, [selected, strength], results.outputs, **EVENT)
     vary.click(on_change, [selected, change], results.outputs, **EVENT)
