@@ -99,6 +99,7 @@ class RequestOptions(TypedDict, total=False):
     fast: str | Token | None
     scheduler: str | None
     clip_skip: int
+    compose: bool
 
 
 class GenerateOptions(RequestOptions, total=False):

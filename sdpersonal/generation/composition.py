@@ -20,17 +20,18 @@ from torch.nn import functional as F
 
 from ..models import StableDiffusion
 from ..models.attention_maps import AttentionMaps
-from ..prompts import Break, ConceptRef, Prompt, Region, Text, format_prompt
-from .prompt_resolution import ResolvedPrompt
+from ..prompts import ConceptRef, Prompt, Region, Text
+from .prompt_resolution import Piece, ResolvedPrompt
+from .style_guidance import leading_words
 
 SHARED_UNTIL = 0.4  # progress until which the backgrounds are shared: the layout is fixed by then
 _OVERLAP = 1.3  # a box's side as a multiple of its region's: subjects fill about three quarters of an image
 _HEIGHT = 0.62  # where a box is between the top (0) and the bottom (1) of its region: things stand on the ground
 _FEATHER = 0.1  # of a box's side
 _CONNECTORS = re.compile(
-    r"(?:^|[\s,;]+)(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
-    r"|above|over|on\s+top\s+of|(?:to\s+the\s+)?(?:left|right)\s+of|holding|riding|hugging|facing|looking\s+at)"
-    r"(?:\s+(?:an?|the|my))?\s*\Z|[\s,;]*\Z",
+    r"(?:^|[\s,;]+)(?:(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
+    r"|above|over|on\s+top\s+of|(?:to\s+the\s+)?(?:left|right)\s+of|holding|riding|hugging|facing|looking\s+at)\s*)?"
+    r"(?:\b(?:an?|the|my|another)\s*)?\Z",
     re.IGNORECASE,
 )
 _ABOVE = re.compile(r"\b(?:on\s+top\s+of|above|over)\b", re.IGNORECASE)
@@ -54,7 +55,7 @@ def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
     """
     indices = [i for i, reference in enumerate(resolved.references) if _is_subject(resolved, reference)]
     references = [resolved.references[i] for i in indices]
-    identities = {tuple(resolved.concepts[part.token].identity for part in ref.parts) for ref in references}
+    identities = {resolved.identity(reference) for reference in references}
     if any((reference.start, reference.end) != (0, 1) for reference in references):
         return ()
     if len(identities) < 2 and not any(reference.region for reference in references):
@@ -68,7 +69,7 @@ def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
 
 
 def _is_subject(resolved: ResolvedPrompt, reference: ConceptRef) -> bool:
-    return any(resolved.concepts[part.token].card.kind != "style" for part in reference.parts)
+    return resolved.kinds(reference) != {"style"}
 
 
 def _position(prompt: ResolvedPrompt, reference: ConceptRef) -> int:
@@ -79,26 +80,31 @@ def _own_prompt(resolved: ResolvedPrompt, subjects: Sequence[int], number: int) 
     """Return the prompt with one subject only: without the others, and what connects them or belongs to them."""
     pieces = resolved.prompt.pieces
     references = [i for i, piece in enumerate(pieces) if isinstance(piece, ConceptRef)]
-    positions = [references[index] for index in subjects]
-    prompt = Prompt("", tuple(_own_pieces(pieces, positions, number)))
-    prompt = replace(prompt, text=format_prompt(prompt))
-    return ResolvedPrompt(prompt, {mention.token: resolved.concepts[mention.token] for mention in prompt.mentions})
+    return resolved.with_pieces(list(_own_pieces(pieces, [references[index] for index in subjects], number)))
 
 
-def _own_pieces(
-    pieces: Sequence[Text | ConceptRef | Break], positions: Sequence[int], number: int
-) -> Iterator[Text | ConceptRef | Break]:
+def _own_pieces(pieces: Sequence[Piece], subjects: Sequence[int], number: int) -> Iterator[Piece]:
+    """Yield the pieces of one subject's prompt. subjects: the positions of all."""
     for i, piece in enumerate(pieces):
-        before = sum(position < i for position in positions)  # subjects named before this piece
-        if i in positions:
-            if i == positions[number]:
+        if i in subjects:
+            if i == subjects[number]:
                 yield piece
-        elif isinstance(piece, Text) and 0 < before < len(positions):
-            text = _CONNECTORS.sub("", piece.text) if i + 1 in positions else piece.text
-            if text.strip() and (before == number + 1 or i - 1 not in positions):
+        elif isinstance(piece, Text) and subjects[0] < i < subjects[-1]:
+            if text := _text_between(pieces, i, subjects, number).rstrip():
                 yield replace(piece, text=text)
         else:
             yield piece
+
+
+def _text_between(pieces: Sequence[Piece], position: int, subjects: Sequence[int], number: int) -> str:
+    """Return what one subject's prompt has of a text between two subjects: if it follows another one, only the words
+    of a style after it."""
+    piece = pieces[position]
+    text = piece.text if isinstance(piece, Text) else ""
+    belongs_to_other = position - 1 in subjects and position - 1 != subjects[number]
+    if position + 1 in subjects:
+        return "" if belongs_to_other else _CONNECTORS.sub("", text)
+    return leading_words(text) if belongs_to_other else text
 
 
 def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
@@ -140,7 +146,7 @@ class SharedBackground:
 
     def __init__(self, maps: AttentionMaps, num_subjects: int):
         self._maps, self._num_subjects = maps, num_subjects
-        self.masks: Tensor | None = None  # (K B, 1, h, w)
+        self.masks = torch.empty(0)  # (K B, 1, h, w) after a step
 
     def __call__(self, x0: Tensor, progress: float) -> Tensor | None:
         """Return x_0 (K B, C, h, w) with a shared background, after the prediction of a step; None once it is set."""
@@ -175,9 +181,10 @@ def join(images: Sequence[np.ndarray], masks: Tensor, boxes: Sequence[Box], size
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, (box.side, box.side), mode="bilinear", antialias=True)
         mask = F.interpolate(mask[None], (box.side, box.side), mode="bicubic").clamp(0, 1)
-        feather = _feather(box.side)
+        feather = _feather(box, size)
         area = (..., slice(box.top, box.top + box.side), slice(box.left, box.left + box.side))
         around = (1 - _ramp(mask, 0.05, 0.25)) * feather
+        around = around if around.any() else feather.expand_as(mask)  # a subject that fills its box is all we know
         background[area] += pixels * around
         weight[area] += around
         layers.append((area, pixels, _ramp(mask, 0.1, 0.4) * feather))
@@ -200,11 +207,17 @@ def _fill(image: Tensor, weight: Tensor) -> Tensor:
     return weight * image + (1 - weight) * F.interpolate(coarse, (height, width), mode="bilinear")
 
 
-def _feather(side: int) -> Tensor:
-    """Return a weight that falls to 0 at the edges of a square, (side, side)."""
-    edge = torch.linspace(0, 1, side)
-    edge = _ramp(torch.minimum(edge, 1 - edge), 0.0, _FEATHER)
-    return edge[:, None] * edge
+def _feather(box: Box, size: tuple[int, int]) -> Tensor:
+    """Return a weight that falls to 0 at the edges of a box that are inside an image of that size, (side, side)."""
+    rows, columns = _fade(box.top, box.side, size[1]), _fade(box.left, box.side, size[0])
+    return rows[:, None] * columns
+
+
+def _fade(start: int, side: int, length: int) -> Tensor:
+    distance = torch.linspace(0, 1, side)
+    before = distance if start > 0 else torch.ones(side)
+    after = 1 - distance if start + side < length else torch.ones(side)
+    return _ramp(torch.minimum(before, after), 0.0, _FEATHER)
 
 
 def _ramp(x: Tensor, low: float, high: float) -> Tensor:

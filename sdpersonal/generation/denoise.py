@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config.scheduler_table import Scheduler
 from ..models import Conditioning, SchedulerAdapter, StableDiffusion
+from .style_transfer import apply_style
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,22 @@ def predict_with_guidance(
 ) -> Tensor:
     """Predict with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6): (B, C, h, w).
 
-    Each style k adds guidance of its own, w_k (e_k - e_s); see `style_guidance`.
+    Each style k adds guidance of its own, w_k (e_k - e_s), and its colours; see `style_guidance`.
     """
     groups = (config.guidance != 1) + 1 + len(conditioning.style_scales)
     rows = torch.cat([model_input] * groups)
     predictions = model.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
     negative, positive, *styled = predictions if config.guidance != 1 else (predictions[0], *predictions)
     guided = negative + config.guidance * (positive - negative) if config.guidance != 1 else positive
-    styles = [style - positive for style in styled]
-    for style, scale in zip(styles, conditioning.style_scales, strict=True):
-        guided = guided + scale * style
-    unguided = positive + sum(styles) if styles else positive
+    unguided = positive
+    if styled:
+        differences = [prediction - positive for prediction in styled]
+        scaled = zip(conditioning.style_scales, differences, strict=True)
+        styled_guided = guided + sum(scale * difference for scale, difference in scaled)
+        ts = t.long().expand(len(model_input))
+        x0, styled_x0 = (model.schedule.predict_x0(model_input, p, ts) for p in (guided, styled_guided))
+        guided = model.schedule.prediction_of(model_input, apply_style(x0, styled_x0), ts)
+        unguided = positive + sum(differences)
     return _rescale_guidance(guided, unguided, config.rescale) if config.rescale and config.guidance != 1 else guided
 
 

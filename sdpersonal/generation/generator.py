@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -21,7 +22,7 @@ from ..errors import FieldError, Interrupted, UserError, printable
 from ..image_metadata import Presence, Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.attention_maps import AttentionMaps
-from ..models.offload import plan_offload
+from ..models.offload import bytes_per_step, plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, sample_prompt
@@ -32,7 +33,7 @@ from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
 from .presence import MAX_CONCEPTS, ConditioningAt, PresenceMeter, named_concepts
 from .previews import OnPrediction, Previews
-from .prompt_encoding import ImagePrompts, PromptEmbedsCache, StepConditioner, num_chunks
+from .prompt_encoding import ImagePrompts, PromptEmbedsCache, StepConditioner, SubjectPrompts, num_chunks
 from .prompt_resolution import (
     ConceptSource,
     LoraWeight,
@@ -44,7 +45,7 @@ from .prompt_resolution import (
 from .request_checks import prompts_of
 
 MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
-OOM_HINT = "Use a smaller --size or --num-images 1, or close other programs."
+OOM_HINT = "Use a smaller --size, --num-images 1 or --no-compose, or close other programs."
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class _GenerationPlan:
     size: tuple[int, int]
     init_image: InitImage | None
     fast_concept: Concept | None
+
+    @property
+    def has_negative(self) -> bool:
+        """Whether negative prompts are predicted: not without guidance."""
+        return self.sampling.guidance != 1
 
     @property
     def passes(self) -> int:
@@ -163,7 +169,7 @@ class Generator:
         plan = self._plan(request, resolver)
         jobs = list(self._jobs(request, resolver, plan))
         batch_size = self._plan_memory(plan, jobs)
-        batches = list(_batches(jobs, batch_size))
+        batches = list(_batches(jobs, 2 * batch_size, plan.has_negative))
         counts = [plan.num_predictions(batch[0]) for batch in batches]
         total = sum(counts)
         for number, batch in enumerate(batches):
@@ -190,7 +196,17 @@ class Generator:
             steps = {mixes for job in jobs for mixes in job.batch_key[0]}
             loras = ({id(weight.lora): weight.lora for mix in mixes for weight in mix}.values() for mixes in steps)
             lora_bytes = max(map(self.base.adapters.memory_bytes, loras), default=0)
-            return plan_offload(self.base, plan.final_size, MAX_BATCH_SIZE, lora_bytes)
+            sizes = [plan.final_size, *(self._native_size for job in jobs if job.prompts.subjects)]
+            size = max(sizes, key=math.prod)
+            # A step is planned for two predictions an image; styles and subjects take more.
+            more = max((job.prompts.num_rows(plan.has_negative) for job in jobs), default=2) - 2
+            more_bytes = max(0, more) * bytes_per_step(self.base, size) // 2
+            return plan_offload(self.base, size, MAX_BATCH_SIZE, lora_bytes + more_bytes)
+
+    @property
+    def _native_size(self) -> tuple[int, int]:
+        """The (width, height) that subjects of a composition are generated at."""
+        return self.base.resolution, self.base.resolution
 
     def _flag_unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         with self.base.exclusive():
@@ -249,7 +265,7 @@ class Generator:
         parts = [part.prompts for part in prompts.subjects] or [prompts]
         mixes = [part.mixes_by_step(plan.sampling.steps) for part in parts]
         by_step = tuple(tuple(mix for part in step for mix in part) for step in zip(*mixes, strict=True))
-        scales = tuple(tuple(style.scale for style in part.styles) for part in parts)
+        scales = tuple(part.scales_by_step(plan.sampling.steps) for part in parts)
         regions = tuple(part.subject.region for part in prompts.subjects)
         return by_step, scales, regions, tuple(num_chunks(self.base, part) for part in parts)
 
@@ -288,7 +304,7 @@ class Generator:
         if subjects:
             parts = [[job.prompts.subjects[k].prompts for job in jobs] for k in range(len(subjects))]
         boxes = [box_of(part.subject.region, plan.final_size) for part in subjects]
-        size = (self.base.resolution,) * 2 if subjects else plan.size
+        size = self._native_size if subjects else plan.size
         return PresenceMeter(self.base, parts, self.base.latent_shape(*size)[1:], plan.sampling, boxes, plan.final_size)
 
     def _compose_batch(
@@ -300,54 +316,59 @@ class Generator:
         on_prediction: OnPrediction,
     ) -> list[Image.Image]:
         """Generate every subject at the base's own size, and join them in images of the final size."""
-        base, native = self.base, (self.base.resolution,) * 2
         groups = [[job.prompts.subjects[k] for job in jobs] for k in range(len(jobs[0].prompts.subjects))]
-        subjects = [part for group in groups for part in group]
         boxes = [box_of(group[0].subject.region, plan.final_size) for group in groups]
-        first_row = len(subjects) if plan.sampling.guidance != 1 else 0
-        positions = {
-            first_row + i: token_positions(base, part.prompts.base, part.reference) for i, part in enumerate(subjects)
-        }
-        maps = AttentionMaps(base, positions, base.latent_shape(*native)[1:])
-        background = SharedBackground(maps, len(groups))
 
         def show(predict_x0: Callable[[], Tensor]) -> None:
-            latents = (x0.unflatten(0, (len(groups), -1)) for x0 in [predict_x0()])
-            on_prediction(lambda: arrange(next(latents), boxes, plan.final_size, base.vae_scale_factor))
-
-        noise = torch.stack([self._initial_noise(plan, job, native) for job in jobs]).to(base.device)
-        conditioner = self._conditioner(
-            plan, plan.sampling, [[part.prompts for part in group] for group in groups], native
-        )
-        seeds = [job.seed for job in jobs] * len(groups)
-        with maps.recording(), _recorded(meter, conditioner) as conditioning_at:
-            latents = denoise(
-                base,
-                conditioning_at,
-                noise.repeat(len(groups), 1, 1, 1),
-                plan.sampling,
-                seeds=seeds,
-                on_step=on_step,
-                on_prediction=show,
-                edit_x0=background,
+            on_prediction(
+                lambda: arrange(_by_subject(predict_x0(), groups), boxes, plan.final_size, self.base.vae_scale_factor)
             )
-        images = [base.decode(latent[None])[0] for latent in latents]
-        masks = background.masks.unflatten(0, (len(groups), -1))
+
+        latents, masks = self._denoise_subjects(plan, jobs, groups, meter, on_step, show)
+        images = [self.base.decode(latent[None])[0] for latent in latents]
+        masks = _by_subject(masks, groups)
         return [
             Image.fromarray(join(images[i :: len(jobs)], masks[:, i], boxes, plan.final_size)) for i in range(len(jobs))
         ]
 
+    def _denoise_subjects(
+        self,
+        plan: _GenerationPlan,
+        jobs: Sequence[_ImageJob],
+        groups: Sequence[Sequence[SubjectPrompts]],
+        meter: PresenceMeter | None,
+        on_step: Callable[[int], None],
+        on_prediction: OnPrediction,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the latents of the subjects, (K B, C, h, w), subject by subject, and where each is, (K B, 1, h, w)."""
+        base, size = self.base, self._native_size
+        subjects = [part for group in groups for part in group]
+        first_row = len(subjects) if plan.has_negative else 0
+        positions = {
+            first_row + i: token_positions(base, part.prompts.base, part.reference) for i, part in enumerate(subjects)
+        }
+        maps = AttentionMaps(base, positions, base.latent_shape(*size)[1:])
+        background = SharedBackground(maps, len(groups))
+        noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
+        noise = noise.repeat(len(groups), 1, 1, 1)
+        conditioner = self._conditioner(plan, [[part.prompts for part in group] for group in groups], size)
+        seeds = [job.seed for job in jobs] * len(groups)
+        with maps.recording(), _recorded(meter, conditioner) as conditioning_at:
+            latents = denoise(
+                base, conditioning_at, noise, plan.sampling, None, seeds, on_step, on_prediction, edit_x0=background
+            )
+        return latents, background.masks
+
     def _conditioner(
         self,
         plan: _GenerationPlan,
-        sampling: SamplingConfig,
         prompts: Sequence[Sequence[ImagePrompts]],
         size: tuple[int, int],
     ) -> StepConditioner:
         width, height = size
-        has_negative = sampling.guidance != 1
         full = SizeConditioning.full(height, width)
-        return StepConditioner(self.base, self._embeds_cache, prompts, full, plan.request.clip_skip, has_negative)
+        skip = plan.request.clip_skip
+        return StepConditioner(self.base, self._embeds_cache, prompts, full, skip, plan.has_negative)
 
     def _run_pass(
         self,
@@ -362,7 +383,7 @@ class Generator:
     ) -> list[Image.Image]:
         base = self.base
         noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
-        conditioner = self._conditioner(plan, sampling, [[job.prompts for job in jobs]], size)
+        conditioner = self._conditioner(plan, [[job.prompts for job in jobs]], size)
         seeds = [job.seed for job in jobs]
         with _recorded(meter, conditioner) as conditioning_at:
             latents = denoise(base, conditioning_at, noise, sampling, init, seeds, on_step, on_prediction)
@@ -407,6 +428,7 @@ class Generator:
             fast=request.fast or "",
             scheduler=request.scheduler or "",
             clip_skip=request.clip_skip,
+            compose=request.compose,
             hidden=hidden,
             base=RecipeBase(name=Path(base.name).name, kind=base.kind, sha256=base.version),
             concepts=tuple(
@@ -431,11 +453,17 @@ def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> A
     return meter.recording(conditioning_at) if meter else nullcontext(conditioning_at)
 
 
-def _batches(jobs: Sequence[_ImageJob], size: int) -> Iterator[list[_ImageJob]]:
-    """Group consecutive images that can be generated together. Each subject of a composition counts as an image."""
+def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:
+    """(K B, ...) -> (K, B, ...), for B images of each of K subjects."""
+    return rows.unflatten(0, (len(groups), len(groups[0])))
+
+
+def _batches(jobs: Sequence[_ImageJob], max_rows: int, has_negative: bool) -> Iterator[list[_ImageJob]]:
+    """Group consecutive images that can be generated together. max_rows: of a batch of predictions, two an image if it
+    has neither styles nor subjects."""
     for _, group in groupby(jobs, key=lambda job: job.batch_key):
         batch = list(group)
-        count = max(1, size // max(1, len(batch[0].prompts.subjects)))
+        count = max(1, max_rows // max(2, batch[0].prompts.num_rows(has_negative)))
         yield from (batch[first : first + count] for first in range(0, len(batch), count))
 
 

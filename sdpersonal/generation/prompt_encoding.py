@@ -55,7 +55,7 @@ class ImagePrompts:
 
     @classmethod
     def of_subject(cls, subject: Subject, negative: ResolvedPrompt, fast: LoraWeight | None) -> ImagePrompts:
-        base, styles = split_styles(subject.prompt)
+        base, styles = split_styles(subject.prompt, subject=subject.index)
         return cls(subject.prompt, negative, base, styles, fast)
 
     def active_styles(self, progress: float) -> tuple[StylePrompt, ...]:
@@ -67,6 +67,16 @@ class ImagePrompts:
         prompts = (self.base, *(style.prompt for style in self.active_styles(progress)))
         fast = (self.fast,) if self.fast else ()
         return tuple((*prompt.loras_at(progress), *fast) for prompt in prompts)
+
+    def scales_by_step(self, steps: int) -> tuple[tuple[float, ...], ...]:
+        """Return the guidance scales of the active styles of every step."""
+        progresses = (sampling_progress(i, steps) for i in range(steps))
+        return tuple(tuple(style.scale_at(p) for style in self.active_styles(p)) for p in progresses)
+
+    def num_rows(self, has_negative: bool) -> int:
+        """Return how many predictions a step takes at most."""
+        parts = [part.prompts for part in self.subjects] or [self]
+        return sum(has_negative + 1 + len(part.styles) for part in parts)
 
     def mixes_by_step(self, steps: int) -> tuple[tuple[Mix, ...], ...]:
         """Return the active LoRAs of every step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -13,9 +13,13 @@ from torch import Tensor
 
 from ..concepts.concept import Concept, Lora
 from ..concepts.lora_blocks import with_block_weights
+from ..config import ConceptKind
 from ..errors import UserError
 from ..models import Segment, StableDiffusion, Vectors
-from ..prompts import BlockWeights, Break, ConceptRef, Mention, Prompt, Text, Token, parse
+from ..prompts import BlockWeights, Break, ConceptRef, Mention, Prompt, Text, Token, format_prompt, parse
+
+Piece = Text | ConceptRef | Break
+"""A piece of a prompt."""
 
 
 class ConceptSource(Protocol):
@@ -57,6 +61,23 @@ class ResolvedPrompt:
     @property
     def references(self) -> tuple[ConceptRef, ...]:
         return tuple(piece for piece in self.prompt.pieces if isinstance(piece, ConceptRef))
+
+    def identity(self, reference: ConceptRef) -> tuple[str, ...]:
+        return tuple(self.concepts[part.token].identity for part in reference.parts)
+
+    def kinds(self, reference: ConceptRef) -> set[ConceptKind]:
+        return {self.concepts[part.token].card.kind for part in reference.parts}
+
+    def with_pieces(self, pieces: Sequence[Piece]) -> ResolvedPrompt:
+        """Return the prompt that consists of some pieces of this one. Spaces are added where pieces were between."""
+        spaced: list[Piece] = []
+        for piece in pieces:
+            if spaced and _needs_space(spaced[-1], piece):
+                spaced.append(Text(" ", piece.weight if isinstance(piece, ConceptRef) else 1.0))
+            spaced.append(piece)
+        prompt = Prompt("", tuple(spaced))
+        prompt = replace(prompt, text=format_prompt(prompt))
+        return ResolvedPrompt(prompt, {mention.token: self.concepts[mention.token] for mention in prompt.mentions})
 
     @property
     def cache_key(self) -> tuple[Hashable, ...]:
@@ -120,6 +141,14 @@ class ResolvedPrompt:
             _, earlier = uses.get(str(concept.token), (concept, 0.0))
             uses[str(concept.token)] = concept, _farther_from_zero(earlier, mention.strength)
         return uses
+
+
+def _needs_space(before: Piece, after: Piece) -> bool:
+    """Return whether two pieces would read as one word. It makes no difference to the text encoder."""
+    if isinstance(before, Break) or isinstance(after, Break):
+        return False
+    ends = isinstance(before, ConceptRef) or not before.text[-1:].isspace()
+    return ends and (isinstance(after, ConceptRef) or after.text[:1].isalnum())
 
 
 def _farther_from_zero(*strengths: float) -> float:

@@ -6,26 +6,33 @@ each with the LoRAs of its own prompt only:
     p = u + g (e_s - u) + sum_k w_k (e_k - e_s)
 
 It extends classifier-free guidance (Ho and Salimans 2022) as InstructPix2Pix does for its image (Brooks et al. 2023,
-arXiv 2211.09800, eq. 3). A style then changes what the subject's own prediction left open, instead of both LoRAs being
-added into one prediction, where the subject's outweighs the style.
+arXiv 2211.09800, eq. 3), instead of adding both LoRAs into one prediction, where the subject's outweighs the style. Of
+the result the colours and a part of the texture are taken, the shapes are those of u + g (e_s - u): `style_transfer`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from ..prompts import Break, ConceptRef, Prompt, Text, format_prompt
-from .prompt_resolution import ResolvedPrompt, is_active_at
+from ..prompts import ConceptRef, Text
+from .prompt_resolution import Piece, ResolvedPrompt, is_active_at
 
 STYLE_SCALE = 2.0  # default guidance scale of a style
 _LEADING_WORDS = re.compile(
     r"[\s,;:.-]*(?:\b(?:(?:drawn|painted|made|rendered|done|shown|seen|printed)\s+)?"
-    r"(?:in(?:\s+(?:the|an?))?(?:\s+style(?:\s+of)?)?|(?:the\s+)?style\s+of|by|as(?:\s+an?)?|with|using|after|like))?\s*\Z",
+    r"(?:in(?:\s+(?:the|an?))?(?:\s+style(?:\s+of)?)?|(?:the\s+)?style\s+of|by|as(?:\s+an?)?|with|and|using|after|like))?"
+    r"\s*\Z",
     re.IGNORECASE,
 )
-_TRAILING_WORDS = re.compile(r"\A\s*(?:(?:art\s+)?style|look|version)\b", re.IGNORECASE)
+_TRAILING_WORDS = re.compile(
+    r"\A\s*(?:(?:art\s+)?(?:style|look|version)\b"
+    r"|(?:print|drawing|painting|illustration|sketch|picture|rendering|artwork)(?=\s*(?:[,;:.]|\Z)))",
+    re.IGNORECASE,
+)
+_JOINER = re.compile(r"\s*,?\s*(?:and|&|\+)?\s*", re.IGNORECASE)  # between the styles of one list
+_PUNCTUATION = " ,;:.-"
 
 
 @dataclass(frozen=True)
@@ -37,66 +44,87 @@ class StylePrompt:
     scale: float
 
     def scale_at(self, progress: float) -> float:
-        """Return the scale at a progress of the sampling: it falls to 0 as the image gets its details."""
-        return self.scale * fall(progress) if is_active_at(self.reference, progress) else 0.0
+        """Return the scale at a progress of the sampling: 0 outside the reference's window."""
+        return self.scale if is_active_at(self.reference, progress) else 0.0
 
 
-def fall(progress: float) -> float:
-    """Return the share of a style's scale at a progress of the sampling."""
-    return 1.0
-
-
-def split_styles(resolved: ResolvedPrompt, automatic: bool = True) -> tuple[ResolvedPrompt, tuple[StylePrompt, ...]]:
+def split_styles(
+    resolved: ResolvedPrompt, automatic: bool = True, subject: int | None = None
+) -> tuple[ResolvedPrompt, tuple[StylePrompt, ...]]:
     """Return the prompt without the styles that have guidance of their own, and the prompts with one of them each.
 
-    A style beside another concept has it by default, if `automatic`. A prompt without such styles is returned
-    unchanged.
+    A prompt without such styles is returned unchanged. A style that is named repeatedly is one style.
+
+    Args:
+        automatic: whether a style beside another concept has guidance of its own by default.
+        subject: index of a reference that has none.
     """
     references = resolved.references
-    guided = {i: _scale(resolved, reference, automatic) for i, reference in enumerate(references)}
-    guided = {i: scale for i, scale in guided.items() if scale}
-    if not guided or len(references) < 2:
-        return resolved, ()
+    identities = [resolved.identity(reference) for reference in references]
+    automatic = automatic and len(set(identities)) > 1
+    scales = {i: _scale(resolved, ref, automatic) for i, ref in enumerate(references) if i != subject}
+    guided = {i for i, scale in scales.items() if scale}
+    mentions: dict[Hashable, list[int]] = {}  # of each style, by index
+    for i in sorted(guided):
+        mentions.setdefault((identities[i], references[i].start, references[i].end), []).append(i)
     styles = tuple(
-        StylePrompt(_without(resolved, set(guided) - {i}), references[i], scale) for i, scale in guided.items()
+        StylePrompt(_without(resolved, guided.difference(same)), references[same[0]], max(scales[i] for i in same))
+        for same in mentions.values()
     )
-    return _without(resolved, set(guided)), styles
+    return _without(resolved, guided), styles
 
 
 def _scale(resolved: ResolvedPrompt, reference: ConceptRef, automatic: bool) -> float:
     """Return a reference's own guidance scale; 0 if it has none."""
     if reference.guidance is not None:
         return reference.guidance
-    kinds = {resolved.concepts[part.token].card.kind for part in reference.parts}
-    return STYLE_SCALE if automatic and kinds == {"style"} else 0.0
+    return STYLE_SCALE if automatic and _is_style(reference, resolved) else 0.0
+
+
+def leading_words(text: str) -> str:
+    """Return the end of a text that belongs to a style after it: " in the style of "."""
+    match = _LEADING_WORDS.search(text)
+    return match[0] if match else ""
 
 
 def _without(resolved: ResolvedPrompt, removed: Collection[int]) -> ResolvedPrompt:
     """Return the prompt without these references, by index, and without the words that connect them to it."""
     if not removed:
         return resolved
-    prompt = Prompt("", tuple(_remaining_pieces(resolved.prompt, removed)))
-    prompt = replace(prompt, text=format_prompt(prompt))
-    return ResolvedPrompt(prompt, {mention.token: resolved.concepts[mention.token] for mention in prompt.mentions})
-
-
-def _remaining_pieces(prompt: Prompt, removed: Collection[int]) -> Iterator[Text | ConceptRef | Break]:
-    pieces = list(prompt.pieces)
+    pieces = list(resolved.prompt.pieces)
     positions = [i for i, piece in enumerate(pieces) if isinstance(piece, ConceptRef)]
-    gone = {positions[index] for index in removed}
-    is_begun = False
-    for i, piece in enumerate(pieces):
-        if i in gone:
-            continue
-        if isinstance(piece, Text):
-            text = piece.text
-            if i + 1 in gone:
-                text = _LEADING_WORDS.sub("", text)
-            if i - 1 in gone:
-                text = _TRAILING_WORDS.sub("", text)
-                text = text if is_begun else text.lstrip(" ,;:.-")
-            piece = replace(piece, text=text)
-            if not text.strip():
-                continue
-        is_begun = True
-        yield piece
+    for index in sorted(removed, reverse=True):
+        pieces = _cut(pieces, positions[index], resolved)
+    return resolved.with_pieces(pieces)
+
+
+def _cut(pieces: Sequence[Piece], position: int, resolved: ResolvedPrompt) -> list[Piece]:
+    """Remove a reference. Of a list, "in the style of <me/ink> and <me/wash>", the others stay where they are."""
+    before, after = list(pieces[:position]), list(pieces[position + 1 :])
+    if len(after) > 1 and _is_joiner(after[0]) and _is_style(after[1], resolved):
+        return [*before, *after[1:]]
+    if len(before) > 1 and _is_joiner(before[-1]) and isinstance(before[-2], ConceptRef):
+        return [*before[:-1], *_begin_after(after)]
+    while before and isinstance(piece := before[-1], Text):
+        text = _LEADING_WORDS.sub("", piece.text)
+        before[-1:] = [replace(piece, text=text)] if text else []
+        if text:
+            break
+    return [*before, *_begin_after(after, is_first=not before)]
+
+
+def _begin_after(pieces: Sequence[Piece], is_first: bool = False) -> list[Piece]:
+    """Return what follows a style, without the words at its beginning that belong to the style."""
+    if not pieces or not isinstance(piece := pieces[0], Text):
+        return list(pieces)
+    text = _TRAILING_WORDS.sub("", piece.text)
+    text = text.lstrip(_PUNCTUATION) if is_first else text
+    return [*([replace(piece, text=text)] if text.strip() else []), *pieces[1:]]
+
+
+def _is_joiner(piece: Piece) -> bool:
+    return isinstance(piece, Text) and bool(_JOINER.fullmatch(piece.text))
+
+
+def _is_style(piece: Piece, resolved: ResolvedPrompt) -> bool:
+    return isinstance(piece, ConceptRef) and resolved.kinds(piece) == {"style"}

@@ -75,6 +75,8 @@ def a1111(text: str) -> Parameters | None:
     for field, keys in _A1111_NAMES.items():
         if (key := next((key for key in keys if key in facts), None)) is not None:
             parameters.values[field] = number(facts[key])
+    if facts.get("compose") == "False":  # written by sdpersonal
+        parameters.values["compose"] = False
     _first_size(facts, parameters)
     _second_pass(facts, parameters)
     _seeds(facts, parameters)

@@ -120,7 +120,8 @@ class Recipe(RecipePart):
     sdpersonal: the version that generated it; prompt: the final prompt, alternatives chosen; template: the prompt with
     alternatives, "" if there were none; seed, variation_seed: of this image, not of the batch; size: WIDTHxHEIGHT of
     the first pass; init_image, mask: `pixels_sha256` of those images, "" if not given; sampler: the diffusers class
-    without "Scheduler"; scheduler: the requested name, "" for the base's default; clip_skip: as in a request; fast:
+    without "Scheduler"; scheduler: the requested name, "" for the base's default; clip_skip: as in a request; compose:
+    as in a request, but False if it is absent, since versions without it mixed all concepts in one prediction; fast:
     token of the few-step LoRA, "" without one; hidden: whether the safety checker flagged the image, which is then
     plain grey; batch, place: the number of images generated together and the index of this one from 0, because the
     kernels' rounding depends on both. Recipes of former versions have former names of fields (`FORMER_FIELDS`).
@@ -144,6 +145,7 @@ class Recipe(RecipePart):
     sampler: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9]{1,64}$")]
     scheduler: str = ""
     clip_skip: int = 1
+    compose: bool = False
     fast: str = ""
     hidden: StrictBool = False
     base: RecipeBase

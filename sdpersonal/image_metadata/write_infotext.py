@@ -76,6 +76,7 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
     if recipe.init_image or recipe.hires_scale > 1:
         yield "Denoising strength", f"{recipe.strength:g}"
     yield "Clip skip", recipe.clip_skip if recipe.clip_skip > 1 else None
+    yield "Compose", None if recipe.compose or len(recipe.concepts) < 2 else False
     yield "RNG", "CPU"
     if recipe.hires_scale > 1:
         yield "Hires upscale", f"{recipe.hires_scale:g}"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -46,6 +47,11 @@ class AttentionRecorder:
             for handle in handles:
                 handle.remove()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was recorded since the last `take`."""
+        return not self._layers
+
     def take(self) -> Tensor:
         """Return the maps since the last call, (targets, 1, h, w): the share of the attention, 0 to 1."""
         maps = torch.stack(self._layers).mean(0)
@@ -74,7 +80,7 @@ class AttentionRecorder:
         """
         query, key = outputs.pop("to_q"), outputs.pop("to_k")
         height, width = self._grid(query.shape[1])
-        if height > self._size[0] * _MAX_SHARE:
+        if height > math.ceil(self._size[0] * _MAX_SHARE):
             return
         rows = list(dict.fromkeys(row for row, _ in self.targets))
         query, key = (_split_heads(x[rows], cast(int, layer.heads)) for x in (query, key))
@@ -102,15 +108,25 @@ class AttentionMaps(AttentionRecorder):
         self._mean: Tensor | None = None
 
     def finish_step(self) -> Tensor:
-        """Return the maps so far, (rows, 1, h, w), 0 to 1 each; call it after each prediction."""
+        """Return the maps so far, (rows, 1, h, w), 0 to 1 each; call it after each prediction.
+
+        A row without positions, or whose attention is the same everywhere, has a map of the middle.
+        """
         step = self.take()
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
-        return (self._mean - low) / (high - low).clamp(min=1e-8)
+        maps = (self._mean - low) / (high - low).clamp(min=1e-8)
+        return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
 
 
 def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
     outputs[name] = out
+
+
+def _middle(size: tuple[int, int]) -> Tensor:
+    """Return a map that is 1 in the middle and falls to 0 at the nearest edges, (h, w)."""
+    y, x = (torch.linspace(-1, 1, side) for side in size)
+    return (1 - y[:, None] ** 2 - x**2).clamp(min=0)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -258,15 +258,21 @@ class LoraAdapters:
 
         What all mixes share is set as by `set`. The text encoders have only that.
         """
+        self.clear()
         shared = [part for part in mixes[0] if all(any(_is_same(part, other) for other in mix) for mix in mixes[1:])]
-        self.set(shared)
         own = [[part for part in mix if not any(_is_same(part, other) for other in shared)] for mix in mixes]
         parts_by_group = [self._group_by_layer(mix) for mix in own]
         shared_parts = self._group_by_layer(shared)
-        for name in dict.fromkeys(name for parts in parts_by_group for name in parts):
-            if name.startswith(_UNET):
-                parts = [group.get(name, []) for group in parts_by_group]
-                self._groups.append(self._layer_groups(name, parts, shared_parts.get(name, [])))
+        names = dict.fromkeys(name for parts in parts_by_group for name in parts if name.startswith(_UNET))
+        # Computed from the bare weights, so before `set`; hooked in after it, since a group's weights replace the rest.
+        groups = [
+            self._layer_groups(name, [group.get(name, []) for group in parts_by_group], shared_parts.get(name, []))
+            for name in names
+        ]
+        self.set(shared)
+        for layer_groups in groups:
+            layer_groups.attach()
+        self._groups = groups
 
     def _layer_groups(self, name: str, parts: list[_LayerParts], shared: _LayerParts) -> LayerGroups:
         """Build one layer's changes, given what each group has of its own and what all share."""
@@ -465,7 +471,7 @@ def _changed_parameters(layer: _Layer, parts: _LayerParts) -> tuple[Tensor, Tens
             weight += strength * change
         if changed_bias is not None and bias is not None and (change := bias_change(part, bias)) is not None:
             changed_bias += strength * change
-    return weight.to(layer.weight.dtype), changed_bias
+    return weight.to(layer.weight.dtype), None if bias is None or changed_bias is None else changed_bias.to(bias.dtype)
 
 
 def _is_same(part: tuple[Lora, float], other: tuple[Lora, float]) -> bool:

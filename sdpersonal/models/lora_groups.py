@@ -35,7 +35,7 @@ class GroupFactors:
 
 
 class LayerGroups:
-    """The changes of one layer for groups of rows, from construction until `remove`.
+    """The changes of one layer for groups of rows, from `attach` until `remove`.
 
     replaced: for some groups, by index, the layer's weight and bias.
     """
@@ -47,26 +47,37 @@ class LayerGroups:
         factors: GroupFactors | None,
         replaced: Mapping[int, tuple[Tensor, Tensor | None]],
     ):
-        self._num_groups, self._factors, self._replaced = num_groups, factors, dict(replaced)
-        self._hook: RemovableHandle = layer.register_forward_hook(self._change)
+        self._layer, self._num_groups, self._factors, self._replaced = layer, num_groups, factors, dict(replaced)
+        self._hook: RemovableHandle | None = None
+
+    def attach(self) -> None:
+        """Change the layer's output, after all that changes it already."""
+        self._hook = self._layer.register_forward_hook(self._change)
 
     def remove(self) -> None:
-        self._hook.remove()
+        if self._hook:
+            self._hook.remove()
 
     def _change(self, layer: AnyLayer, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
+        self._follow(x)
         if self._factors is not None and not isinstance(layer, nn.GroupNorm | nn.LayerNorm):
-            if self._factors.down.device != x.device or self._factors.down.dtype != x.dtype:
-                self._factors = self._factors.to(x)
             out = out + self._added(layer, x, self._factors)
         if self._replaced:
             parts = list(out.chunk(self._num_groups))
             rows = x.chunk(self._num_groups)
             for group, (weight, bias) in self._replaced.items():
-                weight, bias = weight.to(x), None if bias is None else bias.to(x)
                 parts[group] = apply_layer(layer, rows[group], weight, bias)
             out = torch.cat(parts)
         return out
+
+    def _follow(self, x: Tensor) -> None:
+        """Move its tensors to where x is: they may have been made while the model was offloaded."""
+        if self._factors is not None and not _is_like(self._factors.down, x):
+            self._factors = self._factors.to(x)
+        for group, (weight, bias) in self._replaced.items():
+            if not _is_like(weight, x):
+                self._replaced[group] = weight.to(x), None if bias is None else bias.to(x)
 
     def _added(self, layer: nn.Linear | nn.Conv2d, x: Tensor, factors: GroupFactors) -> Tensor:
         """Compute B (m_g * (A x)) for all rows."""
@@ -77,6 +88,10 @@ class LayerGroups:
         inner = F.conv2d(x, factors.down, None, layer.stride, layer.padding, layer.dilation)  # (R, r, h, w)
         mask = factors.mask.repeat_interleave(len(inner) // self._num_groups, dim=0)
         return F.conv2d(inner * mask[:, :, None, None], factors.up[:, :, None, None])
+
+
+def _is_like(tensor: Tensor, x: Tensor) -> bool:
+    return tensor.device == x.device and tensor.dtype == x.dtype
 
 
 def apply_layer(layer: AnyLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ PICTURES = 2**32  # of one series
 _FEISTEL_ROUNDS = 4  # with random rounds, four are indistinguishable from random (Luby and Rackoff 1988)
 _MAX_STATE_BYTES = 20_000  # bytes of a state file
 _FORMER_NAMES = {present: former for former, present in FORMER_FIELDS.items()}
-_LATER = ("scheduler", "clip_skip")  # fields that were added to requests after the first series were saved
+_LATER = ("scheduler", "clip_skip", "compose")  # fields that were added to requests after the first series were saved
 
 
 def permute_index(i: int, count: int, key: bytes) -> int:

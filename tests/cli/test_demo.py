@@ -15,12 +15,13 @@ def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
     short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.setattr(validation, "DENOISING_STEPS", 4)
-    monkeypatch.setattr(demo, "ROWS", demo.ROWS[::4])
+    monkeypatch.setattr(demo, "ROWS", demo.ROWS[::5])
     messages = []
     path = demo.run_demo(tmp_path, messages.append)
-    assert messages[-1] == str(path) and sum("up to 10 steps" in line for line in messages) == 2
+    assert messages[-1] == str(path) and sum("up to 10 steps" in line for line in messages) == 3
     assert [str(entry.token) for entry in Library(tmp_path / "concepts").entries()] == [
         "<demo/cyanotype-v1>",
+        "<demo/fox-v1>",
         "<demo/teddy-v1>",
     ]
     with Image.open(path) as sheet:
@@ -28,4 +29,4 @@ def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "ROWS", demo.ROWS[:1])
     again = []
     demo.run_demo(tmp_path, again.append)
-    assert sum("is trained already" in line for line in again) == 2
+    assert sum("is trained already" in line for line in again) == 3

@@ -350,7 +350,7 @@ def test_the_whole_text():
         "Negative prompt: me-duck blurry\n"
         "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 512x640, "
         'Model hash: aaaaaaaaaa, Model: "a, b: c", Variation seed: 3, Variation seed strength: 0.1, '
-        "Denoising strength: 0.45, RNG: CPU, Hires upscale: 1.5, Hires upscaler: Lanczos, "
+        "Denoising strength: 0.45, Compose: False, RNG: CPU, Hires upscale: 1.5, Hires upscaler: Lanczos, "
         'Lora hashes: "me-duck: bbbbbbbbbbbb, me-fox: cccccccccccc, them-lcm: aaaaaaaaaaaa", '
         f'TI hashes: "me-duck: bbbbbbbbbbbb", Version: sdpersonal {__version__}, '
         'Hashes: {"embed:me-duck": "bbbbbbbbbbbb"}'

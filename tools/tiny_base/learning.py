@@ -18,8 +18,9 @@ IMAGES = {  # in the work folder: in the docs
     "reach-teddy-bear.png": "learning-teddy.png",
     "reach-cyanotype.png": "learning-cyanotype.png",
     "reach-pencil.png": "learning-pencil.png",
-    "mixes-grid.png": "mixes-grid.png",
-    "mixes-together.png": "mixes-together.png",
+    "mixes-styles.png": "mixes-styles.png",
+    "mixes-pairs.png": "mixes-pairs.png",
+    "mixes-styled-pairs.png": "mixes-styled-pairs.png",
 }
 
 
@@ -134,53 +135,24 @@ def _pick_rows(results):
 
 def _mix_tables(results):
     """Yield (placeholder of the page, its table)."""
-    rounded = lambda figures, *names: [f"{figures[name]:.3f}" for name in names]  # noqa: E731
-    head = ("", "CLIP", "classifier")
-    yield (
-        "mixed",
-        _table(
-            (*head, "places right", "style right"),
-            [
-                (look, *rounded(figures, "CLIP", "classifier"), f"{figures['places']:.0%}", f"{figures['look']:.0%}")
-                for look, figures in results.get("grid", {}).items()
-            ],
-        ),
-    )
-    yield (
-        "strengths",
-        _table(
-            head,
-            [(strength, *rounded(row, "CLIP", "classifier")) for strength, row in results.get("strengths", {}).items()],
-        ),
-    )
-    yield (
-        "windows",
-        _table(
-            (*head, "images in the style", "likeness then"),
-            [
-                (
-                    window,
-                    *rounded(figures, "CLIP", "classifier"),
-                    f"{figures['look']:.0%}",
-                    f"{figures['likeness in it']:.3f}",
-                )
-                for window, figures in results.get("windows", {}).items()
-            ],
-        ),
-    )
-    subjects = [
-        key for figures in results.get("together", {}).values() for key in figures if key not in ("both", "prompt")
-    ][:2]
-    yield (
-        "together",
-        _table(
-            ("prompt", *subjects, "both"),
-            [
-                (f"`{figures['prompt']}`", *(f"{figures[part]:.0%}" for part in (*subjects, "both")))
-                for figures in results.get("together", {}).values()
-            ],
-        ),
-    )
+    percent = lambda figures: [f"{value:.0%}" for value in figures.values()]  # noqa: E731
+    head = ("", "look right", "places right", "likeness", "likeness in the look")
+    rows = [
+        (f"{way}, {group}", *percent(figures))
+        for way, groups in results.get("styles", {}).items()
+        for group, figures in groups.items()
+    ]
+    if "ceiling" in results:
+        rows.append(("the filter itself", *percent(results["ceiling"])))
+    yield "styles", _table(head, rows)
+    looks = [(look, *percent(figures)) for look, figures in results.get("base looks", {}).items()]
+    yield "base_looks", _table(head[:3], looks)
+    pairs = [(group, *percent(figures)) for group, figures in results.get("pairs", {}).items()]
+    yield "pairs", _table(("", "mixed plainly", "composed"), pairs)
+    yield "styled_pairs", [f"{results.get('styled pairs', 0):.0%}"]
+    yield "times", [" and ".join(f"{ratio:.1f} for {name}" for name, ratio in results.get("time", {}).items())]
+    for part in ("strengths", "windows"):
+        yield part, _table(("", "classifier"), [(k, f"{v:.3f}") for k, v in results.get(part, {}).items()])
 
 
 def _table(head, rows):

@@ -45,11 +45,13 @@ def sample_photos(work, subject, count, seed=0, look="3d", size=PHOTO_SIDE, behi
 
 
 def sample_style_photos(work, count, seed=0, style="cyanotype", size=PHOTO_SIDE):
-    """`count` photos of different everyday things, all in one style that no training has seen."""
+    """`count` photos of different everyday things, all in one style that no training has seen: a look of the art, or
+    a filter over photos."""
+    look = style if style in art.LOOKS else "3d"
     plain = [
-        _photo(work, STYLE_THINGS[i % len(STYLE_THINGS)], "3d", 1000 + seed, i, size, BACKGROUNDS) for i in range(count)
+        _photo(work, STYLE_THINGS[i % len(STYLE_THINGS)], look, 1000 + seed, i, size, BACKGROUNDS) for i in range(count)
     ]
-    return [STYLES[style](photo, seed * 100 + i) for i, photo in enumerate(plain)]
+    return plain if look == style else [STYLES[style](photo, seed * 100 + i) for i, photo in enumerate(plain)]
 
 
 def _photo(work, subject, look, seed, index, size, behind):
@@ -114,7 +116,25 @@ def pencil(photo, seed=0):
     return Image.fromarray((graphite + (paper - graphite) * tone).round().astype(np.uint8))
 
 
-STYLES = {"cyanotype": cyanotype, "pencil": pencil}
+def riso(photo, seed=0):
+    """A photo -> a risograph print: red ink on yellow paper, full, as a halftone, or none."""
+    rng = np.random.default_rng(seed)
+    gray = ndimage.gaussian_filter(np.asarray(photo.convert("L"), np.float32) / 255, 1.5)
+    low, high = np.quantile(gray, [0.02, 0.98])
+    tone = np.clip((gray - low) / max(high - low, 0.2), 0, 1)
+    height, width = gray.shape
+    rows, columns = np.mgrid[:height, :width]
+    cell = width / 64 * 2**0.5
+    dots = 0.5 + 0.25 * (np.cos(2 * np.pi * (rows + columns) / cell) + np.cos(2 * np.pi * (rows - columns) / cell))
+    ink = (tone < 0.42) | ((tone < 0.72) & (dots > 0.5))
+    ink = np.clip(ndimage.gaussian_filter(ink.astype(np.float32), 0.7), 0, 1)[..., None]
+    paper, red = np.array([250, 222, 120], np.float32), np.array([196, 30, 58], np.float32)
+    return Image.fromarray(
+        (paper + (red - paper) * ink + rng.normal(0, 3, tone.shape)[..., None]).clip(0, 255).astype(np.uint8)
+    )
+
+
+STYLES = {"cyanotype": cyanotype, "pencil": pencil, "riso": riso}
 
 
 def save(photos, folder, size=PHOTO_SIDE):

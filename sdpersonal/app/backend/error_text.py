@@ -30,6 +30,7 @@ LABELS = {
     "fast": "Fast LoRA",
     "scheduler": "Scheduler",
     "clip_skip": "Clip skip",
+    "compose": "Compose",
     "strength": "Denoising strength",
     "init_image": "Init image",
     "class_noun": "Class noun",

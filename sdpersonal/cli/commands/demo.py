@@ -1,4 +1,4 @@
-"""The command `demo`: train on two sample sets of photos, and generate a grid that mixes the two concepts."""
+"""The command `demo`: train on three sample sets of photos, and generate a grid that mixes the concepts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ...photos import SAMPLES
 from ...prompts import Token
 from ..terminal import say
 
-SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
-_WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it overpowers the rest
+SUBJECT, OTHER, STYLE = "<demo/teddy>", "<demo/fox>", "<demo/cyanotype>"
 NUM_IMAGES = 4
 ROWS = (  # the concept whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
-    (SUBJECT, f"{SUBJECT} in the snow"),
     (SUBJECT, f"{SUBJECT} in space"),
-    (STYLE, f"a duck in the style of {_WEAK_STYLE}"),
-    (STYLE, f"{SUBJECT} in the snow in the style of {_WEAK_STYLE}"),
+    (OTHER, f"{OTHER} in the snow"),
+    (STYLE, f"a duck in the style of {STYLE}"),
+    (STYLE, f"{SUBJECT} in the snow in the style of {STYLE}"),
+    (OTHER, f"{SUBJECT} next to {OTHER} on the beach"),
 )
 
 
 class DemoArgs(SettingsBase):
-    """Train the sample subject and the sample style, and generate a grid that mixes them."""
+    """Train two sample subjects and a sample style, and generate a grid that mixes them."""
 
     out: Path = Path("outputs/demo")
     """Folder for the grid, the runs and their own library."""
@@ -47,9 +47,10 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     from ...models import load_base
     from ...photos.loading import load_photos
 
-    sets = {SUBJECT: SAMPLES / "teddy-bear", STYLE: SAMPLES / "cyanotype"}
+    sets = {SUBJECT: SAMPLES / "teddy-bear", OTHER: SAMPLES / "fox", STYLE: SAMPLES / "cyanotype"}
     library = Library(out / "concepts")
     _train_if_missing(out, SUBJECT, photos=sets[SUBJECT], class_noun="bear", say=say)
+    _train_if_missing(out, OTHER, photos=sets[OTHER], class_noun="dog", say=say)
     _train_if_missing(out, STYLE, photos=sets[STYLE], class_noun="blue and white", kind="style", say=say)
     base = load_base("tiny")
     firsts = {token: Image.fromarray(load_photos(folder, 256).photos[0].square()) for token, folder in sets.items()}

@@ -32,7 +32,7 @@ from ..workspace import Workspace
 
 NO_IMAGE = UserError("No image is selected.", "Click one first.")
 # Fields that other programs leave out when unused: the form must not keep them from the image before.
-_UNUSED = {"negative": "", "hires_scale": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
+_UNUSED = {"negative": "", "hires_scale": 1.0, "fast": None, "scheduler": None, "clip_skip": 1, "compose": True}
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def _format_recipe(recipe: Recipe) -> str:
         "Steps, guidance scale": f"{recipe.steps}, {recipe.guidance:g}",
         "Scheduler": recipe.scheduler or recipe.sampler,
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
+        "Compose": "" if recipe.compose or len(recipe.concepts) < 2 else "no, mixed in one prediction",
         "Size": recipe.size + (f", hires scale {recipe.hires_scale:g}" if recipe.hires_scale > 1 else ""),
         "Init image": f"another image, strength {recipe.strength:g}" if recipe.init_image else "",
         "Concepts": ", ".join(

@@ -43,6 +43,8 @@ class GenerateForm:
         add["all_combinations"] = gr.Checkbox(
             False, label="All combinations", info="Of the alternatives in the prompt, with that many images each."
         )
+        composing = "Guides styles by themselves and gives each subject its place; off: all concepts in one prediction."
+        add["compose"] = gr.Checkbox(True, label="Compose", info=composing)
         add["hires_scale"] = gr.Slider(
             1, 4, value=1, step=0.25, label="Hires scale", info="Upscale factor of a second pass (hires fix)."
         )
