@@ -112,6 +112,8 @@ class AttentionMaps(AttentionRecorder):
 
         A row without positions, or whose attention is the same everywhere, has a map of the middle.
         """
+        if self.is_empty:  # the model has cross-attention in its largest layers only
+            self._layers.append(torch.zeros(len(self.targets), 1, *self._size))
         step = self.take()
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
