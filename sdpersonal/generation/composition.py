@@ -108,7 +108,8 @@ def _text_between(pieces: Sequence[Piece], position: int, subjects: Sequence[int
 
 
 def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
-    """Return where the subjects are: as given, or side by side in their order, or one above the other."""
+    """Return where the subjects are: as given, or side by side in their order, or one above the other, in the columns
+    that are farthest from what is given."""
     count = len(references)
     columns = [Region(i / count, 0.0, (i + 1) / count, 1.0) for i in range(count)]
     if count == 2:
@@ -117,7 +118,16 @@ def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
         upper, lower = Region(0.0, 0.0, 1.0, 0.5), Region(0.0, 0.5, 1.0, 1.0)
         columns = [upper, lower] if _ABOVE.search(between) else columns
         columns = [lower, upper] if _BELOW.search(between) else columns
-    return [reference.region or column for reference, column in zip(references, columns, strict=True)]
+    given = [reference.region for reference in references if reference.region]
+    free = sorted(columns, key=lambda column: sum(_overlap(column, region) for region in given))
+    free = sorted(free[: count - len(given)], key=columns.index)
+    return [reference.region or free.pop(0) for reference in references]
+
+
+def _overlap(a: Region, b: Region) -> float:
+    """Return the area that two regions share, as a fraction of the image."""
+    width, height = min(a.right, b.right) - max(a.left, b.left), min(a.bottom, b.bottom) - max(a.top, b.top)
+    return max(0.0, width) * max(0.0, height)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ COMPOSED = [
     ("<fox> beneath <cat>", [("<fox>", LOWER), ("<cat>", UPPER)]),
     ("<fox:at=right>, <cat:at=left>", [("<fox:at=right>", RIGHT), ("<cat:at=left>", LEFT)]),
     ("<fox:box=0.1,0.2,0.3,0.4> <cat>", [("<fox:box=0.1,0.2,0.3,0.4>", (0.1, 0.2, 0.3, 0.4)), ("<cat>", RIGHT)]),
+    ("<fox:at=bottom-right> and <cat>", [("<fox:at=bottom-right>", (0.5, 0.5, 1, 1)), ("<cat>", LEFT)]),
     ("a <fox:at=top> at sea", [("a <fox:at=top> at sea", UPPER)]),
     ("<fox:at=left> and <fox:at=right>", [("<fox:at=left>", LEFT), ("<fox:at=right>", RIGHT)]),
     ("<fox> by <ink> and <cat>", [("<fox> by <ink>", LEFT), ("by <ink> <cat>", RIGHT)]),
