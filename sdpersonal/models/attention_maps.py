@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -77,7 +78,7 @@ class AttentionRecorder:
         """
         query, key = outputs.pop("to_q"), outputs.pop("to_k")
         height, width = self._grid(query.shape[1])
-        if height > self._size[0] * _MAX_SHARE:
+        if height > math.ceil(self._size[0] * _MAX_SHARE):  # levels are rounded up
             return
         rows = list(dict.fromkeys(row for row, _ in self.targets))
         query, key = (_split_heads(x[rows], cast("Attention", layer).heads) for x in (query, key))
