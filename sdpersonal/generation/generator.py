@@ -304,7 +304,7 @@ class Generator:
         if subjects:
             parts = [[job.prompts.subjects[k].prompts for job in jobs] for k in range(len(subjects))]
         boxes = [box_of(part.subject.region, plan.final_size) for part in subjects]
-        size = (self.base.resolution,) * 2 if subjects else plan.size
+        size = self._native_size if subjects else plan.size
         return PresenceMeter(self.base, parts, self.base.latent_shape(*size)[1:], plan.sampling, boxes, plan.final_size)
 
     def _compose_batch(
@@ -448,14 +448,14 @@ class Generator:
         )
 
 
-def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:
-    """(K B, ...) -> (K, B, ...), for B images of each of K subjects."""
-    return rows.unflatten(0, (len(groups), len(groups[0])))
-
-
 def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> AbstractContextManager[ConditioningAt]:
     """Have the meter, if any, record the predictions with this conditioning."""
     return meter.recording(conditioning_at) if meter else nullcontext(conditioning_at)
+
+
+def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:
+    """(K B, ...) -> (K, B, ...), for B images of each of K subjects."""
+    return rows.unflatten(0, (len(groups), len(groups[0])))
 
 
 def _batches(jobs: Sequence[_ImageJob], max_rows: int, has_negative: bool) -> Iterator[list[_ImageJob]]:

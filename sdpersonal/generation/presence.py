@@ -116,7 +116,7 @@ class PresenceMeter:
         return next((row + count * (1 + i) for i, style in enumerate(active) if style is source.style), None)
 
     def _finish_prediction(self) -> None:
-        if not self._recorded:
+        if self._recorder.is_empty:  # also of a UNet without cross-attention in its smaller layers
             return
         for source, attention in zip(self._recorded, self._recorder.take(), strict=True):
             total, count = self._sums.get(source, (torch.zeros_like(attention), 0))

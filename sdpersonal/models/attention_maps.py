@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from .stable_diffusion import StableDiffusion
-
-if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention
 
 Target = tuple[int, Sequence[int]]
 """A row of the predicted batch, and positions in its prompt's embeddings."""
@@ -50,6 +47,11 @@ class AttentionRecorder:
             for handle in handles:
                 handle.remove()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was recorded since the last `take`."""
+        return not self._layers
+
     def take(self) -> Tensor:
         """Return the maps since the last call, (targets, 1, h, w): the share of the attention, 0 to 1."""
         maps = torch.stack(self._layers).mean(0)
@@ -78,10 +80,10 @@ class AttentionRecorder:
         """
         query, key = outputs.pop("to_q"), outputs.pop("to_k")
         height, width = self._grid(query.shape[1])
-        if height > math.ceil(self._size[0] * _MAX_SHARE):  # levels are rounded up
+        if height > math.ceil(self._size[0] * _MAX_SHARE):
             return
         rows = list(dict.fromkeys(row for row, _ in self.targets))
-        query, key = (_split_heads(x[rows], cast("Attention", layer).heads) for x in (query, key))
+        query, key = (_split_heads(x[rows], cast(int, layer.heads)) for x in (query, key))
         share = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, h w, tokens)
         maps = [share[rows.index(row)][:, list(positions)].sum(-1) for row, positions in self.targets]
         grid = torch.stack(maps).view(-1, 1, height, width).float()
@@ -110,6 +112,8 @@ class AttentionMaps(AttentionRecorder):
 
         A row without positions, or whose attention is the same everywhere, has a map of the middle.
         """
+        if self.is_empty:  # the model has cross-attention in its largest layers only
+            self._layers.append(torch.zeros(len(self.targets), 1, *self._size))
         step = self.take()
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
@@ -117,14 +121,14 @@ class AttentionMaps(AttentionRecorder):
         return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
 
 
+def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    outputs[name] = out
+
+
 def _middle(size: tuple[int, int]) -> Tensor:
     """Return a map that is 1 in the middle and falls to 0 at the nearest edges, (h, w)."""
     y, x = (torch.linspace(-1, 1, side) for side in size)
     return (1 - y[:, None] ** 2 - x**2).clamp(min=0)
-
-
-def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-    outputs[name] = out
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

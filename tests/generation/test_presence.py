@@ -133,6 +133,7 @@ def test_recorded_attention_is_that_of_diffusers_own_scores(tiny):
         ("<duck@0.3-1> in the style of <ink@0-0.6>", {"scheduler": "Heun Karras"}),
         ("<duck:0.7+fox:0.3> on grass", {}),
         ("<duck> next to <fox>", {}),
+        ("<duck> by <ink>", {"size": "72x88"}),  # layers of odd sides
         ("<duck> next to <fox> in the style of <ink>", {"num_images": 1}),
         ("<duck> and <word>", {"compose": False, "hires_scale": 1.5, "num_images": 1}),
     ],
