@@ -32,7 +32,7 @@ from ..concepts.layer_changes import Change, fits
 from ..concepts.plain_lora import as_lora, exact_rank
 from ..concepts.weight_deltas import bias_change, weight_change
 from ..errors import UserError
-from .lora_groups import GroupFactors, LayerGroups
+from .lora_groups import Factors, LayerGroups
 
 LoraTargets = Literal["attention", "transformer", "all"]
 """Which layers of the UNet are trained: the attention projections (q, k, v, out); every linear layer of the
@@ -278,17 +278,20 @@ class LoraAdapters:
         """Build one layer's changes, given what each group has of its own and what all share."""
         if norm := self._norms.get(name):
             changed = {i: _changed_parameters(norm, [*shared, *own]) for i, own in enumerate(parts) if own}
-            return LayerGroups(norm, len(parts), None, changed)
+            return LayerGroups(norm, len(parts), {}, changed)
         layer = self._adapters[name].layer
-        factors: list[tuple[LoraLayer, float, int]] = []
+        factors: dict[int, Factors] = {}
         replaced: dict[int, tuple[Tensor, Tensor | None]] = {}
+        stored: dict[tuple[tuple[int, float], ...], Factors] = {}  # groups with the same LoRAs share them
         for group, own in enumerate(parts):
             low_rank, others = _split_changes(own, layer.weight.shape)
             if others:
                 replaced[group] = _changed_parameters(layer, [*shared, *own])
-            else:
-                factors += [(part, strength, group) for part, strength in low_rank]
-        return LayerGroups(layer, len(parts), _group_factors(factors, layer.weight, len(parts)), replaced)
+            elif low_rank:
+                key = tuple((id(part), strength) for part, strength in own)
+                stored[key] = stored.get(key) or _concatenate(low_rank, layer.weight)
+                factors[group] = stored[key]
+        return LayerGroups(layer, len(parts), factors, replaced)
 
     def memory_bytes(self, loras: Iterable[Lora]) -> int:
         """Return the bytes that a mix of these takes: LoRAs, and full changes as large as the weights themselves."""
@@ -434,28 +437,6 @@ def _concatenate(factors: Sequence[tuple[LoraLayer, float]], weight: Tensor) -> 
     scaled = [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors]
     up = torch.cat(scaled, dim=1)
     return down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype)
-
-
-def _group_factors(
-    factors: Sequence[tuple[LoraLayer, float, int]], weight: Tensor, num_groups: int
-) -> GroupFactors | None:
-    """Concatenate the LoRAs of groups: (LoRA, strength, group). One that several groups have is stored once."""
-    if not factors:
-        return None
-    distinct: list[tuple[LoraLayer, float]] = []
-    members: list[set[int]] = []
-    for part, strength, group in factors:
-        for i, (earlier, earlier_strength) in enumerate(distinct):
-            if earlier is part and earlier_strength == strength:
-                members[i].add(group)
-                break
-        else:
-            distinct.append((part, strength))
-            members.append({group})
-    down, up = _concatenate(distinct, weight)
-    ranks = torch.tensor([part.rank for part, _ in distinct])
-    mask = torch.tensor([[float(group in groups) for groups in members] for group in range(num_groups)])
-    return GroupFactors(down, up, mask.repeat_interleave(ranks, dim=1).to(weight.device, weight.dtype))
 
 
 def _changed_parameters(layer: _Layer, parts: _LayerParts) -> tuple[Tensor, Tensor | None]:

@@ -334,7 +334,16 @@ def test_backgrounds_are_shared_while_the_layout_forms(sd1, shelf, monkeypatch):
     assert background(x0, 0.9) is None and torch.equal(background.masks, mask)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda scheduler: scheduler.name)
+OFTEN = {"Euler a", "Heun", "PLMS", "DPM++ 2M Karras", "LCM"}  # with noise of its own, twice a step, with a memory, ...
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        pytest.param(scheduler, marks=() if scheduler.name in OFTEN else pytest.mark.thorough, id=scheduler.name)
+        for scheduler in SCHEDULERS
+    ],
+)
 def test_every_scheduler_composes(sd1, shelf, scheduler):
     counts = []
     fields = {"steps": 3, "guidance": 1, "scheduler": scheduler.name}
