@@ -25,7 +25,7 @@ from .prompt_resolution import Piece, ResolvedPrompt
 from .style_guidance import leading_words
 
 SHARED_UNTIL = 0.4  # progress until which the backgrounds are shared: the layout is fixed by then
-_OVERLAP = 1.3  # a box's side as a multiple of its region's: subjects fill about three quarters of an image
+_BOX_SCALE = 1.3  # a box's side as a multiple of its region's: subjects fill about three quarters of an image
 _HEIGHT = 0.62  # where a box is between the top (0) and the bottom (1) of its region: things stand on the ground
 _FEATHER = 0.1  # of a box's side
 _CONNECTORS = re.compile(
@@ -63,7 +63,7 @@ def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
     regions = _regions(resolved.prompt, references)
     prompts = (_own_prompt(resolved, indices, number) for number in range(len(indices)))
     return tuple(
-        Subject(prompt, _position(prompt, reference), region)
+        Subject(prompt, prompt.index_of(reference), region)
         for prompt, reference, region in zip(prompts, references, regions, strict=True)
     )
 
@@ -72,15 +72,10 @@ def _is_subject(resolved: ResolvedPrompt, reference: ConceptRef) -> bool:
     return resolved.kinds(reference) != {"style"}
 
 
-def _position(prompt: ResolvedPrompt, reference: ConceptRef) -> int:
-    return next(i for i, other in enumerate(prompt.references) if other is reference)
-
-
 def _own_prompt(resolved: ResolvedPrompt, subjects: Sequence[int], number: int) -> ResolvedPrompt:
     """Return the prompt with one subject only: without the others, and what connects them or belongs to them."""
-    pieces = resolved.prompt.pieces
-    references = [i for i, piece in enumerate(pieces) if isinstance(piece, ConceptRef)]
-    return resolved.with_pieces(list(_own_pieces(pieces, [references[index] for index in subjects], number)))
+    positions = [resolved.positions[index] for index in subjects]
+    return resolved.with_pieces(list(_own_pieces(resolved.prompt.pieces, positions, number)))
 
 
 def _own_pieces(pieces: Sequence[Piece], subjects: Sequence[int], number: int) -> Iterator[Piece]:
@@ -119,12 +114,12 @@ def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
         columns = [upper, lower] if _ABOVE.search(between) else columns
         columns = [lower, upper] if _BELOW.search(between) else columns
     given = [reference.region for reference in references if reference.region]
-    free = sorted(columns, key=lambda column: sum(_overlap(column, region) for region in given))
+    free = sorted(columns, key=lambda column: sum(_shared_area(column, region) for region in given))
     free = sorted(free[: count - len(given)], key=columns.index)
     return [reference.region or free.pop(0) for reference in references]
 
 
-def _overlap(a: Region, b: Region) -> float:
+def _shared_area(a: Region, b: Region) -> float:
     """Return the area that two regions share, as a fraction of the image."""
     width, height = min(a.right, b.right) - max(a.left, b.left), min(a.bottom, b.bottom) - max(a.top, b.top)
     return max(0.0, width) * max(0.0, height)
@@ -142,7 +137,7 @@ class Box:
 def box_of(region: Region, size: tuple[int, int]) -> Box:
     """Return the square for a subject in a region of an image of that (width, height)."""
     width, height = (region.right - region.left) * size[0], (region.bottom - region.top) * size[1]
-    side = max(8, min(round(_OVERLAP * min(width, height)), *size))
+    side = max(8, min(round(_BOX_SCALE * min(width, height)), *size))
     left = region.left * size[0] + (width - side) / 2
     top = region.top * size[1] + (height - side) * _HEIGHT
     return Box(round(min(max(left, 0), size[0] - side)), round(min(max(top, 0), size[1] - side)), side)
@@ -172,8 +167,7 @@ class SharedBackground:
 
 def token_positions(base: StableDiffusion, prompt: ResolvedPrompt, index: int) -> list[int]:
     """Return the positions of a reference, by index, in the embeddings of its prompt."""
-    piece = [i for i, piece in enumerate(prompt.prompt.pieces) if isinstance(piece, ConceptRef)][index]
-    marked = prompt.marked_segments(base, piece)
+    marked = prompt.marked_segments(base, prompt.positions[index])
     weights = [weight for chunk in base.encoders["clip_l"].chunks(marked) for weight in chunk.weights]
     return [i for i, weight in enumerate(weights) if weight == 2.0]
 

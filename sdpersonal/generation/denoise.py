@@ -36,6 +36,11 @@ class SamplingConfig:
         return self.steps - max(1, min(self.steps, int(self.steps * self.strength)))
 
     @property
+    def has_negative(self) -> bool:
+        """Whether the negative prompt is predicted: it has no effect with a guidance scale of 1."""
+        return self.guidance != 1
+
+    @property
     def num_predictions(self) -> int:
         """The number of UNet predictions: one a step, or as many as the scheduler needs."""
         if self.scheduler is None:
@@ -114,11 +119,11 @@ def predict_with_guidance(
 
     Each style k adds guidance of its own, w_k (e_k - e_s), and its colours; see `style_guidance`.
     """
-    groups = (config.guidance != 1) + 1 + len(conditioning.style_scales)
+    groups = config.has_negative + 1 + len(conditioning.style_scales)
     rows = torch.cat([model_input] * groups)
     predictions = model.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
-    negative, positive, *styled = predictions if config.guidance != 1 else (predictions[0], *predictions)
-    guided = negative + config.guidance * (positive - negative) if config.guidance != 1 else positive
+    negative, positive, *styled = predictions if config.has_negative else (predictions[0], *predictions)
+    guided = negative + config.guidance * (positive - negative) if config.has_negative else positive
     unguided = positive
     if styled:
         differences = [prediction - positive for prediction in styled]
@@ -128,7 +133,7 @@ def predict_with_guidance(
         x0, styled_x0 = (model.schedule.predict_x0(model_input, p, ts) for p in (guided, styled_guided))
         guided = model.schedule.prediction_of(model_input, apply_style(x0, styled_x0), ts)
         unguided = positive + sum(differences)
-    return _rescale_guidance(guided, unguided, config.rescale) if config.rescale and config.guidance != 1 else guided
+    return _rescale_guidance(guided, unguided, config.rescale) if config.rescale and config.has_negative else guided
 
 
 def _rescale_guidance(guided: Tensor, unguided: Tensor, rescale: float) -> Tensor:

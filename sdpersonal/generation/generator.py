@@ -27,7 +27,7 @@ from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, sample_prompt
 from ..version import __version__
-from .composition import SharedBackground, arrange, box_of, join, token_positions
+from .composition import Box, SharedBackground, arrange, box_of, join, token_positions
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
@@ -68,11 +68,6 @@ class _GenerationPlan:
     size: tuple[int, int]
     init_image: InitImage | None
     fast_concept: Concept | None
-
-    @property
-    def has_negative(self) -> bool:
-        """Whether negative prompts are predicted: not without guidance."""
-        return self.sampling.guidance != 1
 
     @property
     def passes(self) -> int:
@@ -169,7 +164,7 @@ class Generator:
         plan = self._plan(request, resolver)
         jobs = list(self._jobs(request, resolver, plan))
         batch_size = self._plan_memory(plan, jobs)
-        batches = list(_batches(jobs, 2 * batch_size, plan.has_negative))
+        batches = list(_batches(jobs, 2 * batch_size, plan.sampling.has_negative))
         counts = [plan.num_predictions(batch[0]) for batch in batches]
         total = sum(counts)
         for number, batch in enumerate(batches):
@@ -199,7 +194,7 @@ class Generator:
             sizes = [plan.final_size, *(self._native_size for job in jobs if job.prompts.subjects)]
             size = max(sizes, key=math.prod)
             # A step is planned for two predictions an image; styles and subjects take more.
-            more = max((job.prompts.num_rows(plan.has_negative) for job in jobs), default=2) - 2
+            more = max((job.prompts.num_rows(plan.sampling.has_negative) for job in jobs), default=2) - 2
             more_bytes = max(0, more) * bytes_per_step(self.base, size) // 2
             return plan_offload(self.base, size, MAX_BATCH_SIZE, lora_bytes + more_bytes)
 
@@ -303,7 +298,7 @@ class Generator:
         parts = [[job.prompts for job in jobs]]
         if subjects:
             parts = [[job.prompts.subjects[k].prompts for job in jobs] for k in range(len(subjects))]
-        boxes = [box_of(part.subject.region, plan.final_size) for part in subjects]
+        boxes = _boxes(plan, jobs)
         size = self._native_size if subjects else plan.size
         return PresenceMeter(self.base, parts, self.base.latent_shape(*size)[1:], plan.sampling, boxes, plan.final_size)
 
@@ -317,7 +312,7 @@ class Generator:
     ) -> list[Image.Image]:
         """Generate every subject at the base's own size, and join them in images of the final size."""
         groups = [[job.prompts.subjects[k] for job in jobs] for k in range(len(jobs[0].prompts.subjects))]
-        boxes = [box_of(group[0].subject.region, plan.final_size) for group in groups]
+        boxes = _boxes(plan, jobs)
 
         def show(predict_x0: Callable[[], Tensor]) -> None:
             on_prediction(
@@ -343,7 +338,7 @@ class Generator:
         """Return the latents of the subjects, (K B, C, h, w), subject by subject, and where each is, (K B, 1, h, w)."""
         base, size = self.base, self._native_size
         subjects = [part for group in groups for part in group]
-        first_row = len(subjects) if plan.has_negative else 0
+        first_row = len(subjects) if plan.sampling.has_negative else 0
         positions = {
             first_row + i: token_positions(base, part.prompts.base, part.reference) for i, part in enumerate(subjects)
         }
@@ -368,7 +363,7 @@ class Generator:
         width, height = size
         full = SizeConditioning.full(height, width)
         skip = plan.request.clip_skip
-        return StepConditioner(self.base, self._embeds_cache, prompts, full, skip, plan.has_negative)
+        return StepConditioner(self.base, self._embeds_cache, prompts, full, skip, plan.sampling.has_negative)
 
     def _run_pass(
         self,
@@ -451,6 +446,11 @@ class Generator:
 def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> AbstractContextManager[ConditioningAt]:
     """Have the meter, if any, record the predictions with this conditioning."""
     return meter.recording(conditioning_at) if meter else nullcontext(conditioning_at)
+
+
+def _boxes(plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> list[Box]:
+    """Return the boxes of the subjects, which are the same in all images of a batch."""
+    return [box_of(part.subject.region, plan.final_size) for part in jobs[0].prompts.subjects]
 
 
 def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:

@@ -67,7 +67,7 @@ class PresenceMeter:
         size: tuple[int, int] = (1, 1),
     ):
         self._parts, self._boxes, self._size = parts, boxes, size
-        self._first_row = len(parts) * len(parts[0]) if sampling.guidance != 1 else 0
+        self._first_row = len(parts) * len(parts[0]) if sampling.has_negative else 0
         self._recorder = AttentionRecorder(base, latent_size)
         self._remaining = sampling.num_predictions
         self._styles = {
@@ -166,8 +166,7 @@ def _sources_of(base: StableDiffusion, prompts: ImagePrompts, part: int, image: 
         if positions:
             yield _Source(part, image, reference, _full_tokens(prompts, reference), tuple(positions))
     for style in prompts.styles:
-        index = next(i for i, other in enumerate(style.prompt.references) if other is style.reference)
-        positions = token_positions(base, style.prompt, index)
+        positions = token_positions(base, style.prompt, style.prompt.index_of(style.reference))
         if positions:
             yield _Source(part, image, style.reference, _full_tokens(prompts, style.reference), tuple(positions), style)
 

@@ -93,8 +93,7 @@ class SubjectPrompts:
     @property
     def reference(self) -> int:
         """The index of the subject's reference in the prompt without its styles."""
-        reference = self.subject.prompt.references[self.subject.index]
-        return next(i for i, other in enumerate(self.prompts.base.references) if other is reference)
+        return self.prompts.base.index_of(self.subject.prompt.references[self.subject.index])
 
 
 class PromptEmbedsCache:

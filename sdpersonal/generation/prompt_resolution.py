@@ -62,6 +62,15 @@ class ResolvedPrompt:
     def references(self) -> tuple[ConceptRef, ...]:
         return tuple(piece for piece in self.prompt.pieces if isinstance(piece, ConceptRef))
 
+    @property
+    def positions(self) -> list[int]:
+        """The indices of the references among the prompt's pieces."""
+        return [i for i, piece in enumerate(self.prompt.pieces) if isinstance(piece, ConceptRef)]
+
+    def index_of(self, reference: ConceptRef) -> int:
+        """Return the index of this very reference among the prompt's; others may be equal."""
+        return next(i for i, other in enumerate(self.references) if other is reference)
+
     def identity(self, reference: ConceptRef) -> tuple[str, ...]:
         return tuple(self.concepts[part.token].identity for part in reference.parts)
 

@@ -92,9 +92,8 @@ def _without(resolved: ResolvedPrompt, removed: Collection[int]) -> ResolvedProm
     if not removed:
         return resolved
     pieces = list(resolved.prompt.pieces)
-    positions = [i for i, piece in enumerate(pieces) if isinstance(piece, ConceptRef)]
     for index in sorted(removed, reverse=True):
-        pieces = _cut(pieces, positions[index], resolved)
+        pieces = _cut(pieces, resolved.positions[index], resolved)
     return resolved.with_pieces(pieces)
 
 

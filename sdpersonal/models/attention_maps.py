@@ -32,6 +32,7 @@ class AttentionRecorder:
 
     def __init__(self, model: StableDiffusion, latent_size: tuple[int, int], targets: Sequence[Target] = ()):
         self._model, self._size, self.targets = model, latent_size, targets
+        self._attention = [module for name, module in model.unet.named_modules() if name.endswith("attn2")]
         self._layers: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
 
@@ -62,12 +63,11 @@ class AttentionRecorder:
         """Listen to the layers until the prediction's end. LoRA adapters have their hooks by now: theirs come first."""
         if not self.targets:
             return
-        for name, layer in self._model.unet.named_modules():
-            if name.endswith("attn2"):
-                outputs: dict[str, Tensor] = {}
-                for part in ("to_q", "to_k"):
-                    self._handles.append(getattr(layer, part).register_forward_hook(partial(_keep, outputs, part)))
-                self._handles.append(layer.register_forward_hook(partial(self._record, outputs)))
+        for layer in self._attention:
+            outputs: dict[str, Tensor] = {}
+            for part in ("to_q", "to_k"):
+                self._handles.append(getattr(layer, part).register_forward_hook(partial(_keep, outputs, part)))
+            self._handles.append(layer.register_forward_hook(partial(self._record, outputs)))
 
     def _end(self, *_: object) -> None:
         while self._handles:
@@ -83,10 +83,11 @@ class AttentionRecorder:
         if height > math.ceil(self._size[0] * _MAX_SHARE):
             return
         rows = list(dict.fromkeys(row for row, _ in self.targets))
-        query, key = (_split_heads(x[rows], cast(int, layer.heads)) for x in (query, key))
+        # In fp32: the products of SD 2's exceed fp16.
+        query, key = (_split_heads(x[rows].float(), cast(int, layer.heads)) for x in (query, key))
         share = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, h w, tokens)
         maps = [share[rows.index(row)][:, list(positions)].sum(-1) for row, positions in self.targets]
-        grid = torch.stack(maps).view(-1, 1, height, width).float()
+        grid = torch.stack(maps).view(-1, 1, height, width)
         self._layers.append(F.interpolate(grid, self._size, mode="bilinear"))
 
     def _grid(self, count: int) -> tuple[int, int]:
@@ -113,7 +114,7 @@ class AttentionMaps(AttentionRecorder):
         A row without positions, or whose attention is the same everywhere, has a map of the middle.
         """
         if self.is_empty:  # the model has cross-attention in its largest layers only
-            self._layers.append(torch.zeros(len(self.targets), 1, *self._size))
+            self._layers.append(torch.zeros(len(self.targets), 1, *self._size, device=self._model.device))
         step = self.take()
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)

@@ -179,11 +179,15 @@ def _parse_block_weight(inner: str, name: str, text: str) -> float:
 
 def read_number(text: str, smallest: float, largest: float) -> float | None:
     """Parse a number as people write it, rounded; None for anything else, or out of bounds."""
+    value = parse_number(text)
+    rounded = None if value is None else round(value, _DIGITS) + 0.0  # turns -0.0 into 0.0
+    return rounded if rounded is not None and smallest <= rounded <= largest else None
+
+
+def parse_number(text: str) -> float | None:
+    """Parse a number as people write it, `-1.5`, `+1`, `.5`, `1e0`, with any minus sign; None for anything else."""
     plain = text.strip().translate(MINUS)
-    if not SIGNED_NUMBER.fullmatch(plain):
-        return None
-    value = round(float(plain), _DIGITS) + 0.0  # turns -0.0 into 0.0
-    return value if smallest <= value <= largest else None
+    return float(plain) + 0.0 if SIGNED_NUMBER.fullmatch(plain) else None
 
 
 def _option_error(inner: str, name: str, rule: str) -> UserError:

@@ -13,10 +13,10 @@ from .concept_options import (
     MINUS,
     NUMBER,
     REFERENCE_OPTIONS,
-    SIGNED_NUMBER,
     collect_options,
     parse_blocks,
     parse_guidance,
+    parse_number,
     parse_ramp,
     parse_region,
     read_a1111_blocks,
@@ -102,12 +102,9 @@ def split_part(part: str) -> WrittenConcept:
 
 
 def read_strength(text: str) -> float | None:
-    """Parse a strength as people write it, `-1.5`, `+1`, `.5`, `1e0`, with any minus sign; None for anything else."""
-    plain = text.strip().translate(MINUS)
-    if not SIGNED_NUMBER.fullmatch(plain):
-        return None
-    value = float(plain) + 0.0  # turns -0.0 into 0.0
-    return value if abs(value) <= MAX_STRENGTH else None
+    """Parse a strength; None for anything else."""
+    value = parse_number(text)
+    return value if value is not None and abs(value) <= MAX_STRENGTH else None
 
 
 def _parse_blend(inner: str, parts: list[WrittenConcept]) -> tuple[Mention, ...]:
@@ -160,9 +157,8 @@ def _a1111_network_error(inner: str, kind: str, name: str, strength: str | None)
         return UserError(f"<{printable(inner)}> asks for a hypernetwork, which is not supported.", "Leave it out.")
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
     token = f"me/{plain or 'my-style'}"
-    written = (strength or "").strip().translate(MINUS)
-    value = float(written) + 0.0 if SIGNED_NUMBER.fullmatch(written) else 1.0
-    value = max(-MAX_STRENGTH, min(value, MAX_STRENGTH))
+    value = parse_number(strength or "")
+    value = 1.0 if value is None else max(-MAX_STRENGTH, min(value, MAX_STRENGTH))
     number, blocks = "" if value == 1 else f":{value:g}", read_a1111_blocks(inner)
     options = f":{format_blocks(blocks)}" if blocks else ""
     return UserError(

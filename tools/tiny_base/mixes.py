@@ -151,21 +151,13 @@ class MixEvaluation:
 def measure_styles(evaluation):
     """Subject x learned look x place: return the mean figures by way of mixing, those of ASIDE apart, and rows."""
     results, rows, collected = {}, {}, {}
-    looks = ("3d", "flat", *STYLES)
     for subject in (*SUBJECTS, *ASIDE_SUBJECTS):
         alone = [evaluation.generate(f"a photo of {token_for(subject)} {_place(p)}")[0] for p in PLACES]
         rows[f"{subject} alone"] = alone
-        ceiling = evaluation.grey_likeness(alone, evaluation.unseen(subject))
         for style, way in itertools.product((*STYLES, *ASIDE_STYLES), ("plain", "guided")):
             prompts = [f"{token_for(subject)} {_place(p)} in the style of {token_for(style)}" for p in PLACES]
             images = [evaluation.generate(prompt, compose=way == "guided")[0] for prompt in prompts]
-            candidates = looks if style in STYLES else (*looks, style)
-            figures = {
-                "look": evaluation.looks(images, subject, candidates).count(style) / len(images),
-                "places": evaluation.places_right(images, subject, style),
-                "likeness": evaluation.grey_likeness(images, evaluation.unseen(subject)) / ceiling,
-                "likeness in the look": evaluation.grey_likeness(images, evaluation.unseen(subject, style)) / ceiling,
-            }
+            figures = _style_figures(evaluation, images, alone, subject, style)
             is_aside = subject in ASIDE_SUBJECTS or style in ASIDE_STYLES
             collected.setdefault((way, "aside" if is_aside else "used"), []).append(figures)
             collected.setdefault((way, style), []).append(figures)
@@ -182,16 +174,20 @@ def measure_ceiling(evaluation):
     for subject, style in itertools.product(SUBJECTS, STYLES):
         alone = [evaluation.generate(f"a photo of {token_for(subject)} {_place(p)}")[0] for p in PLACES]
         images = [photos.STYLES[style](image.resize((512, 512)), i) for i, image in enumerate(alone)]
-        ceiling = evaluation.grey_likeness(alone, evaluation.unseen(subject))
-        figures.append(
-            {
-                "look": evaluation.looks(images, subject, ("3d", "flat", *STYLES)).count(style) / len(images),
-                "places": evaluation.places_right(images, subject, style),
-                "likeness": evaluation.grey_likeness(images, evaluation.unseen(subject)) / ceiling,
-                "likeness in the look": evaluation.grey_likeness(images, evaluation.unseen(subject, style)) / ceiling,
-            }
-        )
+        figures.append(_style_figures(evaluation, images, alone, subject, style))
     return _mean(figures), {}
+
+
+def _style_figures(evaluation, images, alone, subject, style):
+    """Return the figures of a subject's images in a style, one for each place. alone: those without the style."""
+    looks = ("3d", "flat", *STYLES) if style in STYLES else ("3d", "flat", *STYLES, style)
+    ceiling = evaluation.grey_likeness(alone, evaluation.unseen(subject))
+    return {
+        "look": evaluation.looks(images, subject, looks).count(style) / len(images),
+        "places": evaluation.places_right(images, subject, style),
+        "likeness": evaluation.grey_likeness(images, evaluation.unseen(subject)) / ceiling,
+        "likeness in the look": evaluation.grey_likeness(images, evaluation.unseen(subject, style)) / ceiling,
+    }
 
 
 def measure_base_looks(evaluation):
