@@ -267,12 +267,12 @@ def duo(tiny, tmp_path_factory):
 
 def test_places_are_compared_with_thumbnails(duo, tmp_path):
     sd, image = duo
-    found = sd.likeness_by_region(image)
-    assert list(found) == ["<me/duck-v1>", "<me/fox-v1>"] and {tuple(row) for row in found.values()} == {
+    likeness = sd.likeness_by_region(image)
+    assert list(likeness) == ["<me/duck-v1>", "<me/fox-v1>"] and {tuple(row) for row in likeness.values()} == {
         ("<me/duck-v1>",)
     }
     image.save(tmp_path / "both.png")
-    assert sd.likeness_by_region(tmp_path / "both.png") == found
+    assert sd.likeness_by_region(tmp_path / "both.png") == likeness
     scorer, thumbnail = evaluation.Scorer(), Image.open(io.BytesIO(samples.thumbnail())).convert("RGB")
     assert scorer.likeness([thumbnail], [thumbnail]) == pytest.approx(1, abs=1e-5)
     boxes = {
@@ -282,9 +282,9 @@ def test_places_are_compared_with_thumbnails(duo, tmp_path):
         "dot": (0, 0, 1e-9, 1e-9),
     }
     crops = {"wide": (32, 0, 96, 64), "corner": (115, 51, 128, 64), "all": (32, 0, 96, 64), "dot": (0, 0, 1, 1)}
-    found = evaluation.likeness_by_region(scorer, image.image, boxes, {"it": thumbnail})
+    likeness = evaluation.likeness_by_region(scorer, image.image, boxes, {"it": thumbnail})
     for name, crop in crops.items():
-        assert found[name]["it"] == pytest.approx(scorer.likeness([image.image.crop(crop)], [thumbnail]), abs=2e-2)
+        assert likeness[name]["it"] == pytest.approx(scorer.likeness([image.image.crop(crop)], [thumbnail]), abs=2e-2)
 
 
 def test_places_cannot_be_compared_without_what_it_takes(duo, images, tmp_path, monkeypatch):

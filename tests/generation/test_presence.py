@@ -91,14 +91,14 @@ def test_recorded_attention_is_that_of_diffusers_own_scores(tiny):
     """Diffusers' first processor computes the whole matrix of scores, which this one keeps."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    found = []
+    layer_scores = []
 
     class Keeping(AttnProcessor):
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, **options):
             if encoder_hidden_states is not None:
                 query = attn.head_to_batch_dim(attn.to_q(hidden_states))
                 key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-                found.append(attn.get_attention_scores(query, key).unflatten(0, (-1, attn.heads)).mean(1))
+                layer_scores.append(attn.get_attention_scores(query, key).unflatten(0, (-1, attn.heads)).mean(1))
             return super().__call__(attn, hidden_states, encoder_hidden_states, **options)
 
     prompts = [tiny.encode_prompt([Segment(text)]) for text in ("a cat on grass", "a red house")]
@@ -116,12 +116,12 @@ def test_recorded_attention_is_that_of_diffusers_own_scores(tiny):
         tiny.unet.set_attn_processor(processors)
     expected = []
     for row, positions in ((1, [2, 3]), (0, [2])):
-        grids = [scores[row][:, positions].sum(-1) for scores in found]
+        grids = [scores[row][:, positions].sum(-1) for scores in layer_scores]
         grids = [grid.view(1, 1, *[int(len(grid) ** 0.5)] * 2) for grid in grids]
         grids = [grid for grid in grids if grid.shape[2] <= noise.shape[2] / 2]
         resized = [torch.nn.functional.interpolate(grid, noise.shape[2:], mode="bilinear") for grid in grids]
         expected.append(torch.stack(resized).mean(0)[0])
-    assert len(found) > 2 and torch.allclose(maps, torch.stack(expected), atol=1e-5)
+    assert len(layer_scores) > 2 and torch.allclose(maps, torch.stack(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize(

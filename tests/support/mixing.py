@@ -86,8 +86,8 @@ class DensePipeline:
         pipe, added, key = self._pipe, {}, (text, *((id(lora), strength) for lora, strength in mix))
         with torch.no_grad(), self._added(mix):
             if key not in self._encoded:
-                one = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-                self._encoded[key] = pipe.encode_prompt(text, **one)
+                options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+                self._encoded[key] = pipe.encode_prompt(text, **options)
             encoded = self._encoded[key]
             if self._is_xl:
                 sizes = torch.tensor([[size, size, 0, 0, size, size]]).float()

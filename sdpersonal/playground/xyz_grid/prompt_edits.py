@@ -57,7 +57,7 @@ def set_region(prompt: str, token: Token, region: str) -> str:
         options = [tuple(option for option in part.options if _option_group(option[0]) != "at") for part in parts]
         if region:
             options[-1] = (*options[-1], ("at", region))
-        edited = [replace(part, options=kept) for part, kept in zip(parts, options, strict=True)]
+        edited = [replace(part, options=remaining) for part, remaining in zip(parts, options, strict=True)]
         return _format_brackets(edited, window)
 
     return _edit_mentions(prompt, token, change)
