@@ -1,0 +1,50 @@
+"""CUDA graphs: a function of fixed tensors is captured once and then replayed with a single launch.
+
+A step of Stable Diffusion launches thousands of small kernels; launching them one by one takes a CPU longer than a fast
+card needs to compute them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_WARM_UPS = 2  # calls before the capture: libraries allocate workspaces and choose kernels in the first ones
+
+
+class CapturedCall:
+    """A function without arguments that reads and writes fixed tensors, and returns tensors that replays overwrite.
+
+    The function is called a few times to warm up and once to capture. It must neither wait for the device nor copy from
+    pageable memory, and what it reads must stay where it is. On a CPU, where nothing can be captured, a replay calls the
+    function, and its results go into the same tensors as on a card.
+    """
+
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: object = None):
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._function = function
+        if device.type != "cuda":
+            self.results = function()
+            return
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                function()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]  # an opaque pair of numbers
+            self.results = function()
+        graph.replay()  # capturing computes nothing
+        self._graph = graph
+
+    def replay(self) -> tuple[Tensor, ...]:
+        """Call the function on what its tensors hold now; return `results`."""
+        if self._graph:
+            self._graph.replay()
+        else:
+            for result, value in zip(self.results, self._function(), strict=True):
+                result.copy_(value)
+        return self.results
