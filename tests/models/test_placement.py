@@ -27,6 +27,7 @@ from sdpersonal.models.offload import (
     plan_offload,
     weight_bytes,
 )
+from sdpersonal.models.oom import translate_oom
 
 GB = 10**9
 SDXL = MemoryNeed(  # at 1024x1024 in bf16, autoencoder in fp32
@@ -202,6 +203,67 @@ def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatc
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
     assert [image.image.tobytes() for image in generator.generate(request)] == expected
+
+
+FORMS = {
+    "allocator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity"),
+    "pinned memory or a graph": torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+    "an older torch": RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+    "segments": RuntimeError("CUDA driver error: out of memory"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cuDNN 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "cuDNN 9, host": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    "convolution": RuntimeError("GET was unable to find an engine to execute this computation"),
+    "cuSOLVER": RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    "cuFFT": RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    "NCCL": RuntimeError("ncclUnhandledCudaError: Call failed. Last error:\nCuda failure 2 'out of memory'"),
+    "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 24 bytes."),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_told_in_one_sentence(form):
+    sentence = r"^Out of memory somewhere: needs about .* GB there\.\nless$"
+    with pytest.raises(OutOfMemory, match=sentence), translate_oom("somewhere", "less", torch.device("cpu")):
+        raise FORMS[form]
+
+
+def test_the_end_of_a_capture_that_ran_out_of_memory_is_told_too():
+    """Leaving the capture raises an error of its own, and both hold tensors."""
+    blocks = []
+
+    def allocate():
+        block = torch.zeros(1000)
+        blocks.append(weakref.ref(block))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    def capture():
+        graph_input = torch.zeros(1000)
+        blocks.append(weakref.ref(graph_input))
+        try:
+            allocate()
+        finally:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    with pytest.raises(OutOfMemory), translate_oom("somewhere", "", torch.device("cpu")):
+        capture()
+    gc.collect()
+    assert [block() for block in blocks] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+        "memory format",
+    ],
+)
+def test_no_other_error_is_taken_for_it(message):
+    with pytest.raises(RuntimeError, match=message), translate_oom("somewhere", "", torch.device("cpu")):
+        raise RuntimeError(message)
 
 
 def test_other_errors_pass(tiny, monkeypatch):
