@@ -16,7 +16,7 @@ from ...concepts.card import BASE_TITLES
 from ...config.base import BaseKind
 from ...config.text_checks import check_path
 from ...errors import UserError, printable
-from ..backends import compute_dtype
+from ..backends import compute_dtype, configure_cuda
 from ..safety_checker import find_checker
 from .architecture import SCALING_FACTORS
 from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_vae_folder
@@ -67,6 +67,8 @@ def load_base(
     check_path(name, "base")
     check_path(vae, "vae")
     device = _choose_device(device)
+    if device.type == "cuda":
+        configure_cuda()
     dtype = compute_dtype(device)
     name = name or default_base(device)
     vae_path = _locate_vae(str(vae)) if vae is not None else None
