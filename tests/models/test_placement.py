@@ -17,7 +17,7 @@ from benchmarks.steps.geometry import build
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import OutOfMemory
 from sdpersonal.generation import Generator
-from sdpersonal.models import offload
+from sdpersonal.models import load_base, offload
 from sdpersonal.models.offload import (
     MemoryNeed,
     Offloader,
@@ -115,7 +115,7 @@ class Model(nn.Linear):
 
     def __init__(self):
         super().__init__(3, 2)
-        self.place = "card"
+        self.place, self.use_tiling = "card", False
 
     def to(self, device):
         self.place = "card" if torch.device(device).type == "cuda" else "cpu"
@@ -149,7 +149,8 @@ def test_who_is_on_the_card_in_a_drawing(mode, expected):
 
 
 def test_nothing_moves_on_a_cpu(tiny):
-    assert plan_offload(tiny, (2048, 2048), 4) == 4 and plan_offload(tiny, (128, 128), 4) == 8
+    assert plan_offload(tiny, (2048, 2048), 4) == OffloadPlan("all", False, 4)
+    assert plan_offload(tiny, (128, 128), 4) == OffloadPlan("all", False, 8)
     assert not tiny.vae.use_tiling and tiny.offloader.bytes_on_device() == sum(
         map(weight_bytes, tiny.modules().values())
     )
@@ -160,14 +161,46 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     request = GenerateRequest(prompt="a duck", num_images=4, steps=2, size="64x64")
     together = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     recorded = []
+    plan = OffloadPlan("all", False, 3)
     monkeypatch.setattr(
-        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: recorded.append(size) or 3
+        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: recorded.append(size) or plan
     )
     batches = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
     request = GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x96", hires_scale=1.5)
     list(Generator(tiny).generate(request))
     assert recorded == [(64, 64), (96, 144)]
+
+
+def test_interleaved_requests_do_not_change_each_other(monkeypatch):
+    """On a small card the large request is decoded in tiles beside a UNet that waits; the small one is not."""
+    base = load_base("tiny", "cpu")
+    monkeypatch.setattr(offload, "TILE_SIZE", 64)
+    plans = {(128, 128): OffloadPlan("sequential", True, 1), (64, 64): OffloadPlan("all", False, 2)}
+    monkeypatch.setattr("sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: plans[size])
+    placed = []
+    decode = base.decode
+
+    def record(latents):
+        placed.append((base.offloader._mode, base.vae.use_tiling))
+        return decode(latents)
+
+    monkeypatch.setattr(base, "decode", record)
+    large = GenerateRequest(prompt="a duck", num_images=2, steps=1, size="128x128")
+    small = GenerateRequest(prompt="a cat", num_images=4, steps=1, size="64x64")
+    generator = Generator(base)
+    alone = [[item.image.tobytes() for item in generator.generate(request)] for request in (large, small)]
+    assert placed == [("sequential", True)] * 2 + [("all", False)] * 4
+    placed.clear()
+    together = [[], []]
+    for items in itertools.zip_longest(generator.generate(large), generator.generate(small)):
+        for images, item in zip(together, items, strict=True):
+            images += [item.image.tobytes()] if item else []
+    assert together == alone
+    small_batch, large_batch = [("all", False)] * 2, [("sequential", True)]
+    assert placed == [*large_batch, *small_batch, *large_batch, *small_batch]
+    monkeypatch.setitem(plans, (128, 128), OffloadPlan("all", False, 1))
+    assert [item.image.tobytes() for item in generator.generate(large)] != alone[0]  # tiles do change an image
 
 
 # --- memory that is too short after all -------------------------------------------------------------------------------
