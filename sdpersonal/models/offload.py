@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import nn
 
+from .host_copies import HostCopies
+
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -104,6 +106,7 @@ class Offloader:
         self.device = device
         self._vae = vae
         self._models: Mapping[str, nn.Module] = {"text": text, "unet": unet, "vae": vae}
+        self._copies = {name: HostCopies(model, device) for name, model in self._models.items()}
         self._on_device = set(self._models)
         self._mode: OffloadMode = "all"
         self._applied: tuple[OffloadMode, bool] | None = ("all", False)  # None: in part, after an error
@@ -142,7 +145,8 @@ class Offloader:
 
     def _move(self, name: str, on_device: bool) -> None:
         if on_device != (name in self._on_device):
-            self._models[name].to(self.device if on_device else "cpu")
+            copies = self._copies[name]
+            copies.to_device() if on_device else copies.to_host()
             self._on_device ^= {name}
 
 

@@ -18,6 +18,7 @@ from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import OutOfMemory
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base, offload
+from sdpersonal.models.host_copies import HostCopies
 from sdpersonal.models.offload import (
     MemoryNeed,
     Offloader,
@@ -111,14 +112,32 @@ def test_a_stage_takes_what_is_reckoned_with(kind, side, monkeypatch):
 
 
 class Model(nn.Linear):
-    """Remembers where it was sent."""
+    """Stands for a model of which only the place matters."""
 
     def __init__(self):
         super().__init__(3, 2)
         self.place, self.use_tiling = "card", False
 
-    def to(self, device):
-        self.place = "card" if torch.device(device).type == "cuda" else "cpu"
+
+class Places:
+    """Records where a `Model` is sent."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def to_device(self):
+        self._model.place = "card"
+
+    def to_host(self):
+        self._model.place = "cpu"
+
+
+@pytest.fixture(autouse=True)
+def models_record_their_place(monkeypatch):
+    def copies(model, device):
+        return Places(model) if isinstance(model, Model) else HostCopies(model, device)
+
+    monkeypatch.setattr(offload, "HostCopies", copies)
 
 
 def places(stages):
