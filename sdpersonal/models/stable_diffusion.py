@@ -203,13 +203,12 @@ class StableDiffusion:
         ]
         return torch.stack(tokens, dim=1)
 
-    def encode_tokens(self, tokens: Tensor, vectors: Vectors, time_ids: Tensor) -> Conditioning:
-        """Encode captions from `tokenize_captions`, on the device, in one shape whatever they say: a function of tensors
-        only. vectors: of their concept; time_ids: (B, 6), see `SizeConditioning`."""
+    def encode_tokens(self, tokens: Tensor, vectors: Vectors) -> Conditioning:
+        """Encode captions from `tokenize_captions`, on the device, as a function of tensors only, in one shape whatever
+        they say; without size conditioning. vectors: of their concept."""
         by_encoder = {key: TokenIds(*tokens[:, i].unbind(1)) for i, key in enumerate(self.encoders)}
-        first, encoder = by_encoder["clip_l"], self.encoders["clip_l"]
-        has_words = first.ids[:, 1] != encoder.tokenizer.eos_token_id
-        return self.with_time_ids(self._encode_tokens(by_encoder, vectors, has_words), time_ids)
+        has_words = by_encoder["clip_l"].ids[:, 1] != self.encoders["clip_l"].end_of_text
+        return self._encode_tokens(by_encoder, vectors, has_words)
 
     def encode_prompt(
         self,
