@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ..models import Conditioning, NoiseSchedule, StableDiffusion
 from .dataset import Batch, CaptionSplitter
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return the context in which a method's predictions are computed; see `Method.autocast_dtype`."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def batch_loss(base: StableDiffusion, caption_pieces: CaptionSplitter, batch: Batch, snr_gamma: float | None) -> Tensor:

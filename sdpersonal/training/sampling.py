@@ -20,6 +20,7 @@ from ..models import SizeConditioning, StableDiffusion
 from ..models.oom import translate_oom
 from ..prompts import Token
 from .dataset import CaptionPieces, CaptionSplitter
+from .objective import autocast
 from .prompt_templates import SAMPLE_PROMPTS
 from .run_dir import SAMPLES_FILE
 
@@ -32,10 +33,11 @@ def generate_samples(
     prompts_and_seeds: Sequence[tuple[str, int]],
     resolution: int,
     steps: int,
+    autocast_dtype: torch.dtype | None = None,
 ) -> list[Image.Image]:
     """Generate an image for each (prompt, seed) with the LoRA layers as they are.
 
-    resolution: side of the images in pixels; steps: denoising steps.
+    resolution: side of the images in pixels; steps: denoising steps; autocast_dtype: see `Method`.
     """
     images: list[Image.Image] = []
     for first in range(0, len(prompts_and_seeds), MAX_BATCH_SIZE):
@@ -43,20 +45,27 @@ def generate_samples(
         with base.exclusive():
             negatives: list[CaptionPieces] = [[""]] * len(chunk)
             prompts = negatives + [caption_pieces(prompt) for prompt, _ in chunk]
-            images += _generate_batch(base, prompts, [seed for _, seed in chunk], resolution, steps)
+            seeds = [seed for _, seed in chunk]
+            images += _generate_batch(base, prompts, seeds, resolution, steps, autocast_dtype)
     return images
 
 
 def _generate_batch(
-    base: StableDiffusion, prompts: Sequence[CaptionPieces], seeds: Sequence[int], resolution: int, steps: int
+    base: StableDiffusion,
+    prompts: Sequence[CaptionPieces],
+    seeds: Sequence[int],
+    resolution: int,
+    steps: int,
+    autocast_dtype: torch.dtype | None,
 ) -> list[Image.Image]:
     """Generate one image per seed. prompts: the negative ones first."""
     conditioning = base.encode_captions(prompts, [SizeConditioning.full(resolution, resolution)] * len(prompts))
     shape = base.latent_shape(resolution, resolution)
     noise = torch.stack([noise_from_seed(seed, shape) for seed in seeds]).to(base.device)
-    latents = denoise(
-        base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(steps, base.guidance)
-    )
+    with autocast(base.device, autocast_dtype):  # the autoencoder is not part of it: SDXL's needs fp32
+        latents = denoise(
+            base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(steps, base.guidance)
+        )
     return [Image.fromarray(pixels) for pixels in base.decode(latents)]
 
 

@@ -17,7 +17,7 @@ from ...concepts.concept import Lora, LoraLayer
 from ...config import IDENTIFIER
 from ...models import StableDiffusion
 from ..dataset import Batch, CaptionPieces
-from ..objective import batch_loss
+from ..objective import autocast, batch_loss
 from ..presets import Preset
 from ..run_dir import MODEL_FOLDER
 from .prior_preservation import PriorLoss
@@ -44,6 +44,9 @@ class DreamboothFull:
         self._base, self._preset, self._rank = base, preset, rank
         self._prior, self._prior_weight = prior, prior_weight
         self.trigger = f"{IDENTIFIER} {class_noun}"
+        # The weights train in fp32; on a card products are computed in the base's own, faster precision.
+        fast = base.device.type == "cuda" and base.dtype != torch.float32
+        self.autocast_dtype = base.dtype if fast else None
         modules = base.modules()
         self._models = {"unet": modules["unet"]} | ({key: modules[key] for key in base.encoders} if text else {})
         self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
@@ -71,7 +74,7 @@ class DreamboothFull:
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         base = self._base
-        with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
+        with autocast(base.device, self.autocast_dtype):
             loss = batch_loss(base, self.caption_pieces, batch, self._preset.snr_gamma)
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 

@@ -36,6 +36,7 @@ class DreamboothLora:
 
     name = "dreambooth-lora"
     trigger = ""
+    autocast_dtype = None
 
     def __init__(
         self,
