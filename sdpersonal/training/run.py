@@ -138,6 +138,8 @@ def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: 
     scorer, lines = None, []
     if accelerator.is_main_process:
         scorer = scorer_for_base(base.kind)
+        if scorer:
+            scorer.use_device(base.device)
         findings = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", scorer)
         lines = [*photos.report().splitlines(), *(findings.lines() if findings.findings else ())]
         say("\n".join(lines))
