@@ -17,7 +17,8 @@ from ..display.image_grid import encode_png, labelled_grid
 from ..errors import OutOfMemory
 from ..generation import MAX_BATCH_SIZE, Generator, SamplingConfig, StepConditioning, denoise, noise_from_seed
 from ..models import SizeConditioning, StableDiffusion
-from ..models.oom import translate_oom
+from ..models.offload import place_for_training
+from ..models.oom import drop_traceback, is_out_of_memory, translate_oom
 from ..prompts import Token
 from .dataset import CaptionPieces, CaptionSplitter
 from .objective import autocast
@@ -37,16 +38,25 @@ def generate_samples(
 ) -> list[Image.Image]:
     """Generate an image for each (prompt, seed) with the LoRA layers as they are.
 
-    resolution: side of the images in pixels; steps: denoising steps; autocast_dtype: see `Method`.
+    resolution: side of the images in pixels; steps: denoising steps; autocast_dtype: see `Method`. Batches are smaller
+    where memory is short.
     """
     images: list[Image.Image] = []
-    for first in range(0, len(prompts_and_seeds), MAX_BATCH_SIZE):
-        chunk = prompts_and_seeds[first : first + MAX_BATCH_SIZE]
-        with base.exclusive():
+    with base.exclusive():
+        batch_size = place_for_training(base, (resolution, resolution), MAX_BATCH_SIZE)
+        while len(images) < len(prompts_and_seeds):
+            chunk = prompts_and_seeds[len(images) : len(images) + batch_size]
             negatives: list[CaptionPieces] = [[""]] * len(chunk)
             prompts = negatives + [caption_pieces(prompt) for prompt, _ in chunk]
             seeds = [seed for _, seed in chunk]
-            images += _generate_batch(base, prompts, seeds, resolution, steps, autocast_dtype)
+            try:
+                images += _generate_batch(base, prompts, seeds, resolution, steps, autocast_dtype)
+            except (RuntimeError, MemoryError) as error:
+                if len(chunk) == 1 or not is_out_of_memory(error):
+                    raise
+                drop_traceback(error, base.device)
+                batch_size = len(chunk) // 2
+        base.offloader.to_device("unet")  # so that the autoencoder leaves
     return images
 
 
@@ -66,7 +76,9 @@ def _generate_batch(
         latents = denoise(
             base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(steps, base.guidance)
         )
-    return [Image.fromarray(pixels) for pixels in base.decode(latents)]
+    # On a card one at a time, as its memory is planned.
+    parts = latents.split(1) if base.device.type == "cuda" else [latents]
+    return [Image.fromarray(pixels) for part in parts for pixels in base.decode(part)]
 
 
 def add_sample_sheet(
