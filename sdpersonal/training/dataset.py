@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import printable
 from ..models import LatentDistribution, SizeConditioning, StableDiffusion
+from ..models.offload import placed_for_encoding
 from ..photos.captions import shortened
 from ..photos.loading import Photo
 from .rng import generator_for, photo_index
@@ -121,9 +122,12 @@ class PhotoDataset(LatentDataset):
         purpose: str = "sample",
     ):
         views = [_crop_and_flip(photo, flip) for photo in photos]
+        height, width = views[0][0][0].shape[:2]
+        with base.exclusive(), placed_for_encoding(base, (width, height)):
+            distributions = [_encode(base, [square for square, _ in variants]) for variants in views]
         super().__init__(
             base,
-            [base.encode(np.stack([square for square, _ in variants])) for variants in views],
+            distributions,
             [[size_conditioning for _, size_conditioning in variants] for variants in views],
             [photo.captions or tuple(templates) for photo in photos],
             [photo.name for photo in photos],
@@ -131,6 +135,13 @@ class PhotoDataset(LatentDataset):
             noise_offset,
             purpose,
         )
+
+
+def _encode(base: StableDiffusion, squares: Sequence[np.ndarray]) -> LatentDistribution:
+    """Encode the variants of a photo; on a card one at a time, as its memory is planned."""
+    size = 1 if base.device.type == "cuda" else len(squares)
+    parts = [base.encode(np.stack(squares[first : first + size])) for first in range(0, len(squares), size)]
+    return LatentDistribution(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
 
 
 def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeConditioning]]:

@@ -26,6 +26,7 @@ _STATE_SIZE = {
     "prodigy": 5.0,
     "adamw8bit": 1.5,
 }  # gradients and moments, relative to the trained parameters
+_AUTOCAST_COPY_SIZE = 0.5  # the same for the copy in two bytes that autocast computes with
 _WARM_UP_SECONDS = 2.0  # a first step that takes less is mostly warm-up, so a second one is timed
 
 
@@ -54,7 +55,8 @@ def perform_dry_run(state: TrainState, batch: int, accumulate: int, run: Path) -
     optimizer, parameters, oom_advice = state.optimizer, state.method.trainable_parameters(), state.oom_advice
     size = sum(parameter.numel() * 4 for parameter in parameters.values())
     # Checked before allocation: the system may kill a process that runs out of memory, without a message.
-    oom_advice.require(round(_STATE_SIZE[oom_advice.settings.optimizer] * size), "gradients and moments")
+    share = _STATE_SIZE[oom_advice.settings.optimizer] + (_AUTOCAST_COPY_SIZE if state.method.autocast_dtype else 0)
+    oom_advice.require(round(share * size), "gradients and moments")
     seconds = _time_step(state, batch, accumulate)
     if seconds < _WARM_UP_SECONDS:
         seconds = _time_step(state, batch, accumulate)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from ..models import Conditioning, NoiseSchedule, StableDiffusion
 from ..models.text_encoder import Vectors
 from .loss_inputs import LossInputs
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return the context in which a method's predictions are computed; see `Method.autocast_dtype`."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def batch_loss(base: StableDiffusion, vectors: Vectors, inputs: LossInputs, snr_gamma: float | None) -> Tensor:

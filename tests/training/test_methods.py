@@ -16,7 +16,12 @@ from sdpersonal.models import load_base
 from sdpersonal.photos.loading import Photo, load_photos
 from sdpersonal.prompts import Token
 from sdpersonal.training.dataset import PhotoDataset, _crop_and_flip
-from sdpersonal.training.methods.dreambooth_full import IDENTIFIER, DreamboothFull, extract_lora_layer
+from sdpersonal.training.methods.dreambooth_full import (
+    IDENTIFIER,
+    DreamboothFull,
+    extract_lora_layer,
+    largest_singular_vectors,
+)
 from sdpersonal.training.methods.dreambooth_lora import DreamboothLora, LoraTrainingConfig, PivotalTuning
 from sdpersonal.training.methods.prior_preservation import ClassImagePrior, PredictedPrior
 from sdpersonal.training.methods.textual_inversion import TextualInversion
@@ -295,6 +300,27 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     assert (near - there).norm() < 0.35 * (disabled - there).norm()
 
 
+def test_what_full_keeps_is_the_share_of_the_change_that_its_lora_is(base, tmp_path):
+    method = DreamboothFull(base, "toy duck", rank=2, text=False, preset=PRESET)
+    generator, total = torch.Generator().manual_seed(0), 0.0
+    try:
+        for weight in method.trainable_parameters().values():
+            change = 0.01 * torch.randn(weight.shape, generator=generator)
+            weight.data += change
+            total += float(change.double().square().sum())
+        kept, layers = method.finish(tmp_path)["kept"], method.lora().layers
+        weights = {layer: module.weight for layer, module in base.adapters.layers().items()}
+        assert list(layers) == [layer for layer in weights if layer.startswith("lora_unet")]
+        products = [
+            (layer.up.reshape(len(layer.up), -1) @ layer.down.reshape(len(layer.down), -1)) * (layer.alpha / 2)
+            for layer in layers.values()
+        ]
+        assert kept == pytest.approx(sum(float((product**2).sum()) for product in products) / total, abs=1e-3)
+        assert all(layers[layer].up.shape[0] == weights[layer].shape[0] for layer in layers)
+    finally:
+        method.close()
+
+
 def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
     """Both ways of preserving the class, weighted by noise level per sample, in numpy from the base's own answers."""
     method = DreamboothLora(base, "duck", LoraTrainingConfig(rank=2), PRESET, seed=0)
@@ -374,6 +400,25 @@ def test_cut_is_the_nearest_of_its_rank():
     ours = (layer.up.reshape(6, 2) @ layer.down.reshape(2, -1)) * layer.alpha / 2
     u, s, v = np.linalg.svd(change.numpy().reshape(6, -1), full_matrices=False)
     np.testing.assert_allclose(ours, (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
+@pytest.mark.parametrize("decay", [0.0, 1.0], ids=["flat", "falling"])
+def test_the_nearest_of_a_rank_is_that_of_the_full_decomposition(shape, decay):
+    """As it is found on a card, where the full decomposition of a large model takes minutes."""
+    rng = np.random.default_rng(0)
+    left, s, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    s = s * np.arange(1, len(s) + 1) ** -decay * 1e-4  # as small as the changes of a training
+    matrix = ((left * s) @ right).astype(np.float32)
+    u, values, v = (part.numpy() for part in largest_singular_vectors(torch.from_numpy(matrix), 6))
+    np.testing.assert_allclose(values, s[:6], rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose((u * values) @ v, (left[:, :6] * s[:6]) @ right[:6], atol=1e-4 * s[0])
+
+
+def test_a_layer_that_did_not_change_has_singular_values_of_zero():
+    u, values, v = largest_singular_vectors(torch.zeros(4, 9), 2)
+    assert not values.any() and torch.isfinite(u).all() and not v.any()
 
 
 def test_min_snr_is_zero_where_only_noise_is_seen(tiny):

@@ -37,6 +37,7 @@ class DreamboothLora:
 
     name = "dreambooth-lora"
     trigger = ""
+    autocast_dtype = None
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ...concepts.concept import Lora
@@ -17,6 +18,10 @@ class Method(Protocol):
 
     name: str
     trigger: str  # words that the token stands for if it has no embeddings
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Return the precision of its predictions under autocast; None: without autocast, in that of the weights."""
 
     @property
     def embeddings(self) -> dict[str, Tensor]:

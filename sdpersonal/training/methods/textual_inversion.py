@@ -23,6 +23,7 @@ class TextualInversion:
 
     name = "textual-inversion"
     trigger = ""
+    autocast_dtype = None
 
     def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
         self._base, self._preset = base, preset
