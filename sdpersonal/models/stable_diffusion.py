@@ -33,6 +33,7 @@ from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
 from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
 from .text_encoder import PromptChunk, Segment, TextEncoder, TokenIds, Vectors, apply_emphasis, emphasis_of
+from .unet_replay import UNetReplayer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -121,6 +122,7 @@ class StableDiffusion:
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
+        self.replayer = UNetReplayer(self)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
             scheduler.alphas_cumprod.float().to(self.device), scheduler.config["prediction_type"]

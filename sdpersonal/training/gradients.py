@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.cuda_graphs import CapturedCall
-from ..models.oom import is_out_of_memory
+from ..models.oom import drop_traceback, is_out_of_memory
 from .distributed import Accelerator
 from .loss_inputs import LossInputs
 from .methods.protocol import Method
@@ -98,19 +98,23 @@ class Gradients:
         return loss.clone()  # the next replay overwrites it
 
     def _attach(self, trained: Collection[nn.Parameter]) -> None:
-        """Give these parameters their fixed gradients, and the others none, so that no step of another phase is taken."""
+        """Give these parameters their fixed gradients, and the others none: the optimizer leaves those out."""
         for parameter in self._parameters:
             if (parameter.grad is not None) != (parameter in trained):
                 parameter.grad = self._fixed[parameter] if parameter in trained else None
 
     def _try_capture(self, key: object, inputs: LossInputs, step: int, share: float) -> None:
-        before = {p: p.grad.clone() for p in self._parameters if p.grad is not None}
+        device, before = self._accelerator.device, {p: p.grad.clone() for p in self._parameters if p.grad is not None}
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         try:
             self._passes[key] = self._capture(inputs, step, share)
         except RuntimeError as error:
+            if stream:
+                torch.cuda.set_stream(stream)  # a capture that fails does not
             self._captures = False
             reason = "memory is short" if is_out_of_memory(error) else str(error).splitlines()[0]
             self._say(f"The step is not captured in a CUDA graph, so it takes longer: {reason}.")
+            drop_traceback(error, device)
         for parameter in self._parameters:
             if parameter in before:
                 parameter.grad = self._fixed.setdefault(parameter, before[parameter]).copy_(before[parameter])

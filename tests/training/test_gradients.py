@@ -67,7 +67,7 @@ def test_a_pass_that_cannot_be_captured_is_computed_plainly_and_that_is_said_onc
     from sdpersonal.training import gradients
 
     def refuse(*_):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        raise RuntimeError("not permitted when stream is capturing\nand more")
 
     settings, said = settings_for("lora", photos, sd1_folder), []
     plain, *_ = train(settings, tmp_path / "plain", captures=False)
@@ -78,7 +78,7 @@ def test_a_pass_that_cannot_be_captured_is_computed_plainly_and_that_is_said_onc
     fit_to_end(state, loop_config_for(tmp_path / "run", 6))
     assert largest_difference(plain, cloned_tensors(state.method.trainable_parameters())) == 0
     assert said == [
-        "The step is not captured in a CUDA graph, so it takes longer: operation not permitted when stream is capturing."
+        "The step is not captured in a CUDA graph, so it takes longer: not permitted when stream is capturing."
     ]
     state.method.close()
 
