@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from .lora import LoraAdapters
 from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
 from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
-from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
+from .text_encoder import PromptChunk, Segment, TextEncoder, TokenIds, Vectors, apply_emphasis, emphasis_of
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -189,6 +190,27 @@ class StableDiffusion:
             size_conditioning or self._full_size(len(captions)),
         )
 
+    def tokenize_captions(self, captions: Sequence[Sequence[str | Vectors]]) -> Tensor:
+        """Return captions as numbers for `encode_tokens`, (B, encoders, 2, 77) integers on the CPU.
+
+        Vectors are counted from the first in the captions; captions with the same concept share one mapping. Raises
+        UserError if a caption is too long.
+        """
+        prompts = [[Segment(piece) for piece in caption] for caption in captions]
+        tokens = [
+            torch.stack(encoder.tokenize([encoder.make_chunk(segments) for segments in prompts])[0], dim=1)
+            for encoder in self.encoders.values()
+        ]
+        return torch.stack(tokens, dim=1)
+
+    def encode_tokens(self, tokens: Tensor, vectors: Vectors, time_ids: Tensor) -> Conditioning:
+        """Encode captions from `tokenize_captions`, on the device, in one shape whatever they say: a function of tensors
+        only. vectors: of their concept; time_ids: (B, 6), see `SizeConditioning`."""
+        by_encoder = {key: TokenIds(*tokens[:, i].unbind(1)) for i, key in enumerate(self.encoders)}
+        first, encoder = by_encoder["clip_l"], self.encoders["clip_l"]
+        has_words = first.ids[:, 1] != encoder.tokenizer.eos_token_id
+        return self.with_time_ids(self._encode_tokens(by_encoder, vectors, has_words), time_ids)
+
     def encode_prompt(
         self,
         segments: Sequence[Segment | Break],
@@ -222,14 +244,44 @@ class StableDiffusion:
         self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
         """Encode one context of each of B prompts. has_words: whether each prompt has any text or vectors."""
+        tokens: dict[str, TokenIds] = {}
+        vectors: dict[str, Tensor] = {}
+        weights = {key: emphasis_of(chunks[key]) for key in self.encoders}
+        for key, encoder in self.encoders.items():
+            numbers, blocks = encoder.tokenize(chunks[key])
+            tokens[key] = TokenIds(*(to_device(tensor, self.device) for tensor in numbers))
+            if blocks is not None:
+                vectors[key] = blocks
+        emphasis = {key: to_device(tensor, self.device) for key, tensor in weights.items() if tensor is not None}
+        has_words_on_device = to_device(torch.tensor(has_words), self.device)
+        return self._encode_tokens(tokens, vectors, has_words_on_device, emphasis, clip_skip)
+
+    def _encode_tokens(
+        self,
+        tokens: Mapping[str, TokenIds],
+        vectors: Mapping[str, Tensor],
+        has_words: Tensor,
+        emphasis: Mapping[str, Tensor] = MappingProxyType({}),
+        clip_skip: int = 1,
+    ) -> Conditioning:
+        """Encode prompts given as numbers for each text encoder, all on the device.
+
+        has_words: (B,) booleans; emphasis: for some encoders, the weights of the tokens, (B, 77).
+        """
         self.offloader.to_device("text")
-        return Conditioning(self.encoders["clip_l"].hidden_states(chunks["clip_l"], clip_skip))
+        states = self.encoders["clip_l"].hidden_states(tokens["clip_l"], vectors.get("clip_l"), clip_skip)
+        return Conditioning(apply_emphasis(states, emphasis.get("clip_l")))
 
     def _full_size(self, count: int) -> list[SizeConditioning]:
         return [SizeConditioning.full(self.resolution, self.resolution)] * count
 
     def with_size_conditioning(self, conditioning: Conditioning, sizes: Sequence[SizeConditioning]) -> Conditioning:
         """Return the same prompts with other size conditioning; cached prompt embeddings can be reused this way."""
+        time_ids = torch.tensor([size.time_ids for size in sizes], dtype=torch.float32)
+        return self.with_time_ids(conditioning, to_device(time_ids, self.device))
+
+    def with_time_ids(self, conditioning: Conditioning, time_ids: Tensor) -> Conditioning:
+        """Return the same prompts with size conditioning as numbers, (B, 6) fp32; only SDXL reads it."""
         return conditioning
 
     def predict(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -319,6 +371,11 @@ class StableDiffusion:
     def modules(self) -> dict[str, nn.Module]:
         """Return all its models: "unet", "vae", and the text encoders by their keys."""
         return {"unet": self.unet, "vae": self.vae, **{key: encoder.model for key, encoder in self.encoders.items()}}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device, without waiting for what that still computes."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _has_words(segments: Sequence[Segment | Break]) -> bool:
