@@ -26,6 +26,7 @@ from ..config.base import BaseKind
 from ..config.scheduler_table import Scheduler
 from ..errors import UserError
 from ..prompts import Break
+from .fast_blocks import use_fast_blocks
 from .frozen_conv import use_frozen_convs
 from .loading.weights import silence_libraries
 from .lora import LoraAdapters
@@ -130,6 +131,7 @@ class StableDiffusion:
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
             model.requires_grad_(False).eval()
         use_frozen_convs(unet)
+        use_fast_blocks(unet)
 
     @property
     def device(self) -> torch.device:
@@ -290,7 +292,9 @@ class StableDiffusion:
         to the UNet's dtype."""
         self.offloader.to_device("unet")
         prompt_embeds, added = conditioning.prompt_embeds.to(self.dtype), conditioning.added_cond_kwargs or None
-        return self.unet(noisy.to(self.dtype), t, prompt_embeds, added_cond_kwargs=added).sample.float()
+        return self.unet(noisy.to(self.dtype), t, prompt_embeds, added_cond_kwargs=added).sample.float(
+            memory_format=torch.contiguous_format
+        )
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> LatentDistribution:
