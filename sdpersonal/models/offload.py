@@ -9,7 +9,8 @@ memory-efficient one takes fp16 and fp32 from 5.0 on, at any head width that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
     from .text_encoder import TextEncoder
 
-OffloadMode = Literal["all", "model", "sequential"]
+OffloadMode = Literal["all", "model", "sequential", "training"]
 """all: all models stay on the GPU; model: text encoders and autoencoder are on the CPU while idle; sequential: the UNet
-too."""
+too; training: only the autoencoder is, since weights that train must not move, nor those that a CUDA graph reads."""
 
 # Peak number of elements in a UNet step, per channel of its first block and latent position.
 STEP_ACTIVATIONS = 27
@@ -59,6 +60,8 @@ class MemoryNeed:
             return self.text + self.unet + self.vae + max(steps, decoding)
         if mode == "model":
             return self.unet + max(self.text, steps, self.vae + decoding)
+        if mode == "training":
+            return self.text + self.unet + max(steps, self.vae + decoding)
         return max(self.text, self.unet + steps, self.vae + decoding)
 
 
@@ -80,7 +83,7 @@ def choose_plan(free: int, memory_need: MemoryNeed, max_batch: int) -> OffloadPl
     If none fits, the plan with the least memory is returned. Moving idle models costs a fraction of a second per batch,
     less than halving the batch; moving the UNet costs more. Tiles are the last resort: only they change the images.
     """
-    available = free * (1 - _SPARE_SHARE) - _KERNEL_BYTES
+    available = _usable_bytes(free)
     groups: list[tuple[list[OffloadMode], bool]] = [
         (["all", "model"], False),
         (["sequential"], False),
@@ -92,6 +95,19 @@ def choose_plan(free: int, memory_need: MemoryNeed, max_batch: int) -> OffloadPl
                 if memory_need.peak(mode, tiled, batch_size) <= available:
                     return OffloadPlan(mode, tiled, batch_size)
     return OffloadPlan("sequential", True, 1)
+
+
+def choose_training_plan(free: int, memory_need: MemoryNeed, max_batch: int) -> OffloadPlan:
+    """Choose the plan of generation during a training: the text encoders and the UNet stay on the device."""
+    for tiled in (False, True):
+        for batch_size in batch_sizes(max_batch):
+            if memory_need.peak("training", tiled, batch_size) <= _usable_bytes(free):
+                return OffloadPlan("training", tiled, batch_size)
+    return OffloadPlan("training", True, 1)
+
+
+def _usable_bytes(free: int) -> float:
+    return free * (1 - _SPARE_SHARE) - _KERNEL_BYTES
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -141,6 +157,8 @@ class Offloader:
         return sum(weight_bytes(self._models[name]) for name in self._on_device)
 
     def _is_resident(self, name: str) -> bool:
+        if self._mode == "training":
+            return name != "vae"
         return self._mode == "all" or (self._mode == "model" and name == "unet")
 
     def _move(self, name: str, on_device: bool) -> None:
@@ -205,3 +223,34 @@ def _available_bytes(base: OffloadableBase) -> int:
     free, _ = torch.cuda.mem_get_info(base.device)
     cached = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
     return free + cached + base.offloader.bytes_on_device()
+
+
+def place_for_training(base: OffloadableBase, size: tuple[int, int], max_batch: int = 1) -> int:
+    """Place a base's models for training steps, and for images of (width, height) between them; return the batch size
+    of these. Hold the model lock. On a CPU nothing is moved, and the batch size is `max_batch`."""
+    if base.device.type != "cuda":
+        return max_batch
+    plan = choose_training_plan(_available_bytes(base), memory_need(base, size), max_batch)
+    base.offloader.apply_plan(plan)
+    return plan.batch_size
+
+
+@contextmanager
+def placed_for_encoding(base: OffloadableBase, size: tuple[int, int]) -> Iterator[None]:
+    """Place a base's models to encode photos of (width, height) one at a time in the block, and then for training.
+    Hold the model lock.
+
+    If memory is short, only the autoencoder is on the device in the block. Encoding takes as much as decoding.
+    """
+    if base.device.type == "cuda":
+        base.offloader.apply_plan(_encoding_plan(base, size))
+    yield
+    place_for_training(base, size)
+
+
+def _encoding_plan(base: OffloadableBase, size: tuple[int, int]) -> OffloadPlan:
+    if any(weight.requires_grad for weight in base.unet.parameters()):
+        return OffloadPlan("training", False, 1)  # it must stay where it trains, which takes more than encoding
+    need = memory_need(base, size)
+    fits = need.text + need.unet + need.vae + need.decoding <= _usable_bytes(_available_bytes(base))
+    return OffloadPlan("all" if fits else "sequential", False, 1)

@@ -1,9 +1,11 @@
 """Where models wait and how many pictures are drawn at once; and what happens where memory is too short after all."""
 
+import dataclasses
 import gc
 import itertools
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +26,10 @@ from sdpersonal.models.offload import (
     Offloader,
     OffloadPlan,
     choose_plan,
+    choose_training_plan,
     memory_need,
+    place_for_training,
+    placed_for_encoding,
     plan_offload,
     weight_bytes,
 )
@@ -150,6 +155,7 @@ def places(stages):
         ("all", ["xxx", "xxx", "xxx", "xxx", "xxx"]),
         ("model", [".x.", "xx.", ".x.", ".x.", ".xx"]),
         ("sequential", ["...", "x..", ".x.", ".x.", "..x"]),
+        ("training", ["xx.", "xx.", "xx.", "xx.", "xxx"]),
     ],
 )
 def test_who_is_on_the_card_in_a_drawing(mode, expected):
@@ -167,7 +173,44 @@ def test_who_is_on_the_card_in_a_drawing(mode, expected):
     assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
 
 
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (12, OffloadPlan("training", False, 4)),  # the steps of four images take less than the autoencoder
+        (11.3, OffloadPlan("training", True, 2)),
+        (9, OffloadPlan("training", True, 1)),  # hopeless
+    ],
+)
+def test_images_between_training_steps_leave_unet_and_text_encoders_where_they_are(free, expected):
+    need = dataclasses.replace(SDXL, step=int(0.9 * GB), decoding=int(3.3 * GB))
+    assert choose_training_plan(int(free * GB), need, 4) == expected
+    assert need.peak("training", False, 4) == need.text + need.unet + max(4 * need.step, need.vae + need.decoding)
+
+
+@pytest.mark.parametrize(
+    ("free", "trains", "expected"), [(24, False, "xxx"), (11.5, False, "..x"), (11.5, True, "xxx")]
+)
+def test_photos_are_encoded_beside_what_memory_there_is(free, trains, expected, monkeypatch):
+    """A UNet that trains stays: it is where its gradients and moments are."""
+    models = {name: Model() for name in ("text", "unet", "vae")}
+    models["vae"].config = {"block_out_channels": (1, 1, 1, 1)}
+    device = torch.device("cuda", 0)
+    offloader = Offloader(**models, device=device)
+    models["unet"].requires_grad_(trains)
+    base = SimpleNamespace(offloader=offloader, unet=models["unet"], device=device)
+    monkeypatch.setattr(offload, "memory_need", lambda base, size: SDXL)
+    monkeypatch.setattr(offload, "_available_bytes", lambda base: int(free * GB))
+    with placed_for_encoding(base, (1024, 1024)):
+        offloader.to_device("vae")
+        assert places(offloader) == expected
+    assert places(offloader) == "xx."
+    assert place_for_training(base, (1024, 1024), 4) in (1, 2, 4) and places(offloader) == "xx."
+
+
 def test_nothing_moves_on_a_cpu(tiny):
+    with placed_for_encoding(tiny, (2048, 2048)):
+        assert tiny.offloader._mode == "all"
+    assert place_for_training(tiny, (2048, 2048), 4) == 4 and tiny.offloader._mode == "all"
     assert plan_offload(tiny, (2048, 2048), 4) == OffloadPlan("all", False, 4)
     assert plan_offload(tiny, (128, 128), 4) == OffloadPlan("all", False, 8)
     assert not tiny.vae.use_tiling and tiny.offloader.bytes_on_device() == sum(
