@@ -1,7 +1,10 @@
 """Offload models during generation: all stay on the GPU, or some are there only for their own stage.
 
-The activations of each stage were counted tensor by tensor (tests/models/test_placement.py counts again). Attention is
-not sliced: torch's kernels never hold the whole matrix. On a CPU nothing is moved.
+The activations of each stage were counted tensor by tensor (tests/models/test_placement.py counts again), in bf16 and
+fp16 alike. Attention is not sliced: torch's kernels never hold the whole matrix. That holds for the dtypes of
+`compute_dtype` on every card that torch supports: the flash kernel wants compute capability 8.0, but the
+memory-efficient one takes fp16 and fp32 from 5.0 on, at any head width that is a multiple of 8, as Stable Diffusion's
+40 to 160 and the autoencoder's 512 are (torch's `sdp_utils.cpp`). On a CPU nothing is moved.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import nn
+
+from .host_copies import HostCopies
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -117,18 +122,26 @@ class Offloader:
         self.device = device
         self._vae = vae
         self._models: Mapping[str, nn.Module] = {"text": text, "unet": unet, "vae": vae}
+        self._copies = {name: HostCopies(model, device) for name, model in self._models.items()}
         self._on_device = set(self._models)
         self._mode: OffloadMode = "all"
+        self._applied: tuple[OffloadMode, bool] | None = ("all", False)  # None: in part, after an error
 
     def apply_plan(self, plan: OffloadPlan) -> None:
-        """Place the models as planned. Not thread-safe: hold the model lock."""
-        self._mode = plan.mode
+        """Place the models as planned; do nothing if they are. Not thread-safe: hold the model lock.
+
+        Plans of other requests may be applied whenever the lock is released, so it is called for every batch.
+        """
+        if self._applied == (plan.mode, plan.tiled):
+            return
+        self._mode, self._applied = plan.mode, None
         if plan.tiled:
             self._vae.tile_sample_min_size = TILE_SIZE
             self._vae.tile_latent_min_size = TILE_SIZE >> (len(self._vae.config["block_out_channels"]) - 1)
         self._vae.use_tiling = plan.tiled
         for name in sorted(self._models, key=self._is_resident):  # first those that leave the device
             self._move(name, on_device=self._is_resident(name))
+        self._applied = plan.mode, plan.tiled
 
     def to_device(self, stage: str) -> None:
         """Move the model of a stage, "text", "unet" or "vae", to the device, and offload those that are idle."""
@@ -150,7 +163,8 @@ class Offloader:
 
     def _move(self, name: str, on_device: bool) -> None:
         if on_device != (name in self._on_device):
-            self._models[name].to(self.device if on_device else "cpu")
+            copies = self._copies[name]
+            copies.to_device() if on_device else copies.to_host()
             self._on_device ^= {name}
 
 
@@ -169,18 +183,16 @@ class OffloadableBase(Protocol):
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
 
 
-def plan_offload(base: OffloadableBase, size: tuple[int, int], max_batch: int, lora_bytes: int = 0) -> int:
-    """Place a base's models for images of (width, height) and return the batch size. Hold the model lock.
+def plan_offload(base: OffloadableBase, size: tuple[int, int], max_batch: int, lora_bytes: int = 0) -> OffloadPlan:
+    """Choose where a base's models are while images of (width, height) are generated. Hold the model lock.
 
     Args:
         max_batch: the batch size if memory suffices. On a CPU it is not reduced, and doubled for small images.
         lora_bytes: what active concepts take on the device.
     """
     if base.device.type != "cuda":
-        return max_batch if bytes_per_step(base, size) > _SMALL_STEP_BYTES else 2 * max_batch
-    plan = choose_plan(_available_bytes(base) - lora_bytes, memory_need(base, size), max_batch)
-    base.offloader.apply_plan(plan)
-    return plan.batch_size
+        return OffloadPlan("all", False, max_batch if bytes_per_step(base, size) > _SMALL_STEP_BYTES else 2 * max_batch)
+    return choose_plan(_available_bytes(base) - lora_bytes, memory_need(base, size), max_batch)
 
 
 def memory_need(base: OffloadableBase, size: tuple[int, int]) -> MemoryNeed:

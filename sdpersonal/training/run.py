@@ -28,7 +28,8 @@ from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
 from .distributed import Accelerator, check_same_start, init_distributed
 from .dry_run import perform_dry_run
-from .early_stopping import can_converge, fixed_batch
+from .early_stopping import can_converge, fixed_inputs
+from .gradients import loss_scaler
 from .methods.factory import (
     build_method,
     check_before_loading,
@@ -183,7 +184,8 @@ def _build_state(inputs: _Inputs, oom_advice: OomAdvice, stack: ExitStack) -> Tr
     templates = CAPTION_TEMPLATES[settings.kind]
     data = PhotoDataset(base, photos, templates, settings.seed, settings.flip, settings.noise_offset)
     ema = EMA(method.trainable_parameters(), resolved.ema_decay) if resolved.ema_decay else NoEMA()
-    return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema)
+    scaler = loss_scaler(method.autocast_dtype or base.dtype, base.device)
+    return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema, scaler=scaler, say=inputs.say)
 
 
 def _build_validator(inputs: _Inputs, method: Method) -> Validator:
@@ -223,7 +225,7 @@ def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]
         milestones=milestone_steps(resolved.steps, resolved.milestones if settings.samples or early_stop else 1),
         early_stop=early_stop,
         pivot_steps=resolved.pivot_steps,
-        fixed_batch=fixed_batch(state.photos) if measures else None,
+        fixed_batch=fixed_inputs(state.method, state.photos, resolved.batch, inputs.base.device) if measures else (),
         measure_every=resolved.measure_every,
         usual_lr=inputs.usual_lr,
     )

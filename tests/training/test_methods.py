@@ -34,6 +34,10 @@ PRESET = Preset(steps=4, batch=2, lr=1e-3, embedding_lr=5e-3, snr_gamma=5.0, piv
 CAPTIONS = ("a photo of {}", "{} on the beach")
 
 
+def loss_of(prior, batch):
+    return prior.loss(prior.inputs(batch))
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
@@ -132,7 +136,10 @@ def close(ours, expected):
 def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
     method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
     reference = Reference(folder, kind, method.embeddings)
-    ours, expected = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), gamma)
+    ours, expected = (
+        method.loss(method.inputs(batch), 0),
+        reference.loss(batch, prompts_with(batch, "".join(reference.words)), gamma),
+    )
     close(ours, expected)
     ours.mean().backward()
     expected.mean().backward()
@@ -150,13 +157,13 @@ def test_a_caption_of_several_samples_is_encoded_once(base, batch):
         encoder.model.register_forward_pre_hook(lambda _, args: batch_sizes.append(len(args[0])))
         for encoder in base.encoders.values()
     ]
-    together = method.loss(same, 0)
+    together = method.loss(method.inputs(same), 0)
     for hook in hooks:
         hook.remove()
     together.sum().backward()
     gradients = {name: embeddings.grad.clone() for name, embeddings in method.trainable_parameters().items()}
     method = TextualInversion(base, "duck", 2, PRESET)
-    alone = torch.cat([method.loss(sample, 0) for sample in same.split(1)])
+    alone = torch.cat([method.loss(method.inputs(sample), 0) for sample in same.split(1)])
     alone.sum().backward()
     assert batch_sizes == [2] * len(base.encoders)
     close(together, alone)
@@ -191,7 +198,10 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
         }
         for name, weight in expected.items():
             weight.data = method.trainable_parameters()[name].detach().clone()
-        ours, loss = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0)
+        ours, loss = (
+            method.loss(method.inputs(batch), 0),
+            reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0),
+        )
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
@@ -232,7 +242,10 @@ def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
                 expected[f"{name}.lora_up.weight"] = module.lora_B["default"].weight
         for name, weight in expected.items():
             weight.data = trained[name].detach().clone()
-        ours, loss = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0)
+        ours, loss = (
+            method.loss(method.inputs(batch), 0),
+            reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0),
+        )
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
@@ -248,7 +261,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     reference = Reference(folder, kind, {})
     for model in (reference.unet, *reference.texts.values()):
         model.requires_grad_(True)
-    ours = method.loss(batch, 0)
+    ours = method.loss(method.inputs(batch), 0)
     expected = reference.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0)
     close(ours, expected)
     ours.mean().backward()
@@ -265,7 +278,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     optimizer = torch.optim.AdamW(method.param_groups(), lr=1e-3)
     optimizer.step()
     with torch.no_grad():
-        trained = method.loss(batch, 0)
+        trained = method.loss(method.inputs(batch), 0)
     figures, lora = method.finish(tmp_path), method.lora()
     reloaded = Reference(tmp_path / "model", kind, {})
     close(trained, reloaded.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0).detach())
@@ -319,8 +332,8 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
         class_batch = class_dataset.batch(batch.indices)
         reference = Reference(folder, kind, {})
         with torch.no_grad():
-            class_image_loss = ClassImagePrior(base, "duck", class_dataset, 5.0).loss(batch).numpy()
-            predicted_loss = PredictedPrior(base, "duck", 5.0, trains_text_encoder=False).loss(batch).numpy()
+            class_image_loss = loss_of(ClassImagePrior(base, "duck", class_dataset, 5.0), batch).numpy()
+            predicted_loss = loss_of(PredictedPrior(base, "duck", 5.0, trains_text_encoder=False), batch).numpy()
 
             def prediction(batch, disabled):
                 noisy = reference.scheduler.add_noise(batch.latents, batch.noise, batch.t)
@@ -359,10 +372,10 @@ def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
         trained = method.trainable_parameters()
         lora = [value for name, value in trained.items() if name.startswith("lora_")]
         embeddings = [value for name, value in trained.items() if name.startswith("rows.")]
-        method.loss(batch, 1).mean().backward()
+        method.loss(method.inputs(batch), 1).mean().backward()
         assert all(value.grad is None for value in lora) and all(value.grad is not None for value in embeddings)
         assert method.learning_rates(1)[1] == PRESET.pivot_lr
-        method.loss(batch, 2).mean().backward()
+        method.loss(method.inputs(batch), 2).mean().backward()
         assert all(value.grad is not None for value in lora)
         assert method.learning_rates(2) == [PRESET.lr, PRESET.embedding_lr]
     finally:

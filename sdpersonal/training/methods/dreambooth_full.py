@@ -17,6 +17,7 @@ from ...concepts.concept import Lora, LoraLayer
 from ...config import IDENTIFIER
 from ...models import StableDiffusion
 from ..dataset import Batch, CaptionPieces
+from ..loss_inputs import CaptionTokenizer, LossInputs
 from ..objective import autocast, batch_loss
 from ..presets import Preset
 from ..run_dir import MODEL_FOLDER
@@ -44,6 +45,7 @@ class DreamboothFull:
         self._base, self._preset, self._rank = base, preset, rank
         self._prior, self._prior_weight = prior, prior_weight
         self.trigger = f"{IDENTIFIER} {class_noun}"
+        self._tokenizer = CaptionTokenizer(base, self.caption_pieces)
         # The weights train in fp32; on a card products are computed in the base's own, faster precision.
         fast = base.device.type == "cuda" and base.dtype != torch.float32
         self.autocast_dtype = base.dtype if fast else None
@@ -72,11 +74,19 @@ class DreamboothFull:
     def learning_rates(self, step: int) -> list[float]:
         return [self._preset.lr]
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
+    def inputs(self, batch: Batch) -> LossInputs:
+        return self._tokenizer.inputs(batch, self._prior.inputs(batch) if self._prior else None)
+
+    def phase(self, step: int) -> int:
+        return 0
+
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
         base = self._base
         with autocast(base.device, self.autocast_dtype):
-            loss = batch_loss(base, self.caption_pieces, batch, self._preset.snr_gamma)
-            return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+            loss = batch_loss(base, {}, inputs, self._preset.snr_gamma)
+            if self._prior is None or inputs.prior is None:
+                return loss
+            return loss + self._prior_weight * self._prior.loss(inputs.prior)
 
     def caption_pieces(self, caption: str) -> CaptionPieces:
         return [caption.replace("{}", self.trigger)]
