@@ -24,7 +24,7 @@ from .training import list_waits, report_waits, use_plain_convolutions
 
 STEPS = 25
 STRENGTHS = (0.7, 0.4)
-OUR_ARMS = ("plain",)
+OUR_ARMS = ("plain", "graph")
 """The ways in which this project generates, as `use_arm` sets them; the last is how it does by default."""
 
 
@@ -32,6 +32,7 @@ def use_arm(base: StableDiffusion, arm: str) -> None:
     """Make the base predict in that way."""
     if arm not in OUR_ARMS:
         raise ValueError(f"{arm!r} is none of {', '.join(OUR_ARMS)}")
+    base.replayer.enabled = arm == "graph"
 
 
 class Ours:
