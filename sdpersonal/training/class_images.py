@@ -60,7 +60,11 @@ def generate_missing(
 
 def _place(base: StableDiffusion, side: int) -> int:
     """Place the models and return the batch size. On a CPU it is 1: more would save little, and round differently."""
-    return plan_offload(base, (side, side), _MAX_BATCH_SIZE) if base.device.type == "cuda" else 1
+    if base.device.type != "cuda":
+        return 1
+    plan = plan_offload(base, (side, side), _MAX_BATCH_SIZE)
+    base.offloader.apply_plan(plan)
+    return plan.batch_size
 
 
 def _generate(base: StableDiffusion, conditioning: Conditioning, numbers: Sequence[int], side: int) -> Tensor:
