@@ -89,7 +89,11 @@ class LoraAdapter(Replayable):
         return self.down is None and self.full_change is None
 
     def replay_key(self) -> Hashable:
-        return (self, *(address(tensor) for tensor in (self.down, self.up, self.full_change)))
+        # A graph's LoRA has the same shapes in the same layer, but for its rank.
+        down, up, full_change = self.down, self.up, self.full_change
+        if down is None or up is None:
+            return self, address(full_change)
+        return self, down.data_ptr(), down.shape[0], down.dtype, up.data_ptr(), address(full_change)
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]

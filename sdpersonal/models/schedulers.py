@@ -139,10 +139,12 @@ class SchedulerAdapter:
     """
 
     def __init__(self, scheduler: DiffusersScheduler, steps: int, skipped_steps: int, device: torch.device):
-        scheduler.set_timesteps(steps, device=device)
+        # Those without sigmas find a step's noise level by its timestep, and would wait for one that is on a card.
+        scheduler.set_timesteps(steps, device=device if hasattr(scheduler, "sigmas") else torch.device("cpu"))
         self._scheduler, self._steps = scheduler, steps
         self._first = skipped_steps * scheduler.order  # Heun and DPM2 have two timesteps per step
-        self.timesteps = scheduler.timesteps[self._first :]
+        self._own_timesteps = scheduler.timesteps[self._first :]
+        self.timesteps = self._own_timesteps.to(device)
         if hasattr(scheduler, "set_begin_index"):  # DDIM finds its index by the timestep
             # Else the index is looked up, and wrong if two timesteps round to the same.
             scheduler.set_begin_index(self._first)
@@ -180,7 +182,7 @@ class SchedulerAdapter:
             # LMS has as many slopes as steps were computed. diffusers takes its order from the position in the
             # schedule instead, so img2img, which begins in the middle, would use coefficients of missing slopes.
             options["order"] = min(_LMS_ORDER, i + 1)
-        return self._scheduler.step(prediction, self.timesteps[i], latents, **options).prev_sample
+        return self._scheduler.step(prediction, self._own_timesteps[i], latents, **options).prev_sample
 
 
 def sampling_progress(step: int, steps: int) -> float:
