@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class Replayable:
-    """Has forward hooks in the UNet that a CUDA graph may capture."""
+    """Has forward hooks in the UNet that a CUDA graph may capture while it `is_replayable`."""
+
+    is_replayable: bool | property = True
 
     def replay_key(self) -> Hashable:
         """Return what the hooks' work depends on, besides the values of tensors."""
@@ -266,4 +268,4 @@ class _Parts:
     def _find_owners(self) -> list[Replayable] | None:
         hooks = [hook for stored in self._hooks if stored for hook in stored.values()]
         owners = list(dict.fromkeys(getattr(hook, "__self__", None) for hook in hooks))
-        return owners if all(isinstance(owner, Replayable) for owner in owners) else None
+        return owners if all(isinstance(owner, Replayable) and owner.is_replayable for owner in owners) else None

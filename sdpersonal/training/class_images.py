@@ -55,6 +55,7 @@ def generate_missing(
                 base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(STEPS, base.guidance)
             )
             storage.write_bytes(_path(folder, number), save({"latents": latents[0].cpu().contiguous()}))
+        base.replayer.clear()  # training needs the memory
 
 
 def load_latents(base: StableDiffusion, prompt: str, side: int, count: int) -> list[LatentDistribution]:
