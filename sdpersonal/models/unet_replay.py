@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -169,15 +169,21 @@ class UNetReplayer:
             self._pool = self._pool or (torch.cuda.graph_pool_handle() if stream else None)
             graph = _CapturedUNet(self._model, noisy, t, conditioning, recorders, self._pool)
         except RuntimeError as error:
-            if stream:
-                torch.cuda.set_stream(stream)  # a capture that fails does not
             self._refuse(key, f"it cannot be captured: {error}")
             self.enabled = is_out_of_memory(error)
+            if stream:
+                self._end_failed_capture(stream)
             drop_traceback(error, device)
             self.clear()
             return None
         self._graphs[key] = graph
         return graph
+
+    def _end_failed_capture(self, stream: torch.cuda.Stream) -> None:
+        """Restore what torch leaves as it was in the capture: the current stream, and where memory is allocated."""
+        torch.cuda.set_stream(stream)
+        with suppress(AttributeError, RuntimeError, TypeError):  # it was ended after all, or torch has changed
+            torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
 
     def _refuse(self, key: Hashable, reason: str) -> None:
         if not self._refused:

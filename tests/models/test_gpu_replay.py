@@ -1,6 +1,7 @@
 """Replayed predictions on a CUDA card against plain ones; `test_unet_replay` shows the rest without a card."""
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_every_mix_strength_and_size_is_as_predicted_plainly(base):
         check(base, lambda adapters, mix=mix: adapters.set(mix))
         for mix in ([], [(a, 1.0)], [(b, 1.0)], [(b, -0.5)], [(a, 0.5), (b, 0.7)], [(full_changes(base, 3), 1.0)], [])
     ]
-    for first, second in zip(outputs, outputs[1:], strict=False):
+    for first, second in pairwise(outputs):
         assert (first - second).abs().max() > 0.05  # a concept acts after the capture
     torch.testing.assert_close(outputs[0], outputs[-1], **CLOSE)
     check(base, lambda adapters: None, side=16)
@@ -110,19 +111,17 @@ def test_where_memory_is_short_it_is_computed_plainly(base, monkeypatch):
 
 
 def test_a_capture_that_fails_leaves_the_card_usable(base, monkeypatch):
-    def wait(*args):
+    def forward(layer, x):
         torch.cuda.synchronize()  # is not permitted in a capture
+        return layer._conv_forward(x, layer.weight, layer.bias)
 
-    monkeypatch.setattr(
-        type(base.unet.conv_out),
-        "forward",
-        lambda layer, x: (wait(), layer._conv_forward(x, layer.weight, layer.bias))[1],
-    )
+    monkeypatch.setattr(type(base.unet.conv_out), "forward", forward)
     with torch.no_grad():
         for seed in range(4):
             x = on_card(base, seed=seed)
             torch.testing.assert_close(base.replayer.predict(*x), base.predict(*x), **CLOSE)
     assert not base.replayer.enabled and torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.empty_cache()
     monkeypatch.undo()
     base.replayer = unet_replay.UNetReplayer(base)
     check(base, lambda adapters: None)
@@ -141,13 +140,8 @@ def test_a_step_of_the_sampling_never_waits(base):
             def on_step(i):
                 torch.cuda.set_sync_debug_mode("error" if i > 4 else "default")
 
-            denoise(
-                base,
-                lambda progress: StepConditioning(conditioning),
-                noisy[:2],
-                SamplingConfig(10, 3.0),
-                on_step=on_step,
-            )
+            rows = StepConditioning(conditioning)
+            denoise(base, lambda progress, rows=rows: rows, noisy[:2], SamplingConfig(10, 3.0), on_step=on_step)
             torch.cuda.set_sync_debug_mode("default")
 
 
