@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 class Replayable:
     """Has forward hooks in the UNet that a CUDA graph may capture while it `is_replayable`."""
 
-    is_replayable: bool | property = True
+    @property
+    def is_replayable(self) -> bool:
+        return True
 
     def replay_key(self) -> Hashable:
         """Return what the hooks' work depends on, besides the values of tensors."""
@@ -180,10 +182,14 @@ class UNetReplayer:
         return graph
 
     def _end_failed_capture(self, stream: torch.cuda.Stream) -> None:
-        """Restore what torch leaves as it was in the capture: the current stream, and where memory is allocated."""
+        """Restore what torch leaves as it was in the capture: the current stream, where memory is allocated, and the
+        generators, which a capture that works restores."""
         torch.cuda.set_stream(stream)
         with suppress(AttributeError, RuntimeError, TypeError):  # it was ended after all, or torch has changed
             torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=stream.device)
+        torch.cuda.set_stream(stream)
 
     def _refuse(self, key: Hashable, reason: str) -> None:
         if not self._refused:
@@ -265,7 +271,7 @@ class _Parts:
         if self.owners is None:
             return None
         return (
-            tuple([tensors[name].data_ptr() for tensors, name in self._tensors]),
+            tuple([0 if (x := tensors[name]) is None else x.data_ptr() for tensors, name in self._tensors]),
             tuple([module.processor for module in self._attention]),
             self._unet.training,
             *[key for owner in self.owners if (key := owner.replay_key()) is not None],
@@ -273,5 +279,9 @@ class _Parts:
 
     def _find_owners(self) -> list[Replayable] | None:
         hooks = [hook for stored in self._hooks if stored for hook in stored.values()]
-        owners = list(dict.fromkeys(getattr(hook, "__self__", None) for hook in hooks))
-        return owners if all(isinstance(owner, Replayable) and owner.is_replayable for owner in owners) else None
+        owners: list[Replayable] = []
+        for owner in dict.fromkeys(getattr(hook, "__self__", None) for hook in hooks):
+            if not (isinstance(owner, Replayable) and owner.is_replayable):
+                return None
+            owners.append(owner)
+        return owners
