@@ -123,6 +123,8 @@ class StableDiffusion:
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
+        if self.device.type == "cuda":
+            self.adapters.use_buffers(self.device)
         self.replayer = UNetReplayer(self)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
