@@ -24,14 +24,17 @@ from .training import list_waits, report_waits, use_plain_convolutions
 
 STEPS = 25
 STRENGTHS = (0.7, 0.4)
-OUR_ARMS = ("plain",)
-"""The ways in which this project generates, as `use_arm` sets them; the last is how it does by default."""
+
+
+def arms_of(base: StableDiffusion) -> tuple[str, ...]:
+    """Return the ways in which the base can predict: "plain", and "replayed" as CUDA graphs, the default on a card."""
+    return ("plain", "replayed") if hasattr(base, "replayer") else ("plain",)
 
 
 def use_arm(base: StableDiffusion, arm: str) -> None:
     """Make the base predict in that way."""
-    if arm not in OUR_ARMS:
-        raise ValueError(f"{arm!r} is none of {', '.join(OUR_ARMS)}")
+    if hasattr(base, "replayer"):
+        base.replayer.enabled = arm == "replayed"
 
 
 class Ours:
@@ -139,7 +142,7 @@ def _generate_batch(session: Session, name: str, ours: Ours, theirs: Theirs, mix
         return ours.generate(mix.our_prompt, n, steps)
 
     arms: dict[str, Callable[[], object]] = {"diffusers": lambda: theirs.generate(mix.prompt, n, steps)}
-    arms |= {arm: lambda arm=arm: own(arm) for arm in OUR_ARMS}
+    arms |= {arm: lambda arm=arm: own(arm) for arm in arms_of(ours.base)}
     images, peaks = {}, {}
     for arm, generate in arms.items():
         with peak_memory(session) as peak:
@@ -163,7 +166,7 @@ def profile_generation(session: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(session.base("sd15"), _make_concepts(session, "sd15", folder), session.side("sd15"))
         prompt, steps = ConceptMix.of("two", 0).our_prompt, session.steps(10)
-        for arm in OUR_ARMS:
+        for arm in arms_of(ours.base):
             use_arm(ours.base, arm)
             ours.generate(prompt, steps=steps)
             path = session.out / f"profile-generation-sd15-{arm}.txt"
