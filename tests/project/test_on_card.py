@@ -35,15 +35,14 @@ def test_a_part_that_fails_or_has_no_time_is_told_and_the_next_goes_on(tmp_path,
     assert capsys.readouterr().out == report
     assert report.count("FAIL  broken  ZeroDivisionError: division by zero") == 1 and "1 / 0" in report
     assert "skip  long" in report and "never" not in report
-    assert report.count("Traceback") == 1 and report.rstrip().endswith(
-        "| pass | two    | a detail                          |"
-    )
+    assert report.count("Traceback") == 1
+    assert [cell.strip() for cell in report.splitlines()[-1].split("|")[1:-1]] == ["pass", "two", "a detail"]
 
 
 def test_parts_that_do_not_exist_are_named(root, tmp_path):
     line = [sys.executable, str(root / "benchmarks" / "on_card.py"), "--dry-run", "--parts", "ceilings,magic"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1 and done.stderr.startswith("--parts: there is no magic. Choose from ceilings,")
+    assert done.returncode == 1 and "--parts: there is no magic. Choose from ceilings," in done.stderr
 
 
 @pytest.mark.parametrize("kind, method", [("sd15", "lora"), ("sd15", "textual-inversion"), ("sd15", "full")])
