@@ -46,7 +46,7 @@ def loss_and_gradients(base: StableDiffusion, method: str, more: dict[str, objec
     """Return the loss of two samples, and all gradients in one vector, on the CPU."""
     state = train_state(base, settings_for(method, 2, **more), _SIDE)
     try:
-        loss = state.method.loss(state.photos.batch(range(2)), 0).mean()
+        loss = state.method.loss(state.method.inputs(state.photos.batch(range(2))).to(base.device), 0).mean()
         loss.backward()
         parameters = state.method.trainable_parameters()
         gradients = [parameters[name].grad for name in sorted(parameters)]

@@ -20,21 +20,19 @@ from sdpersonal.models import StableDiffusion
 
 from .clocks import interleaved, peak_memory, profiled, wait, waits
 from .session import Session, free_memory
-from .training import list_waits, report_waits, use_plain_convolutions
+from .training import list_waits, report_waits, use_plain_blocks
 
 STEPS = 25
 STRENGTHS = (0.7, 0.4)
-
-
-def arms_of(base: StableDiffusion) -> tuple[str, ...]:
-    """Return the ways in which the base can predict: "plain", and "replayed" as CUDA graphs, the default on a card."""
-    return ("plain", "replayed") if hasattr(base, "replayer") else ("plain",)
+OUR_ARMS = ("plain", "graph")
+"""The ways in which this project generates, as `use_arm` sets them; the last is how it does by default."""
 
 
 def use_arm(base: StableDiffusion, arm: str) -> None:
     """Make the base predict in that way."""
-    if hasattr(base, "replayer"):
-        base.replayer.enabled = arm == "replayed"
+    if arm not in OUR_ARMS:
+        raise ValueError(f"{arm!r} is none of {', '.join(OUR_ARMS)}")
+    base.replayer.enabled = arm == "graph"
 
 
 class Ours:
@@ -58,7 +56,7 @@ class Theirs:
     """diffusers' pipeline with the same weights, scheduler, guidance, concepts and seeds."""
 
     def __init__(self, base: StableDiffusion, concepts: Path, side: int, dtype: torch.dtype):
-        use_plain_convolutions(base.unet)
+        use_plain_blocks(base.unet)
         self.unet, self._concepts, self._side, self._guidance = base.unet, concepts, side, base.guidance
         self.pipe = base._pipeline()
         self.pipe.vae.to(dtype)  # as from_pretrained(dtype=...) loads it
@@ -142,7 +140,7 @@ def _generate_batch(session: Session, name: str, ours: Ours, theirs: Theirs, mix
         return ours.generate(mix.our_prompt, n, steps)
 
     arms: dict[str, Callable[[], object]] = {"diffusers": lambda: theirs.generate(mix.prompt, n, steps)}
-    arms |= {arm: lambda arm=arm: own(arm) for arm in arms_of(ours.base)}
+    arms |= {arm: lambda arm=arm: own(arm) for arm in OUR_ARMS}
     images, peaks = {}, {}
     for arm, generate in arms.items():
         with peak_memory(session) as peak:
@@ -166,7 +164,7 @@ def profile_generation(session: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(session.base("sd15"), _make_concepts(session, "sd15", folder), session.side("sd15"))
         prompt, steps = ConceptMix.of("two", 0).our_prompt, session.steps(10)
-        for arm in arms_of(ours.base):
+        for arm in OUR_ARMS:
             use_arm(ours.base, arm)
             ours.generate(prompt, steps=steps)
             path = session.out / f"profile-generation-sd15-{arm}.txt"

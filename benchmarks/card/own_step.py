@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from sdpersonal.models import LatentDistribution, SizeConditioning, StableDiffusion
 from sdpersonal.training.control import NO_REQUEST
 from sdpersonal.training.dataset import LatentDataset
 from sdpersonal.training.distributed import average_gradients, init_distributed
-from sdpersonal.training.loop import MAX_GRAD_NORM
+from sdpersonal.training.gradients import Gradients
+from sdpersonal.training.loss_inputs import prefetch
 from sdpersonal.training.methods.factory import build_method, resolve_preset
 from sdpersonal.training.oom_advice import OomAdvice
 from sdpersonal.training.optim import EMA, NoEMA, make_optimizer
@@ -22,8 +23,8 @@ from sdpersonal.training.prompt_templates import CAPTION_TEMPLATES
 from sdpersonal.training.step_result import StepResult
 from sdpersonal.training.train_state import LoopConfig, LoopHooks, TrainState
 
-ARMS = ("plain",)
-"""The ways in which `our_step` can take a step; the first is measured as what it is now."""
+ARMS = ("plain", "graph")
+"""The ways in which `our_step` can take a step; the last is how a run does it."""
 
 PHOTOS = 5
 RANK, VECTORS = 16, 4
@@ -62,27 +63,26 @@ def _latents(base: StableDiffusion, settings: TrainingSettings, side: int) -> La
     )
 
 
-def our_step(state: TrainState, batch: int, arm: str = "plain") -> Callable[[], None]:
+def our_step(state: TrainState, batch: int, arm: str = ARMS[-1]) -> Callable[[], None]:
     """Return a function that takes the next training step as `fit` does, with the number of the last one read."""
-    if arm != "plain":
+    if arm not in ARMS:
         raise ValueError(f"{arm!r} is none of {', '.join(ARMS)}")
     config = LoopConfig(Path("run"), 100_000, batch, 1, 100_000, 1e-4, lambda step: 1.0, {})
     method, optimizer, accelerator = state.method, state.optimizer, state.accelerator
+    state.gradients = Gradients(method, accelerator, state.scaler, captures=arm == "graph")
     parameters, pending = list(method.trainable_parameters().values()), deque[StepResult]()
+    inputs_of_steps = prefetch(partial(state.load_inputs, config), range(state.step, config.steps), accelerator.device)
 
     def step() -> None:
-        number = state.step
+        number, (inputs,) = next(inputs_of_steps)
         learning_rates = method.learning_rates(number)
         for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
             group["lr"] = rate
-        loss = method.loss(state.photos.batch(config.sample_indices(number, 0, 0, 1)), number).mean()
-        accelerator.backward(loss)
+        losses = [state.gradients.add(inputs, number)]
         average_gradients(accelerator, parameters)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = state.gradients.apply(optimizer)
         state.ema.update(number)
-        pending.append(StepResult.of(accelerator, number, learning_rates, [loss.detach()], grad_norm, None, NO_REQUEST))
+        pending.append(StepResult.of(accelerator, number, learning_rates, losses, grad_norm, None, NO_REQUEST))
         state.step += 1
         if len(pending) > 1:
             pending.popleft().record(state, config, LoopHooks())

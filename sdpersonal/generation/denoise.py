@@ -121,7 +121,7 @@ def predict_with_guidance(
     """
     groups = config.has_negative + 1 + len(conditioning.style_scales)
     rows = torch.cat([model_input] * groups)
-    predictions = model.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
+    predictions = model.replayer.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
     negative, positive, *styled = predictions if config.has_negative else (predictions[0], *predictions)
     guided = negative + config.guidance * (positive - negative) if config.has_negative else positive
     unguided = positive

@@ -2,7 +2,7 @@
 
 from .loading import BUILT_IN, describe_base, load_base
 from .schedulers import NoiseSchedule, SchedulerAdapter, check_scheduler, sampling_progress
-from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
+from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion, to_device
 from .text_encoder import Segment, Vectors
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "describe_base",
     "load_base",
     "sampling_progress",
+    "to_device",
 ]

@@ -18,8 +18,8 @@ class CapturedCall:
     """A function without arguments that reads and writes fixed tensors, and returns tensors that replays overwrite.
 
     The function is called a few times to warm up and once to capture. It must neither wait for the device nor copy from
-    pageable memory, and what it reads must stay where it is. On a CPU, where nothing can be captured, a replay calls the
-    function, and its results go into the same tensors as on a card.
+    pageable memory, and what it reads must stay where it is. On a CPU, where nothing can be captured, a replay calls
+    the function, and its results go into the same tensors as on a card.
     """
 
     def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: object = None):

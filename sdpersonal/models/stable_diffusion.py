@@ -26,6 +26,7 @@ from ..config.base import BaseKind
 from ..config.scheduler_table import Scheduler
 from ..errors import UserError
 from ..prompts import Break
+from .fast_blocks import use_fast_blocks
 from .frozen_conv import use_frozen_convs
 from .loading.weights import silence_libraries
 from .lora import LoraAdapters
@@ -33,6 +34,7 @@ from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
 from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
 from .text_encoder import PromptChunk, Segment, TextEncoder, TokenIds, Vectors, apply_emphasis, emphasis_of
+from .unet_replay import UNetReplayer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -121,6 +123,7 @@ class StableDiffusion:
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
+        self.replayer = UNetReplayer(self)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
             scheduler.alphas_cumprod.float().to(self.device), scheduler.config["prediction_type"]
@@ -128,6 +131,7 @@ class StableDiffusion:
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
             model.requires_grad_(False).eval()
         use_frozen_convs(unet)
+        use_fast_blocks(unet)
 
     @property
     def device(self) -> torch.device:
@@ -203,13 +207,12 @@ class StableDiffusion:
         ]
         return torch.stack(tokens, dim=1)
 
-    def encode_tokens(self, tokens: Tensor, vectors: Vectors, time_ids: Tensor) -> Conditioning:
-        """Encode captions from `tokenize_captions`, on the device, in one shape whatever they say: a function of tensors
-        only. vectors: of their concept; time_ids: (B, 6), see `SizeConditioning`."""
+    def encode_tokens(self, tokens: Tensor, vectors: Vectors) -> Conditioning:
+        """Encode captions from `tokenize_captions`, on the device, as a function of tensors only, in one shape whatever
+        they say; without size conditioning. vectors: of their concept."""
         by_encoder = {key: TokenIds(*tokens[:, i].unbind(1)) for i, key in enumerate(self.encoders)}
-        first, encoder = by_encoder["clip_l"], self.encoders["clip_l"]
-        has_words = first.ids[:, 1] != encoder.tokenizer.eos_token_id
-        return self.with_time_ids(self._encode_tokens(by_encoder, vectors, has_words), time_ids)
+        has_words = by_encoder["clip_l"].ids[:, 1] != self.encoders["clip_l"].end_of_text
+        return self._encode_tokens(by_encoder, vectors, has_words)
 
     def encode_prompt(
         self,
@@ -289,7 +292,9 @@ class StableDiffusion:
         to the UNet's dtype."""
         self.offloader.to_device("unet")
         prompt_embeds, added = conditioning.prompt_embeds.to(self.dtype), conditioning.added_cond_kwargs or None
-        return self.unet(noisy.to(self.dtype), t, prompt_embeds, added_cond_kwargs=added).sample.float()
+        return self.unet(noisy.to(self.dtype), t, prompt_embeds, added_cond_kwargs=added).sample.float(
+            memory_format=torch.contiguous_format
+        )
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> LatentDistribution:

@@ -81,6 +81,7 @@ class TextEncoder:
         self.model = model
         self.key = key
         self.length: int = tokenizer.model_max_length
+        self.end_of_text: int = tokenizer.eos_token_id
         self._insertion: tuple[Tensor, Tensor] | None = None  # (B, 77) indices of vectors, (n, width) vectors
         self._token_embedding.register_forward_hook(self._insert_vectors)
 
