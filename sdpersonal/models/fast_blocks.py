@@ -36,7 +36,7 @@ def use_fast_blocks(unet: nn.Module) -> None:
     for module in unet.modules():
         if isinstance(module, FrozenConv2d):
             module.runs_channels_last = _is_fast
-        elif (fast := _FAST.get(type(module))) and fast.is_supported(module):
+        elif (fast := FAST_BLOCKS.get(type(module))) and fast.is_supported(module):
             module.__class__ = fast
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             module.processor.__class__ = UnscaledAttnProcessor
@@ -242,7 +242,7 @@ def _is_plain(attn: Attention) -> bool:
     return not any(extras) and attn.rescale_output_factor == 1
 
 
-_FAST: dict[type[nn.Module], Any] = {
+FAST_BLOCKS: dict[type[nn.Module], Any] = {
     nn.GroupNorm: FastGroupNorm,
     ResnetBlock2D: FastResnetBlock2D,
     Transformer2DModel: FastTransformer2DModel,
