@@ -46,7 +46,12 @@ def in_torch():
         value, gate = x.chunk(2, -1)
         return value * F.gelu(gate)
 
+    def layer_norm(x, weight, bias, eps, added=None):
+        total = x if added is None else x + added
+        return F.layer_norm(total, total.shape[-1:], weight, bias, eps), total
+
     return SimpleNamespace(
+        layer_norm=layer_norm,
         supports_group_norm=lambda channels, num_groups: True,
         group_norm=group_norm,
         geglu=geglu,
@@ -105,8 +110,14 @@ def test_names_weights_and_hooks_stay():
     predict(unet)
     assert calls == [1]
     kinds = {type(module).__name__ for module in unet.modules()}
-    assert {"FastResnetBlock2D", "FastTransformer2DModel", "FastGroupNorm", "FastGEGLU"} <= kinds
-    assert not {"ResnetBlock2D", "Transformer2DModel", "GroupNorm", "GEGLU"} & kinds
+    assert {
+        "FastResnetBlock2D",
+        "FastTransformer2DModel",
+        "FastGroupNorm",
+        "FastGEGLU",
+        "FastTransformerBlock",
+    } <= kinds
+    assert not {"ResnetBlock2D", "Transformer2DModel", "GroupNorm", "GEGLU", "BasicTransformerBlock"} & kinds
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -269,7 +280,7 @@ def test_kernels_in_tritons_interpreter():
     pytest.importorskip("triton", reason="Triton is not installed")
     script = Path(__file__).resolve().parents[1] / "support" / "interpreted_kernels.py"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(script.parents[2])}
-    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted" in result.stderr:
         pytest.skip("this Triton's interpreter does not know this NumPy")
     assert result.returncode == 0, result.stderr

@@ -86,6 +86,22 @@ def test_geglu_and_the_sum(kernels, dtype):
     assert relative(kernels.add_with_bias(first, second, bias), expected) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_layer_norm(kernels, dtype):
+    torch.manual_seed(0)
+    for rows, columns in [(4096, 320), (1024, 640), (257, 1280), (77, 2048), (5, 40)]:
+        x, added = (torch.randn(2, rows, columns, device="cuda").to(dtype).requires_grad_() for _ in range(2))
+        weight, bias = torch.randn(2, columns, device="cuda").to(dtype)
+        y, total = kernels.layer_norm(x, weight, bias, 1e-5, added)
+        exact = total.detach().float().requires_grad_()
+        expected = F.layer_norm(exact, (columns,), weight.float(), bias.float(), 1e-5)
+        first, second = torch.randn(2, *x.shape, device="cuda").to(dtype)
+        gradient, same = torch.autograd.grad([y, total], [x, added], [first, second])
+        (wanted,) = torch.autograd.grad([expected, exact * 1], exact, [first.float(), second.float()])
+        assert torch.equal(gradient, same) and relative(total, x.float() + added.float()) <= TOLERANCE[dtype]
+        assert relative(y, expected) <= TOLERANCE[dtype] and relative(gradient, wanted) <= TOLERANCE[dtype]
+
+
 def two_unets(dtype):
     """A narrow UNet in fp32 without the kernels, and its copy in `dtype` with them."""
     torch.manual_seed(0)

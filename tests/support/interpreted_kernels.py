@@ -48,6 +48,20 @@ def geglu_errors(*shape):
     return relative(y, expected), relative(gradient, wanted)
 
 
+def layer_norm_errors(columns):
+    x, added = ((torch.randn(2, 3, columns) + 3).requires_grad_() for _ in range(2))
+    weight, bias = torch.randn(2, columns)
+    y, total = triton_kernels.layer_norm(x, weight, bias, 1e-5, added)
+    exact = (x + added).detach().double().requires_grad_()
+    expected = F.layer_norm(exact, (columns,), weight.double(), bias.double(), 1e-5)
+    first, second = torch.randn(2, *x.shape)
+    gradient, same = torch.autograd.grad([y, total], [x, added], [first, second])
+    (wanted,) = torch.autograd.grad([expected, exact * 1], exact, [first.double(), second.double()])
+    assert torch.equal(gradient, same)
+    y_alone, _ = triton_kernels.layer_norm(x + added, weight, bias, 1e-5)
+    return relative(y, expected), relative(total, exact), relative(gradient, wanted), relative(y_alone, expected)
+
+
 def sum_errors():
     first, second = (torch.randn(2, 40, 5, 6).to(memory_format=torch.channels_last) for _ in range(2))
     bias = torch.randn(40)
@@ -63,6 +77,7 @@ def main():
     for dtype in (torch.float16, torch.bfloat16):
         errors[f"norm {dtype}"] = group_norm_errors(SHAPES[1], dtype, True, True)
     errors["geglu"], errors["geglu of an odd width"] = geglu_errors(2, 9, 640), geglu_errors(3, 200)
+    errors |= {f"layer norm of {columns}": layer_norm_errors(columns) for columns in (40, 320, 640, 1280)}
     errors["sum"] = sum_errors()
     print(json.dumps({name: max(values) for name, values in errors.items()}))
 
