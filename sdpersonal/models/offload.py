@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import nn
 
+from .cuda_graphs import captured_bytes
 from .host_copies import HostCopies
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ def place_for_training(base: OffloadableBase, size: tuple[int, int], max_batch: 
     of these. Hold the model lock. On a CPU nothing is moved, and the batch size is `max_batch`."""
     if base.device.type != "cuda":
         return max_batch
-    plan = choose_training_plan(_available_bytes(base), memory_need(base, size), max_batch)
+    available = _available_bytes(base) - captured_bytes()  # the step's graphs stay
+    plan = choose_training_plan(available, memory_need(base, size), max_batch)
     base.offloader.apply_plan(plan)
     base.offloader.to_device("unet")  # the plan may be the one before, in which the autoencoder has worked since
     return plan.batch_size
