@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config.scheduler_table import Scheduler
 from ..errors import FieldError
+from .backends import to_device
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class SchedulerAdapter:
         self._scheduler, self._steps, self._device = scheduler, steps, device
         self._first = skipped_steps * scheduler.order  # Heun and DPM2 have two timesteps per step
         self._timesteps = scheduler.timesteps[self._first :]  # on the CPU
-        self.timesteps = _copy_to_device(self._timesteps, device)
+        self.timesteps = to_device(self._timesteps, device)
         if hasattr(scheduler, "set_begin_index"):  # DDIM finds its index by the timestep
             # Else the index is looked up, and wrong if two timesteps round to the same.
             scheduler.set_begin_index(self._first)
@@ -224,18 +225,12 @@ class _NumbersOnCpu(TorchFunctionMode):
         if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
             return type(value)(map(self._to_device, value))
         is_copied = isinstance(value, Tensor) and value.ndim > 0 and value.device.type == "cpu"
-        return _copy_to_device(value, self._device) if is_copied else value
+        return to_device(value, self._device) if is_copied else value
 
     def _to_cpu(self, value: Any) -> Any:
         """Name the CPU where the device is named."""
         is_named = isinstance(value, torch.device) and value.type == self._device.type
         return torch.device("cpu") if is_named else value
-
-
-def _copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor on the CPU to the device without waiting for it: torch keeps the pinned memory meanwhile."""
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
 
 
 def sampling_progress(step: int, steps: int) -> float:
