@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.training import dataset
+from sdpersonal.evaluation import scorer_for_base
+from sdpersonal.training import class_images, dataset, sampling, validation
 from sdpersonal.training.methods.dreambooth_full import DreamboothFull
 from sdpersonal.training.presets import preset
 from sdpersonal.training.sampling import generate_samples
@@ -105,3 +106,24 @@ def test_photos_are_encoded_one_by_one_on_a_card(tiny):
     alone = dataset._encode(base, list(photo))
     assert sizes == [2, 1, 1]
     torch.testing.assert_close(alone.mean, expected.mean, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("free", "cleared"), [(30, 0), (6, 1)])
+def test_graphs_of_the_images_leave_if_a_step_would_not_fit_beside_them(free, cleared, monkeypatch):
+    calls = []
+    base = SimpleNamespace(device=torch.device("cuda"), replayer=SimpleNamespace(clear=lambda: calls.append(1)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 9 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 80 << 30))
+    sampling._release_graphs_if_short(base)
+    assert len(calls) == cleared
+
+
+def test_before_the_first_step_no_graph_keeps_memory(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.replayer, "enabled", True)
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 4)
+    images = samples(tiny)
+    Validator(tmp_path, tiny, scorer_for_base("tiny"), "object", "duck", images)
+    assert tiny.replayer.num_graphs == 0
+    class_images.generate_missing(tiny, "a duck", 64, [0], lambda line: None)
+    assert tiny.replayer.num_graphs == 0
