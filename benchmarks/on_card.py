@@ -79,6 +79,12 @@ def _prepare(settings: Settings) -> None:
     import diffusers
     import transformers
 
+    try:
+        from sdpersonal.models.backends import configure_cuda
+    except ImportError:
+        pass
+    else:
+        configure_cuda()  # as load_base does before the card's first use; here bases are made without it
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     faulthandler.enable()

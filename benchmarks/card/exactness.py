@@ -14,7 +14,9 @@ from .session import Session, cast
 
 KINDS = ("tiny", "narrow", "narrow-v", "narrow-sdxl")
 METHODS = ("lora", "textual-inversion", "pivotal", "full")
-MAX_ERROR = 2e-2  # of an output, relative to its norm: bf16 has 8 bits
+# Of outputs, relative to their norm: bf16 has 8 bits. The encoder's is that of noise, its hardest image.
+MAX_ERRORS = {"text": 2e-2, "prediction": 2e-2, "encoded": 4e-2, "decoded": 2e-2}
+MAX_LOSS_ERROR = 1e-2
 MIN_COSINE = 0.999
 _SIDE = 128
 
@@ -26,9 +28,10 @@ def check_exactness(session: Session) -> None:
 
 def pair(kind: str, device: str) -> tuple[StableDiffusion, StableDiffusion]:
     """Return a base in fp32 on the CPU and in bf16 on a device, with the same weights."""
+    if kind == "tiny":
+        return load_base("tiny", "cpu"), cast(load_base("tiny", device), torch.bfloat16)
     torch.manual_seed(0)
-    reference = load_base("tiny", "cpu") if kind == "tiny" else build(kind, "cpu")
-    base = build(kind, device)
+    reference, base = build(kind, "cpu"), build(kind, device)
     for name, model in base.modules().items():
         model.load_state_dict(reference.modules()[name].state_dict())
     return reference, cast(base, torch.bfloat16)
@@ -47,7 +50,7 @@ def loss_and_gradients(base: StableDiffusion, method: str, more: dict[str, objec
         loss.backward()
         parameters = state.method.trainable_parameters()
         gradients = [parameters[name].grad for name in sorted(parameters)]
-        return float(loss), torch.cat([g.detach().float().cpu().flatten() for g in gradients if g is not None])
+        return float(loss.detach()), torch.cat([g.detach().float().cpu().flatten() for g in gradients if g is not None])
     finally:
         state.optimizer.zero_grad()
         state.method.close()
@@ -55,11 +58,10 @@ def loss_and_gradients(base: StableDiffusion, method: str, more: dict[str, objec
 
 def _check(session: Session, kind: str) -> None:
     reference, base = pair(kind, session.device)
-    errors = _output_errors(reference, base)
+    errors = output_errors(reference, base)
     session.store(f"errors of {kind}", errors)
-    worst = max(errors, key=lambda name: errors[name])
     detail = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    session.check(f"{kind} outputs", errors[worst] <= MAX_ERROR, detail)  # NaN is not <= anything
+    session.check(f"{kind} outputs", all(error <= MAX_ERRORS[name] for name, error in errors.items()), detail)
     for method in METHODS[:2] if session.dry else METHODS:
         more: dict[str, object] = {"text_encoder": True} if method == "lora" else {}
         (loss, gradients), (expected, reference_gradients) = (
@@ -67,12 +69,12 @@ def _check(session: Session, kind: str) -> None:
         )
         cosine = float(torch.nn.functional.cosine_similarity(gradients, reference_gradients, dim=0))
         error = abs(loss - expected) / expected
-        passed = cosine >= MIN_COSINE and error <= MAX_ERROR
+        passed = cosine >= MIN_COSINE and error <= MAX_LOSS_ERROR
         session.check(f"{kind} {method}", passed, f"loss {loss:.5f} ({error:.1e} off), gradient cosine {cosine:.6f}")
 
 
 @torch.no_grad()
-def _output_errors(reference: StableDiffusion, base: StableDiffusion) -> dict[str, float]:
+def output_errors(reference: StableDiffusion, base: StableDiffusion) -> dict[str, float]:
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(2, *base.latent_shape(_SIDE, _SIDE), generator=generator)
     pixels = np.random.default_rng(0).integers(0, 255, (1, _SIDE, _SIDE, 3), np.uint8)
@@ -83,5 +85,4 @@ def _output_errors(reference: StableDiffusion, base: StableDiffusion) -> dict[st
         prediction = model.predict(latents.to(model.device), t, conditioning)
         decoded = torch.from_numpy(model.decode(latents.to(model.device)).astype(np.float32))
         results.append((conditioning.prompt_embeds, prediction, model.encode(pixels).mean, decoded))
-    names = ("text", "prediction", "encoded", "decoded")
-    return {name: relative_error(*values) for name, values in zip(names, zip(*results, strict=True), strict=True)}
+    return {name: relative_error(*values) for name, values in zip(MAX_ERRORS, zip(*results, strict=True), strict=True)}

@@ -20,7 +20,7 @@ from sdpersonal.models import StableDiffusion
 
 from .clocks import interleaved, peak_memory, profiled, wait, waits
 from .session import Session, free_memory
-from .training import list_waits, report_waits, use_plain_convolutions
+from .training import list_waits, report_waits, use_plain_blocks
 
 STEPS = 25
 STRENGTHS = (0.7, 0.4)
@@ -56,7 +56,7 @@ class Theirs:
     """diffusers' pipeline with the same weights, scheduler, guidance, concepts and seeds."""
 
     def __init__(self, base: StableDiffusion, concepts: Path, side: int, dtype: torch.dtype):
-        use_plain_convolutions(base.unet)
+        use_plain_blocks(base.unet)
         self.unet, self._concepts, self._side, self._guidance = base.unet, concepts, side, base.guidance
         self.pipe = base._pipeline()
         self.pipe.vae.to(dtype)  # as from_pretrained(dtype=...) loads it

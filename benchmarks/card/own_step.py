@@ -71,7 +71,7 @@ def our_step(state: TrainState, batch: int, arm: str = ARMS[-1]) -> Callable[[],
     method, optimizer, accelerator = state.method, state.optimizer, state.accelerator
     state.gradients = Gradients(method, accelerator, state.scaler, captures=arm == "graph")
     parameters, pending = list(method.trainable_parameters().values()), deque[StepResult]()
-    inputs_of_steps = prefetch(partial(state.load_inputs, config), range(config.steps), accelerator.device)
+    inputs_of_steps = prefetch(partial(state.load_inputs, config), range(state.step, config.steps), accelerator.device)
 
     def step() -> None:
         number, (inputs,) = next(inputs_of_steps)

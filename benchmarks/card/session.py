@@ -129,5 +129,5 @@ def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 def free_memory(session: Session) -> None:
     gc.collect()  # modules refer to each other in cycles
-    if not session.dry:
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -96,7 +96,7 @@ def _make_arm(session: Session, name: str, kind: str, method: str, batch: int, s
     weights = sum(w.numel() * w.element_size() for model in base.modules().values() for w in model.parameters())
     with peak_memory(session) as peak:
         if name == "script":
-            use_plain_convolutions(base.unet)
+            use_plain_blocks(base.unet)
             arm = _Arm(step_of(base, method, side, batch, session.dtype), None)
         else:
             state = train_state(base, settings_for(method, batch), side)
@@ -108,13 +108,12 @@ def _make_arm(session: Session, name: str, kind: str, method: str, batch: int, s
     return arm, weights
 
 
-def use_plain_convolutions(unet: torch.nn.Module) -> None:
-    """Make a UNet of this project diffusers' own again."""
-    from sdpersonal.models.frozen_conv import FrozenConv2d
-
+def use_plain_blocks(unet: torch.nn.Module) -> None:
+    """Make a UNet of this project diffusers' own again: each block, of the class that ours is derived from."""
     for module in unet.modules():
-        if isinstance(module, FrozenConv2d):
-            module.__class__ = torch.nn.Conv2d
+        for part in (module, getattr(module, "processor", None)):
+            if part is not None and type(part).__module__.startswith("sdpersonal."):
+                part.__class__ = next(c for c in type(part).__mro__ if not c.__module__.startswith("sdpersonal."))
 
 
 def profile_steps(session: Session) -> None:

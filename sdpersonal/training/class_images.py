@@ -55,7 +55,7 @@ def generate_missing(
             batch = missing[first : first + batch_size]
             for number, latents in zip(batch, _generate(base, conditioning, batch, side), strict=True):
                 storage.write_bytes(_path(folder, number), save({"latents": latents.contiguous()}))
-        base.replayer.clear()  # its graphs would keep memory that the training needs
+        base.replayer.clear()  # training needs the memory
         place_for_training(base, (side, side))  # before the method changes the weights
 
 
