@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from sdpersonal.evaluation import scorer_for_base
+from sdpersonal.models import load_base
+from sdpersonal.models.offload import weight_bytes
+from sdpersonal.photos.loading import Photo
 from sdpersonal.training import class_images, dataset, sampling, validation
-from sdpersonal.training.methods.dreambooth_full import DreamboothFull
+from sdpersonal.training.methods.dreambooth_full import DreamboothFull, extract_lora_layer
 from sdpersonal.training.presets import preset
 from sdpersonal.training.sampling import generate_samples
 from sdpersonal.training.validation import Validator
@@ -127,3 +130,29 @@ def test_before_the_first_step_no_graph_keeps_memory(tiny, tmp_path, monkeypatch
     assert tiny.replayer.num_graphs == 0
     class_images.generate_missing(tiny, "a duck", 64, [0], lambda line: None)
     assert tiny.replayer.num_graphs == 0
+
+
+@pytest.mark.gpu
+def test_between_steps_on_a_card_only_the_autoencoder_waits_beside_it(tiny):
+    base = load_base("tiny", device="cuda")
+    resident = sum(weight_bytes(model) for name, model in base.modules().items() if name != "vae")
+    weights = [weight.data_ptr() for weight in base.unet.parameters()]
+    photo = Photo("a", np.full((64, 64, 3), 90, np.uint8), "", (0, 0), original_size=(64, 64))
+    dataset.PhotoDataset(base, [photo], ("{}",), seed=0, flip=True)
+    assert base.offloader.bytes_on_device() == resident
+    on_card = samples(base)
+    assert base.offloader.bytes_on_device() == resident
+    assert [weight.data_ptr() for weight in base.unet.parameters()] == weights
+    differences = [np.abs(np.asarray(a, int) - np.asarray(b, int)) for a, b in zip(on_card, samples(tiny), strict=True)]
+    assert max(difference.mean() for difference in differences) < 12
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(320, 640), (640, 320, 3, 3), (8, 4)])
+def test_a_layer_is_extracted_on_a_card_as_on_the_cpu(shape):
+    change = 1e-4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    products = []
+    for device in ("cpu", "cuda"):
+        layer = extract_lora_layer(change.to(device), 4)
+        products.append(layer.up.reshape(shape[0], -1) @ layer.down.reshape(len(layer.down), -1))
+    np.testing.assert_allclose(products[1], products[0], atol=1e-2 * np.abs(products[0]).max())
