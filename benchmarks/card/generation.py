@@ -209,7 +209,7 @@ def _switch(session: Session, kind: str) -> None:
         theirs = Theirs(session.base(kind), concepts, side, session.dtype)
         mixes = [ConceptMix.of("two", i) for i in (0, 1)]
         weaker = mixes[0].our_prompt.replace(":0.7>", ":0.5>")
-        rounds = 2 if session.dry else 8
+        rounds = 2 if session.dry or kind == "sdxl" else 6
 
         def their_mix(i: int, unload: bool = False, strengths: tuple[float, ...] = STRENGTHS) -> None:
             if unload:
@@ -231,7 +231,7 @@ def _switch(session: Session, kind: str) -> None:
         }
         for name, (own, other) in cases.items():
             for who, unet, switch in (("plain", ours.base.unet, own), ("diffusers", theirs.unet, other)):
-                if not session.dry:
+                if not session.dry and (name, who) != ("from files", "diffusers"):  # which is slow each time
                     switch(0), switch(1)
                 taken = [_until_first_step(session, unet, switch, i % 2) for i in range(rounds)]
                 session.row(who, f"{kind} switch {name}", f"{median(taken) * 1e3:.1f} ms until the first step")

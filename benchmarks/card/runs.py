@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from sdpersonal.config import DreamboothSettings
 from .clocks import HERE, wait
 from .session import Session, free_memory
 
-_TEST_SECONDS = 90
+_TEST_SECONDS = 120
+_TEST_PROCESSES = 4
 _PHOTOS = HERE / "examples" / "photos" / "teddy-bear"
 
 
@@ -25,6 +27,7 @@ def run_tests(session: Session) -> None:
     """Run the tests that are marked `gpu`, which are in few files: other files need packages that a card lacks."""
     files = [str(path) for path in sorted((HERE / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
     line = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=8", *files]
+    line += ["-n", str(_TEST_PROCESSES)] if importlib.util.find_spec("xdist") else []
     if session.dry:
         line = [sys.executable, "-m", "pytest", "--version"]
     code, output = _run(session, "tests", line, HERE, _TEST_SECONDS)
