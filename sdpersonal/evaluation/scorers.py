@@ -9,6 +9,7 @@ photos of the same subject.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ FETCH_COMMAND = (  # downloads a CLIP
 )
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _BATCH_SIZE = 32  # images
+_THREADS = 8
 
 Box = tuple[float, float, float, float]  # left, top, right and bottom
 
@@ -109,8 +111,8 @@ class Scorer:
         def compute(device: torch.device) -> np.ndarray:
             features = []
             for first in range(0, len(images), _BATCH_SIZE):
-                batch = [image.convert("RGB") for image in images[first : first + _BATCH_SIZE]]
-                features.append(_normalize(encode(processor(batch, return_tensors="pt").pixel_values.to(device))))
+                pixels = _preprocess(processor, images[first : first + _BATCH_SIZE], parallel=device.type == "cuda")
+                features.append(_normalize(encode(pixels.to(device))))
             return np.concatenate(features)
 
         return self._compute(model, compute)
@@ -128,6 +130,16 @@ class Scorer:
                     raise
                 drop_traceback(error, self._device)
         return compute(torch.device("cpu"))
+
+
+def _preprocess(processor: Any, images: Sequence[Image.Image], parallel: bool) -> Tensor:
+    """Return images as a model takes them, (N, 3, H, W). parallel: use threads, since this takes longer than the model
+    on a card."""
+    rgb = [image.convert("RGB") for image in images]
+    if not parallel:
+        return processor(rgb, return_tensors="pt").pixel_values
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return torch.cat(list(pool.map(lambda image: processor([image], return_tensors="pt").pixel_values, rgb)))
 
 
 def likeness_by_region(

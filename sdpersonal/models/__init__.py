@@ -1,8 +1,9 @@
 """Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
+from .backends import to_device
 from .loading import BUILT_IN, describe_base, load_base
 from .schedulers import NoiseSchedule, SchedulerAdapter, check_scheduler, sampling_progress
-from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion, to_device
+from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
 from .text_encoder import Segment, Vectors
 
 __all__ = [

@@ -151,7 +151,7 @@ class AttentionMaps(AttentionRecorder):
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
         maps = (self._mean - low) / (high - low).clamp(min=1e-8)
-        return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
+        return torch.where(high - low > 1e-8, maps, _middle(self._size, maps.device).to(maps))
 
 
 def _as_key(targets: Sequence[Target]) -> Hashable:
@@ -162,9 +162,9 @@ def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[T
     outputs[name] = out
 
 
-def _middle(size: tuple[int, int]) -> Tensor:
+def _middle(size: tuple[int, int], device: torch.device) -> Tensor:
     """Return a map that is 1 in the middle and falls to 0 at the nearest edges, (h, w)."""
-    y, x = (torch.linspace(-1, 1, side) for side in size)
+    y, x = (torch.linspace(-1, 1, side, device=device) for side in size)
     return (1 - y[:, None] ** 2 - x**2).clamp(min=0)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from .frozen_conv import FrozenConv2d
 
 _MIN_CAPABILITY = (7, 5)  # the oldest cards that Triton supports
+_MAX_LAYER_NORM = 4096  # channels: a program holds whole rows
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,7 +38,7 @@ def use_fast_blocks(unet: nn.Module) -> None:
     for module in unet.modules():
         if isinstance(module, FrozenConv2d):
             module.runs_channels_last = _is_fast
-        elif (fast := _FAST.get(type(module))) and fast.is_supported(module):
+        elif (fast := FAST_BLOCKS.get(type(module))) and fast.is_supported(module):
             module.__class__ = fast
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             module.processor.__class__ = UnscaledAttnProcessor
@@ -199,6 +201,64 @@ class FastTransformer2DModel(Transformer2DModel):
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)
 
 
+class FastTransformerBlock(BasicTransformerBlock):
+    """A transformer block with the sums in the kernels of its norms."""
+
+    @staticmethod
+    def is_supported(module: nn.Module) -> bool:
+        return (
+            isinstance(module, BasicTransformerBlock)
+            and module.norm_type == "layer_norm"
+            and module.pos_embed is None
+            and not module.only_cross_attention
+            and not hasattr(module, "fuser")
+            and None not in (module.attn2, module.norm2, module.norm3)
+            and all(
+                norm.weight is not None and norm.bias is not None for norm in (module.norm1, module.norm2, module.norm3)
+            )
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        kernels = self._usable_kernels(hidden_states)
+        # Other arguments are of other kinds of blocks, but for `timestep` and `class_labels`, which go unused.
+        is_plain = not args and not kwargs.get("cross_attention_kwargs") and not kwargs.get("added_cond_kwargs")
+        if kernels is None or not is_plain:
+            return super().forward(
+                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, *args, **kwargs
+            )
+        x, total = _layer_norm(kernels, self.norm1, hidden_states)
+        x, total = _layer_norm(kernels, self.norm2, total, self.attn1(x, attention_mask=attention_mask))
+        x = self.attn2(x, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
+        x, total = _layer_norm(kernels, self.norm3, total, x)
+        return self.ff(x) + total
+
+    def _usable_kernels(self, x: Tensor) -> ModuleType | None:
+        norms = (self.norm1, self.norm2, self.norm3)
+        if self._chunk_size is not None or (
+            torch.is_grad_enabled() and any(norm.weight.requires_grad for norm in norms)
+        ):
+            return None
+        return _kernels(x) if x.dim() == 3 and x.shape[-1] <= _MAX_LAYER_NORM else None
+
+
+def _layer_norm(
+    kernels: ModuleType, norm: nn.LayerNorm, x: Tensor, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return norm(x + added), and x + added."""
+    if _has_hooks(norm):
+        total = x if added is None else x + added
+        return norm(total), total
+    return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, added)
+
+
 class FastGEGLU(GEGLU):
     """A GEGLU with its split, GELU and product as one kernel each way."""
 
@@ -242,9 +302,10 @@ def _is_plain(attn: Attention) -> bool:
     return not any(extras) and attn.rescale_output_factor == 1
 
 
-_FAST: dict[type[nn.Module], Any] = {
+FAST_BLOCKS: dict[type[nn.Module], Any] = {
     nn.GroupNorm: FastGroupNorm,
     ResnetBlock2D: FastResnetBlock2D,
     Transformer2DModel: FastTransformer2DModel,
+    BasicTransformerBlock: FastTransformerBlock,
     GEGLU: FastGEGLU,
 }

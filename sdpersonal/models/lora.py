@@ -88,8 +88,16 @@ class LoraAdapter(Replayable):
     def is_empty(self) -> bool:
         return self.down is None and self.full_change is None
 
+    @property
+    def is_replayable(self) -> bool:
+        return self.down is None or not self.down.requires_grad  # training needs the memory that graphs hold
+
     def replay_key(self) -> Hashable:
-        return (self, *(address(tensor) for tensor in (self.down, self.up, self.full_change)))
+        # A graph's LoRA has the same shapes in the same layer, but for its rank.
+        down, up, full_change = self.down, self.up, self.full_change
+        if down is None or up is None:
+            return self, address(full_change)
+        return self, down.data_ptr(), down.shape[0], down.dtype, up.data_ptr(), address(full_change)
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
@@ -209,10 +217,6 @@ class LoraAdapters:
                         self._adapters[name] = LoraAdapter(module, path)
                     else:
                         self._norms[name] = module
-
-        devices = {adapter.layer.weight.device for adapter in self._adapters.values()}
-        if cuda := next((device for device in devices if device.type == "cuda"), None):
-            self.use_buffers(cuda)
 
     def use_buffers(self, device: torch.device) -> None:
         """Put the matrices of mixes into fixed buffers on the device from now on."""
@@ -398,7 +402,7 @@ class LoraAdapters:
         Returns:
             The fp32 master parameters, by tensor name as in kohya's files.
         """
-        trained = {}
+        trained, self._mix = {}, None
         for name in self.layer_names(targets, text_encoder):
             adapter = self._adapters[name]
             weight = adapter.layer.weight  # (out, in) or (out, in, k, k)

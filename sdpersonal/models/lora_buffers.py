@@ -184,9 +184,9 @@ class LoraBuffers:
         if copies.zeros:
             torch._foreach_zero_(copies.zeros)
         if copies.downs:
-            torch._foreach_copy_(*map(list, zip(*copies.downs, strict=True)))
-            targets, sources = map(list, zip(*copies.ups, strict=True))
-            torch._foreach_copy_(targets, torch._foreach_mul(sources, copies.scales))
+            torch._foreach_copy_([target for target, _ in copies.downs], [source for _, source in copies.downs])
+            scaled = torch._foreach_mul([source for _, source in copies.ups], copies.scales)
+            torch._foreach_copy_([target for target, _ in copies.ups], scaled)
 
 
 def _batches(parts: Iterable[StoredPart]) -> Iterator[list[StoredPart]]:

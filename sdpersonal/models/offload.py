@@ -232,6 +232,7 @@ def place_for_training(base: OffloadableBase, size: tuple[int, int], max_batch: 
         return max_batch
     plan = choose_training_plan(_available_bytes(base), memory_need(base, size), max_batch)
     base.offloader.apply_plan(plan)
+    base.offloader.to_device("unet")  # the plan may be the one before, in which the autoencoder has worked since
     return plan.batch_size
 
 

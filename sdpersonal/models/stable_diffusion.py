@@ -26,6 +26,7 @@ from ..config.base import BaseKind
 from ..config.scheduler_table import Scheduler
 from ..errors import UserError
 from ..prompts import Break
+from .backends import to_device
 from .fast_blocks import use_fast_blocks
 from .frozen_conv import use_frozen_convs
 from .loading.weights import silence_libraries
@@ -123,6 +124,8 @@ class StableDiffusion:
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
+        if self.device.type == "cuda":
+            self.adapters.use_buffers(self.device)
         self.replayer = UNetReplayer(self)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
@@ -376,11 +379,6 @@ class StableDiffusion:
     def modules(self) -> dict[str, nn.Module]:
         """Return all its models: "unet", "vae", and the text encoders by their keys."""
         return {"unet": self.unet, "vae": self.vae, **{key: encoder.model for key, encoder in self.encoders.items()}}
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to a device, without waiting for what that still computes."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _has_words(segments: Sequence[Segment | Break]) -> bool:

@@ -23,7 +23,16 @@ _ONE_PROGRAM_MAX_POSITIONS = 256  # up to which one program goes over all positi
 _WARPS = 8
 _GLU_ROWS, _GLU_COLUMNS = 8, 256  # a tile of GEGLU
 _SUM_BLOCK = 2048  # elements of a program of the residual's sum
-_RUNTIME = ["c8", "width8", "cpg", "per_block", "num_groups", "chunk_rows", "chunks"]  # never a reason to compile again
+_RUNTIME = [
+    "positions",
+    "c8",
+    "width8",
+    "cpg",
+    "per_block",
+    "num_groups",
+    "chunk_rows",
+    "chunks",
+]  # never a reason to compile again
 
 
 @triton.jit
@@ -380,6 +389,58 @@ def _geglu_gradient_kernel(x, dy, dx, rows_count, columns, ROWS: tl.constexpr, C
 
 
 @triton.jit
+def _layer_norm_places(rows_count, columns, ROWS: tl.constexpr, PAD: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    offsets = tl.arange(0, PAD)
+    inside = (rows < rows_count)[:, None] & (offsets < columns)[None, :]
+    return rows, offsets, rows.to(tl.int64)[:, None] * columns + offsets[None, :], inside
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x, added, weight, bias, total, y, means, rstds, rows_count, columns, eps,
+    ADD: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    """total = x + added where there is such, and y = LayerNorm(total); (rows, columns)."""
+    rows, offsets, places, inside = _layer_norm_places(rows_count, columns, ROWS, PAD)
+    tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        tile += tl.load(added + places, mask=inside, other=0.0).to(tl.float32)
+        rounded = tile.to(total.dtype.element_ty)
+        tl.store(total + places, rounded, mask=inside)
+        tile = rounded.to(tl.float32)
+    mean = tl.sum(tile, axis=1) / columns
+    centered = tl.where(inside, tile - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=1) / columns + eps)
+    tl.store(means + rows, mean, mask=rows < rows_count)
+    tl.store(rstds + rows, rstd, mask=rows < rows_count)
+    scale = tl.load(weight + offsets, mask=offsets < columns, other=0.0).to(tl.float32)
+    offset = tl.load(bias + offsets, mask=offsets < columns, other=0.0).to(tl.float32)
+    out = centered * rstd[:, None] * scale[None, :] + offset[None, :]
+    tl.store(y + places, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _layer_norm_gradient_kernel(
+    total, dy, skip, weight, means, rstds, dx, rows_count, columns,
+    SKIP: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    rows, offsets, places, inside = _layer_norm_places(rows_count, columns, ROWS, PAD)
+    mean = tl.load(means + rows, mask=rows < rows_count, other=0.0)
+    rstd = tl.load(rstds + rows, mask=rows < rows_count, other=0.0)
+    tile = tl.load(total + places, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(weight + offsets, mask=offsets < columns, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + places, mask=inside, other=0.0).to(tl.float32) * scale[None, :]
+    normalized = tl.where(inside, (tile - mean[:, None]) * rstd[:, None], 0.0)
+    plain = tl.sum(gradient, axis=1) / columns
+    weighted = tl.sum(gradient * normalized, axis=1) / columns
+    out = (gradient - plain[:, None] - normalized * weighted[:, None]) * rstd[:, None]
+    if SKIP:
+        out += tl.load(skip + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + places, out.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _sum_kernel(first, second, bias, out, count, channels, BLOCK: tl.constexpr):
     """out = first + second + bias of the channel; all in channels_last."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -491,7 +552,7 @@ def _group_norm(x, weight, bias, shift, shift_bias, num_groups, eps, silu) -> tu
     """Return the result, and mean and 1 / deviation of each group (B, groups)."""
     plan = _plan(x, num_groups)
     y = torch.empty_like(x)
-    means, rstds = torch.empty(2, len(x), num_groups, device=x.device).unbind()
+    means, rstds = torch.empty(2, len(x), num_groups, device=x.device, dtype=torch.float32).unbind()
     shifts, which = _shifts(x, shift, shift_bias)
     positions, *sizes = plan.sizes
     with _on_device(x):
@@ -512,7 +573,7 @@ def _group_norm(x, weight, bias, shift, shift_bias, num_groups, eps, silu) -> tu
                 **plan.forward,
             )
             return y, means, rstds
-        partial = torch.empty(len(x), plan.chunks[1], num_groups, 2, device=x.device)
+        partial = torch.empty(len(x), plan.chunks[1], num_groups, 2, device=x.device, dtype=torch.float32)
         _moments_kernel[plan.grid](x, *shifts, partial, *plan.sizes, *plan.chunks, SHIFT=which, **plan.forward)
         _normalize_kernel[plan.grid](
             x, *shifts, weight, bias, y, partial, means, rstds, positions, eps, *sizes, *plan.chunks, SHIFT=which,
@@ -535,7 +596,7 @@ def _group_norm_gradient(dy, skip, x, weight, bias, shift, shift_bias, means, rs
                 SKIP=has_skip, **plan.backward,
             )  # fmt: skip
             return dx
-        partial = torch.empty(len(x), plan.chunks[1], num_groups, 2, device=x.device)
+        partial = torch.empty(len(x), plan.chunks[1], num_groups, 2, device=x.device, dtype=torch.float32)
         _gradient_sums_kernel[plan.grid](
             x, *shifts, dy, weight, bias, means, rstds, partial, *plan.sizes, *plan.chunks, SHIFT=which, SILU=silu,
             **plan.backward,
@@ -589,6 +650,68 @@ def _glu_sizes(x: Tensor) -> tuple[int, int, tuple[int, int]]:
     columns = x.shape[-1] // 2
     rows = x.numel() // x.shape[-1]
     return rows, columns, (triton.cdiv(rows, _GLU_ROWS), triton.cdiv(columns, _GLU_COLUMNS))
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return LayerNorm(x + added) over the last dimension, and x + added itself for what uses it beside the norm.
+
+    Both have the same gradient, in which the kernel adds up those of the norm and of the sum.
+    """
+    x, added = x.contiguous(), None if added is None else added.to(x.dtype).contiguous()
+    if torch.is_grad_enabled() and (x.requires_grad or (added is not None and added.requires_grad)):
+        return _LayerNorm.apply(x, added, weight, bias, eps)
+    return _layer_norm(x, added, weight, bias, eps)[:2]
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, added, weight, bias, eps):
+        y, total, means, rstds = _layer_norm(x, added, weight, bias, eps)
+        ctx.save_for_backward(total, weight, means, rstds)
+        ctx.has_added = added is not None
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy, skip):
+        dx = skip if dy is None else _layer_norm_gradient(dy, skip, *ctx.saved_tensors)
+        return dx, dx if ctx.has_added else None, None, None, None
+
+
+def _layer_norm(x, added, weight, bias, eps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the result, the sum, and mean and 1 / deviation of each row."""
+    rows, columns, blocks, grid = _layer_norm_sizes(x)
+    total = x if added is None else torch.empty_like(x)
+    y = torch.empty_like(x)
+    means, rstds = torch.empty(2, rows, device=x.device, dtype=torch.float32).unbind()
+    with _on_device(x):
+        _layer_norm_kernel[grid](
+            x, x if added is None else added, weight, bias, total, y, means, rstds, rows, columns, eps,
+            ADD=added is not None, **blocks,
+        )  # fmt: skip
+    return y, total, means, rstds
+
+
+def _layer_norm_gradient(dy, skip, total, weight, means, rstds) -> Tensor:
+    rows, columns, blocks, grid = _layer_norm_sizes(total)
+    dy, has_skip = dy.to(total.dtype).contiguous(), skip is not None
+    skip = skip.to(total.dtype).contiguous() if has_skip else dy
+    dx = torch.empty_like(total)
+    with _on_device(total):
+        _layer_norm_gradient_kernel[grid](
+            total, dy, skip, weight, means, rstds, dx, rows, columns, SKIP=has_skip, **blocks
+        )
+    return dx
+
+
+def _layer_norm_sizes(x: Tensor) -> tuple[int, int, dict[str, int], tuple[int]]:
+    """Return rows, columns, how many of them are in a program, and the number of programs."""
+    columns = x.shape[-1]
+    rows, pad = x.numel() // columns, triton.next_power_of_2(columns)
+    per_program = max(1, 2048 // pad)
+    return rows, columns, {"ROWS": per_program, "PAD": pad, "num_warps": 4}, (triton.cdiv(rows, per_program),)
 
 
 def add_with_bias(first: Tensor, second: Tensor, bias: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class Replayable:
-    """Has forward hooks in the UNet that a CUDA graph may capture."""
+    """Has forward hooks in the UNet that a CUDA graph may capture while it `is_replayable`."""
+
+    @property
+    def is_replayable(self) -> bool:
+        return True
 
     def replay_key(self) -> Hashable:
         """Return what the hooks' work depends on, besides the values of tensors."""
@@ -167,15 +171,25 @@ class UNetReplayer:
             self._pool = self._pool or (torch.cuda.graph_pool_handle() if stream else None)
             graph = _CapturedUNet(self._model, noisy, t, conditioning, recorders, self._pool)
         except RuntimeError as error:
-            if stream:
-                torch.cuda.set_stream(stream)  # a capture that fails does not
             self._refuse(key, f"it cannot be captured: {error}")
             self.enabled = is_out_of_memory(error)
+            if stream:
+                self._end_failed_capture(stream)
             drop_traceback(error, device)
             self.clear()
             return None
         self._graphs[key] = graph
         return graph
+
+    def _end_failed_capture(self, stream: torch.cuda.Stream) -> None:
+        """Restore what torch leaves as it was in the capture: the current stream, where memory is allocated, and the
+        generators, which a capture that works restores."""
+        torch.cuda.set_stream(stream)
+        with suppress(AttributeError, RuntimeError, TypeError):  # it was ended after all, or torch has changed
+            torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=stream.device)
+        torch.cuda.set_stream(stream)
 
     def _refuse(self, key: Hashable, reason: str) -> None:
         if not self._refused:
@@ -257,7 +271,7 @@ class _Parts:
         if self.owners is None:
             return None
         return (
-            tuple([tensors[name].data_ptr() for tensors, name in self._tensors]),
+            tuple([0 if (x := tensors[name]) is None else x.data_ptr() for tensors, name in self._tensors]),
             tuple([module.processor for module in self._attention]),
             self._unet.training,
             *[key for owner in self.owners if (key := owner.replay_key()) is not None],
@@ -265,5 +279,9 @@ class _Parts:
 
     def _find_owners(self) -> list[Replayable] | None:
         hooks = [hook for stored in self._hooks if stored for hook in stored.values()]
-        owners = list(dict.fromkeys(getattr(hook, "__self__", None) for hook in hooks))
-        return owners if all(isinstance(owner, Replayable) for owner in owners) else None
+        owners: list[Replayable] = []
+        for owner in dict.fromkeys(getattr(hook, "__self__", None) for hook in hooks):
+            if not (isinstance(owner, Replayable) and owner.is_replayable):
+                return None
+            owners.append(owner)
+        return owners

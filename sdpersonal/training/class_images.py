@@ -55,12 +55,17 @@ def generate_missing(
             batch = missing[first : first + batch_size]
             for number, latents in zip(batch, _generate(base, conditioning, batch, side), strict=True):
                 storage.write_bytes(_path(folder, number), save({"latents": latents.contiguous()}))
+        base.replayer.clear()  # training needs the memory
         place_for_training(base, (side, side))  # before the method changes the weights
 
 
 def _place(base: StableDiffusion, side: int) -> int:
     """Place the models and return the batch size. On a CPU it is 1: more would save little, and round differently."""
-    return plan_offload(base, (side, side), _MAX_BATCH_SIZE) if base.device.type == "cuda" else 1
+    if base.device.type != "cuda":
+        return 1
+    plan = plan_offload(base, (side, side), _MAX_BATCH_SIZE)
+    base.offloader.apply_plan(plan)
+    return plan.batch_size
 
 
 def _generate(base: StableDiffusion, conditioning: Conditioning, numbers: Sequence[int], side: int) -> Tensor:

@@ -26,6 +26,7 @@ from .prompt_templates import SAMPLE_PROMPTS
 from .run_dir import SAMPLES_FILE
 
 _SEEDS = 3  # images of each prompt in the sample sheet
+_MAX_BATCH_SIZE_ON_CARD = 8  # all images of a validation: few of them wait for the CPU that launches the kernels
 
 
 def generate_samples(
@@ -43,7 +44,8 @@ def generate_samples(
     """
     images: list[Image.Image] = []
     with base.exclusive():
-        batch_size = place_for_training(base, (resolution, resolution), MAX_BATCH_SIZE)
+        most = _MAX_BATCH_SIZE_ON_CARD if base.device.type == "cuda" else MAX_BATCH_SIZE
+        batch_size = place_for_training(base, (resolution, resolution), most)
         while len(images) < len(prompts_and_seeds):
             chunk = prompts_and_seeds[len(images) : len(images) + batch_size]
             negatives: list[CaptionPieces] = [[""]] * len(chunk)

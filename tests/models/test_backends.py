@@ -10,7 +10,7 @@ import torch
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
 from sdpersonal.models import backends, describe_base, load_base, loading
-from sdpersonal.models.backends import compute_dtype, configure_cuda, fixed_shapes, full_fp32
+from sdpersonal.models.backends import compute_dtype, configure_cuda, full_fp32
 from support.mixing import shelf_of
 
 
@@ -94,14 +94,6 @@ def test_segments_grow_where_torch_supports_it(untouched, monkeypatch, platform,
     monkeypatch.setattr(sys, "platform", platform)
     configure_cuda()
     assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
-
-
-def test_convolutions_are_timed_only_for_fixed_shapes():
-    assert not torch.backends.cudnn.benchmark
-    with pytest.raises(ZeroDivisionError), fixed_shapes():
-        assert torch.backends.cudnn.benchmark
-        print(1 / 0)
-    assert not torch.backends.cudnn.benchmark
 
 
 def test_only_a_card_is_set_up(monkeypatch):

@@ -204,6 +204,10 @@ def test_photos_are_encoded_beside_what_memory_there_is(free, trains, expected, 
         offloader.to_device("vae")
         assert places(offloader) == expected
     assert places(offloader) == "xx."
+    with placed_for_encoding(base, (1024, 1024)):
+        offloader.to_device("vae")
+    assert places(offloader) == "xx."
+    offloader.to_device("vae")
     assert place_for_training(base, (1024, 1024), 4) in (1, 2, 4) and places(offloader) == "xx."
 
 

@@ -14,9 +14,10 @@ from tests.support.frozen_calls import FrozenCall
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # of numbers of about 1
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return load_base("tiny", device="cpu")
+@pytest.fixture
+def plain(tiny):
+    yield tiny
+    tiny.adapters.clear()
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,9 @@ def numbers(rng, *shape):
     return rng.normal(size=shape).astype(np.float32) / 8
 
 
-def some_lora(base, seed, rank=4, targets="all", text_encoder=True, step=1):
+def some_lora(base, seed, rank=4, targets="all", step=2):
     rng, layers, modules = np.random.default_rng(seed), {}, base.adapters.layers()
-    for name in base.adapters.layer_names(targets, text_encoder)[::step]:
+    for name in base.adapters.layer_names(targets, text_encoder=True)[::step]:
         out, *rest = modules[name].weight.shape
         up = numbers(rng, out, rank, *(1 for _ in rest[1:]))
         layers[name] = LoraLayer(numbers(rng, rank, *rest), up, rank / 2)
@@ -70,7 +71,7 @@ def inputs(base, rows=2, side=8, seed=0, words=("", "a duck", "a cat", "a boat")
     return noisy, torch.full((rows,), 500 - seed), base.encode_captions([[words[i % len(words)]] for i in range(rows)])
 
 
-def check(plain, replayed, set_mix, times=5, **options):
+def check(plain, replayed, set_mix, times=4, **options):
     """Predict several times with both; return how many predictions were replayed."""
     before, outputs = FrozenCall.replays, []
     with torch.no_grad():
@@ -87,39 +88,39 @@ def check(plain, replayed, set_mix, times=5, **options):
 
 
 def test_every_mix_strength_and_size_is_as_predicted_plainly(plain, replayed):
-    a, b, part = some_lora(plain, 1), some_lora(plain, 2, rank=3), some_lora(plain, 3, rank=6, step=3)
-    assert check(plain, replayed, lambda adapters: adapters.set([])) == 2
-    assert check(plain, replayed, lambda adapters: adapters.set([(a, 1.0)])) == 2
-    assert check(plain, replayed, lambda adapters: adapters.set([(b, 1.0)])) == 5  # another concept, the same bucket
-    assert check(plain, replayed, lambda adapters: adapters.set([(b, -0.3)])) == 5
-    assert check(plain, replayed, lambda adapters: adapters.set([(a, 0.5), (b, 0.7)])) == 5  # ranks 4 + 3
-    assert check(plain, replayed, lambda adapters: adapters.set([(part, 1.0)])) == 2  # other layers
-    assert check(plain, replayed, lambda adapters: adapters.set([(a, 1.0), (part, 1.0)])) == 2  # rank 16 in some
-    assert check(plain, replayed, lambda adapters: adapters.set([(b, 1.0)])) == 5
-    assert check(plain, replayed, lambda adapters: adapters.clear()) == 5
-    assert check(plain, replayed, lambda adapters: None, side=16) == 2
-    assert check(plain, replayed, lambda adapters: None, rows=4) == 2
+    a, b, part = some_lora(plain, 1), some_lora(plain, 2, rank=3), some_lora(plain, 3, rank=6, step=5)
+    assert check(plain, replayed, lambda adapters: adapters.set([])) == 1
+    assert check(plain, replayed, lambda adapters: adapters.set([(a, 1.0)])) == 1
+    assert check(plain, replayed, lambda adapters: adapters.set([(b, 1.0)])) == 4  # another concept, the same bucket
+    assert check(plain, replayed, lambda adapters: adapters.set([(b, -0.3)])) == 4
+    assert check(plain, replayed, lambda adapters: adapters.set([(a, 0.5), (b, 0.7)])) == 4  # ranks 4 + 3
+    assert check(plain, replayed, lambda adapters: adapters.set([(part, 1.0)])) == 1  # other layers
+    assert check(plain, replayed, lambda adapters: adapters.set([(a, 1.0), (part, 1.0)])) == 1  # rank 16 in some
+    assert check(plain, replayed, lambda adapters: adapters.set([(b, 1.0)])) == 4
+    assert check(plain, replayed, lambda adapters: adapters.clear()) == 4
+    assert check(plain, replayed, lambda adapters: None, side=16) == 1
+    assert check(plain, replayed, lambda adapters: None, rows=4) == 1
     assert replayed.replayer.num_graphs == unet_replay.MAX_GRAPHS
-    assert check(plain, replayed, lambda adapters: adapters.set([(part, 1.0)])) == 4  # its graph was dropped
+    assert check(plain, replayed, lambda adapters: adapters.set([(part, 1.0)])) == 3  # its graph was dropped
 
 
 def test_without_adapters_it_is_equal_to_the_bit(plain, replayed):
     with torch.no_grad():
-        for seed in range(5):
+        for seed in range(4):
             x = inputs(plain, seed=seed)
             assert torch.equal(replayed.replayer.predict(*x), plain.predict(*x))
-    assert FrozenCall.replays == 2
+    assert FrozenCall.replays == 1
 
 
 def test_groups_of_rows_have_their_own_mixes(plain, replayed):
     a, b, other = some_lora(plain, 1), some_lora(plain, 2, rank=3), full_changes(plain, 3)
     mixes = [
-        ([[(a, 1.0)], [(a, 1.0)], [(a, 1.0), (b, 0.7)]], 2),
-        ([[(a, 0.2)], [(a, 0.2)], [(a, 0.2), (b, -1.0)]], 5),
-        ([[(b, 0.2)], [(b, 0.2)], [(b, 0.2), (a, 1.0)]], 5),
-        ([[], [], [(a, 1.0)]], 2),
-        ([[(a, 1.0)], [], [(a, 1.0)]], 2),
-        ([[], [(other, 1.0)], [(a, 1.0)]], 2),
+        ([[(a, 1.0)], [(a, 1.0)], [(a, 1.0), (b, 0.7)]], 1),
+        ([[(a, 0.2)], [(a, 0.2)], [(a, 0.2), (b, -1.0)]], 4),
+        ([[(b, 0.2)], [(b, 0.2)], [(b, 0.2), (a, 1.0)]], 4),
+        ([[], [], [(a, 1.0)]], 1),
+        ([[(a, 1.0)], [], [(a, 1.0)]], 1),
+        ([[], [(other, 1.0)], [(a, 1.0)]], 1),
         ([[], [(other, 0.5)], [(a, 1.0)]], None),
     ]
     for groups, count in mixes:
@@ -130,7 +131,7 @@ def test_groups_of_rows_have_their_own_mixes(plain, replayed):
 def test_full_changes_and_norms(plain, replayed):
     other, a = full_changes(plain, 3), some_lora(plain, 1)
     for mix in ([(other, 1.0)], [(other, 0.4)], [(a, 1.0), (other, 1.0)], [(full_changes(plain, 4), 1.0)], []):
-        assert check(plain, replayed, lambda adapters, mix=mix: adapters.set(mix)) >= 2
+        assert check(plain, replayed, lambda adapters, mix=mix: adapters.set(mix)) >= 1
 
 
 def test_a_concept_acts_after_the_capture_and_no_longer_after_it(plain, replayed):
@@ -156,7 +157,7 @@ def test_a_window_within_a_sampling_switches_between_graphs(plain, replayed):
     for _ in range(2):
         for mix in ([(a, 1.0), (b, 1.0)], [(b, 1.0)], []):
             replays = check(plain, replayed, lambda adapters, mix=mix: adapters.set(mix))
-    assert replays == 5 and replayed.replayer.num_graphs == 3
+    assert replays == 4 and replayed.replayer.num_graphs == 3
 
 
 def test_weights_that_were_moved_or_replaced_are_seen(plain, replayed):
@@ -167,12 +168,12 @@ def test_weights_that_were_moved_or_replaced_are_seen(plain, replayed):
 
     layer = replayed.unet.conv_out
     with torch.no_grad():
-        assert check(plain, replayed, lambda adapters: None) == 2
+        assert check(plain, replayed, lambda adapters: None) == 1
         old = [parameter.data for parameter in replayed.unet.parameters()]
-        assert check(plain, replayed, moved) == 2
+        assert check(plain, replayed, moved) == 1
         for data in old:
             data.fill_(torch.nan)  # where the weights were
-        assert check(plain, replayed, lambda adapters: None) == 5
+        assert check(plain, replayed, lambda adapters: None) == 4
         x, weight = inputs(plain), layer.weight
         before = replayed.replayer.predict(*x)
         layer.weight = nn.Parameter(2 * weight, requires_grad=False)
@@ -210,12 +211,12 @@ def test_a_capture_that_fails_is_not_tried_again(plain, replayed, monkeypatch):
 
 
 def test_where_memory_is_short_graphs_are_dropped_and_it_is_computed_plainly(plain, replayed, monkeypatch):
-    assert check(plain, replayed, lambda adapters: None) == 2
+    assert check(plain, replayed, lambda adapters: None) == 1
     monkeypatch.setattr(unet_replay.UNetReplayer, "_has_room", lambda self, noisy: len(noisy) < 3)
-    assert check(plain, replayed, lambda adapters: None) == 5
+    assert check(plain, replayed, lambda adapters: None) == 4
     assert check(plain, replayed, lambda adapters: None, rows=4) == 0
     assert replayed.replayer.num_graphs == 0
-    assert check(plain, replayed, lambda adapters: None) == 5 - 1  # captured again at the next call
+    assert check(plain, replayed, lambda adapters: None) == 4 - 1  # captured again at the next call
 
 
 def test_attention_is_recorded_in_graphs(plain, replayed):
@@ -227,14 +228,14 @@ def test_attention_is_recorded_in_graphs(plain, replayed):
             maps = AttentionMaps(base, {1: [2], 0: []}, (8, 8))
             taken.append([])
             with recorder.recording(), maps.recording():
-                for seed in range(12):
+                for seed in range(8):
                     recorder.targets = targets if seed % 2 else []
                     predict(*inputs(plain, seed=seed))
                     taken[-1].append(maps.finish_step())
-                    if seed == 9:
+                    if seed == 5:
                         continue  # two predictions together
                     taken[-1] += [] if recorder.is_empty else [recorder.take()]
-    assert FrozenCall.replays == 12 - 2 * 3
+    assert FrozenCall.replays == 8 - 2 * 3
     for ours, expected in zip(taken[1], taken[0], strict=True):
         torch.testing.assert_close(ours, expected, **CLOSE)
     assert (taken[0][-1] - taken[0][2]).abs().max() > 1e-3  # they differ between predictions
@@ -242,9 +243,9 @@ def test_attention_is_recorded_in_graphs(plain, replayed):
 
 def test_a_recorder_with_nothing_to_record_shares_the_graph(plain, replayed):
     recorder = AttentionRecorder(replayed, (8, 8))
-    assert check(plain, replayed, lambda adapters: None) == 2
+    assert check(plain, replayed, lambda adapters: None) == 1
     with recorder.recording():
-        assert check(plain, replayed, lambda adapters: None) == 5
+        assert check(plain, replayed, lambda adapters: None) == 4
 
 
 def test_ranks_are_rounded_up():
@@ -264,4 +265,4 @@ def test_concepts_used_longest_ago_leave_the_card(plain, replayed):
     assert not any(buffers.has(lora, torch.float32) for lora in loras[1:])
     replayed.adapters.set([(lora, 1.0) for lora in loras])  # more than fit: a mix is on the card as a whole
     assert buffers.stored_bytes == 4 * each
-    assert check(plain, replayed, lambda adapters: adapters.set([(loras[2], 0.5), (loras[0], 1.0)])) == 2
+    assert check(plain, replayed, lambda adapters: adapters.set([(loras[2], 0.5), (loras[0], 1.0)])) == 1

@@ -1,5 +1,7 @@
 """Class pictures: drawn once, by whoever gets there, kept whole; nobody else's file is counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
+from sdpersonal.models.offload import OffloadPlan
 from sdpersonal.training import class_images, train
 from sdpersonal.training.class_images import class_images_folder, generate_missing, load_latents
 from support.narrow import save_photos
@@ -67,6 +70,13 @@ def test_on_a_card_they_are_generated_in_batches(tiny, monkeypatch):
     assert batches == [[1, 2, 3], [4], [0]]
     for latents, expected in zip(load_latents(tiny, PROMPT, 64, 5), alone, strict=True):
         torch.testing.assert_close(latents.mean, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_on_a_card_models_are_placed_for_as_many_as_fit(monkeypatch):
+    plan, applied = OffloadPlan("model", False, 5), []
+    monkeypatch.setattr(class_images, "plan_offload", lambda base, size, most: plan)
+    base = SimpleNamespace(device=torch.device("cuda"), offloader=SimpleNamespace(apply_plan=applied.append))
+    assert class_images._place(base, 64) == 5 and applied == [plan]
 
 
 def test_other_prompts_and_missing_pictures_do_not_mix(tiny):

@@ -22,7 +22,8 @@ from .architecture import SCALING_FACTORS
 from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_vae_folder
 from .hub_cache import HUB_ID, SHORT_NAMES, cached_folder, fetch_folder
 from .single_file import read_file, read_vae_file
-from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
+from .weight_hashes import sha256_of_files
+from .weights import PICKLE_SUFFIXES, BaseParts, silence_libraries
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

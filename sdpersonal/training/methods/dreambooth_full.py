@@ -16,6 +16,7 @@ from ... import storage
 from ...concepts.concept import Lora, LoraLayer
 from ...config import IDENTIFIER
 from ...models import StableDiffusion
+from ...models.backends import full_fp32
 from ..dataset import Batch, CaptionPieces
 from ..loss_inputs import CaptionTokenizer, LossInputs
 from ..objective import autocast, batch_loss
@@ -152,7 +153,8 @@ def extract_lora_layer(change: Tensor, rank: int) -> LoraLayer:
     matrix = change.flatten(1)
     rank = min(rank, *matrix.shape)
     if change.device.type == "cuda":
-        u, s, v = largest_singular_vectors(matrix, rank)
+        with full_fp32():
+            u, s, v = largest_singular_vectors(matrix, rank)
     else:
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     half = s[:rank].sqrt()  # split evenly, so that fp16 files lose no more of one factor than of the other
