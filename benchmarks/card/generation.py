@@ -167,8 +167,8 @@ def profile_generation(session: Session) -> None:
         for arm in OUR_ARMS:
             use_arm(ours.base, arm)
             ours.generate(prompt, steps=steps)
-            path = session.out / f"profile-generation-sd15-{arm}.txt"
-            profile = profiled(session, lambda: ours.generate(prompt, steps=steps), 1, path)
+            name = f"sd15 generation, {steps} steps, {arm}"
+            profile = profiled(session, lambda: ours.generate(prompt, steps=steps), 1, name)
             numbers = f"{profile['launches']:.0f} launches, {profile['kernels']:.0f} kernels"
             session.row(arm, f"sd15 generation profile, {steps} steps", numbers)
             session.store(f"sd15 generation {arm} profile", profile)

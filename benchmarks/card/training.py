@@ -125,8 +125,7 @@ def profile_steps(session: Session) -> None:
 
 def _profile(session: Session, kind: str, batch: int, name: str) -> None:
     arm, _ = _make_arm(session, name, kind, "lora", batch, session.side(kind))
-    path = session.out / f"profile-{kind}-lora-b{batch}-{name}.txt"
-    profile = profiled(session, arm.step, 1 if session.dry else 2, path)
+    profile = profiled(session, arm.step, 1 if session.dry else 2, f"{kind} lora b{batch} {name}")
     numbers = f"{profile['launches']:.0f} launches, {profile['kernels']:.0f} kernels"
     numbers += f" of {profile['kernel seconds'] * 1e3:.1f} ms"
     session.row(name, f"{kind} lora b{batch} profile", numbers)
