@@ -52,7 +52,7 @@ def wait(session: Session) -> None:
 
 
 def interleaved(
-    session: Session, functions: dict[str, Callable[[], object]], count: int, rounds: int = 3
+    session: Session, functions: dict[str, Callable[[], object]], count: int, rounds: int = 2
 ) -> dict[str, Times]:
     """Time functions that are warm already, in turns; return each one's median."""
     measured: dict[str, list[Times]] = {name: [] for name in functions}

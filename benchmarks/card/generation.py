@@ -146,6 +146,8 @@ def _generate_batch(session: Session, name: str, ours: Ours, theirs: Theirs, mix
         with peak_memory(session) as peak:
             images[arm] = np.stack(generate()).astype(float)  # warms up as well
             peaks[arm] = peak()
+    if not session.dry and not ours.base.replayer.num_graphs:
+        session.row("FAIL", name, "no prediction was captured in a graph")
     times = interleaved(session, arms, 1)
     for arm in arms:
         seconds = times[arm].wall / n
