@@ -52,7 +52,7 @@ def wait(session: Session) -> None:
 
 
 def interleaved(
-    session: Session, functions: dict[str, Callable[[], object]], count: int, rounds: int = 3
+    session: Session, functions: dict[str, Callable[[], object]], count: int, rounds: int = 2
 ) -> dict[str, Times]:
     """Time functions that are warm already, in turns; return each one's median."""
     measured: dict[str, list[Times]] = {name: [] for name in functions}
@@ -81,8 +81,8 @@ def peak_memory(session: Session):
     yield lambda: 0 if session.dry else torch.cuda.max_memory_allocated() - before
 
 
-def profiled(session: Session, function: Callable[[], object], count: int, path: Path) -> dict[str, float]:
-    """Profile `count` calls; write the 25 longest operations to a file.
+def profiled(session: Session, function: Callable[[], object], count: int, name: str) -> dict[str, float]:
+    """Profile `count` calls; add the 25 longest operations to a file.
 
     Returns, for one call, launches by the CPU (a replayed graph is one), kernels, and their seconds. The profiler makes
     the CPU slower, so a call is timed without it.
@@ -93,7 +93,7 @@ def profiled(session: Session, function: Callable[[], object], count: int, path:
         wait(session)
     averages = profiler.key_averages()
     key = "self_cpu_time_total" if session.dry else "self_device_time_total"
-    path.write_text(averages.table(sort_by=key, row_limit=25, max_name_column_width=80), encoding="utf-8")
+    session.append("profiles.txt", name, averages.table(sort_by=key, row_limit=25, max_name_column_width=80))
     on_device = [item for item in averages if "CUDA" in str(item.device_type)]
     numbers = {
         "launches": sum(item.count for item in averages if any(name in item.key for name in _LAUNCHES)),

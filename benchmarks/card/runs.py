@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 from unittest import mock
 
 from sdpersonal.config import DreamboothSettings
+from sdpersonal.training.run_dir import SAMPLES_FILE
 
 from .clocks import HERE, wait
 from .session import Session, free_memory
 
-_TEST_SECONDS = 90
+_TEST_SECONDS = 120
+_TEST_PROCESSES = 4
 _PHOTOS = HERE / "examples" / "photos" / "teddy-bear"
 
 
@@ -25,7 +28,9 @@ def run_tests(session: Session) -> None:
     """Run the tests that are marked `gpu`, which are in few files: other files need packages that a card lacks."""
     files = [str(path) for path in sorted((HERE / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
     line = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=8", *files]
-    line += ["--collect-only"] if session.dry else []
+    line += ["-n", str(_TEST_PROCESSES)] if importlib.util.find_spec("xdist") else []
+    if session.dry:
+        line = [sys.executable, "-m", "pytest", "--version"]
     code, output = _run(session, "tests", line, HERE, _TEST_SECONDS)
     tail = output.strip().splitlines()
     session.check("tests", code == 0, tail[-1] if tail else "no output")
@@ -34,7 +39,7 @@ def run_tests(session: Session) -> None:
 
 def _run(session: Session, name: str, line: list[str], folder: Path, seconds: float) -> tuple[int | None, str]:
     """Run a program with its output in a file; return its exit code, None if the time was up, and the output."""
-    log = session.out / f"{name}.txt"
+    log = session.out / "running.txt"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     environment |= {"PYTHONUNBUFFERED": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if session.dry else {})
     limit = max(10.0, min(seconds, session.left))
@@ -47,7 +52,10 @@ def _run(session: Session, name: str, line: list[str], folder: Path, seconds: fl
         except subprocess.TimeoutExpired:
             code = None
     output = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    return code, output if code is not None else f"{output}\nThe time was up after {limit:.0f} s."
+    output += "" if code is not None else f"\nThe time was up after {limit:.0f} s."
+    log.unlink()
+    session.append("programs.txt", name, output)
+    return code, output
 
 
 def train_as_a_user(session: Session) -> None:
@@ -75,14 +83,13 @@ def _script(session: Session, script: str, flags: list[str]) -> None:
     session.say("\n".join(lines[-12:]))
     session.check(script, code == 0, f"{seconds:.1f} s with imports; {lines[-1] if lines else 'no output'}"[:200])
     session.store(f"{script} seconds", seconds)
-    _keep_sheets(session, folder / name, name)
+    _keep_sheet(session, folder / name, name)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep_sheets(session: Session, run: Path, name: str) -> None:
-    for number, sheet in enumerate(sorted(run.glob("*.png")) + sorted(run.glob("*.jpg"))):
-        if "s" in sheet.stem and number < 3:
-            shutil.copy(sheet, session.out / f"{name}-{sheet.name}")
+def _keep_sheet(session: Session, run: Path, name: str) -> None:
+    if (run / SAMPLES_FILE).exists():
+        shutil.copy(run / SAMPLES_FILE, session.out / f"samples-{name}.png")
 
 
 class _Phases:
@@ -133,7 +140,7 @@ _PHASES = {
     "loop": "sdpersonal.training.run:_fit",
     "steps": "sdpersonal.training.milestones:fit",
     "checkpoints": "sdpersonal.training.loop:save_checkpoint",
-    "validations": "sdpersonal.training.validation:Validator.validate",
+    "validations": "sdpersonal.training.validation:Validator.run",
     "best checkpoint": "sdpersonal.training.run:_restore_best",
     "concept and sheet": "sdpersonal.training.run:_save_concept",
     "sheet": "sdpersonal.training.run:add_sample_sheet",
@@ -165,6 +172,6 @@ def _train_in_process(session: Session) -> None:
     parts = ", ".join(f"{name} {taken:.1f}" for name, taken in phases.seconds.items())
     session.row("run", f"sd15 lora, {settings.steps} steps", f"{seconds:.1f} s: {parts}")
     session.store("sd15 run", phases.seconds | {"all": seconds})
-    _keep_sheets(session, folder / "run", "sd15")
+    _keep_sheet(session, folder / "run", "sd15")
     shutil.rmtree(folder, ignore_errors=True)
     free_memory(session)

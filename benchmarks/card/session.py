@@ -33,6 +33,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
+        for name in ("profiles.txt", "programs.txt"):  # of an earlier run; `append` adds to them
+            (self.out / name).unlink(missing_ok=True)
         self._file = (self.out / "on_card.txt").open("w", encoding="utf-8")
 
     @property
@@ -62,6 +64,11 @@ class Session:
         """Put a result into the JSON file at once."""
         self.results[name] = value
         (self.out / "on_card.json").write_text(json.dumps(self.results, indent=1, default=str))
+
+    def append(self, file_name: str, title: str, text: str) -> None:
+        """Add a long text to a file of the folder: few files are easier to carry away than many."""
+        with (self.out / file_name).open("a", encoding="utf-8") as file:
+            file.write(f"=== {title}\n{text.rstrip()}\n\n")
 
     def row(self, *cells: str) -> None:
         """Say a row of the final table; it is repeated there."""

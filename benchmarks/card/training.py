@@ -81,10 +81,12 @@ def _compare(session: Session, kind: str, method: str, batch: int) -> None:
         except Exception as error:  # the others are measured all the same
             session.row("FAIL", f"{kind} {method} b{batch} {name}", f"{type(error).__name__}: {error}"[:200])
             free_memory(session)
-    count = session.steps(10 if kind == "sd15" else 6)
+    count = session.steps(10 if kind == "sd15" else 5)
     times = interleaved(session, {name: arm.step for name, arm in arms.items()}, count)
     for name, arm in arms.items():
         _report(session, (kind, method, batch, name), times, weights[name] + arm.taken)
+    if "graph" in arms and not arms["graph"].state.gradients._passes:
+        session.row("FAIL", f"{kind} {method} b{batch}", "the step was not captured in a graph")
     for arm in arms.values():
         if arm.state:
             arm.state.method.close()
@@ -105,6 +107,7 @@ def _make_arm(session: Session, name: str, kind: str, method: str, batch: int, s
             arm.step()
         wait(session)
         arm.taken = peak()
+    free_memory(session)
     return arm, weights
 
 
@@ -125,8 +128,7 @@ def profile_steps(session: Session) -> None:
 
 def _profile(session: Session, kind: str, batch: int, name: str) -> None:
     arm, _ = _make_arm(session, name, kind, "lora", batch, session.side(kind))
-    path = session.out / f"profile-{kind}-lora-b{batch}-{name}.txt"
-    profile = profiled(session, arm.step, 1 if session.dry else 2, path)
+    profile = profiled(session, arm.step, 1 if session.dry else 2, f"{kind} lora b{batch} {name}")
     numbers = f"{profile['launches']:.0f} launches, {profile['kernels']:.0f} kernels"
     numbers += f" of {profile['kernel seconds'] * 1e3:.1f} ms"
     session.row(name, f"{kind} lora b{batch} profile", numbers)

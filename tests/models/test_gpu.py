@@ -232,7 +232,6 @@ def test_full_training_and_textual_inversion_from_photos_to_concepts(tmp_path, r
 
 
 @pytest.mark.parametrize("method", ["lora", "textual-inversion"])
-@pytest.mark.xfail(strict=False, reason="a training step still copies from pageable memory")
 def test_a_training_step_does_not_wait_for_the_card(base, session, method):
     state = train_state(base, settings_for(method, 2), 128)
     try:
