@@ -544,7 +544,10 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy, skip):
-        dx = skip if dy is None else _group_norm_gradient(dy, skip, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
+        dx = skip
+        if dy is not None:
+            x, *constants = ctx.saved_tensors
+            dx = _group_norm_gradient(dy, skip, x, constants, ctx.num_groups, ctx.silu)
         return dx, None, None, None, None, None, None, None
 
 
@@ -582,7 +585,8 @@ def _group_norm(x, weight, bias, shift, shift_bias, num_groups, eps, silu) -> tu
     return y, means, rstds
 
 
-def _group_norm_gradient(dy, skip, x, weight, bias, shift, shift_bias, means, rstds, num_groups, silu) -> Tensor:
+def _group_norm_gradient(dy, skip, x, constants, num_groups, silu) -> Tensor:
+    weight, bias, shift, shift_bias, means, rstds = constants
     plan = _plan(x, num_groups)
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
     has_skip = skip is not None
