@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Pool = tuple[int, int]
+"""Memory that graphs share, from `torch.cuda.graph_pool_handle`; only one of them may be replayed at a time."""
+
 _captured: weakref.WeakSet[CapturedCall] = weakref.WeakSet()
 _WARM_UPS = 2  # calls before the capture: libraries allocate workspaces and choose kernels in the first ones
 
@@ -24,7 +27,7 @@ class CapturedCall:
     the function, and its results go into the same tensors as on a card.
     """
 
-    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: object = None):
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Pool | None = None):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._function = function
         if device.type != "cuda":
@@ -39,7 +42,7 @@ class CapturedCall:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # so that what is reserved from here on is the graph's
         before = torch.cuda.memory_reserved(device)
-        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]  # an opaque pair of numbers
+        with torch.cuda.graph(graph, pool=pool):
             self.results = function()
         self.num_bytes = max(0, torch.cuda.memory_reserved(device) - before)
         graph.replay()  # capturing computes nothing

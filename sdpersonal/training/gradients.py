@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models.cuda_graphs import CapturedCall
+from ..models.cuda_graphs import CapturedCall, Pool
 from ..models.oom import drop_traceback, is_out_of_memory
 from .distributed import Accelerator
 from .loss_inputs import LossInputs
@@ -62,7 +62,7 @@ class Gradients:
         self._captures = accelerator.device.type == "cuda" if captures is None else captures
         self._passes: dict[object, _CapturedPass] = {}
         self._fixed: dict[nn.Parameter, Tensor] = {}  # gradients that captured passes add to
-        self._pool: object = None  # memory that the graphs share, since only one of them is replayed at a time
+        self._pool: Pool | None = None
 
     def add(self, inputs: LossInputs, step: int, share: float = 1.0) -> Tensor:
         """Add the gradients of a batch's mean loss, times `share`; return the loss, a scalar on the device."""
