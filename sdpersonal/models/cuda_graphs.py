@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-Pool = tuple[int, int]
-"""Memory that graphs share, from `torch.cuda.graph_pool_handle`; only one of them may be replayed at a time."""
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE as Pool
 
 _captured: weakref.WeakSet[CapturedCall] = weakref.WeakSet()
 _WARM_UPS = 2  # calls before the capture: libraries allocate workspaces and choose kernels in the first ones
@@ -25,6 +26,8 @@ class CapturedCall:
     The function is called a few times to warm up and once to capture. It must neither wait for the device nor copy from
     pageable memory, and what it reads must stay where it is. On a CPU, where nothing can be captured, a replay calls
     the function, and its results go into the same tensors as on a card.
+
+    pool: memory that graphs share, from `torch.cuda.graph_pool_handle`; only one of them may be replayed at a time.
     """
 
     def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Pool | None = None):

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .cuda_graphs import CapturedCall, Pool
+from .cuda_graphs import CapturedCall
 from .offload import MemoryNeed, memory_need
 from .oom import drop_traceback, is_out_of_memory
 
 if TYPE_CHECKING:
+    from .cuda_graphs import Pool
     from .stable_diffusion import Conditioning, StableDiffusion
 
 MAX_GRAPHS = 4  # they share their memory, but each also takes some of its own

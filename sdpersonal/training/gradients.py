@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..models.cuda_graphs import CapturedCall, Pool
+from ..models.cuda_graphs import CapturedCall
 from ..models.oom import drop_traceback, is_out_of_memory
 from .distributed import Accelerator
 from .loss_inputs import LossInputs
 from .methods.protocol import Method
+
+if TYPE_CHECKING:
+    from ..models.cuda_graphs import Pool
 
 MAX_GRAD_NORM = 1.0
 _INITIAL_SCALE = 1024.0  # of the loss in fp16: without one 0.7 % of a LoRA's gradients were rounded to 0, with it none
