@@ -101,7 +101,7 @@ def denoise(
         pace.wait()
         on_step(i + 1)
         conditioning = conditioning_at(sampler.progress(i))
-        model_input = sampler.scale_model_input(latents, t)
+        model_input = sampler.scale_model_input(latents, i)
         prediction = predict_with_guidance(model, model_input, t, conditioning, config)
         ts = t.long().expand(len(latents))
         edited = edit_x0(model.schedule.predict_x0(model_input, prediction, ts), sampler.progress(i))

@@ -10,6 +10,8 @@ plain convolution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,12 +22,38 @@ _MATMUL_MIN_WEIGHTS = 1 << 22  # elements in the weights; with fewer, converting
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution that does not keep its input for the backward pass if its weights are frozen."""
+    """A convolution that does not keep its input for the backward pass if its weights are frozen.
+
+    runs_channels_last: whether this input is convolved in channels_last; set by `fast_blocks.use_fast_blocks`.
+    """
+
+    runs_channels_last: Callable[[Tensor], bool] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
-            return super().forward(x)
-        return _FrozenConvFunction.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return super().forward(x) if self.weight.requires_grad else self.convolve(x, self.bias)
+
+    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve with the frozen weights and this bias."""
+        if self.runs_channels_last and self.runs_channels_last(x):
+            if self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):
+                return _pointwise(x, self.weight, bias)
+            self._store_channels_last()
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self._conv_forward(x, self.weight, bias)
+        return _FrozenConvFunction.apply(x, self.weight, bias, self.stride, self.padding)
+
+    def _store_channels_last(self) -> None:
+        """Lay out the weights once, or cuDNN does so in every call. Never in a CUDA graph: each replay would do it."""
+        weight = self.weight
+        if not weight.is_contiguous(memory_format=torch.channels_last) and not torch.cuda.is_current_stream_capturing():
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a 1x1 convolution in channels_last: a matrix product, which adds its bias itself."""
+    rows = x.permute(0, 2, 3, 1)  # (B, H, W, in)
+    out = F.linear(rows.flatten(0, 2), weight.flatten(1), bias)
+    return out.view(*rows.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def use_frozen_convs(model: nn.Module) -> None:

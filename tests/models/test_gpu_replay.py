@@ -74,8 +74,8 @@ def test_groups_of_rows_have_their_own_mixes(base):
 def test_what_is_disabled_or_moved_does_not_act(base):
     a = some_lora(base, 1)
     bare = check(base, lambda adapters: adapters.set([]))
+    x = on_card(base, seed=4)  # of the last of these; a LoRA acts on the prompts too
     check(base, lambda adapters: adapters.set([(a, 1.0)]))
-    x = on_card(base, seed=4)
     with torch.no_grad(), base.adapters.disabled():
         torch.testing.assert_close(base.replayer.predict(*x), bare, **CLOSE)
         base.adapters.set([(some_lora(base, 2), 1.0)])

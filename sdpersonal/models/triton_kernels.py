@@ -1,0 +1,751 @@
+"""Triton kernels for the UNet's blocks on a CUDA card: GroupNorm with SiLU, GEGLU and sums of feature maps, both ways.
+
+Feature maps are (B, C, H, W) in channels_last, which a kernel reads as (B, P, C) with P = H W positions. Sums are in
+fp32 and in a fixed order, so that a result never depends on chance; nothing is tuned while running, so that calls can
+be captured in a CUDA graph.
+
+Import it only where Triton is installed; `fast_blocks.find_kernels` does so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # not on every system
+import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from torch import Tensor
+
+_ROWS = 64  # positions of a tile of 128 channels; half as many backward, which needs twice the registers
+_MAX_CHUNKS = 64  # of an image's positions; each has its own program and its own partial sums
+_ONE_PROGRAM_MAX_POSITIONS = 256  # up to which one program goes over all positions of its groups
+_WARPS = 8
+_GLU_ROWS, _GLU_COLUMNS = 8, 256  # a tile of GEGLU
+_SUM_BLOCK = 2048  # elements of a program of the residual's sum
+_RUNTIME = [
+    "positions",
+    "c8",
+    "width8",
+    "cpg",
+    "per_block",
+    "num_groups",
+    "chunk_rows",
+    "chunks",
+]  # never a reason to compile again
+
+
+@triton.jit
+def _member(offsets, cpg, width, GROUPS: tl.constexpr):
+    """(channels, groups): whether a channel of the block is in a group of the block."""
+    groups = tl.arange(0, GROUPS)
+    return ((offsets[:, None] // cpg) == groups[None, :]) & (offsets[:, None] < width)
+
+
+@triton.jit
+def _sum_by_group(values, member):
+    """(channels,) to (groups,)."""
+    return tl.sum(tl.where(member, values[:, None], 0.0), axis=0)
+
+
+@triton.jit
+def _by_channel(values, member):
+    """(groups,) to (channels,): each channel gets its group's value."""
+    return tl.sum(tl.where(member, values[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS: tl.constexpr):
+    """Load rows of an image in fp32 with each channel's shift, and which elements are inside."""
+    rows = start + tl.arange(0, ROWS)
+    inside = (rows < last)[:, None] & (offsets < width)[None, :]
+    tile = tl.load(x + rows[:, None] * (c8 * 8) + channels[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.where(inside, tile + shift[None, :], 0.0), inside
+
+
+@triton.jit
+def _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT: tl.constexpr, PAD: tl.constexpr):
+    """What is added to each channel before the norm. SHIFT: bit 1, a shift of each image; bit 2, one of all."""
+    total = tl.zeros([PAD], tl.float32)
+    if SHIFT & 1:
+        total += tl.load(shift + image * (c8 * 8) + channels, mask=offsets < width, other=0.0).to(tl.float32)
+    if SHIFT & 2:
+        total += tl.load(shift_bias + channels, mask=offsets < width, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _moments(
+    x, first, last, channels, offsets, width, c8, cpg, shift, member, ROWS: tl.constexpr, GROUPS: tl.constexpr
+):
+    """The mean and the sum of squared deviations of each group over rows, tile by tile (Chan et al. 1983)."""
+    count = 0.0
+    mean = tl.zeros([GROUPS], tl.float32)
+    deviations = tl.zeros([GROUPS], tl.float32)
+    for start in range(first, last, ROWS):
+        tile, inside = _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS)
+        tile_count = (tl.minimum(last - start, ROWS) * cpg).to(tl.float32)
+        tile_mean = _sum_by_group(tl.sum(tile, axis=0), member) / tile_count
+        centered = tl.where(inside, tile - _by_channel(tile_mean, member)[None, :], 0.0)
+        tile_deviations = _sum_by_group(tl.sum(centered * centered, axis=0), member)
+        delta = tile_mean - mean
+        total = count + tile_count
+        mean += delta * (tile_count / total)
+        deviations += tile_deviations + delta * delta * (count * tile_count / total)
+        count = total
+    return mean, deviations
+
+
+@triton.jit
+def _normalize(
+    x, y, weight, bias, first, last, channels, offsets, width, c8, shift, mean, rstd, SILU: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Write the normalized rows. mean, rstd: of each channel's group."""
+    scale = tl.load(weight + channels, mask=offsets < width, other=0.0).to(tl.float32) * rstd
+    offset = tl.load(bias + channels, mask=offsets < width, other=0.0).to(tl.float32)
+    for start in range(first, last, ROWS):
+        tile, inside = _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS)
+        z = (tile - mean[None, :]) * scale[None, :] + offset[None, :]
+        if SILU:
+            z = z / (1.0 + tl.exp(-z))
+        rows = start + tl.arange(0, ROWS)
+        tl.store(y + rows[:, None] * (c8 * 8) + channels[None, :], z.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient_tile(
+    x, dy, start, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, SILU: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """The normalized rows and the gradient with respect to them. mean, rstd, weight, bias: of each channel."""
+    tile, inside = _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS)
+    rows = start + tl.arange(0, ROWS)
+    gradient = tl.load(dy + rows[:, None] * (c8 * 8) + channels[None, :], mask=inside, other=0.0).to(tl.float32)
+    normalized = tl.where(inside, (tile - mean[None, :]) * rstd[None, :], 0.0)
+    if SILU:
+        z = normalized * weight[None, :] + bias[None, :]
+        sigmoid = 1.0 / (1.0 + tl.exp(-z))
+        gradient *= sigmoid * (1.0 + z * (1.0 - sigmoid))
+    return normalized, gradient * weight[None, :], inside
+
+
+@triton.jit
+def _gradient_sums(
+    x, dy, first, last, channels, offsets, width, c8, shift, member, mean, rstd, weight, bias, SILU: tl.constexpr,
+    ROWS: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    """Sums over rows, for each group: of the gradient, and of the gradient times the normalized value."""
+    plain = tl.zeros([PAD], tl.float32)
+    weighted = tl.zeros([PAD], tl.float32)
+    for start in range(first, last, ROWS):
+        normalized, gradient, _ = _gradient_tile(
+            x, dy, start, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, SILU, ROWS
+        )
+        plain += tl.sum(gradient, axis=0)
+        weighted += tl.sum(gradient * normalized, axis=0)
+    return _sum_by_group(plain, member), _sum_by_group(weighted, member)
+
+
+@triton.jit
+def _write_gradient(
+    x, dy, skip, dx, first, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, plain, weighted,
+    SILU: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Write the input's gradient. plain, weighted: of each channel's group, divided by its number of elements."""
+    for start in range(first, last, ROWS):
+        normalized, gradient, inside = _gradient_tile(
+            x, dy, start, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, SILU, ROWS
+        )
+        out = (gradient - plain[None, :] - normalized * weighted[None, :]) * rstd[None, :]
+        rows = start + tl.arange(0, ROWS)
+        places = rows[:, None] * (c8 * 8) + channels[None, :]
+        if SKIP:
+            out += tl.load(skip + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + places, out.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _moments_kernel(
+    x, shift, shift_bias, partial, positions, c8, width8, cpg, per_block, num_groups, chunk_rows, chunks,
+    SHIFT: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Partial moments of a chunk of positions: partial (B, chunks, groups, 2)."""
+    chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    width, offsets = width8 * 8, tl.arange(0, PAD)
+    channels = block * width + offsets
+    member = _member(offsets, cpg, width, GROUPS)
+    x += image.to(tl.int64) * positions * (c8 * 8)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    first = chunk * chunk_rows
+    last = tl.minimum(first + chunk_rows, positions)
+    mean, deviations = _moments(x, first, last, channels, offsets, width, c8, cpg, added, member, ROWS, GROUPS)
+    groups = tl.arange(0, GROUPS)
+    places = partial + ((image * chunks + chunk) * num_groups + block * per_block + groups) * 2
+    tl.store(places, mean, mask=groups < per_block)
+    tl.store(places + 1, deviations, mask=groups < per_block)
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _normalize_kernel(
+    x, shift, shift_bias, weight, bias, y, partial, means, rstds, positions, eps, c8, width8, cpg, per_block,
+    num_groups, chunk_rows, chunks,
+    SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Reduce the partial moments and normalize a chunk of positions."""
+    chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    width, offsets = width8 * 8, tl.arange(0, PAD)
+    channels = block * width + offsets
+    member = _member(offsets, cpg, width, GROUPS)
+    groups = tl.arange(0, GROUPS)
+    numbers = tl.arange(0, CHUNKS)
+    mask = (numbers < chunks)[:, None] & (groups < per_block)[None, :]
+    places = partial + ((image * chunks + numbers[:, None]) * num_groups + block * per_block + groups[None, :]) * 2
+    chunk_means = tl.load(places, mask=mask, other=0.0)
+    deviations = tl.load(places + 1, mask=mask, other=0.0)
+    counts = tl.minimum(tl.maximum(positions - numbers * chunk_rows, 0), chunk_rows).to(tl.float32)
+    shares = counts / positions.to(tl.float32)
+    mean = tl.sum(chunk_means * shares[:, None], axis=0)
+    delta = chunk_means - mean[None, :]
+    count = positions.to(tl.float32) * cpg.to(tl.float32)
+    variance = tl.sum(deviations, axis=0) / count + tl.sum(delta * delta * shares[:, None], axis=0)
+    rstd = 1.0 / tl.sqrt(variance + eps)
+    if chunk == 0:
+        own = image * num_groups + block * per_block + groups
+        tl.store(means + own, mean, mask=groups < per_block)
+        tl.store(rstds + own, rstd, mask=groups < per_block)
+    x += image.to(tl.int64) * positions * (c8 * 8)
+    y += image.to(tl.int64) * positions * (c8 * 8)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    first = chunk * chunk_rows
+    last = tl.minimum(first + chunk_rows, positions)
+    _normalize(
+        x, y, weight, bias, first, last, channels, offsets, width, c8, added,
+        _by_channel(mean, member), _by_channel(rstd, member), SILU, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _whole_kernel(
+    x, shift, shift_bias, weight, bias, y, means, rstds, positions, eps, c8, width8, cpg, per_block, num_groups,
+    SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """GroupNorm of all positions of a block of groups."""
+    block, image = tl.program_id(0), tl.program_id(1)
+    width, offsets = width8 * 8, tl.arange(0, PAD)
+    channels = block * width + offsets
+    member = _member(offsets, cpg, width, GROUPS)
+    groups = tl.arange(0, GROUPS)
+    x += image.to(tl.int64) * positions * (c8 * 8)
+    y += image.to(tl.int64) * positions * (c8 * 8)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    mean, deviations = _moments(x, 0, positions, channels, offsets, width, c8, cpg, added, member, ROWS, GROUPS)
+    rstd = 1.0 / tl.sqrt(deviations / (positions.to(tl.float32) * cpg.to(tl.float32)) + eps)
+    own = image * num_groups + block * per_block + groups
+    tl.store(means + own, mean, mask=groups < per_block)
+    tl.store(rstds + own, rstd, mask=groups < per_block)
+    _normalize(
+        x, y, weight, bias, 0, positions, channels, offsets, width, c8, added,
+        _by_channel(mean, member), _by_channel(rstd, member), SILU, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _load_constants(means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width):
+    """Mean, 1 / deviation, weight and bias of each channel of a block."""
+    inside = offsets < width
+    group = image * num_groups + block * per_block + offsets // cpg
+    return (
+        tl.load(means + group, mask=inside, other=0.0),
+        tl.load(rstds + group, mask=inside, other=0.0),
+        tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32),
+        tl.load(bias + channels, mask=inside, other=0.0).to(tl.float32),
+    )
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _gradient_sums_kernel(
+    x, shift, shift_bias, dy, weight, bias, means, rstds, partial, positions, c8, width8, cpg, per_block, num_groups,
+    chunk_rows, chunks,
+    SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of the backward pass of a chunk of positions: partial (B, chunks, groups, 2)."""
+    chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    width, offsets = width8 * 8, tl.arange(0, PAD)
+    channels = block * width + offsets
+    member = _member(offsets, cpg, width, GROUPS)
+    x += image.to(tl.int64) * positions * (c8 * 8)
+    dy += image.to(tl.int64) * positions * (c8 * 8)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    mean, rstd, scale, offset = _load_constants(
+        means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width
+    )
+    first = chunk * chunk_rows
+    last = tl.minimum(first + chunk_rows, positions)
+    plain, weighted = _gradient_sums(
+        x, dy, first, last, channels, offsets, width, c8, added, member, mean, rstd, scale, offset, SILU, ROWS, PAD
+    )
+    groups = tl.arange(0, GROUPS)
+    places = partial + ((image * chunks + chunk) * num_groups + block * per_block + groups) * 2
+    tl.store(places, plain, mask=groups < per_block)
+    tl.store(places + 1, weighted, mask=groups < per_block)
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _gradient_kernel(
+    x, shift, shift_bias, dy, skip, weight, bias, means, rstds, partial, dx, positions, c8, width8, cpg, per_block,
+    num_groups, chunk_rows, chunks,
+    SHIFT: tl.constexpr, SILU: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
+    GROUPS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Reduce the partial sums and write the input's gradient of a chunk of positions."""
+    chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    width, offsets = width8 * 8, tl.arange(0, PAD)
+    channels = block * width + offsets
+    member = _member(offsets, cpg, width, GROUPS)
+    groups = tl.arange(0, GROUPS)
+    numbers = tl.arange(0, CHUNKS)
+    mask = (numbers < chunks)[:, None] & (groups < per_block)[None, :]
+    places = partial + ((image * chunks + numbers[:, None]) * num_groups + block * per_block + groups[None, :]) * 2
+    count = positions.to(tl.float32) * cpg.to(tl.float32)
+    plain = tl.sum(tl.load(places, mask=mask, other=0.0), axis=0) / count
+    weighted = tl.sum(tl.load(places + 1, mask=mask, other=0.0), axis=0) / count
+    start = image.to(tl.int64) * positions * (c8 * 8)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    mean, rstd, scale, offset = _load_constants(
+        means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width
+    )
+    first = chunk * chunk_rows
+    last = tl.minimum(first + chunk_rows, positions)
+    _write_gradient(
+        x + start, dy + start, skip + start, dx + start, first, last, channels, offsets, width, c8, added, mean, rstd,
+        scale, offset, _by_channel(plain, member), _by_channel(weighted, member), SILU, SKIP, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def _whole_gradient_kernel(
+    x, shift, shift_bias, dy, skip, weight, bias, means, rstds, dx, positions, c8, width8, cpg, per_block, num_groups,
+    SHIFT: tl.constexpr, SILU: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
+    """The input's gradient of all positions of a block of groups."""
+    block, image = tl.program_id(0), tl.program_id(1)
+    width, offsets = width8 * 8, tl.arange(0, PAD)
+    channels = block * width + offsets
+    member = _member(offsets, cpg, width, GROUPS)
+    start = image.to(tl.int64) * positions * (c8 * 8)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    mean, rstd, scale, offset = _load_constants(
+        means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width
+    )
+    plain, weighted = _gradient_sums(
+        x + start, dy + start, 0, positions, channels, offsets, width, c8, added, member, mean, rstd, scale, offset,
+        SILU, ROWS, PAD,
+    )  # fmt: skip
+    count = positions.to(tl.float32) * cpg.to(tl.float32)
+    _write_gradient(
+        x + start, dy + start, skip + start, dx + start, 0, positions, channels, offsets, width, c8, added, mean, rstd,
+        scale, offset, _by_channel(plain / count, member), _by_channel(weighted / count, member), SILU, SKIP, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _gelu_parts(gate):
+    """The normal distribution's function and density at the gate: GELU is gate * function."""
+    return 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476)), 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+
+
+@triton.jit
+def _glu_places(rows_count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    offsets = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < rows_count)[:, None] & (offsets < columns)[None, :]
+    rows = rows.to(tl.int64)[:, None]
+    return rows * (2 * columns) + offsets[None, :], rows * columns + offsets[None, :], inside
+
+
+@triton.jit
+def _geglu_kernel(x, y, rows_count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """y (rows, columns) = value * GELU(gate), x (rows, 2 columns) = [value, gate]."""
+    source, target, inside = _glu_places(rows_count, columns, ROWS, COLUMNS)
+    value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(x + source + columns, mask=inside, other=0.0).to(tl.float32)
+    function, _ = _gelu_parts(gate)
+    tl.store(y + target, (value * gate * function).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _geglu_gradient_kernel(x, dy, dx, rows_count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    source, target, inside = _glu_places(rows_count, columns, ROWS, COLUMNS)
+    value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(x + source + columns, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + target, mask=inside, other=0.0).to(tl.float32)
+    function, density = _gelu_parts(gate)
+    kind = dx.dtype.element_ty
+    tl.store(dx + source, (gradient * gate * function).to(kind), mask=inside)
+    tl.store(dx + source + columns, (gradient * value * (function + gate * density)).to(kind), mask=inside)
+
+
+@triton.jit
+def _layer_norm_places(rows_count, columns, ROWS: tl.constexpr, PAD: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    offsets = tl.arange(0, PAD)
+    inside = (rows < rows_count)[:, None] & (offsets < columns)[None, :]
+    return rows, offsets, rows.to(tl.int64)[:, None] * columns + offsets[None, :], inside
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x, added, weight, bias, total, y, means, rstds, rows_count, columns, eps,
+    ADD: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    """total = x + added where there is such, and y = LayerNorm(total); (rows, columns)."""
+    rows, offsets, places, inside = _layer_norm_places(rows_count, columns, ROWS, PAD)
+    tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        tile += tl.load(added + places, mask=inside, other=0.0).to(tl.float32)
+        rounded = tile.to(total.dtype.element_ty)
+        tl.store(total + places, rounded, mask=inside)
+        tile = rounded.to(tl.float32)
+    mean = tl.sum(tile, axis=1) / columns
+    centered = tl.where(inside, tile - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=1) / columns + eps)
+    tl.store(means + rows, mean, mask=rows < rows_count)
+    tl.store(rstds + rows, rstd, mask=rows < rows_count)
+    scale = tl.load(weight + offsets, mask=offsets < columns, other=0.0).to(tl.float32)
+    offset = tl.load(bias + offsets, mask=offsets < columns, other=0.0).to(tl.float32)
+    out = centered * rstd[:, None] * scale[None, :] + offset[None, :]
+    tl.store(y + places, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _layer_norm_gradient_kernel(
+    total, dy, skip, weight, means, rstds, dx, rows_count, columns,
+    SKIP: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
+):  # fmt: skip
+    rows, offsets, places, inside = _layer_norm_places(rows_count, columns, ROWS, PAD)
+    mean = tl.load(means + rows, mask=rows < rows_count, other=0.0)
+    rstd = tl.load(rstds + rows, mask=rows < rows_count, other=0.0)
+    tile = tl.load(total + places, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(weight + offsets, mask=offsets < columns, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + places, mask=inside, other=0.0).to(tl.float32) * scale[None, :]
+    normalized = tl.where(inside, (tile - mean[:, None]) * rstd[:, None], 0.0)
+    plain = tl.sum(gradient, axis=1) / columns
+    weighted = tl.sum(gradient * normalized, axis=1) / columns
+    out = (gradient - plain[:, None] - normalized * weighted[:, None]) * rstd[:, None]
+    if SKIP:
+        out += tl.load(skip + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + places, out.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _sum_kernel(first, second, bias, out, count, channels, BLOCK: tl.constexpr):
+    """out = first + second + bias of the channel; all in channels_last."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < count
+    total = tl.load(first + offsets, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(second + offsets, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(bias + offsets % channels, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=inside)
+
+
+class _Plan(NamedTuple):
+    """How the work of a GroupNorm is divided among programs."""
+
+    grid: tuple[int, ...]
+    sizes: tuple[int, ...]  # positions, and what the kernels call c8, width8, cpg, per_block, num_groups
+    chunks: tuple[int, ...]  # chunk_rows, chunks; empty: one program goes over all positions
+    blocks: dict[str, int]  # ROWS, PAD, GROUPS
+
+    @property
+    def forward(self) -> dict[str, int]:
+        return self.blocks | {"num_warps": _WARPS}
+
+    @property
+    def backward(self) -> dict[str, int]:
+        return self.forward | {"ROWS": max(1, self.blocks["ROWS"] // 2)}
+
+
+def _plan(x: Tensor, num_groups: int) -> _Plan:
+    """Divide an image's channels into blocks of whole groups, and the positions of a large image into chunks.
+
+    A block is at least 64 channels wide where it can be, so that a row of it fills a cache line; where one program goes
+    over all positions, 32, so that there are more programs.
+    """
+    batch, channels, height, width = x.shape
+    positions, cpg = height * width, channels // num_groups
+    is_whole = positions <= _ONE_PROGRAM_MAX_POSITIONS
+    per_block = _groups_per_block(cpg, num_groups, 32 if is_whole else 64)
+    block = per_block * cpg
+    pad = max(64, triton.next_power_of_2(block))
+    rows = max(1, _ROWS * 128 // pad)
+    sizes = (positions, channels // 8, block // 8, cpg, per_block, num_groups)
+    blocks = {"ROWS": rows, "PAD": pad, "GROUPS": max(8, per_block)}
+    if is_whole:
+        return _Plan((num_groups // per_block, batch), sizes, (), blocks)
+    tiles = triton.cdiv(positions, rows)
+    chunk_rows = triton.cdiv(tiles, _MAX_CHUNKS) * rows
+    chunks = triton.cdiv(positions, chunk_rows)
+    return _Plan((chunks, num_groups // per_block, batch), sizes, (chunk_rows, chunks), blocks)
+
+
+def _groups_per_block(cpg: int, num_groups: int, least: int) -> int:
+    """Return the smallest power of 2 by which a block has that many channels, and a multiple of 8, if there is one."""
+    per_block = 1
+    while num_groups % (2 * per_block) == 0 and (per_block * cpg < least or per_block * cpg % 8):
+        per_block *= 2
+    return per_block
+
+
+def supports_group_norm(channels: int, num_groups: int) -> bool:
+    """Return whether the kernels take this many channels: rows and blocks of groups are multiples of 8."""
+    per_block = _groups_per_block(channels // num_groups, num_groups, 8)
+    return per_block * (channels // num_groups) % 8 == 0 and per_block * (channels // num_groups) <= 1024
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool,
+    shift: Tensor | None = None,
+    shift_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GroupNorm, then SiLU if wanted, of x + shift + shift_bias.
+
+    Args:
+        x: (B, C, H, W); converted to channels_last unless it is.
+        shift: (B, C), shift_bias: (C,); neither gets a gradient.
+
+    Returns:
+        The result in channels_last; and x itself for what uses it beside the norm, such as a residual sum: its gradient
+        is then added by the same kernel.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    constants = (weight, bias, shift, shift_bias)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _GroupNorm.apply(x, *constants, num_groups, eps, silu)
+    return _group_norm(x, *constants, num_groups, eps, silu)[0], x
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, shift, shift_bias, num_groups, eps, silu):
+        y, means, rstds = _group_norm(x, weight, bias, shift, shift_bias, num_groups, eps, silu)
+        ctx.save_for_backward(x, weight, bias, shift, shift_bias, means, rstds)
+        ctx.num_groups, ctx.silu = num_groups, silu
+        ctx.set_materialize_grads(False)
+        return y, x
+
+    @staticmethod
+    def backward(ctx: Any, dy, skip):
+        dx = skip
+        if dy is not None:
+            x, *constants = ctx.saved_tensors
+            dx = _group_norm_gradient(dy, skip, x, constants, ctx.num_groups, ctx.silu)
+        return dx, None, None, None, None, None, None, None
+
+
+def _group_norm(x, weight, bias, shift, shift_bias, num_groups, eps, silu) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result, and mean and 1 / deviation of each group (B, groups)."""
+    plan = _plan(x, num_groups)
+    y = torch.empty_like(x)
+    means, rstds = torch.empty(2, len(x), num_groups, device=x.device, dtype=torch.float32).unbind()
+    shifts, which = _shifts(x, shift, shift_bias)
+    positions, *sizes = plan.sizes
+    with _on_device(x):
+        if not plan.chunks:
+            _whole_kernel[plan.grid](
+                x,
+                *shifts,
+                weight,
+                bias,
+                y,
+                means,
+                rstds,
+                positions,
+                eps,
+                *sizes,
+                SHIFT=which,
+                SILU=silu,
+                **plan.forward,
+            )
+            return y, means, rstds
+        partial = torch.empty(len(x), plan.chunks[1], num_groups, 2, device=x.device, dtype=torch.float32)
+        _moments_kernel[plan.grid](x, *shifts, partial, *plan.sizes, *plan.chunks, SHIFT=which, **plan.forward)
+        _normalize_kernel[plan.grid](
+            x, *shifts, weight, bias, y, partial, means, rstds, positions, eps, *sizes, *plan.chunks, SHIFT=which,
+            SILU=silu, CHUNKS=_MAX_CHUNKS, **plan.forward,
+        )  # fmt: skip
+    return y, means, rstds
+
+
+def _group_norm_gradient(dy, skip, x, constants, num_groups, silu) -> Tensor:
+    weight, bias, shift, shift_bias, means, rstds = constants
+    plan = _plan(x, num_groups)
+    dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    has_skip = skip is not None
+    skip = skip.to(x.dtype).contiguous(memory_format=torch.channels_last) if has_skip else dy
+    dx = torch.empty_like(x)
+    shifts, which = _shifts(x, shift, shift_bias)
+    with _on_device(x):
+        if not plan.chunks:
+            _whole_gradient_kernel[plan.grid](
+                x, *shifts, dy, skip, weight, bias, means, rstds, dx, *plan.sizes, SHIFT=which, SILU=silu,
+                SKIP=has_skip, **plan.backward,
+            )  # fmt: skip
+            return dx
+        partial = torch.empty(len(x), plan.chunks[1], num_groups, 2, device=x.device, dtype=torch.float32)
+        _gradient_sums_kernel[plan.grid](
+            x, *shifts, dy, weight, bias, means, rstds, partial, *plan.sizes, *plan.chunks, SHIFT=which, SILU=silu,
+            **plan.backward,
+        )  # fmt: skip
+        _gradient_kernel[plan.grid](
+            x, *shifts, dy, skip, weight, bias, means, rstds, partial, dx, *plan.sizes, *plan.chunks, SHIFT=which,
+            SILU=silu, SKIP=has_skip, CHUNKS=_MAX_CHUNKS, **plan.backward,
+        )  # fmt: skip
+    return dx
+
+
+def _shifts(x: Tensor, shift: Tensor | None, shift_bias: Tensor | None) -> tuple[tuple[Tensor, Tensor], int]:
+    """Return both shifts, x where there is none, and which there are as the kernels' SHIFT."""
+    which = (shift is not None) + 2 * (shift_bias is not None)
+    return (x if shift is None else shift.contiguous(), x if shift_bias is None else shift_bias), which
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Return value * GELU(gate) of x = [value, gate] along the last dimension."""
+    x = x.contiguous()
+    return _Geglu.apply(x) if x.requires_grad and torch.is_grad_enabled() else _geglu(x)
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x):
+        ctx.save_for_backward(x)
+        return _geglu(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy):
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        rows, columns, grid = _glu_sizes(x)
+        with _on_device(x):
+            _geglu_gradient_kernel[grid](
+                x, dy.contiguous(), dx, rows, columns, ROWS=_GLU_ROWS, COLUMNS=_GLU_COLUMNS, num_warps=4
+            )
+        return dx
+
+
+def _geglu(x: Tensor) -> Tensor:
+    rows, columns, grid = _glu_sizes(x)
+    y = x.new_empty(*x.shape[:-1], columns)
+    with _on_device(x):
+        _geglu_kernel[grid](x, y, rows, columns, ROWS=_GLU_ROWS, COLUMNS=_GLU_COLUMNS, num_warps=4)
+    return y
+
+
+def _glu_sizes(x: Tensor) -> tuple[int, int, tuple[int, int]]:
+    columns = x.shape[-1] // 2
+    rows = x.numel() // x.shape[-1]
+    return rows, columns, (triton.cdiv(rows, _GLU_ROWS), triton.cdiv(columns, _GLU_COLUMNS))
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return LayerNorm(x + added) over the last dimension, and x + added itself for what uses it beside the norm.
+
+    Both have the same gradient, in which the kernel adds up those of the norm and of the sum.
+    """
+    x, added = x.contiguous(), None if added is None else added.to(x.dtype).contiguous()
+    if torch.is_grad_enabled() and (x.requires_grad or (added is not None and added.requires_grad)):
+        return _LayerNorm.apply(x, added, weight, bias, eps)
+    return _layer_norm(x, added, weight, bias, eps)[:2]
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, added, weight, bias, eps):
+        y, total, means, rstds = _layer_norm(x, added, weight, bias, eps)
+        ctx.save_for_backward(total, weight, means, rstds)
+        ctx.has_added = added is not None
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy, skip):
+        dx = skip if dy is None else _layer_norm_gradient(dy, skip, *ctx.saved_tensors)
+        return dx, dx if ctx.has_added else None, None, None, None
+
+
+def _layer_norm(x, added, weight, bias, eps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the result, the sum, and mean and 1 / deviation of each row."""
+    rows, columns, blocks, grid = _layer_norm_sizes(x)
+    total = x if added is None else torch.empty_like(x)
+    y = torch.empty_like(x)
+    means, rstds = torch.empty(2, rows, device=x.device, dtype=torch.float32).unbind()
+    with _on_device(x):
+        _layer_norm_kernel[grid](
+            x, x if added is None else added, weight, bias, total, y, means, rstds, rows, columns, eps,
+            ADD=added is not None, **blocks,
+        )  # fmt: skip
+    return y, total, means, rstds
+
+
+def _layer_norm_gradient(dy, skip, total, weight, means, rstds) -> Tensor:
+    rows, columns, blocks, grid = _layer_norm_sizes(total)
+    dy, has_skip = dy.to(total.dtype).contiguous(), skip is not None
+    skip = skip.to(total.dtype).contiguous() if has_skip else dy
+    dx = torch.empty_like(total)
+    with _on_device(total):
+        _layer_norm_gradient_kernel[grid](
+            total, dy, skip, weight, means, rstds, dx, rows, columns, SKIP=has_skip, **blocks
+        )
+    return dx
+
+
+def _layer_norm_sizes(x: Tensor) -> tuple[int, int, dict[str, int], tuple[int]]:
+    """Return rows, columns, how many of them are in a program, and the number of programs."""
+    columns = x.shape[-1]
+    rows, pad = x.numel() // columns, triton.next_power_of_2(columns)
+    per_program = max(1, 2048 // pad)
+    return rows, columns, {"ROWS": per_program, "PAD": pad, "num_warps": 4}, (triton.cdiv(rows, per_program),)
+
+
+def add_with_bias(first: Tensor, second: Tensor, bias: Tensor) -> Tensor:
+    """Return first + second + bias (C,) of feature maps in channels_last; the bias gets no gradient."""
+    first, second = (x.contiguous(memory_format=torch.channels_last) for x in (first, second))
+    if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
+        return _AddWithBias.apply(first, second, bias)
+    return _add_with_bias(first, second, bias)
+
+
+class _AddWithBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first, second, bias):
+        return _add_with_bias(first, second, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad):
+        grad = grad.contiguous(memory_format=torch.channels_last)  # once for both
+        return grad, grad, None
+
+
+def _add_with_bias(first: Tensor, second: Tensor, bias: Tensor) -> Tensor:
+    out = torch.empty_like(first)
+    with _on_device(first):
+        _sum_kernel[(triton.cdiv(out.numel(), _SUM_BLOCK),)](
+            first, second, bias, out, out.numel(), first.shape[1], BLOCK=_SUM_BLOCK, num_warps=8
+        )
+    return out
+
+
+def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
