@@ -2,7 +2,7 @@
 PYTHON ?= python3
 IN = .venv/bin
 
-.PHONY: demo test test-thorough lint format types docs app tiny-base clean
+.PHONY: demo test test-thorough test-gpu on-card lint format types docs app tiny-base clean
 
 demo: .venv/.core
 	$(IN)/sdpersonal demo
@@ -14,6 +14,14 @@ test: lint types
 
 test-thorough: .venv/.all
 	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# The tests that need a CUDA card. They are in files that need neither Gradio nor a network.
+test-gpu: .venv/.all
+	$(IN)/python -m pytest -m gpu tests/models/test_gpu.py
+
+# Checks and measures everything on a CUDA card in about nine minutes: see benchmarks/on_card.py.
+on-card: .venv/.all
+	$(IN)/python benchmarks/on_card.py --out on-card
 
 lint: .venv/.all
 	$(IN)/ruff check

@@ -59,27 +59,37 @@ _UNETS = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-# For tests: the same blocks, a tenth as wide, on text that is as wide as CLIP-L's.
-_UNETS["narrow"] = _UNETS["sd15"] | {"block_out_channels": (32, 32, 64, 64), "sample_size": 16}
+# For tests: the same blocks, a tenth as wide, on text that is as wide as CLIP's.
+_NARROW = {"block_out_channels": (32, 32, 64, 64), "sample_size": 16, "norm_num_groups": 8}
+_UNETS["narrow"] = _UNETS["sd15"] | _NARROW
+_UNETS["narrow-v"] = _UNETS["sd15"] | _NARROW | {"cross_attention_dim": 1024, "use_linear_projection": True}
+_UNETS["narrow-sdxl"] = _UNETS["sdxl"] | {
+    "block_out_channels": (32, 32, 64),
+    "sample_size": 16,
+    "norm_num_groups": 8,
+    "attention_head_dim": (2, 4, 8),
+    "transformer_layers_per_block": (1, 1, 2),
+}
 KINDS = tuple(_UNETS)
+_BASE_KINDS = {"tiny": "tiny", "sdxl": "sdxl", "narrow-sdxl": "sdxl", "narrow-v": "sd2"}
 
 
 def build(kind: str, device: str) -> StableDiffusion:
     """That kind of base on a device, "meta" for its shapes alone: "tiny" and, with random weights, "sd15", "sdxl" and
-    "narrow"."""
+    three for tests, "narrow", "narrow-v" (predicts the velocity, as 2.x) and "narrow-sdxl"."""
     with torch.device(device):
         unet, vae, texts = _built_in() if kind == "tiny" else _random(kind)
     tokenizer = _tokenizer(kind)
     parts = {
         "name": kind,
-        "kind": {"tiny": "tiny", "sdxl": "sdxl"}.get(kind, "sd1"),
-        "version": "",
+        "kind": _BASE_KINDS.get(kind, "sd1"),
+        "version": "0" * 64,
         "unet": unet,
         "vae": vae,
         "encoders": {key: TextEncoder(tokenizer, text, key) for key, text in texts.items()},
-        "scheduler": DDPMScheduler(**_SCHEDULE),
+        "scheduler": DDPMScheduler(**_SCHEDULE, prediction_type="v_prediction" if kind == "narrow-v" else "epsilon"),
     }
-    return (StableDiffusionXL if kind == "sdxl" else StableDiffusion)(**parts)
+    return (StableDiffusionXL if _is_xl(kind) else StableDiffusion)(**parts)
 
 
 def save(kind: str, folder: Path) -> None:
@@ -88,22 +98,41 @@ def save(kind: str, folder: Path) -> None:
     build(kind, "cpu").save(folder)
 
 
+def _is_xl(kind: str) -> bool:
+    return kind.endswith("sdxl")
+
+
 def _random(kind: str) -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
-    narrow, xl = kind == "narrow", kind == "sdxl"
+    narrow, xl = kind.startswith("narrow"), _is_xl(kind)
     vae = AutoencoderKL(
         block_out_channels=(32, 32, 64, 64) if narrow else (128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         latent_channels=4,
+        norm_num_groups=8 if narrow else 32,
         sample_size=1024 if xl else 512,
         scaling_factor=0.13025 if xl else 0.18215,
         force_upcast=xl,
     )
-    texts = {"clip_l": CLIPTextModel(CLIPTextConfig(**_CLIP_L | ({"num_hidden_layers": 2} if narrow else {})))}
+    clip_l, clip_g = _text_configs(kind)
+    texts = {"clip_l": CLIPTextModel(CLIPTextConfig(**clip_l))}
     if xl:
-        texts["clip_g"] = CLIPTextModelWithProjection(CLIPTextConfig(**_CLIP_G))
+        texts["clip_g"] = CLIPTextModelWithProjection(CLIPTextConfig(**clip_g))
     return UNet2DConditionModel(**_UNETS[kind]), vae, texts
+
+
+def _text_configs(kind: str) -> tuple[dict, dict]:
+    """Of CLIP-L and CLIP-G; narrow ones have few and narrow layers, but embeddings as wide as usual."""
+    if not kind.startswith("narrow"):
+        return _CLIP_L, _CLIP_G
+    tokenizer = _tokenizer(kind)
+    few = {"num_hidden_layers": 3 if _is_xl(kind) else 2, "vocab_size": len(tokenizer)}
+    few |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if kind == "narrow-v":
+        few |= {"hidden_size": 1024, "num_attention_heads": 16}
+    thin = few | ({} if kind == "narrow" else {"intermediate_size": 256})
+    return _CLIP_L | thin, _CLIP_G | thin
 
 
 def _built_in() -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
@@ -117,7 +146,9 @@ def _built_in() -> tuple[nn.Module, nn.Module, dict[str, nn.Module]]:
 
 
 def _tokenizer(kind: str):
-    return CLIPTokenizer.from_pretrained(built_in_folder() / "tokenizer") if kind == "tiny" else clip_tokenizer()
+    if kind == "tiny" or kind.startswith("narrow"):  # a small vocabulary
+        return CLIPTokenizer.from_pretrained(built_in_folder() / "tokenizer")
+    return clip_tokenizer()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdpersonal.models import SizeConditioning, StableDiffusion
-from sdpersonal.training.dataset import Batch
+from sdpersonal.models import StableDiffusion
+from sdpersonal.training.loss_inputs import LossInputs
 from sdpersonal.training.objective import batch_loss
 
 from .geometry import build
@@ -52,11 +52,11 @@ def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_emb
     for embedding in embeddings.values():
         embedding.requires_grad_(trains_embeddings)
     latents = torch.zeros(batch, *base.latent_shape(side, side), device="meta")
-    t = torch.zeros(batch, dtype=torch.long, device="meta")
-    captions = tuple(f"a photo {number} of" for number in range(batch))
-    size_conditioning = tuple([SizeConditioning.full(side, side)] * batch)
-    samples = Batch(latents, latents, t, captions, ("",) * batch, tuple(range(batch)), size_conditioning)
-    return batch_loss(base, lambda caption: [caption, embeddings], samples, None).mean()
+    numbers = torch.zeros(batch, dtype=torch.long, device="meta")
+    tokens = torch.zeros(batch, len(base.encoders), 2, 77, dtype=torch.long, device="meta")
+    time_ids = torch.zeros(batch, 6, device="meta")
+    inputs = LossInputs(latents, latents, numbers, time_ids, tokens, numbers)
+    return batch_loss(base, embeddings, inputs, None).mean()
 
 
 def _flops_by_class(counter: FlopCounterMode) -> dict[str, float]:

@@ -8,7 +8,9 @@ photos of the same subject.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, printable
 from ..models.loading import built_in_folder, silence_libraries
 from ..models.loading.hub_cache import cached_snapshot
+from ..models.oom import drop_traceback, is_out_of_memory
 
 OPENAI, CONVERTED_REVISION = "openai/clip-vit-base-patch32", "refs/pr/15"  # its main branch has only a pickle
 CLIPS = ((OPENAI, None), (OPENAI, CONVERTED_REVISION), ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None))  # and revision
@@ -30,6 +33,7 @@ FETCH_COMMAND = (  # downloads a CLIP
 )
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _BATCH_SIZE = 32  # images
+_THREADS = 8
 
 Box = tuple[float, float, float, float]  # left, top, right and bottom
 
@@ -54,7 +58,15 @@ class Scorer:
         self._dino_processor = _load(ViTImageProcessorPil, dino) if dino else None
         self.name = "the built-in CLIP" if clip == built_in_folder() / "judge" else "CLIP ViT-B/32"
         self.name += " and DINO ViT-S/16" if dino else ""
+        self._device = torch.device("cpu")
         self.logit_scale = float(self._clip.logit_scale.detach().exp())
+
+    def use_device(self, device: torch.device) -> None:
+        """Compute on this device from now on, as far as its memory suffices."""
+        self._device = device
+        if device.type == "cuda":
+            for tensor in (tensor for model in (self._clip, self._dino) if model for tensor in _tensors(model)):
+                tensor.data = tensor.data.pin_memory()
 
     def likeness(self, images: Sequence[Image.Image], photos: Sequence[Image.Image]) -> float:
         """Return CLIP-I: the mean cosine over all pairs of image and photo, -1 to 1."""
@@ -70,7 +82,7 @@ class Scorer:
 
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return CLIP's features of images, (N, d) fp32, normalised."""
-        return self._features(images, self._processor, lambda pixels: self._clip.get_image_features(pixels))
+        return self._features(images, self._clip, self._processor, lambda pixels: self._clip.get_image_features(pixels))
 
     def subject_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return features that distinguish subjects of the same class, (N, d): DINO's, which was not trained to map all
@@ -78,9 +90,8 @@ class Scorer:
         dino = self._dino
         if dino is None:
             return self.image_features(images)
-        return self._features(images, self._dino_processor, lambda pixels: dino(pixels).last_hidden_state[:, 0])
+        return self._features(images, dino, self._dino_processor, lambda pixels: dino(pixels).last_hidden_state[:, 0])
 
-    @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return CLIP's features of texts, (N, d) fp32, normalised."""
         length = self._clip.text_model.config.max_position_embeddings
@@ -92,15 +103,43 @@ class Scorer:
             return_tensors="pt",
             split_special_tokens=True,  # special tokens in a caption are ordinary text
         )
-        return _normalize(self._clip.get_text_features(**ids))
+        return self._compute(self._clip, lambda device: _normalize(self._clip.get_text_features(**ids.to(device))))
+
+    def _features(
+        self, images: Sequence[Image.Image], model: nn.Module, processor: Any, encode: Callable[[Tensor], Any]
+    ) -> np.ndarray:
+        def compute(device: torch.device) -> np.ndarray:
+            features = []
+            for first in range(0, len(images), _BATCH_SIZE):
+                pixels = _preprocess(processor, images[first : first + _BATCH_SIZE], parallel=device.type == "cuda")
+                features.append(_normalize(encode(pixels.to(device))))
+            return np.concatenate(features)
+
+        return self._compute(model, compute)
 
     @torch.no_grad()
-    def _features(self, images: Sequence[Image.Image], processor: Any, encode: Callable[[Tensor], Any]) -> np.ndarray:
-        features = []
-        for first in range(0, len(images), _BATCH_SIZE):
-            batch = [image.convert("RGB") for image in images[first : first + _BATCH_SIZE]]
-            features.append(_normalize(encode(processor(batch, return_tensors="pt").pixel_values)))
-        return np.concatenate(features)
+    def _compute(self, model: nn.Module, compute: Callable[[torch.device], np.ndarray]) -> np.ndarray:
+        """Return what `compute` returns for the device that the model is on: the CPU if a card's memory is too small,
+        for it is a training's first."""
+        if self._device.type == "cuda":
+            try:
+                with _on_device(model, self._device):
+                    return compute(self._device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                drop_traceback(error, self._device)
+        return compute(torch.device("cpu"))
+
+
+def _preprocess(processor: Any, images: Sequence[Image.Image], parallel: bool) -> Tensor:
+    """Return images as a model takes them, (N, 3, H, W). parallel: use threads, since this takes longer than the model
+    on a card."""
+    rgb = [image.convert("RGB") for image in images]
+    if not parallel:
+        return processor(rgb, return_tensors="pt").pixel_values
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return torch.cat(list(pool.map(lambda image: processor([image], return_tensors="pt").pixel_values, rgb)))
 
 
 def likeness_by_region(
@@ -179,6 +218,23 @@ def _load(cls: Any, folder: Path, **options: object) -> Any:
     return model.eval()
 
 
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+@contextmanager
+def _on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a model on a device in the block. It only reads its weights, so their copies on the CPU simply stay."""
+    on_cpu = [(tensor, tensor.data) for tensor in _tensors(model)]
+    try:
+        for tensor, data in on_cpu:
+            tensor.data = data.to(device, non_blocking=True)
+        yield
+    finally:
+        for tensor, data in on_cpu:
+            tensor.data = data
+
+
 def _normalize(features: Any) -> np.ndarray:
     features = features if isinstance(features, Tensor) else features.pooler_output  # transformers 5 wraps it
-    return torch.nn.functional.normalize(features.float(), dim=-1).numpy()
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,10 +96,12 @@ def denoise(
     sampler = SchedulerAdapter(model.make_scheduler(config.scheduler), config.steps, config.skipped_steps, model.device)
     generators = noise_generators(seeds, noise.shape[1:], config.restarts_noise)
     latents = sampler.add_noise(init.latents, noise, 0) if init else sampler.scale_noise(noise)
+    pace = _Pace(model.device)
     for i, t in enumerate(sampler.timesteps):
+        pace.wait()
         on_step(i + 1)
         conditioning = conditioning_at(sampler.progress(i))
-        model_input = sampler.scale_model_input(latents, t)
+        model_input = sampler.scale_model_input(latents, i)
         prediction = predict_with_guidance(model, model_input, t, conditioning, config)
         ts = t.long().expand(len(latents))
         edited = edit_x0(model.schedule.predict_x0(model_input, prediction, ts), sampler.progress(i))
@@ -109,7 +112,28 @@ def denoise(
         if init and init.mask is not None:
             original = sampler.add_noise(init.latents, noise, i + 1)
             latents = init.mask * latents + (1 - init.mask) * original
+        pace.end_step()
     return latents
+
+
+class _Pace:
+    """Keeps the CPU at most two steps ahead of a card: a step is launched in less time than it takes, and progress and
+    cancelling would otherwise be about steps that are launched, not computed."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def wait(self) -> None:
+        """Wait for the end of the step before the last."""
+        if len(self._ends) == 2:
+            self._ends.popleft().synchronize()
+
+    def end_step(self) -> None:
+        if self._device.type == "cuda":
+            end = torch.cuda.Event(blocking=True)
+            end.record(torch.cuda.current_stream(self._device))
+            self._ends.append(end)
 
 
 def predict_with_guidance(
@@ -121,7 +145,7 @@ def predict_with_guidance(
     """
     groups = config.has_negative + 1 + len(conditioning.style_scales)
     rows = torch.cat([model_input] * groups)
-    predictions = model.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
+    predictions = model.replayer.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
     negative, positive, *styled = predictions if config.has_negative else (predictions[0], *predictions)
     guided = negative + config.guidance * (positive - negative) if config.has_negative else positive
     unguided = positive

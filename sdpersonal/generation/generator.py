@@ -22,7 +22,7 @@ from ..errors import FieldError, Interrupted, UserError, printable
 from ..image_metadata import Presence, Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.attention_maps import AttentionMaps
-from ..models.offload import bytes_per_step, plan_offload
+from ..models.offload import OffloadPlan, bytes_per_step, plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, sample_prompt
@@ -163,8 +163,8 @@ class Generator:
         resolver = PromptResolver(self.base, self.concepts)
         plan = self._plan(request, resolver)
         jobs = list(self._jobs(request, resolver, plan))
-        batch_size = self._plan_memory(plan, jobs)
-        batches = list(_batches(jobs, 2 * batch_size, plan.sampling.has_negative))
+        placement = self._plan_memory(plan, jobs)
+        batches = list(_batches(jobs, 2 * placement.batch_size, plan.sampling.has_negative))
         counts = [plan.num_predictions(batch[0]) for batch in batches]
         total = sum(counts)
         for number, batch in enumerate(batches):
@@ -174,7 +174,9 @@ class Generator:
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
 
-            with translate_oom(f"generating {len(batch)} images at once", OOM_HINT, self.base.device):
+            action = f"generating {len(batch)} images at once"
+            with translate_oom(action, OOM_HINT, self.base.device), self.base.exclusive():
+                self.base.offloader.apply_plan(placement)  # other requests run between the batches
                 meter = self._meter(plan, batch)
                 images = self._generate_batch(plan, batch, meter, on_step, preview)
                 flags = self._flag_unsafe(images)
@@ -183,8 +185,8 @@ class Generator:
                 recipe = self._recipe(plan, job, hidden, (len(batch), index), presences)
                 yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
-    def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> int:
-        """Place the models for the request and return the batch size."""
+    def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> OffloadPlan:
+        """Plan where the models are during the request, and its batch size."""
         with self.base.exclusive(), translate_oom("before generating", OOM_HINT, self.base.device):
             if self.base.safety_checker:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing

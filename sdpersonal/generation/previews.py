@@ -29,9 +29,12 @@ class Previews:
 
     def update(self, guess: Callable[[], Tensor]) -> None:
         """Show the prediction of a step, but only if the time share allows a preview as slow as the last."""
-        started = time.monotonic()
-        if started - self._started_at < max(_FIRST_AFTER, (self._seconds_spent + self._last_seconds) / _TIME_SHARE):
+        enough = max(_FIRST_AFTER, (self._seconds_spent + self._last_seconds) / _TIME_SHARE)
+        if time.monotonic() - self._started_at < enough:
             return
+        if self._base.device.type == "cuda":
+            torch.cuda.current_stream(self._base.device).synchronize()  # the steps before it are no part of its time
+        started = time.monotonic()
         self._show([Image.fromarray(self._base.decode(latent[None])[0]) for latent in _downsample(guess())])
         self._last_seconds = time.monotonic() - started
         self._seconds_spent += self._last_seconds

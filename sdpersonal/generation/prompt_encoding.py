@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from ..concepts.concept import Lora
 from ..models import Conditioning, SizeConditioning, StableDiffusion, sampling_progress
@@ -102,6 +103,12 @@ class PromptEmbedsCache:
     def __init__(self, base: StableDiffusion):
         self._base = base
         self._cache: OrderedDict[Hashable, Conditioning] = OrderedDict()
+        self._loras: WeakValueDictionary[Hashable, Lora] = WeakValueDictionary()
+
+    def lora(self, weight: LoraWeight) -> Lora:
+        """Return the LoRA, as the same object for all copies of a concept: a library loads another for each request,
+        and a card keeps LoRAs by object."""
+        return self._loras.setdefault((weight.identity, weight.blocks), weight.lora)
 
     def encode(
         self,
@@ -177,22 +184,19 @@ class StepConditioner:
         embeds: list[Conditioning] = []
         for prompts, mix in groups:
             if mix != loaded:
-                self._base.adapters.set(_loras([mix])[0])
+                self._base.adapters.set(self._loras_of(mix))
                 loaded = mix
             embeds += [
                 self._embeds_cache.encode(prompt, progress, mix, self._min_chunks, self._clip_skip)
                 for prompt in prompts
             ]
         if len(set(mixes)) > 1:
-            self._base.adapters.set_groups(_loras(mixes))
+            self._base.adapters.set_groups([self._loras_of(mix) for mix in mixes])
         self._mixes = mixes
         return self._base.with_size_conditioning(Conditioning.cat(embeds), [self._size] * len(embeds))
 
-
-def _loras(mixes: Sequence[Sequence[LoraWeight]]) -> list[list[tuple[Lora, float]]]:
-    """Return the LoRAs of each mix with their strengths. Equal LoRAs are the same object in all of them."""
-    loras = {weight: weight.lora for mix in mixes for weight in mix}
-    return [[(loras[weight], weight.strength) for weight in mix] for mix in mixes]
+    def _loras_of(self, mix: Mix) -> list[tuple[Lora, float]]:
+        return [(self._embeds_cache.lora(weight), weight.strength) for weight in mix]
 
 
 def num_chunks(base: StableDiffusion, prompts: ImagePrompts) -> int:

@@ -14,23 +14,26 @@ from torch.nn import functional as F
 
 TEXTURE = 0.5  # share of the styled version's details; with more of them its shapes return
 _DETAIL = 3  # latents, the side of the mean that details differ from
+# Coefficients of x, x^3 and x^5. The first bring singular values up to 1 between 0.6 and 1.3, by a factor of 3.4 each
+# time (Jordan et al. 2024, "Muon"); the others converge to 1 from there.
+_FAST, _FAST_ITERATIONS = (3.4445, -4.7750, 2.0315), 10
+_EXACT, _EXACT_ITERATIONS = (15 / 8, -10 / 8, 3 / 8), 6
 _REGULARIZATION = 1e-3  # of variances, which are about 1: a channel without contrast has no direction to map
 
 
 def apply_style(x0: Tensor, styled: Tensor) -> Tensor:
     """Return x_0 with the colours and a part of the texture of `styled`, both (B, C, h, w)."""
-    if not (torch.isfinite(x0).all() and torch.isfinite(styled).all()):
-        return styled  # it has no statistics; decoding it raises a UserError
     coloured = match_statistics(x0, styled)
-    return coloured + TEXTURE * _details(styled - coloured)
+    result = coloured + TEXTURE * _details(styled - coloured)
+    is_finite = torch.isfinite(x0).all() & torch.isfinite(styled).all()  # on the device: nothing waits for it
+    return torch.where(is_finite, result, styled)  # what is not finite has no statistics; decoding it raises
 
 
 def match_statistics(x0: Tensor, styled: Tensor) -> Tensor:
     """Map the channels of x_0 linearly so that their means and covariances are those of `styled`."""
     mean, covariance = _statistics(x0)
     styled_mean, styled_covariance = _statistics(styled)
-    root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
-    transport = inverse @ _power(root @ styled_covariance @ root, 0.5) @ inverse  # (B, C, C), symmetric
+    transport = _transport(covariance, styled_covariance)
     mapped = transport @ (x0.flatten(2).double() - mean) + styled_mean
     return mapped.view(x0.shape).to(x0.dtype)
 
@@ -44,10 +47,30 @@ def _statistics(x0: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centred @ centred.transpose(1, 2) / channels.shape[2] + _REGULARIZATION * identity
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Return a power of symmetric positive definite matrices (B, C, C)."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ torch.diag_embed(values.clamp(min=1e-12) ** exponent) @ vectors.transpose(1, 2)
+def _transport(source: Tensor, target: Tensor) -> Tensor:
+    """Return the symmetric T with T S T = T', for symmetric positive definite S and T' (B, C, C), in fp64.
+
+    With S = L L^t and T' = K K^t it is L^-t (L^t K K^t L)^1/2 L^-1, and that root is U^t K^t L with the orthogonal
+    factor U of K^t L. So it takes products only: `eigh` would wait for a card.
+    """
+    lower, target_lower = torch.linalg.cholesky_ex(torch.cat([source, target]))[0].chunk(2)
+    product = target_lower.transpose(1, 2) @ lower
+    root = _orthogonal_factor(product).transpose(1, 2) @ product
+    half = torch.linalg.solve_triangular(lower, root, upper=False, left=False)  # root L^-1
+    transport = torch.linalg.solve_triangular(lower.transpose(1, 2), half, upper=True)
+    return (transport + transport.transpose(1, 2)) / 2
+
+
+def _orthogonal_factor(matrix: Tensor) -> Tensor:
+    """Return U of the polar decomposition U H by iterations without inverses (Bjorck and Bowie 1971).
+
+    Their polynomial of degree 5 multiplies a small singular value by 15/8 only; others, which end near 1, come first.
+    """
+    x = matrix / matrix.flatten(1).norm(dim=1)[:, None, None]
+    for a, b, c in (_FAST,) * _FAST_ITERATIONS + (_EXACT,) * _EXACT_ITERATIONS:
+        square = x.transpose(1, 2) @ x
+        x = torch.baddbmm(x, x, torch.baddbmm(square, square, square, beta=b, alpha=c), beta=a)
+    return x
 
 
 def _details(x0: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
+from .backends import to_device
 from .loading import BUILT_IN, describe_base, load_base
 from .schedulers import NoiseSchedule, SchedulerAdapter, check_scheduler, sampling_progress
 from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
@@ -19,4 +20,5 @@ __all__ = [
     "describe_base",
     "load_base",
     "sampling_progress",
+    "to_device",
 ]

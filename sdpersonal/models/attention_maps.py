@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from .stable_diffusion import StableDiffusion
+from .unet_replay import ReplayedRecorder
 
 Target = tuple[int, Sequence[int]]
 """A row of the predicted batch, and positions in its prompt's embeddings."""
@@ -24,7 +26,7 @@ _MEMORY = 0.7  # share of the earlier steps in the running mean: late steps show
 _MAX_SHARE = 0.5  # of the latents' side: maps of larger layers show texture more than things
 
 
-class AttentionRecorder:
+class AttentionRecorder(ReplayedRecorder):
     """Records the attention to prompt positions, averaged over heads and layers. It does not change a prediction.
 
     targets: what is recorded of the next predictions; without any, they cost nothing.
@@ -35,6 +37,7 @@ class AttentionRecorder:
         self._attention = [module for name, module in model.unet.named_modules() if name.endswith("attn2")]
         self._layers: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
+        self._indices: dict[Hashable, tuple[Tensor, ...]] = {}  # by targets; see `_indices_of`
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -58,6 +61,33 @@ class AttentionRecorder:
         maps = torch.stack(self._layers).mean(0)
         self._layers.clear()
         return maps
+
+    def replay_key(self) -> Hashable:
+        return ("attention", self._size, _as_key(self.targets)) if self.targets else None
+
+    @contextmanager
+    def apart(self) -> Iterator[list[Tensor]]:
+        others, self._layers = self._layers, []
+        try:
+            yield self._layers
+        finally:
+            self._layers = others
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        self._layers += tensors
+
+    def fixed_tensors(self) -> tuple[Tensor, ...]:
+        return self._indices_of(self.targets) if self.targets else ()
+
+    def _indices_of(self, targets: Sequence[Target]) -> tuple[Tensor, ...]:
+        """Return the distinct rows of the targets, and the positions of each, on the device."""
+        key = _as_key(targets)
+        if key not in self._indices:
+            lists = [list(dict.fromkeys(row for row, _ in targets)), *(list(positions) for _, positions in targets)]
+            device = self._model.device
+            flat = torch.tensor([*chain(*lists)], dtype=torch.long, pin_memory=device.type == "cuda")
+            self._indices[key] = flat.to(device, non_blocking=True).split([len(part) for part in lists])
+        return self._indices[key]
 
     def _begin(self, *_: object) -> None:
         """Listen to the layers until the prediction's end. LoRA adapters have their hooks by now: theirs come first."""
@@ -83,10 +113,12 @@ class AttentionRecorder:
         if height > math.ceil(self._size[0] * _MAX_SHARE):
             return
         rows = list(dict.fromkeys(row for row, _ in self.targets))
+        rows_index, *positions = self._indices_of(self.targets)  # lists would be copied to a card, which would wait
         # In fp32: the products of SD 2's exceed fp16.
-        query, key = (_split_heads(x[rows].float(), cast(int, layer.heads)) for x in (query, key))
+        query, key = (_split_heads(x[rows_index].float(), cast(int, layer.heads)) for x in (query, key))
         share = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1).mean(1)  # (rows, h w, tokens)
-        maps = [share[rows.index(row)][:, list(positions)].sum(-1) for row, positions in self.targets]
+        targets = zip(self.targets, positions, strict=True)
+        maps = [share[rows.index(row)][:, index].sum(-1) for (row, _), index in targets]
         grid = torch.stack(maps).view(-1, 1, height, width)
         self._layers.append(F.interpolate(grid, self._size, mode="bilinear"))
 
@@ -119,16 +151,20 @@ class AttentionMaps(AttentionRecorder):
         self._mean = step if self._mean is None else _MEMORY * self._mean + (1 - _MEMORY) * step
         low, high = self._mean.amin((2, 3), keepdim=True), self._mean.amax((2, 3), keepdim=True)
         maps = (self._mean - low) / (high - low).clamp(min=1e-8)
-        return torch.where(high - low > 1e-8, maps, _middle(self._size).to(maps))
+        return torch.where(high - low > 1e-8, maps, _middle(self._size, maps.device).to(maps))
+
+
+def _as_key(targets: Sequence[Target]) -> Hashable:
+    return tuple((row, tuple(positions)) for row, positions in targets)
 
 
 def _keep(outputs: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
     outputs[name] = out
 
 
-def _middle(size: tuple[int, int]) -> Tensor:
+def _middle(size: tuple[int, int], device: torch.device) -> Tensor:
     """Return a map that is 1 in the middle and falls to 0 at the nearest edges, (h, w)."""
-    y, x = (torch.linspace(-1, 1, side) for side in size)
+    y, x = (torch.linspace(-1, 1, side, device=device) for side in size)
     return (1 - y[:, None] ** 2 - x**2).clamp(min=0)
 
 

@@ -6,7 +6,8 @@ zero at the start. Several LoRAs with strengths s_i equal one LoRA of rank r_1 +
     A = [A_1; A_2; ...]        B = [s_1 alpha_1/r_1 B_1, s_2 alpha_2/r_2 B_2, ...]
 
 exactly, so a mix costs as much as one LoRA of that rank, changing it copies a few MB, and a layer with an empty adapter
-computes the same bits as the bare layer. `set_groups` gives groups of a batch's rows different mixes.
+computes the same bits as the bare layer. `set_groups` gives groups of a batch's rows different mixes. On a CUDA card
+the matrices are in fixed buffers (`lora_buffers`).
 
 Layers are named as in kohya's files: `lora_unet_` or `lora_te_` + the module's path with `.` written as `_`.
 
@@ -17,7 +18,7 @@ holds the sum of s_i (W_i' - W) for the layer's weight W. Biases and norms are r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -32,7 +33,9 @@ from ..concepts.layer_changes import Change, fits
 from ..concepts.plain_lora import as_lora, exact_rank
 from ..concepts.weight_deltas import bias_change, weight_change
 from ..errors import UserError
+from .lora_buffers import LoraBuffers, StoredFactors, StoredPart, bucket_of
 from .lora_groups import Factors, LayerGroups
+from .unet_replay import Replayable, address
 
 LoraTargets = Literal["attention", "transformer", "all"]
 """Which layers of the UNet are trained: the attention projections (q, k, v, out); every linear layer of the
@@ -50,9 +53,10 @@ _Norm = nn.GroupNorm | nn.LayerNorm
 _Layer = nn.Linear | nn.Conv2d | _Norm
 _LayerParts = list[tuple[LoraLayer | Change, float]]
 """What a mix changes in one layer, with the strengths."""
+_LowRankParts = Sequence[tuple[LoraLayer, float]] | Sequence[tuple[StoredFactors, float]]
 
 
-class LoraAdapter:
+class LoraAdapter(Replayable):
     """The LoRA beside one linear or convolutional layer. It is empty until `set`.
 
     may_merge: the matrices are a mix for generation, which does not change. If that is cheaper, they are then merged
@@ -83,6 +87,17 @@ class LoraAdapter:
     @property
     def is_empty(self) -> bool:
         return self.down is None and self.full_change is None
+
+    @property
+    def is_replayable(self) -> bool:
+        return self.down is None or not self.down.requires_grad  # training needs the memory that graphs hold
+
+    def replay_key(self) -> Hashable:
+        # A graph's LoRA has the same shapes in the same layer, but for its rank.
+        down, up, full_change = self.down, self.up, self.full_change
+        if down is None or up is None:
+            return self, address(full_change)
+        return self, down.data_ptr(), down.shape[0], down.dtype, up.data_ptr(), address(full_change)
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
@@ -225,6 +240,8 @@ class LoraAdapters:
         self._groups: list[LayerGroups] = []
         self._aliases: dict[str, str] = {}
         self._unused = tuple(unused)
+        self._buffers: LoraBuffers | None = None
+        self._mix: list[tuple[Lora, float]] | None = None  # what `set` loaded
         for prefix, model in models.items():
             rename = (naming or {}).get(prefix, str)
             for path, module in model.named_modules():
@@ -235,6 +252,11 @@ class LoraAdapters:
                         self._adapters[name] = LoraAdapter(module, path)
                     else:
                         self._norms[name] = module
+
+    def use_buffers(self, device: torch.device) -> None:
+        """Put the matrices of mixes into fixed buffers on the device from now on."""
+        self.clear()
+        self._buffers = LoraBuffers(device)
 
     def layers(self) -> dict[str, nn.Module]:
         """Return every layer by its kohya name."""
@@ -282,11 +304,16 @@ class LoraAdapters:
     def set(self, loras: Iterable[tuple[Lora, float]]) -> None:
         """Replace what the adapters hold with this mix, until further notice: for a change within an `active` block."""
         self.clear()
-        for name, parts in self._group_by_layer(loras).items():
+        mix = list(loras)
+        self._store(mix)
+        self._mix = mix
+        for name, parts in self._group_by_layer(mix).items():
             if name in self._norms:
                 self._replace(self._norms[name], [(part, s) for part, s in parts if not isinstance(part, LoraLayer)])
             else:
                 self._set_adapter(self._adapters[name], parts, may_merge=name.startswith(_UNET))
+        if self._buffers:
+            self._buffers.flush()
 
     def set_groups(self, mixes: Sequence[Sequence[tuple[Lora, float]]]) -> None:
         """Give groups of a batch's rows different mixes: the UNet's rows are as many equal groups, in this order.
@@ -294,6 +321,7 @@ class LoraAdapters:
         What all mixes share is set as by `set`. The text encoders have only that.
         """
         self.clear()
+        self._store([part for mix in mixes for part in mix])
         shared = [part for part in mixes[0] if all(any(_is_same(part, other) for other in mix) for mix in mixes[1:])]
         own = [[part for part in mix if not any(_is_same(part, other) for other in shared)] for mix in mixes]
         parts_by_group = [self._group_by_layer(mix) for mix in own]
@@ -319,14 +347,44 @@ class LoraAdapters:
         replaced: dict[int, tuple[Tensor, Tensor | None]] = {}
         stored: dict[tuple[tuple[int, float], ...], Factors] = {}  # groups with the same LoRAs share them
         for group, own in enumerate(parts):
-            low_rank, others = _split_changes(own, layer.weight.shape)
+            low_rank, others = self._split(own, layer.weight.shape)
             if others:
                 replaced[group] = _changed_parameters(layer, [*shared, *own])
             elif low_rank:
                 key = tuple((id(part), strength) for part, strength in own)
-                stored[key] = stored.get(key) or _concatenate(low_rank, layer.weight)
+                stored[key] = stored.get(key) or self._join(layer, low_rank, slot=1 + group)
                 factors[group] = stored[key]
         return LayerGroups(layer, len(parts), factors, replaced)
+
+    def _store(self, mix: Sequence[tuple[Lora, float]]) -> None:
+        """Copy those LoRAs of a mix to the card that are not there yet."""
+        if not self._buffers:
+            return
+        dtype = max({a.layer.weight.dtype for a in self._adapters.values()}, key=lambda dtype: dtype.itemsize)
+        loras = [lora for lora, strength in mix if strength]
+        for lora in loras:
+            if not self._buffers.has(lora, dtype):
+                self._buffers.store(lora, self._low_rank_parts(lora), dtype, loras)
+
+    def _low_rank_parts(self, lora: Lora) -> Iterator[StoredPart]:
+        for name, parts in self._group_by_layer([(lora, 1.0)]).items():
+            if adapter := self._adapters.get(name):
+                for part, _ in parts:
+                    for matrices, _ in _split_changes([(part, 1.0)], adapter.layer.weight.shape)[0]:
+                        yield part, matrices, adapter.layer
+
+    def _split(self, parts: _LayerParts, shape: torch.Size) -> tuple[_LowRankParts, list[tuple[Change, float]]]:
+        """Split changes of a layer into those that a LoRA of a small rank equals, as such, and the others."""
+        return self._buffers.split(parts) if self._buffers else _split_changes(parts, shape)
+
+    def _join(self, layer: nn.Linear | nn.Conv2d, parts: _LowRankParts, slot: int = 0) -> Factors:
+        """Return A and B of several LoRAs of a layer; those in buffers are filled by `LoraBuffers.flush`.
+
+        slot: 0 for what all rows share, else 1 + the index of a group.
+        """
+        if self._buffers:
+            return self._buffers.fill(layer, slot, [(part, s) for part, s in parts if isinstance(part, StoredFactors)])
+        return _concatenate([(part, s) for part, s in parts if isinstance(part, LoraLayer)], layer.weight)
 
     def memory_bytes(self, loras: Iterable[Lora]) -> int:
         """Return the bytes that a mix of these takes: LoRAs, and full changes as large as the weights themselves."""
@@ -335,21 +393,23 @@ class LoraAdapters:
             if adapter := self._adapters.get(name):
                 weight = adapter.layer.weight
                 ranks = [_factored_rank(part, weight.shape) for part, _ in parts]
-                factors = sum(ranks) * (len(weight) + weight[0].numel())
+                rank = bucket_of(sum(ranks)) if self._buffers and any(ranks) else sum(ranks)
+                factors = rank * (len(weight) + weight[0].numel())
                 size += (factors + (0 if all(ranks) else weight.numel())) * weight.element_size()
         return size
 
     def _set_adapter(self, adapter: LoraAdapter, parts: _LayerParts, may_merge: bool) -> None:
         weight = adapter.layer.weight
-        factors, changes = _split_changes(parts, weight.shape)
+        factors, changes = self._split(parts, weight.shape)
         down = up = full_change = None
         if factors:
-            down, up = _concatenate(factors, weight)
+            down, up = self._join(adapter.layer, factors)
         for change, strength in changes:
             if (delta := weight_change(change, weight)) is not None:
                 full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
         if down is not None or full_change is not None:
-            adapter.set(down, up, may_merge, None if full_change is None else full_change.to(weight.dtype))
+            full_change = None if full_change is None else full_change.to(weight.dtype)
+            adapter.set(down, up, may_merge and not self._buffers, full_change)
         self._replace_bias(adapter.layer, changes)
 
     def _replace(self, norm: _Norm, parts: list[tuple[Change, float]]) -> None:
@@ -377,7 +437,7 @@ class LoraAdapters:
         Returns:
             The fp32 master parameters, by tensor name as in kohya's files.
         """
-        trained = {}
+        trained, self._mix = {}, None
         for name in self.layer_names(targets, text_encoder):
             adapter = self._adapters[name]
             weight = adapter.layer.weight  # (out, in) or (out, in, k, k)
@@ -397,17 +457,21 @@ class LoraAdapters:
             for adapter in self._adapters.values()
             if not adapter.is_empty
         ]
-        replaced = self._replaced.restore()
+        replaced, mix = self._replaced.restore(), self._mix
         self.clear()
         try:
             yield
         finally:
-            for adapter, down, up, full_change in active:
-                adapter.set(down, up, full_change=full_change)
-            for module, name, value in replaced:
-                self._replaced.replace(module, name, value)
+            if self._buffers and mix is not None:
+                self.set(mix)  # others may have been in its buffers
+            else:
+                for adapter, down, up, full_change in active:
+                    adapter.set(down, up, full_change=full_change)
+                for module, name, value in replaced:
+                    self._replaced.replace(module, name, value)
 
     def clear(self) -> None:
+        self._mix = None
         self._replaced.restore()
         for adapter in self._adapters.values():
             adapter.clear()

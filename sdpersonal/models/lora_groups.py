@@ -7,12 +7,14 @@ again with its own weight and bias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+
+from .unet_replay import Replayable, address
 
 AnyLayer = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
 
@@ -21,7 +23,7 @@ Factors = tuple[Tensor, Tensor]
 """LoRAs of a layer, concatenated: A (r, in) or (r, in, k, k), B (out, r)."""
 
 
-class LayerGroups:
+class LayerGroups(Replayable):
     """The changes of one layer for groups of rows, from `attach` until `remove`.
 
     factors: for some groups, by index, their LoRAs; replaced: for others, the layer's weight and bias.
@@ -45,6 +47,11 @@ class LayerGroups:
     def remove(self) -> None:
         if self._hook:
             self._hook.remove()
+
+    def replay_key(self) -> Hashable:
+        factors = ((group, *map(address, pair)) for group, pair in self._factors.items())
+        replaced = ((group, *map(address, pair)) for group, pair in self._replaced.items())
+        return self._layer, self._num_groups, tuple(factors), tuple(replaced)
 
     def _change(self, layer: AnyLayer, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]

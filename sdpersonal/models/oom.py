@@ -16,15 +16,40 @@ import torch
 from ..display.units import GB
 from ..errors import OutOfMemory
 
+# What torch raises beside OutOfMemoryError: for tensors on the CPU; for pinned memory, CUDA graphs and whatever else
+# asks the driver itself (an AcceleratorError); for the workspaces of cuBLAS, cuDNN, cuSOLVER and cuFFT, for example
+# CUBLAS_STATUS_ALLOC_FAILED or CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED; where cuDNN has tried all its
+# convolutions and found room for none (pytorch/pytorch#108645); and in NCCL.
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|CUDA (driver )?error: out of memory|CUDA failure (\d+ )?'out of memory'"
+    r"|\bCU[A-Z]+_\w*ALLOC(ATION)?_FAILED\b|unable to find an engine to execute this computation",
+    re.IGNORECASE,
+)
 _REQUESTED = re.compile(r"allocate ([0-9.]+) ?(bytes|[KMG]iB)")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error means that a device, or the machine itself, could not allocate a tensor."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    """Return whether the error means that a device, or the machine itself, could not allocate memory.
+
+    An error that was raised while one of these was handled counts too: the capture of a CUDA graph that is interrupted
+    ends with an error of its own.
+    """
+    return any(
+        isinstance(link, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(link, RuntimeError) and _OUT_OF_MEMORY.search(str(link)) is not None)
+        for link in _chain(error)
     )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and those in whose handling it was raised, the last first."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
 
 
 def requested_bytes(error: BaseException) -> int:
@@ -54,8 +79,9 @@ def memory_usage(device: torch.device) -> tuple[int, int]:
 def drop_traceback(error: BaseException, device: torch.device) -> None:
     """Free what an out-of-memory error's traceback holds: the very tensors that filled the memory."""
     # `from None` is not enough: an error raised in its place still has it as its context, with its frames.
-    traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = None
+    for link in _chain(error):
+        traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

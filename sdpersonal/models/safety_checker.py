@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from .host_copies import HostCopies
 from .loading.diffusers_folder import find_weights, load_strictly, read_config, require_weights, translate_load_errors
 from .loading.weights import check_complete, silence_libraries
 
@@ -34,11 +35,13 @@ class SafetyChecker:
     def __init__(self, base: Path, device: torch.device):
         self._base, self._device = base, device
         self._models: tuple[nn.Module, CLIPImageProcessorPil] | None = None
+        self._copies: HostCopies | None = None
 
     def load(self) -> tuple[nn.Module, CLIPImageProcessorPil]:
         """Return the model and its image processor, loaded at the first call. Raises UserError for damaged files."""
         if self._models is None:
             self._models = self._load()
+            self._copies = HostCopies(self._models[0], self._device) if self._device.type == "cuda" else None
         return self._models
 
     def _load(self) -> tuple[nn.Module, CLIPImageProcessorPil]:
@@ -66,13 +69,15 @@ class SafetyChecker:
         model, processor = self.load()
         pixels = processor(list(images), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
         pixels = pixels.to(self._device, next(model.parameters()).dtype)
-        model.to(self._device)
+        if self._copies:
+            self._copies.to_device()
         try:
             with silence_libraries():  # it warns of black images
                 # Its forward also blackens the images passed beside the pixels; dummies suffice for the flags.
                 _, flags = model(pixels, [torch.zeros(1) for _ in images])
         finally:
-            model.to("cpu")
+            if self._copies:
+                self._copies.to_host()
         return [bool(flag) for flag in flags]
 
 

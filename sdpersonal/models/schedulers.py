@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,9 +12,11 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LMSDiscreteScheduler
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..config.scheduler_table import Scheduler
 from ..errors import FieldError
+from .backends import to_device
 
 
 @dataclass(frozen=True)
@@ -135,14 +138,16 @@ _LMS_ORDER = 4  # diffusers' default
 class SchedulerAdapter:
     """A diffusers scheduler, set up for one batch of images; what its classes do differently is handled here.
 
-    timesteps: those that are computed, without the skipped steps of img2img. A step may take two.
+    timesteps: those that are computed, without the skipped steps of img2img, on the device. A step may take two.
     """
 
     def __init__(self, scheduler: DiffusersScheduler, steps: int, skipped_steps: int, device: torch.device):
-        scheduler.set_timesteps(steps, device=device)
-        self._scheduler, self._steps = scheduler, steps
+        # The classes look numbers up by the timestep; with one on a card they would wait for it in every step.
+        scheduler.set_timesteps(steps, device=torch.device("cpu"))
+        self._scheduler, self._steps, self._device = scheduler, steps, device
         self._first = skipped_steps * scheduler.order  # Heun and DPM2 have two timesteps per step
-        self.timesteps = scheduler.timesteps[self._first :]
+        self._timesteps = scheduler.timesteps[self._first :]  # on the CPU
+        self.timesteps = to_device(self._timesteps, device)
         if hasattr(scheduler, "set_begin_index"):  # DDIM finds its index by the timestep
             # Else the index is looked up, and wrong if two timesteps round to the same.
             scheduler.set_begin_index(self._first)
@@ -163,13 +168,15 @@ class SchedulerAdapter:
     def add_noise(self, latents: Tensor, noise: Tensor, i: int) -> Tensor:
         """Add noise to the level at which timestep i begins; none after the last. noise: (B, C, h, w)."""
         latents = latents.expand_as(noise)
-        if i == len(self.timesteps):
+        if i == len(self._timesteps):
             return latents
-        return self._scheduler.add_noise(latents, noise, self.timesteps[i : i + 1])
+        with self._without_waiting():
+            return self._scheduler.add_noise(latents, noise, self._timesteps[i : i + 1])
 
-    def scale_model_input(self, latents: Tensor, t: Tensor) -> Tensor:
-        """Scale latents to what the UNet was trained on: schedulers in sigmas keep them unscaled."""
-        return self._scheduler.scale_model_input(latents, t)
+    def scale_model_input(self, latents: Tensor, i: int) -> Tensor:
+        """Scale latents at timestep i to what the UNet was trained on: schedulers in sigmas keep them unscaled."""
+        with self._without_waiting():
+            return self._scheduler.scale_model_input(latents, self._timesteps[i])
 
     def step(self, prediction: Tensor, i: int, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return the next latents. generators: one per image; ancestral and SDE schedulers draw noise from them."""
@@ -180,7 +187,50 @@ class SchedulerAdapter:
             # LMS has as many slopes as steps were computed. diffusers takes its order from the position in the
             # schedule instead, so img2img, which begins in the middle, would use coefficients of missing slopes.
             options["order"] = min(_LMS_ORDER, i + 1)
-        return self._scheduler.step(prediction, self.timesteps[i], latents, **options).prev_sample
+        with self._without_waiting():
+            return self._scheduler.step(prediction, self._timesteps[i], latents, **options).prev_sample
+
+    def _without_waiting(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._device.type == "cpu" else _NumbersOnCpu(self._device)
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Keeps a scheduler from waiting for the device that the latents are on.
+
+    diffusers' classes copy their numbers to that device one by one, solve small systems of equations there, and copy
+    noise from generators on the CPU; each of these waits until the device has computed all that was launched before.
+    Here, what a class makes without the latents stays on the CPU. Where it meets them, torch takes a single number from
+    the CPU as it is, and other tensors are copied without waiting.
+    """
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        values = [*args, *kwargs.values()]
+        replace = self._to_device if any(map(self._is_on_device, values)) else self._to_cpu
+        return func(*map(replace, args), **{name: replace(value) for name, value in kwargs.items()})
+
+    def _is_on_device(self, value: object) -> bool:
+        if isinstance(value, list | tuple):
+            return any(map(self._is_on_device, value))
+        return isinstance(value, Tensor) and value.device.type == self._device.type
+
+    def _to_device(self, value: Any) -> Any:
+        """Copy what is on the CPU to the device, also in lists, but for single numbers."""
+        if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+            return type(value)(map(self._to_device, value))
+        is_copied = isinstance(value, Tensor) and value.ndim > 0 and value.device.type == "cpu"
+        return to_device(value, self._device) if is_copied else value
+
+    def _to_cpu(self, value: Any) -> Any:
+        """Name the CPU where the device is named."""
+        is_named = isinstance(value, torch.device) and value.type == self._device.type
+        return torch.device("cpu") if is_named else value
 
 
 def sampling_progress(step: int, steps: int) -> float:

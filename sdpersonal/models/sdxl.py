@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .loading.ldm_keys import unet_paths
 from .lora import LoraAdapters
-from .stable_diffusion import Conditioning, SizeConditioning, StableDiffusion, text_encoder_path
-from .text_encoder import PromptChunk
+from .stable_diffusion import Conditioning, StableDiffusion, text_encoder_path
+from .text_encoder import TokenIds, apply_emphasis
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -37,30 +38,35 @@ class StableDiffusionXL(StableDiffusion):
         # Without clip skip SDXL reads the last but one.
         return min(encoder.layers for encoder in self.encoders.values()) - 1
 
-    def _encode(
-        self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
+    def _encode_tokens(
+        self,
+        tokens: Mapping[str, TokenIds],
+        vectors: Mapping[str, Tensor],
+        has_words: Tensor,
+        emphasis: Mapping[str, Tensor] = MappingProxyType({}),
+        clip_skip: int = 1,
     ) -> Conditioning:
-        """Encode one context of each of B prompts.
+        """Encode prompts given as numbers for each text encoder, all on the device.
 
-        `added_cond_kwargs` has text_embeds (B, 1280), the second encoder's pooled text; `with_size_conditioning` adds
-        time_ids (B, 6).
+        `added_cond_kwargs` has text_embeds (B, 1280), the second encoder's pooled text; `with_time_ids` adds time_ids
+        (B, 6).
         """
         self.offloader.to_device("text")
-        clip_l, clip_g = self.encoders["clip_l"], self.encoders["clip_g"]
-        states_l, _ = clip_l.penultimate_hidden_states(chunks["clip_l"], clip_skip)  # (B, 77, 768)
-        states_g, pooled = clip_g.penultimate_hidden_states(chunks["clip_g"], clip_skip)  # (B, 77, 1280)
-        if pooled is None:
+        (states_l, _), (states_g, pooled) = (
+            self.encoders[key].penultimate_hidden_states(tokens[key], vectors.get(key), clip_skip)
+            for key in ("clip_l", "clip_g")
+        )
+        if not pooled.shape[1]:
             raise TypeError("the second text encoder has no projection")
+        states_l = apply_emphasis(states_l, emphasis.get("clip_l"))  # (B, 77, 768)
+        states_g = apply_emphasis(states_g, emphasis.get("clip_g"))  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.force_zeros_for_empty_prompt:
-            has_text = torch.tensor(has_words, device=states.device)
-            states, pooled = states.where(has_text[:, None, None], 0.0), pooled.where(has_text[:, None], 0.0)
+            states, pooled = states.where(has_words[:, None, None], 0.0), pooled.where(has_words[:, None], 0.0)
         return Conditioning(states, {"text_embeds": pooled})
 
-    def with_size_conditioning(self, conditioning: Conditioning, sizes: Sequence[SizeConditioning]) -> Conditioning:
+    def with_time_ids(self, conditioning: Conditioning, time_ids: Tensor) -> Conditioning:
         # fp32 whatever the base's dtype: bf16 cannot represent 1023.
-        device = conditioning.prompt_embeds.device
-        time_ids = torch.tensor([size.time_ids for size in sizes], dtype=torch.float32, device=device)
         return replace(conditioning, added_cond_kwargs=conditioning.added_cond_kwargs | {"time_ids": time_ids})
 
     def _pipeline(self) -> DiffusionPipeline:

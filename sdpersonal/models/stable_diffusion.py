@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..config.base import BaseKind
 from ..config.scheduler_table import Scheduler
 from ..errors import UserError
 from ..prompts import Break
+from .backends import to_device
 from .fast_blocks import use_fast_blocks
 from .frozen_conv import use_frozen_convs
 from .loading.weights import silence_libraries
@@ -32,7 +34,8 @@ from .lora import LoraAdapters
 from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
 from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
-from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
+from .text_encoder import PromptChunk, Segment, TextEncoder, TokenIds, Vectors, apply_emphasis, emphasis_of
+from .unet_replay import UNetReplayer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -121,6 +124,9 @@ class StableDiffusion:
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
+        if self.device.type == "cuda":
+            self.adapters.use_buffers(self.device)
+        self.replayer = UNetReplayer(self)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
             scheduler.alphas_cumprod.float().to(self.device), scheduler.config["prediction_type"]
@@ -191,6 +197,26 @@ class StableDiffusion:
             size_conditioning or self._full_size(len(captions)),
         )
 
+    def tokenize_captions(self, captions: Sequence[Sequence[str | Vectors]]) -> Tensor:
+        """Return captions as numbers for `encode_tokens`, (B, encoders, 2, 77) integers on the CPU.
+
+        Vectors are counted from the first in the captions; captions with the same concept share one mapping. Raises
+        UserError if a caption is too long.
+        """
+        prompts = [[Segment(piece) for piece in caption] for caption in captions]
+        tokens = [
+            torch.stack(encoder.tokenize([encoder.make_chunk(segments) for segments in prompts])[0], dim=1)
+            for encoder in self.encoders.values()
+        ]
+        return torch.stack(tokens, dim=1)
+
+    def encode_tokens(self, tokens: Tensor, vectors: Vectors) -> Conditioning:
+        """Encode captions from `tokenize_captions`, on the device, as a function of tensors only, in one shape whatever
+        they say; without size conditioning. vectors: of their concept."""
+        by_encoder = {key: TokenIds(*tokens[:, i].unbind(1)) for i, key in enumerate(self.encoders)}
+        has_words = by_encoder["clip_l"].ids[:, 1] != self.encoders["clip_l"].end_of_text
+        return self._encode_tokens(by_encoder, vectors, has_words)
+
     def encode_prompt(
         self,
         segments: Sequence[Segment | Break],
@@ -224,14 +250,44 @@ class StableDiffusion:
         self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
         """Encode one context of each of B prompts. has_words: whether each prompt has any text or vectors."""
+        tokens: dict[str, TokenIds] = {}
+        vectors: dict[str, Tensor] = {}
+        weights = {key: emphasis_of(chunks[key]) for key in self.encoders}
+        for key, encoder in self.encoders.items():
+            numbers, blocks = encoder.tokenize(chunks[key])
+            tokens[key] = TokenIds(*(to_device(tensor, self.device) for tensor in numbers))
+            if blocks is not None:
+                vectors[key] = blocks
+        emphasis = {key: to_device(tensor, self.device) for key, tensor in weights.items() if tensor is not None}
+        has_words_on_device = to_device(torch.tensor(has_words), self.device)
+        return self._encode_tokens(tokens, vectors, has_words_on_device, emphasis, clip_skip)
+
+    def _encode_tokens(
+        self,
+        tokens: Mapping[str, TokenIds],
+        vectors: Mapping[str, Tensor],
+        has_words: Tensor,
+        emphasis: Mapping[str, Tensor] = MappingProxyType({}),
+        clip_skip: int = 1,
+    ) -> Conditioning:
+        """Encode prompts given as numbers for each text encoder, all on the device.
+
+        has_words: (B,) booleans; emphasis: for some encoders, the weights of the tokens, (B, 77).
+        """
         self.offloader.to_device("text")
-        return Conditioning(self.encoders["clip_l"].hidden_states(chunks["clip_l"], clip_skip))
+        states = self.encoders["clip_l"].hidden_states(tokens["clip_l"], vectors.get("clip_l"), clip_skip)
+        return Conditioning(apply_emphasis(states, emphasis.get("clip_l")))
 
     def _full_size(self, count: int) -> list[SizeConditioning]:
         return [SizeConditioning.full(self.resolution, self.resolution)] * count
 
     def with_size_conditioning(self, conditioning: Conditioning, sizes: Sequence[SizeConditioning]) -> Conditioning:
         """Return the same prompts with other size conditioning; cached prompt embeddings can be reused this way."""
+        time_ids = torch.tensor([size.time_ids for size in sizes], dtype=torch.float32)
+        return self.with_time_ids(conditioning, to_device(time_ids, self.device))
+
+    def with_time_ids(self, conditioning: Conditioning, time_ids: Tensor) -> Conditioning:
+        """Return the same prompts with size conditioning as numbers, (B, 6) fp32; only SDXL reads it."""
         return conditioning
 
     def predict(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -255,12 +311,19 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents (B, C, h, w) to images, uint8 (B, H, W, 3)."""
-        scale, shift = self._latent_scale_and_shift()
         self.offloader.to_device("vae")
-        x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
+        x = self._decode(latents)
+        if self.vae.dtype == torch.float16 and not torch.isfinite(x).all() and torch.isfinite(latents).all():
+            self.vae.float()  # the autoencoders of some fine-tunes exceed fp16; this one stays in fp32
+            x = self._decode(latents)
         if not torch.isfinite(x).all():
             raise UserError("The generated image is NaN.", "Lower the strengths of the concepts, or --guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode latents to images from -1 to 1, fp32 (B, 3, H, W)."""
+        scale, shift = self._latent_scale_and_shift()
+        return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
 
     def _latent_scale_and_shift(self) -> tuple[float, float]:
         return self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0

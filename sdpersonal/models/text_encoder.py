@@ -7,10 +7,9 @@ vectors is tokenised, and the vectors replace the embeddings at their positions,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +63,16 @@ class PromptChunk:
         self.add([_PLACEHOLDER_ID] * len(vectors), weight)
 
 
+class TokenIds(NamedTuple):
+    """Prompts as numbers, (B, 77) integers each.
+
+    ids: of the tokens; vectors: the index of the concept's vector that replaces a token's embedding; -1: none.
+    """
+
+    ids: Tensor
+    vectors: Tensor
+
+
 class TextEncoder:
     """A CLIP tokenizer and its text model. key: which of a concept's vectors it reads."""
 
@@ -72,6 +81,9 @@ class TextEncoder:
         self.model = model
         self.key = key
         self.length: int = tokenizer.model_max_length
+        self.end_of_text: int = tokenizer.eos_token_id
+        self._insertion: tuple[Tensor, Tensor] | None = None  # (B, 77) indices of vectors, (n, width) vectors
+        self._token_embedding.register_forward_hook(self._insert_vectors)
 
     @property
     def _token_embedding(self) -> nn.Embedding:
@@ -132,33 +144,58 @@ class TextEncoder:
     def layers(self) -> int:
         return self.model.config.num_hidden_layers
 
-    def hidden_states(self, chunks: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
-        """Return the last hidden states (B, 77, width). Gradients reach the vectors.
+    def hidden_states(self, tokens: TokenIds, vectors: Tensor | None, clip_skip: int = 1) -> Tensor:
+        """Return the last hidden states (B, 77, width) of prompts with these vectors (n, width). Gradients reach the
+        vectors.
 
         clip_skip: n takes the n-th layer from the last, then the final norm, as in A1111 (`sd_hijack_clip.py`).
         """
         if clip_skip == 1:
-            return _apply_emphasis(self._run(chunks).last_hidden_state, chunks)
-        states = self._run(chunks, output_hidden_states=True).hidden_states[-clip_skip]
-        return _apply_emphasis(self._final_norm(states), chunks)
+            return self._run(tokens, vectors).last_hidden_state
+        return self._final_norm(self._run(tokens, vectors, output_hidden_states=True).hidden_states[-clip_skip])
 
     def penultimate_hidden_states(
-        self, chunks: Sequence[PromptChunk], clip_skip: int = 1
-    ) -> tuple[Tensor, Tensor | None]:
+        self, tokens: TokenIds, vectors: Tensor | None, clip_skip: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Return what SDXL uses: the last but one layer's states (B, 77, width), without the final norm, and the
-        projection of the end of text (B, d), None if the model has none. Gradients reach the vectors. clip_skip: n
+        projection of the end of text (B, d), empty if the model has none. Gradients reach the vectors. clip_skip: n
         takes n - 1 layers earlier, as diffusers counts for SDXL; the projection is always of the last layer."""
-        output = self._run(chunks, output_hidden_states=True)
-        return _apply_emphasis(output.hidden_states[-1 - clip_skip], chunks), getattr(output, "text_embeds", None)
+        output = self._run(tokens, vectors, output_hidden_states=True)
+        states = output.hidden_states[-1 - clip_skip]
+        return states, getattr(output, "text_embeds", states.new_empty(len(states), 0))
 
     def _final_norm(self, states: Tensor) -> Tensor:
         text_model = getattr(self.model, "text_model", self.model)  # transformers 5 has no inner model any more
         return text_model.final_layer_norm(states)
 
-    def _run(self, chunks: Sequence[PromptChunk], **options: bool):
-        ids = torch.tensor([chunk.ids for chunk in chunks], device=self.token_embeddings.device)  # (B, 77)
-        with _insert_vectors(self._token_embedding, chunks):
-            return self.model(ids, **options)
+    def _run(self, tokens: TokenIds, vectors: Tensor | None, **options: bool):
+        self._insertion = None if vectors is None else (tokens.vectors, vectors)
+        try:
+            return self.model(tokens.ids, **options)
+        finally:
+            self._insertion = None
+
+    def _insert_vectors(self, _module: nn.Module, _args: tuple, embeddings: Tensor) -> Tensor:
+        if self._insertion is None:
+            return embeddings
+        indices, vectors = self._insertion
+        # In one shape whatever the prompts, so that a step can be captured in a CUDA graph.
+        inserted = vectors.to(embeddings.dtype)[indices.clamp(min=0)]
+        return torch.where((indices >= 0)[..., None], inserted, embeddings)
+
+    def tokenize(self, chunks: Sequence[PromptChunk]) -> tuple[TokenIds, Tensor | None]:
+        """Return prompts as numbers, on the CPU, and their distinct vectors, (n, width), in order of appearance; None
+        without any."""
+        blocks = {id(block): block for chunk in chunks for _, block in chunk.vectors}
+        sizes = [len(block) for block in blocks.values()]
+        first = dict(zip(blocks, (sum(sizes[:i]) for i in range(len(sizes))), strict=True))
+        ids = torch.tensor([chunk.ids for chunk in chunks])  # (B, 77)
+        indices = torch.full_like(ids, -1)
+        for row, chunk in zip(indices, chunks, strict=True):
+            for at, block in chunk.vectors:
+                row[at : at + len(block)] = torch.arange(len(block)) + first[id(block)]
+        vectors = list(blocks.values())
+        return TokenIds(ids, indices), torch.cat(vectors) if len(vectors) > 1 else next(iter(vectors), None)
 
     def make_chunk(self, segments: Sequence[Segment]) -> PromptChunk:
         """Tokenise a prompt into one context. Raises UserError if it does not fit."""
@@ -259,37 +296,19 @@ def _split_chunk(chunk: PromptChunk, at: int) -> tuple[PromptChunk, PromptChunk]
     return before, PromptChunk(chunk.ids[at:], chunk.weights[at:], moved)
 
 
-def _apply_emphasis(states: Tensor, chunks: Sequence[PromptChunk]) -> Tensor:
+def emphasis_of(chunks: Sequence[PromptChunk]) -> Tensor | None:
+    """Return the weights of prompts' tokens, (B, 77); None if all are 1."""
+    weights = torch.tensor([chunk.weights for chunk in chunks])
+    return None if bool((weights == 1).all()) else weights
+
+
+def apply_emphasis(states: Tensor, weights: Tensor | None) -> Tensor:
     """Multiply states (B, 77, width) by their weights, then restore each prompt's mean (A1111's sd_emphasis.py)."""
-    if all(weight == 1 for chunk in chunks for weight in chunk.weights):
+    if weights is None:
         return states
-    weighted = states * torch.tensor([chunk.weights for chunk in chunks], device=states.device)[:, :, None]
+    weighted = states * weights[:, :, None]
     # The ratio is per prompt: the result must not depend on the rest of the batch.
     ratio = states.mean(dim=(1, 2)) / weighted.mean(dim=(1, 2))
     # A mean near zero says nothing about the magnitude, and dividing by it could flip the states' sign.
     ratio = torch.where((ratio > 0.5) & (ratio < 2), ratio, torch.ones_like(ratio))
     return weighted * ratio[:, None, None]
-
-
-@contextmanager
-def _insert_vectors(embedding: nn.Module, chunks: Sequence[PromptChunk]) -> Iterator[None]:
-    insertions = [
-        (b, at + i, vector)
-        for b, chunk in enumerate(chunks)
-        for at, block in chunk.vectors
-        for i, vector in enumerate(block)
-    ]
-    if not insertions:
-        yield
-        return
-    batch, position, values = zip(*insertions, strict=True)
-
-    def replace_embeddings(_module: nn.Module, _args: tuple, out: Tensor) -> Tensor:
-        indices = (torch.tensor(batch, device=out.device), torch.tensor(position, device=out.device))
-        return out.index_put(indices, torch.stack(values).to(out))
-
-    hook = embedding.register_forward_hook(replace_embeddings)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -18,11 +18,13 @@ from torch import Tensor
 from .. import storage
 from ..errors import UserError
 from ..generation import SamplingConfig, StepConditioning, denoise, noise_from_seed
-from ..models import LatentDistribution, SizeConditioning, StableDiffusion
+from ..models import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
+from ..models.offload import place_for_training, plan_offload
 from .run_dir import RUNS_FOLDER
 
 CLASS_IMAGES_FOLDER = RUNS_FOLDER / "class-pictures"
 STEPS = 25
+_MAX_BATCH_SIZE = 8  # on a card; a larger one saves no time, and an interrupted run loses its batch
 _MAX_BYTES = 16 << 20
 
 
@@ -46,15 +48,31 @@ def generate_missing(
         return
     say(f"Generating {len(missing)} class images of {prompt!r} in {folder}.")
     storage.make_folder(folder)
-    shape = base.latent_shape(side, side)
     with base.exclusive(), base.adapters.disabled():
+        batch_size = _place(base, side)
         conditioning = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
-        for number in missing:
-            noise = noise_from_seed(number, shape)[None].to(base.device)
-            latents = denoise(
-                base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(STEPS, base.guidance)
-            )
-            storage.write_bytes(_path(folder, number), save({"latents": latents[0].cpu().contiguous()}))
+        for first in range(0, len(missing), batch_size):
+            batch = missing[first : first + batch_size]
+            for number, latents in zip(batch, _generate(base, conditioning, batch, side), strict=True):
+                storage.write_bytes(_path(folder, number), save({"latents": latents.contiguous()}))
+        base.replayer.clear()  # training needs the memory
+        place_for_training(base, (side, side))  # before the method changes the weights
+
+
+def _place(base: StableDiffusion, side: int) -> int:
+    """Place the models and return the batch size. On a CPU it is 1: more would save little, and round differently."""
+    if base.device.type != "cuda":
+        return 1
+    plan = plan_offload(base, (side, side), _MAX_BATCH_SIZE)
+    base.offloader.apply_plan(plan)
+    return plan.batch_size
+
+
+def _generate(base: StableDiffusion, conditioning: Conditioning, numbers: Sequence[int], side: int) -> Tensor:
+    """Return the latents of images, (B, C, h, w) on the CPU. conditioning: of the negative prompt and the prompt."""
+    noise = torch.stack([noise_from_seed(number, base.latent_shape(side, side)) for number in numbers])
+    rows = StepConditioning(conditioning[torch.tensor([0, 1]).repeat_interleave(len(numbers))])
+    return denoise(base, lambda progress: rows, noise.to(base.device), SamplingConfig(STEPS, base.guidance)).cpu()
 
 
 def load_latents(base: StableDiffusion, prompt: str, side: int, count: int) -> list[LatentDistribution]:

@@ -1,4 +1,4 @@
-"""The training data: the photos' latent distributions, on the device, and the samples computed from them.
+"""The training data: the photos' latent distributions, and the samples computed from them, all on the CPU.
 
 Each photo is encoded once per variant. Storing mean and std, and sampling from them at every step, trains exactly as
 encoding anew would, without its cost (about 40 % of a LoRA step) and without decoding a JPEG in the loop.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import printable
 from ..models import LatentDistribution, SizeConditioning, StableDiffusion
+from ..models.offload import placed_for_encoding
 from ..photos.captions import shortened
 from ..photos.loading import Photo
 from .rng import generator_for, photo_index
@@ -28,7 +29,7 @@ CaptionSplitter = Callable[[str], CaptionPieces]
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples of one forward pass in one process."""
+    """The samples of one forward pass in one process, on the CPU."""
 
     latents: Tensor  # (B, C, h, w) fp32
     noise: Tensor  # (B, C, h, w) fp32
@@ -65,8 +66,8 @@ class LatentDataset:
     ):
         self._base, self._seed, self._noise_offset, self._purpose = base, seed, noise_offset, purpose
         self._size_conditioning, self._captions, self._names = size_conditioning, captions, names
-        self._mean = torch.stack([distribution.mean for distribution in distributions])  # (N, V, C, h, w)
-        self._std = torch.stack([distribution.std for distribution in distributions])
+        self._mean = torch.stack([distribution.mean.cpu() for distribution in distributions])  # (N, V, C, h, w)
+        self._std = torch.stack([distribution.std.cpu() for distribution in distributions])
 
     @property
     def count(self) -> int:
@@ -86,10 +87,8 @@ class LatentDataset:
             photo = photo_index(index, len(self._names), self._seed)
             variant = int(torch.randint(self._mean.shape[1], (), generator=generator))
             shape = self._mean.shape[2:]
-            latent = self._mean[photo, variant] + self._std[photo, variant] * self._to_device(
-                torch.randn(shape, generator=generator)
-            )
-            latents.append(latent)
+            epsilon = torch.randn(shape, generator=generator)
+            latents.append(self._mean[photo, variant] + self._std[photo, variant] * epsilon)
             noises.append(torch.randn(shape, generator=generator))
             timesteps.append(torch.randint(len(self._base.schedule), (), generator=generator))
             photo_captions = self._captions[photo]
@@ -100,18 +99,13 @@ class LatentDataset:
                 noises[-1] = noises[-1] + self._noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
         return Batch(
             torch.stack(latents),
-            self._to_device(torch.stack(noises)),
-            self._to_device(torch.stack(timesteps)),
+            torch.stack(noises),
+            torch.stack(timesteps),
             tuple(captions),
             tuple(names),
             tuple(indices),
             tuple(size_conditioning),
         )
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        device = self._base.device
-        # A copy from pinned memory does not wait for the device.
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class PhotoDataset(LatentDataset):
@@ -128,9 +122,12 @@ class PhotoDataset(LatentDataset):
         purpose: str = "sample",
     ):
         views = [_crop_and_flip(photo, flip) for photo in photos]
+        height, width = views[0][0][0].shape[:2]
+        with base.exclusive(), placed_for_encoding(base, (width, height)):
+            distributions = [_encode(base, [square for square, _ in variants]) for variants in views]
         super().__init__(
             base,
-            [base.encode(np.stack([square for square, _ in variants])) for variants in views],
+            distributions,
             [[size_conditioning for _, size_conditioning in variants] for variants in views],
             [photo.captions or tuple(templates) for photo in photos],
             [photo.name for photo in photos],
@@ -138,6 +135,13 @@ class PhotoDataset(LatentDataset):
             noise_offset,
             purpose,
         )
+
+
+def _encode(base: StableDiffusion, squares: Sequence[np.ndarray]) -> LatentDistribution:
+    """Encode the variants of a photo; on a card one at a time, as its memory is planned."""
+    size = 1 if base.device.type == "cuda" else len(squares)
+    parts = [base.encode(np.stack(squares[first : first + size])) for first in range(0, len(squares), size)]
+    return LatentDistribution(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
 
 
 def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeConditioning]]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import storage
 from ..display.units import GB
 from ..errors import DiskFull, printable
 from ..models.oom import memory_usage
 from .checkpoint import CHECKPOINT_LIMIT, CheckpointState, save_checkpoint
-from .loop import MAX_GRAD_NORM
 from .run_dir import DRY_RUN_FOLDER
 from .train_state import TrainState
 
@@ -27,6 +26,7 @@ _STATE_SIZE = {
     "prodigy": 5.0,
     "adamw8bit": 1.5,
 }  # gradients and moments, relative to the trained parameters
+_AUTOCAST_COPY_SIZE = 0.5  # the same for the copy in two bytes that autocast computes with
 _WARM_UP_SECONDS = 2.0  # a first step that takes less is mostly warm-up, so a second one is timed
 
 
@@ -55,9 +55,10 @@ def perform_dry_run(state: TrainState, batch: int, accumulate: int, run: Path) -
     optimizer, parameters, oom_advice = state.optimizer, state.method.trainable_parameters(), state.oom_advice
     size = sum(parameter.numel() * 4 for parameter in parameters.values())
     # Checked before allocation: the system may kill a process that runs out of memory, without a message.
-    oom_advice.require(round(_STATE_SIZE[oom_advice.settings.optimizer] * size), "gradients and moments")
+    share = _STATE_SIZE[oom_advice.settings.optimizer] + (_AUTOCAST_COPY_SIZE if state.method.autocast_dtype else 0)
+    oom_advice.require(round(share * size), "gradients and moments")
     seconds = _time_step(state, batch, accumulate)
-    if seconds < _WARM_UP_SECONDS:
+    if seconds < _WARM_UP_SECONDS or oom_advice.device.type == "cuda":  # there it is captured in a graph
         seconds = _time_step(state, batch, accumulate)
     started_at = time.monotonic()
     if state.accelerator.is_main_process:
@@ -72,13 +73,12 @@ def _time_step(state: TrainState, batch: int, accumulate: int) -> float:
     """Measure the seconds of a whole step that changes nothing: the learning rates are zero."""
     optimizer, started_at = state.optimizer, time.monotonic()
     for _ in range(accumulate):
-        loss = state.method.loss(state.photos.batch(range(batch)), _LAST_STEP).mean() / accumulate
-        loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.method.trainable_parameters().values(), MAX_GRAD_NORM)
-    if torch.isfinite(norm):  # else even rate zero would spoil the parameters; the first real step reports it
+        state.gradients.add(state.method.inputs(state.photos.batch(range(batch))), _LAST_STEP, 1 / accumulate)
+    if state.gradients.are_finite():  # else even rate zero would spoil the parameters
         with _zero_lr(optimizer):
-            optimizer.step()
-    optimizer.zero_grad()
+            state.gradients.apply(optimizer)
+    else:
+        state.gradients.clear(optimizer)  # the first real step reports it
     if state.oom_advice.device.type == "cuda":
         torch.cuda.synchronize(state.oom_advice.device)
     return time.monotonic() - started_at

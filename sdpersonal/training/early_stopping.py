@@ -7,7 +7,7 @@ its last values is a small share of the variance of all: what is still gained is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .dataset import Batch, PhotoDataset
+from .loss_inputs import LossInputs
 from .methods.protocol import Method
 
 FIXED_BATCH_SIZE = 8  # samples in the fixed batch
@@ -52,14 +53,18 @@ def fixed_batch(photos: PhotoDataset) -> Batch:
     """Build the fixed batch: photos in turn, at evenly spread noise levels."""
     batch = photos.batch(range(FIXED_BATCH_SIZE))
     levels = torch.linspace(_FIRST_LEVEL, _LAST_LEVEL, FIXED_BATCH_SIZE) * photos.levels
-    return replace(batch, t=levels.long().to(batch.t.device))
+    return replace(batch, t=levels.long())
 
 
-@torch.no_grad()
-def fixed_batch_loss(method: Method, batch: Batch, step: int, at_once: int = FIXED_BATCH_SIZE) -> Tensor:
-    """Compute the mean loss of the fixed batch, a scalar on the device. at_once: batch size; up to the training's, no
-    more memory is needed than for a training step."""
-    return torch.cat([method.loss(part, step) for part in batch.split(at_once)]).mean()
+def fixed_inputs(method: Method, photos: PhotoDataset, at_once: int, device: torch.device) -> list[LossInputs]:
+    """Return the fixed batch in parts on the device. at_once: samples in a part; up to the training's batch size, no
+    more memory is needed than for a step."""
+    return [method.inputs(part).to(device) for part in fixed_batch(photos).split(at_once)]
+
+
+def fixed_batch_loss(loss: Callable[[LossInputs, int], Tensor], parts: Sequence[LossInputs], step: int) -> Tensor:
+    """Compute the mean loss of the fixed batch, a scalar on the device. loss: per sample, without gradients."""
+    return torch.cat([loss(part, step) for part in parts]).mean()
 
 
 def dvar(measured: Sequence[tuple[int, float]], start: int = 0) -> list[DvarPoint]:

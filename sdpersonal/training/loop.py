@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import DiskFull, Interrupted
 from .checkpoint import save_checkpoint
 from .control import NO_REQUEST, Command, StopRequest, StopSignals, poll
-from .dataset import Batch
 from .distributed import Accelerator, average_gradients
 from .early_stopping import fixed_batch_loss
+from .loss_inputs import prefetch
 from .run_dir import latest_step
 from .step_result import StepResult
 from .train_state import LoopConfig, LoopHooks, TrainState
 
-MAX_GRAD_NORM = 1.0
 _REPEAT_WINDOW = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal has sent already
 
 
@@ -35,20 +35,19 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
     accelerator, method, optimizer = state.accelerator, state.method, state.optimizer
     parameters, end = method.trainable_parameters().values(), config.next_milestone(state.step)
     pending: deque[StepResult] = deque()
-    with _name_checkpoint_if_disk_full(config.run), _stop_signals(accelerator) as signals:
-        for step in range(state.step, end):
+    inputs_of_steps = prefetch(partial(state.load_inputs, config), range(state.step, end), accelerator.device)
+    with (
+        _name_checkpoint_if_disk_full(config.run),
+        _stop_signals(accelerator) as signals,
+        closing(inputs_of_steps),
+    ):
+        for step, inputs in inputs_of_steps:
             command = poll(config.run) if accelerator.is_main_process else Command.NOTHING
             with state.oom_advice.translate(f"at step {step + 1}"):
                 learning_rates = _set_learning_rates(optimizer, method.learning_rates(step), config.lr_factor(step))
-                losses = []
-                for part in range(config.accumulate):
-                    loss = method.loss(_load_batch(state, config, part), step).mean()
-                    accelerator.backward(loss / config.accumulate)
-                    losses.append(loss.detach())
+                losses = [state.gradients.add(batch, step, 1 / config.accumulate) for batch in inputs]
                 average_gradients(accelerator, parameters)
-                grad_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-                optimizer.step()
-                optimizer.zero_grad()
+                grad_norm = state.gradients.apply(optimizer)
                 state.ema.update(step)
                 measured = _measure_fixed_batch(state, config)
                 request = StopRequest.of(signals.signal_number, command)
@@ -68,12 +67,6 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
     return Command.NOTHING
 
 
-def _load_batch(state: TrainState, config: LoopConfig, part: int) -> Batch:
-    accelerator = state.accelerator
-    indices = config.sample_indices(state.step, part, accelerator.process_index, accelerator.num_processes)
-    return state.photos.batch(indices)
-
-
 def _set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: list[float], factor: float) -> list[float]:
     for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
         group["lr"] = rate * factor
@@ -82,10 +75,10 @@ def _set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: list[f
 
 def _measure_fixed_batch(state: TrainState, config: LoopConfig) -> Tensor | None:
     """Measure the fixed batch's loss after a step, a scalar on the device; None if it is not due."""
-    if config.fixed_batch is None or (state.step + 1) % config.measure_every:
+    if not config.fixed_batch or (state.step + 1) % config.measure_every:
         return None
     with state.ema.applied():
-        return fixed_batch_loss(state.method, config.fixed_batch, state.step, config.batch)
+        return fixed_batch_loss(state.gradients.loss, config.fixed_batch, state.step)
 
 
 def _save(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> None:

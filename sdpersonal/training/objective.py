@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ..models import Conditioning, NoiseSchedule, StableDiffusion
-from .dataset import Batch, CaptionSplitter
+from ..models.text_encoder import Vectors
+from .loss_inputs import LossInputs
 
 
-def batch_loss(base: StableDiffusion, caption_pieces: CaptionSplitter, batch: Batch, snr_gamma: float | None) -> Tensor:
-    """Compute the loss of a batch, per sample: (B,)."""
-    condition = _encode_captions(base, caption_pieces, batch)
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return the context in which a method's predictions are computed; see `Method.autocast_dtype`."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def batch_loss(base: StableDiffusion, vectors: Vectors, inputs: LossInputs, snr_gamma: float | None) -> Tensor:
+    """Compute the loss of a batch, per sample: (B,). vectors: the subject's, for each text encoder."""
+    condition = encode_captions(base, vectors, inputs)
     return diffusion_loss(
         lambda noisy, t: base.predict(noisy, t, condition),
         base.schedule,
-        batch.latents,
-        batch.noise,
-        batch.t,
+        inputs.latents,
+        inputs.noise,
+        inputs.t,
         snr_gamma,
     )
+
+
+def encode_captions(base: StableDiffusion, vectors: Vectors, inputs: LossInputs) -> Conditioning:
+    """Return the conditioning of each sample."""
+    return base.with_time_ids(base.encode_tokens(inputs.tokens, vectors)[inputs.caption], inputs.time_ids)
 
 
 def diffusion_loss(
@@ -54,13 +66,3 @@ def min_snr(schedule: NoiseSchedule, t: Tensor, gamma: float) -> Tensor:
     snr = abar / (1 - abar)
     scale = snr if schedule.prediction_type == "epsilon" else snr + 1
     return snr.clamp(max=gamma) / scale
-
-
-def _encode_captions(base: StableDiffusion, caption_pieces: CaptionSplitter, batch: Batch) -> Conditioning:
-    """Return the conditioning of each sample. A repeated caption is encoded once: with four samples and eight templates
-    that saves a sixth of the text encoder's work."""
-    distinct = list(dict.fromkeys(batch.captions))
-    positions = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
-    return base.with_size_conditioning(
-        base.encode_captions([caption_pieces(caption) for caption in distinct])[positions], batch.size_conditioning
-    )

@@ -28,7 +28,8 @@ from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
 from .distributed import Accelerator, check_same_start, init_distributed
 from .dry_run import perform_dry_run
-from .early_stopping import can_converge, fixed_batch
+from .early_stopping import can_converge, fixed_inputs
+from .gradients import loss_scaler
 from .methods.factory import (
     build_method,
     check_before_loading,
@@ -37,6 +38,7 @@ from .methods.factory import (
     resolve_preset,
     subject_noun,
 )
+from .methods.protocol import Method
 from .milestones import RunEnd, milestone_steps, run_milestones
 from .oom_advice import OomAdvice
 from .optim import EMA, NoEMA, lr_factor, make_optimizer
@@ -137,6 +139,8 @@ def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: 
     scorer, lines = None, []
     if accelerator.is_main_process:
         scorer = scorer_for_base(base.kind)
+        if scorer:
+            scorer.use_device(base.device)
         findings = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", scorer)
         lines = [*photos.report().splitlines(), *(findings.lines() if findings.findings else ())]
         say("\n".join(lines))
@@ -155,7 +159,7 @@ def _setup(inputs: _Inputs, stack: ExitStack) -> tuple[TrainState, LoopConfig, V
     oom_advice = OomAdvice(accelerator.device, settings, inputs.resolution, preset.batch)
     with oom_advice.translate("before the first step"):
         state = _build_state(inputs, oom_advice, stack)
-        validator = _build_validator(inputs) if settings.samples and accelerator.is_main_process else None
+        validator = _build_validator(inputs, state.method) if settings.samples and accelerator.is_main_process else None
         intro = (
             f"Training {settings.token} with {state.method.name} at {inputs.resolution} px: up to {preset.steps} steps "
             f"of {inputs.photos_per_step} photos"
@@ -180,15 +184,17 @@ def _build_state(inputs: _Inputs, oom_advice: OomAdvice, stack: ExitStack) -> Tr
     templates = CAPTION_TEMPLATES[settings.kind]
     data = PhotoDataset(base, photos, templates, settings.seed, settings.flip, settings.noise_offset)
     ema = EMA(method.trainable_parameters(), resolved.ema_decay) if resolved.ema_decay else NoEMA()
-    return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema)
+    scaler = loss_scaler(method.autocast_dtype or base.dtype, base.device)
+    return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema, scaler=scaler, say=inputs.say)
 
 
-def _build_validator(inputs: _Inputs) -> Validator:
+def _build_validator(inputs: _Inputs, method: Method) -> Validator:
     settings = inputs.settings
     if inputs.scorer is None:
         inputs.say(f"No CLIP model found to score samples, so the last checkpoint is used. To get one: {FETCH_COMMAND}")
     squares = [Image.fromarray(photo.square()) for photo in inputs.photos.photos]
-    return Validator(inputs.run, inputs.base, inputs.scorer, settings.kind, subject_noun(settings), squares)
+    noun = subject_noun(settings)
+    return Validator(inputs.run, inputs.base, inputs.scorer, settings.kind, noun, squares, method.autocast_dtype)
 
 
 def _dry_run(inputs: _Inputs, state: TrainState, validator: Validator | None) -> str:
@@ -219,7 +225,7 @@ def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]
         milestones=milestone_steps(resolved.steps, resolved.milestones if settings.samples or early_stop else 1),
         early_stop=early_stop,
         pivot_steps=resolved.pivot_steps,
-        fixed_batch=fixed_batch(state.photos) if measures else None,
+        fixed_batch=fixed_inputs(state.method, state.photos, resolved.batch, inputs.base.device) if measures else (),
         measure_every=resolved.measure_every,
         usual_lr=inputs.usual_lr,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from .checkpoint import CheckpointState
-from .dataset import Batch, PhotoDataset
+from .dataset import PhotoDataset
 from .distributed import Accelerator
+from .gradients import Gradients
+from .loss_inputs import LossInputs
 from .methods.protocol import Method
 from .oom_advice import OomAdvice
 from .optim import EMA, NoEMA
@@ -30,6 +32,17 @@ class TrainState:
     oom_advice: OomAdvice
     ema: EMA | NoEMA = field(default_factory=NoEMA)
     step: int = 0
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    say: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        self.gradients = Gradients(self.method, self.accelerator, self.scaler, self.say)
+
+    def load_inputs(self, config: LoopConfig, step: int) -> list[LossInputs]:
+        """Return the inputs of this process's batches of a step, on the CPU."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = [config.sample_indices(step, part, rank, processes) for part in range(config.accumulate)]
+        return [self.method.inputs(self.photos.batch(indices)) for indices in parts]
 
     def checkpoint_state(self) -> CheckpointState:
         """Return what a checkpoint stores of it."""
@@ -51,7 +64,7 @@ class LoopConfig:
     milestones: tuple[int, ...] = ()  # steps with a validation, ascending; the last step is one in any case
     early_stop: bool = False  # whether the run may end at a milestone
     pivot_steps: int = 0  # the fixed batch's losses up to this step belong to another curve
-    fixed_batch: Batch | None = None  # its loss is measured in the main process
+    fixed_batch: Sequence[LossInputs] = ()  # in parts, on the device; its loss is measured in the main process
     measure_every: int = 1  # steps between these measurements
     usual_lr: float = math.inf  # the preset's, the highest that is proposed after divergence
 

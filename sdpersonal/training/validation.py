@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from .. import storage
@@ -47,8 +48,8 @@ class Validation:
 class Validator:
     """Runs the validations of a training; without a scorer it only generates images, and only on request.
 
-    photos: squares, all of the run's resolution. The constructor generates the class noun's images with the untrained
-    base model; `seconds` is the time that took, and that a validation will take.
+    photos: squares, all of the run's resolution; autocast_dtype: see `Method`. The constructor generates the class
+    noun's images with the untrained base model; `seconds` is the time that took, and that a validation will take.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Validator:
         kind: ConceptKind,
         noun: str,
         photos: list[Image.Image],
+        autocast_dtype: torch.dtype | None = None,
     ):
         self._run, self._base, self._kind, self._side = run, base, kind, photos[0].width
+        self._autocast_dtype = autocast_dtype
         self.scorer_name = scorer.name if scorer else ""
         self.validations: list[Validation] = []
         self.seconds = 0.0
@@ -70,6 +73,7 @@ class Validator:
         started_at = time.monotonic()
         with base.adapters.disabled():
             class_images = self.generate(lambda prompt: [prompt.format(class_phrase(kind, noun))])
+            base.replayer.clear()  # what a training step takes is not known yet
         self.seconds = time.monotonic() - started_at
         self.evaluation = ConceptEvaluation(scorer, kind, noun, photos, class_images)
         self._save(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, class_images, class_phrase(kind, noun))
@@ -100,7 +104,8 @@ class Validator:
         return self.best.step if self.best else None
 
     def generate(self, caption_pieces: CaptionSplitter) -> list[Image.Image]:
-        return generate_samples(self._base, caption_pieces, prompts_and_seeds(self._kind), self._side, DENOISING_STEPS)
+        images = prompts_and_seeds(self._kind)
+        return generate_samples(self._base, caption_pieces, images, self._side, DENOISING_STEPS, self._autocast_dtype)
 
     def _save(self, path: Path, images: list[Image.Image], word: str) -> None:
         storage.make_folder(path.parent)

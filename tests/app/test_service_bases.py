@@ -1,20 +1,32 @@
 """What the Models tab does, without the page: what is loaded, what can be chosen, and who may choose."""
 
 import math
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sdpersonal.app.backend import App, GenerationService, Workspace
-from sdpersonal.app.backend.models.hardware import MODEL_SIZES, Hardware, ModelSize, check_fit, training_memory_text
+from sdpersonal.app.backend.models.hardware import (
+    MODEL_SIZES,
+    SIZES_BY_KIND,
+    Hardware,
+    ModelSize,
+    check_fit,
+    training_memory_text,
+)
 from sdpersonal.app.backend.models.picker import download_question, list_models, model_facts, switch_model
+from sdpersonal.app.backend.train.training_cost import memory_text
 from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.models.offload import memory_need, weight_bytes
+from sdpersonal.training.presets import preset
 from support.hub_server import Repo, hub_server
 
 GB = 10**9
@@ -169,7 +181,42 @@ def test_without_a_card_it_is_said(tmp_path):
         MODEL_SIZES["sd15"], machine
     )
     assert "no CUDA GPU" in machine.describe()
-    assert "not measured" in training_memory_text(MODEL_SIZES["sdxl"], machine)
+
+
+@pytest.mark.parametrize(
+    "kind, number, method, images, side, measured",
+    [  # peak GB of single steps, docs/performance.md
+        ("sd1", 4, "lora", 1, 256, 5.45),
+        ("sd1", 4, "textual-inversion", 1, 256, 5.27),
+        ("tiny", 4, "lora", 4, 128, 0.77),
+    ],
+)
+def test_what_a_training_is_reckoned_to_take_is_what_was_measured(kind, number, method, images, side, measured):
+    assert SIZES_BY_KIND[kind].training_memory(number, method, images, side) == pytest.approx(measured, rel=0.1)
+
+
+def test_a_full_training_takes_eighteen_bytes_a_weight_on_a_card_and_sixteen_without():
+    """fp32 weight, gradient and two moments; a card computes with a copy in 2 bytes."""
+    unet = ModelSize(text=0, unet=1000, vae=0, side=512)
+    nothing = ModelSize(text=0, unet=0, vae=0, side=512)
+    for number, expected in ((2, 18), (4, 16)):
+        overhead = nothing.training_memory(number, "full", 1)
+        assert unet.training_memory(number, "full", 1) - overhead == pytest.approx(expected)
+        assert unet.training_memory(number, "lora", 1) - overhead == pytest.approx(number)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_both_tabs_say_the_same(name, tmp_path):
+    """The Models tab says it for a LoRA, the Train tab for what is chosen there."""
+    size = MODEL_SIZES[name]
+    base = SimpleNamespace(kind=size.kind, device="cpu", resolution=size.side)
+    common = {"photos": tmp_path, "token": "<me/it>", "class_noun": "cat"}
+    settings, with_prior = (DreamboothSettings(**common, prior=prior) for prior in ("none", "predicted"))
+    batch = preset("dreambooth-lora", size.kind).batch
+    text = memory_text(None, base, settings, batch)
+    needed = re.search(r"about ([0-9.]+ GB)", text)[1]
+    assert f"about {needed}" in training_memory_text(size, Hardware("", 64 * GB, 64 * GB, GB))
+    assert text != memory_text(None, base, with_prior, batch)
 
 
 def test_the_hub_says_how_much_it_is(app, monkeypatch):

@@ -453,6 +453,50 @@ def test_without_the_tokenizers_settings_texts_are_still_of_one_length(hub):
     np.testing.assert_allclose(scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100]), full, atol=1e-6)
 
 
+def card_with_room_for(copies, monkeypatch):
+    """Without a card: what is copied to one is a copy, and after so many raises what torch raises."""
+    to, made = torch.Tensor.to, []
+
+    def copy(tensor, *args, **options):
+        if torch.device("cuda") not in (*args, options.get("device")):
+            return to(tensor, *args, **options)
+        if len(made) == copies:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        made.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("room", [0, 5, 1 << 30], ids=["none", "for a part", "for all weights"])
+def test_a_judge_on_a_card_that_is_full_sees_and_reads_on_the_cpu(hub, images, room, monkeypatch):
+    hub(CLIP, save_clip)
+    hub(DINO, save_dino)
+    expected, judge = scorer_for_base("sd1"), scorer_for_base("sd1")
+    weights = [tensor.data_ptr() for model in (judge._clip, judge._dino) for tensor in model.parameters()]
+    card_with_room_for(room, monkeypatch)
+    judge.use_device(torch.device("cuda"))
+    for features in ("image_features", "subject_features"):
+        assert np.array_equal(getattr(judge, features)(images), getattr(expected, features)(images))
+    assert np.array_equal(judge.text_features(["a duck"]), expected.text_features(["a duck"]))
+    assert weights == [tensor.data_ptr() for model in (judge._clip, judge._dino) for tensor in model.parameters()]
+
+
+def test_what_fails_on_a_card_for_another_reason_is_raised(hub, images, monkeypatch):
+    hub(CLIP, save_clip)
+    judge = scorer_for_base("sd1")
+    card_with_room_for(0, monkeypatch)
+    judge.use_device(torch.device("cuda"))
+
+    def fail(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(scorers, "_on_device", fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        judge.image_features(images)
+
+
 @pytest.mark.parametrize("damage", ["cut", "nonsense", "lacks a weight", "config"])
 def test_a_damaged_judge_is_told(hub, damage):
     from safetensors.torch import load_file, save_file
@@ -519,3 +563,14 @@ def test_a_judge_that_is_not_installed_is_told(tmp_path):
         Scorer(tmp_path / "gone")
     shutil.copytree(built_in_folder() / "judge", tmp_path / "elsewhere")
     assert Scorer(tmp_path / "elsewhere").name == "CLIP ViT-B/32"
+
+
+@pytest.mark.gpu
+def test_a_judge_on_a_card_gives_the_same_features_and_leaves_no_weights_there(judge, photos):
+    on_card = scorer_for_base("tiny")
+    on_card.use_device(torch.device("cuda"))
+    stored = torch.cuda.memory_allocated()
+    np.testing.assert_allclose(on_card.image_features(photos), judge.image_features(photos), atol=1e-3)
+    texts = ["a duck on the beach", "a teddy bear"]
+    np.testing.assert_allclose(on_card.text_features(texts), judge.text_features(texts), atol=1e-3)
+    assert torch.cuda.memory_allocated() <= stored + (32 << 20)  # cuBLAS keeps its workspace

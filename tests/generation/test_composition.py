@@ -28,7 +28,7 @@ from sdpersonal.image_metadata.read_infotext import parse_infotext
 from sdpersonal.image_metadata.write_infotext import format_infotext
 from sdpersonal.models import Segment, load_base
 from sdpersonal.models.attention_maps import AttentionMaps
-from sdpersonal.models.offload import bytes_per_step
+from sdpersonal.models.offload import OffloadPlan, bytes_per_step
 from sdpersonal.models.schedulers import NoiseSchedule
 from sdpersonal.prompts import Region, Token, parse
 from support.mixing import Shelf, random_lora, resolved, shelf_of
@@ -451,7 +451,8 @@ def test_a_batch_has_no_more_predictions_than_planned(sd1, shelf, monkeypatch):
     real = sd1.predict
     monkeypatch.setattr(sd1, "predict", lambda x, *rest: sizes.append(len(x)) or real(x, *rest))
     module = importlib.import_module("sdpersonal.generation.generator")
-    monkeypatch.setattr(module, "plan_offload", lambda base, size, most, beside: plans.append((size, beside)) or 3)
+    plan = OffloadPlan("all", False, 3)
+    monkeypatch.setattr(module, "plan_offload", lambda base, size, most, beside: plans.append((size, beside)) or plan)
     for prompt in ("a tree", "a <fox> by <ink>", TWO, "a <fox> and a <cat> by <ink>"):
         generate(sd1, shelf, prompt, num_images=4, steps=1, size="72x72")
     assert sizes == [6, 2, 6, 6, 4, 4, 4, 4, 6, 6, 6, 6]

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from conftest import ROOT
 from sdpersonal.config import GenerateRequest
@@ -25,11 +27,11 @@ from sdpersonal.config.scheduler_table import (
 )
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.generation.denoise import SamplingConfig, StepConditioning, denoise
+from sdpersonal.generation.denoise import InitLatents, SamplingConfig, StepConditioning, denoise
 from sdpersonal.image_metadata import Recipe
 from sdpersonal.image_metadata.write_infotext import format_infotext
-from sdpersonal.models import load_base
-from sdpersonal.models.schedulers import check_scheduler, make_scheduler
+from sdpersonal.models import Conditioning, load_base
+from sdpersonal.models.schedulers import NoiseSchedule, check_scheduler, make_scheduler
 from support.narrow import save_narrow
 
 A1111 = """DPM++ 2M|DPM++ SDE|DPM++ 2M SDE|DPM++ 2M SDE Heun|DPM++ 2S a|DPM++ 3M SDE|Euler a|Euler|LMS|Heun|DPM2|DPM2 a
@@ -429,6 +431,90 @@ def test_no_number_of_steps_is_too_many_or_too_few(tiny, zero_snr):
             assert len(sampler.timesteps) == scheduler.predictions(steps)
             assert sampler.timesteps.min() >= 0 and sampler.timesteps.max() <= 999
             assert torch.isfinite(getattr(sampler, "sigmas", torch.zeros(1))).all()
+
+
+# --- on a card --------------------------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Records what would wait for a card, for which the meta device stands: numbers that are read from it, and copies
+    that are not asynchronous. What torch copies by itself, such as indices on the CPU, is among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [item for item in tree_iter((args, kwargs)) if isinstance(item, torch.Tensor)]
+        on_card = any(item.device.type == "meta" for item in tensors)
+        on_cpu = any(item.device.type == "cpu" and item.ndim for item in tensors)
+        is_sent = not on_card and torch.device(kwargs.get("device") or "cpu").type == "meta" and bool(tensors)
+        is_asynchronous = kwargs.get("non_blocking") or args[2:] == (True,)  # of `_to_copy` and `copy_`
+        if not is_asynchronous and (is_sent or (on_card and (on_cpu or func.overloadpacket in WAITING))):
+            self.calls.append(func)
+        return func(*args, **kwargs)
+
+
+WAITING = {getattr(torch.ops.aten, name) for name in ("nonzero", "_linalg_solve_ex", "linalg_solve", "masked_select")}
+WAITING |= {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.equal}
+
+
+class ModelOnCard:
+    """As much of a model as `denoise` needs, with latents that are nowhere."""
+
+    device = torch.device("meta")
+
+    def __init__(self, config):
+        self.scheduler_config = config
+        self.schedule = NoiseSchedule(torch.ones(1000, device="meta"), config.get("prediction_type", "epsilon"))
+        self.replayer = self
+
+    def predict(self, noisy, t, conditioning):
+        assert noisy.device == t.device == self.device and t.shape == (len(noisy),)
+        return torch.empty_like(noisy)
+
+
+@pytest.mark.parametrize(("zero_snr", "masked"), [(False, True), (True, False)])
+def test_no_step_waits_for_the_card(tiny, monkeypatch, zero_snr, masked):
+    """Every sampler once: its schedules differ in their numbers only."""
+    create = torch.tensor
+
+    def counted(data, *args, **kwargs):
+        """On the meta device torch drops the numbers, so that nothing is copied there."""
+        if torch.device(kwargs.get("device") or "cpu").type == "meta":
+            created.append(data)
+        return create(data, *args, **kwargs)
+
+    created = []
+    monkeypatch.setattr(torch, "tensor", counted)
+    model = ModelOnCard(dict(tiny.scheduler_config if zero_snr else CONFIG))
+    noise = torch.empty(2, 4, 8, 8, device="meta")
+    init = InitLatents(torch.empty(1, 4, 8, 8, device="meta"), torch.empty(1, 1, 8, 8, device="meta"))
+    conditioning = StepConditioning(Conditioning(torch.empty(4, 77, 8, device="meta")))
+    for scheduler in (None, *(named(f"{sampler.name} {sampler.default}") for sampler in SAMPLERS)):
+        try:
+            check_scheduler(model.scheduler_config, scheduler, 5)
+        except UserError:
+            continue
+        config = SamplingConfig(5, 5.0, strength=0.7 if masked else 1.0, scheduler=scheduler)
+        built = make_scheduler(model.scheduler_config, scheduler)
+        monkeypatch.setattr(model, "make_scheduler", lambda scheduler, built=built: built, raising=False)
+        waits, calls = Waits(), []
+        with waits, torch.no_grad():
+            latents = denoise(
+                model,
+                lambda progress: conditioning,
+                noise,
+                config,
+                init if masked else None,
+                seeds=(1, 2),
+                on_step=lambda number, calls=calls, waits=waits: calls.append(len(waits.calls)),
+            )
+        name = scheduler.name if scheduler else "default"
+        assert latents.shape == noise.shape and latents.device == noise.device, name
+        assert latents.dtype == torch.float32 and len(calls) == config.num_predictions, name
+        assert waits.calls == created == [], name
 
 
 # --- clip skip --------------------------------------------------------------------------------------------------------

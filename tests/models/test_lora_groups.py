@@ -118,9 +118,14 @@ MIXES = {
 }
 
 
+@pytest.mark.parametrize("has_buffers", [False, True], ids=["", "in buffers"])
 @pytest.mark.parametrize("mixes", MIXES.values(), ids=MIXES)
-def test_each_group_has_the_weights_of_its_own_mix(model, mixes):
+def test_each_group_has_the_weights_of_its_own_mix(model, mixes, has_buffers):
     adapters, x = LoraAdapters({"lora_unet": model}), inputs(len(mixes))
+    if has_buffers:
+        adapters.use_buffers(torch.device("cpu"))
+        adapters.set([(plain(9, rank=9), 1.0)])  # of another rank, and of the same
+        adapters.set_groups([[(plain(8, rank=8), 1.0)]] * len(mixes))
     bare = {name: parameter.clone() for name, parameter in model.named_parameters()}
     before, expected = model(*x), by_hand(model, mixes, x)
     adapters.set_groups(mixes)

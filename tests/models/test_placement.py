@@ -1,9 +1,11 @@
 """Where models wait and how many pictures are drawn at once; and what happens where memory is too short after all."""
 
+import dataclasses
 import gc
 import itertools
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +19,21 @@ from benchmarks.steps.geometry import build
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import OutOfMemory
 from sdpersonal.generation import Generator
-from sdpersonal.models import offload
+from sdpersonal.models import load_base, offload
+from sdpersonal.models.host_copies import HostCopies
 from sdpersonal.models.offload import (
     MemoryNeed,
     Offloader,
     OffloadPlan,
     choose_plan,
+    choose_training_plan,
     memory_need,
+    place_for_training,
+    placed_for_encoding,
     plan_offload,
     weight_bytes,
 )
+from sdpersonal.models.oom import translate_oom
 
 GB = 10**9
 SDXL = MemoryNeed(  # at 1024x1024 in bf16, autoencoder in fp32
@@ -110,14 +117,32 @@ def test_a_stage_takes_what_is_reckoned_with(kind, side, monkeypatch):
 
 
 class Model(nn.Linear):
-    """Remembers where it was sent."""
+    """Stands for a model of which only the place matters."""
 
     def __init__(self):
         super().__init__(3, 2)
-        self.place = "card"
+        self.place, self.use_tiling = "card", False
 
-    def to(self, device):
-        self.place = "card" if torch.device(device).type == "cuda" else "cpu"
+
+class Places:
+    """Records where a `Model` is sent."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def to_device(self):
+        self._model.place = "card"
+
+    def to_host(self):
+        self._model.place = "cpu"
+
+
+@pytest.fixture(autouse=True)
+def models_record_their_place(monkeypatch):
+    def copies(model, device):
+        return Places(model) if isinstance(model, Model) else HostCopies(model, device)
+
+    monkeypatch.setattr(offload, "HostCopies", copies)
 
 
 def places(stages):
@@ -130,6 +155,7 @@ def places(stages):
         ("all", ["xxx", "xxx", "xxx", "xxx", "xxx"]),
         ("model", [".x.", "xx.", ".x.", ".x.", ".xx"]),
         ("sequential", ["...", "x..", ".x.", ".x.", "..x"]),
+        ("training", ["xx.", "xx.", "xx.", "xx.", "xxx"]),
     ],
 )
 def test_who_is_on_the_card_in_a_drawing(mode, expected):
@@ -147,8 +173,50 @@ def test_who_is_on_the_card_in_a_drawing(mode, expected):
     assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
 
 
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (12, OffloadPlan("training", False, 4)),  # the steps of four images take less than the autoencoder
+        (11.3, OffloadPlan("training", True, 2)),
+        (9, OffloadPlan("training", True, 1)),  # hopeless
+    ],
+)
+def test_images_between_training_steps_leave_unet_and_text_encoders_where_they_are(free, expected):
+    need = dataclasses.replace(SDXL, step=int(0.9 * GB), decoding=int(3.3 * GB))
+    assert choose_training_plan(int(free * GB), need, 4) == expected
+    assert need.peak("training", False, 4) == need.text + need.unet + max(4 * need.step, need.vae + need.decoding)
+
+
+@pytest.mark.parametrize(
+    ("free", "trains", "expected"), [(24, False, "xxx"), (11.5, False, "..x"), (11.5, True, "xxx")]
+)
+def test_photos_are_encoded_beside_what_memory_there_is(free, trains, expected, monkeypatch):
+    """A UNet that trains stays: it is where its gradients and moments are."""
+    models = {name: Model() for name in ("text", "unet", "vae")}
+    models["vae"].config = {"block_out_channels": (1, 1, 1, 1)}
+    device = torch.device("cuda", 0)
+    offloader = Offloader(**models, device=device)
+    models["unet"].requires_grad_(trains)
+    base = SimpleNamespace(offloader=offloader, unet=models["unet"], device=device)
+    monkeypatch.setattr(offload, "memory_need", lambda base, size: SDXL)
+    monkeypatch.setattr(offload, "_available_bytes", lambda base: int(free * GB))
+    with placed_for_encoding(base, (1024, 1024)):
+        offloader.to_device("vae")
+        assert places(offloader) == expected
+    assert places(offloader) == "xx."
+    with placed_for_encoding(base, (1024, 1024)):
+        offloader.to_device("vae")
+    assert places(offloader) == "xx."
+    offloader.to_device("vae")
+    assert place_for_training(base, (1024, 1024), 4) in (1, 2, 4) and places(offloader) == "xx."
+
+
 def test_nothing_moves_on_a_cpu(tiny):
-    assert plan_offload(tiny, (2048, 2048), 4) == 4 and plan_offload(tiny, (128, 128), 4) == 8
+    with placed_for_encoding(tiny, (2048, 2048)):
+        assert tiny.offloader._mode == "all"
+    assert place_for_training(tiny, (2048, 2048), 4) == 4 and tiny.offloader._mode == "all"
+    assert plan_offload(tiny, (2048, 2048), 4) == OffloadPlan("all", False, 4)
+    assert plan_offload(tiny, (128, 128), 4) == OffloadPlan("all", False, 8)
     assert not tiny.vae.use_tiling and tiny.offloader.bytes_on_device() == sum(
         map(weight_bytes, tiny.modules().values())
     )
@@ -159,14 +227,46 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     request = GenerateRequest(prompt="a duck", num_images=4, steps=2, size="64x64")
     together = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     recorded = []
+    plan = OffloadPlan("all", False, 3)
     monkeypatch.setattr(
-        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: recorded.append(size) or 3
+        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: recorded.append(size) or plan
     )
     batches = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
     request = GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x96", hires_scale=1.5)
     list(Generator(tiny).generate(request))
     assert recorded == [(64, 64), (96, 144)]
+
+
+def test_interleaved_requests_do_not_change_each_other(monkeypatch):
+    """On a small card the large request is decoded in tiles beside a UNet that waits; the small one is not."""
+    base = load_base("tiny", "cpu")
+    monkeypatch.setattr(offload, "TILE_SIZE", 64)
+    plans = {(128, 128): OffloadPlan("sequential", True, 1), (64, 64): OffloadPlan("all", False, 2)}
+    monkeypatch.setattr("sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: plans[size])
+    placed = []
+    decode = base.decode
+
+    def record(latents):
+        placed.append((base.offloader._mode, base.vae.use_tiling))
+        return decode(latents)
+
+    monkeypatch.setattr(base, "decode", record)
+    large = GenerateRequest(prompt="a duck", num_images=2, steps=1, size="128x128")
+    small = GenerateRequest(prompt="a cat", num_images=4, steps=1, size="64x64")
+    generator = Generator(base)
+    alone = [[item.image.tobytes() for item in generator.generate(request)] for request in (large, small)]
+    assert placed == [("sequential", True)] * 2 + [("all", False)] * 4
+    placed.clear()
+    together = [[], []]
+    for items in itertools.zip_longest(generator.generate(large), generator.generate(small)):
+        for images, item in zip(together, items, strict=True):
+            images += [item.image.tobytes()] if item else []
+    assert together == alone
+    small_batch, large_batch = [("all", False)] * 2, [("sequential", True)]
+    assert placed == [*large_batch, *small_batch, *large_batch, *small_batch]
+    monkeypatch.setitem(plans, (128, 128), OffloadPlan("all", False, 1))
+    assert [item.image.tobytes() for item in generator.generate(large)] != alone[0]  # tiles do change an image
 
 
 # --- memory that is too short after all -------------------------------------------------------------------------------
@@ -202,6 +302,67 @@ def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatc
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
     assert [image.image.tobytes() for image in generator.generate(request)] == expected
+
+
+FORMS = {
+    "allocator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity"),
+    "pinned memory or a graph": torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+    "an older torch": RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+    "segments": RuntimeError("CUDA driver error: out of memory"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cuDNN 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "cuDNN 9, host": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    "convolution": RuntimeError("GET was unable to find an engine to execute this computation"),
+    "cuSOLVER": RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    "cuFFT": RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    "NCCL": RuntimeError("ncclUnhandledCudaError: Call failed. Last error:\nCuda failure 2 'out of memory'"),
+    "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 24 bytes."),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_told_in_one_sentence(form):
+    sentence = r"^Out of memory somewhere: needs about .* GB there\.\nless$"
+    with pytest.raises(OutOfMemory, match=sentence), translate_oom("somewhere", "less", torch.device("cpu")):
+        raise FORMS[form]
+
+
+def test_the_end_of_a_capture_that_ran_out_of_memory_is_told_too():
+    """Leaving the capture raises an error of its own, and both hold tensors."""
+    blocks = []
+
+    def allocate():
+        block = torch.zeros(1000)
+        blocks.append(weakref.ref(block))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    def capture():
+        graph_input = torch.zeros(1000)
+        blocks.append(weakref.ref(graph_input))
+        try:
+            allocate()
+        finally:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    with pytest.raises(OutOfMemory), translate_oom("somewhere", "", torch.device("cpu")):
+        capture()
+    gc.collect()
+    assert [block() for block in blocks] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+        "memory format",
+    ],
+)
+def test_no_other_error_is_taken_for_it(message):
+    with pytest.raises(RuntimeError, match=message), translate_oom("somewhere", "", torch.device("cpu")):
+        raise RuntimeError(message)
 
 
 def test_other_errors_pass(tiny, monkeypatch):

@@ -1,14 +1,18 @@
 """Class pictures: drawn once, by whoever gets there, kept whole; nobody else's file is counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.training import train
+from sdpersonal.models.offload import OffloadPlan
+from sdpersonal.training import class_images, train
 from sdpersonal.training.class_images import class_images_folder, generate_missing, load_latents
 from support.narrow import save_photos
 
@@ -50,6 +54,29 @@ def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
     assert {name: data for name, data in files_of(tiny).items() if name != "holiday.jpg"} == files
     assert generate_and_log(tiny, range(4)) == []
     assert len(load_latents(tiny, PROMPT, 64, 4)) == 4
+
+
+def test_on_a_card_they_are_generated_in_batches(tiny, monkeypatch):
+    """The same pictures up to the kernels' rounding, each in its own file."""
+    generate_and_log(tiny, range(5))
+    alone = [latents.mean for latents in load_latents(tiny, PROMPT, 64, 5)]
+    for path in class_images_folder(tiny, PROMPT, 64).iterdir():
+        path.unlink()
+    monkeypatch.setattr(class_images, "_place", lambda base, side: 3)
+    batches, generate = [], class_images._generate
+    monkeypatch.setattr(class_images, "_generate", lambda *args: batches.append(list(args[2])) or generate(*args))
+    generate_and_log(tiny, range(1, 5))
+    generate_and_log(tiny, range(5))
+    assert batches == [[1, 2, 3], [4], [0]]
+    for latents, expected in zip(load_latents(tiny, PROMPT, 64, 5), alone, strict=True):
+        torch.testing.assert_close(latents.mean, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_on_a_card_models_are_placed_for_as_many_as_fit(monkeypatch):
+    plan, applied = OffloadPlan("model", False, 5), []
+    monkeypatch.setattr(class_images, "plan_offload", lambda base, size, most: plan)
+    base = SimpleNamespace(device=torch.device("cuda"), offloader=SimpleNamespace(apply_plan=applied.append))
+    assert class_images._place(base, 64) == 5 and applied == [plan]
 
 
 def test_other_prompts_and_missing_pictures_do_not_mix(tiny):

@@ -16,7 +16,12 @@ from sdpersonal.models import load_base
 from sdpersonal.photos.loading import Photo, load_photos
 from sdpersonal.prompts import Token
 from sdpersonal.training.dataset import PhotoDataset, _crop_and_flip
-from sdpersonal.training.methods.dreambooth_full import IDENTIFIER, DreamboothFull, extract_lora_layer
+from sdpersonal.training.methods.dreambooth_full import (
+    IDENTIFIER,
+    DreamboothFull,
+    extract_lora_layer,
+    largest_singular_vectors,
+)
 from sdpersonal.training.methods.dreambooth_lora import DreamboothLora, LoraTrainingConfig, PivotalTuning
 from sdpersonal.training.methods.prior_preservation import ClassImagePrior, PredictedPrior
 from sdpersonal.training.methods.textual_inversion import TextualInversion
@@ -27,6 +32,10 @@ from support.narrow import KINDS, save_narrow
 
 PRESET = Preset(steps=4, batch=2, lr=1e-3, embedding_lr=5e-3, snr_gamma=5.0, pivot_steps=2, pivot_lr=1e-2)
 CAPTIONS = ("a photo of {}", "{} on the beach")
+
+
+def loss_of(prior, batch):
+    return prior.loss(prior.inputs(batch))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -127,7 +136,10 @@ def close(ours, expected):
 def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
     method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
     reference = Reference(folder, kind, method.embeddings)
-    ours, expected = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), gamma)
+    ours, expected = (
+        method.loss(method.inputs(batch), 0),
+        reference.loss(batch, prompts_with(batch, "".join(reference.words)), gamma),
+    )
     close(ours, expected)
     ours.mean().backward()
     expected.mean().backward()
@@ -145,13 +157,13 @@ def test_a_caption_of_several_samples_is_encoded_once(base, batch):
         encoder.model.register_forward_pre_hook(lambda _, args: batch_sizes.append(len(args[0])))
         for encoder in base.encoders.values()
     ]
-    together = method.loss(same, 0)
+    together = method.loss(method.inputs(same), 0)
     for hook in hooks:
         hook.remove()
     together.sum().backward()
     gradients = {name: embeddings.grad.clone() for name, embeddings in method.trainable_parameters().items()}
     method = TextualInversion(base, "duck", 2, PRESET)
-    alone = torch.cat([method.loss(sample, 0) for sample in same.split(1)])
+    alone = torch.cat([method.loss(method.inputs(sample), 0) for sample in same.split(1)])
     alone.sum().backward()
     assert batch_sizes == [2] * len(base.encoders)
     close(together, alone)
@@ -186,7 +198,10 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
         }
         for name, weight in expected.items():
             weight.data = method.trainable_parameters()[name].detach().clone()
-        ours, loss = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0)
+        ours, loss = (
+            method.loss(method.inputs(batch), 0),
+            reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0),
+        )
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
@@ -227,7 +242,10 @@ def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
                 expected[f"{name}.lora_up.weight"] = module.lora_B["default"].weight
         for name, weight in expected.items():
             weight.data = trained[name].detach().clone()
-        ours, loss = method.loss(batch, 0), reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0)
+        ours, loss = (
+            method.loss(method.inputs(batch), 0),
+            reference.loss(batch, prompts_with(batch, "".join(reference.words)), 5.0),
+        )
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
@@ -243,7 +261,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     reference = Reference(folder, kind, {})
     for model in (reference.unet, *reference.texts.values()):
         model.requires_grad_(True)
-    ours = method.loss(batch, 0)
+    ours = method.loss(method.inputs(batch), 0)
     expected = reference.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0)
     close(ours, expected)
     ours.mean().backward()
@@ -260,7 +278,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     optimizer = torch.optim.AdamW(method.param_groups(), lr=1e-3)
     optimizer.step()
     with torch.no_grad():
-        trained = method.loss(batch, 0)
+        trained = method.loss(method.inputs(batch), 0)
     figures, lora = method.finish(tmp_path), method.lora()
     reloaded = Reference(tmp_path / "model", kind, {})
     close(trained, reloaded.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0).detach())
@@ -282,6 +300,27 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     assert (near - there).norm() < 0.35 * (disabled - there).norm()
 
 
+def test_what_full_keeps_is_the_share_of_the_change_that_its_lora_is(base, tmp_path):
+    method = DreamboothFull(base, "toy duck", rank=2, text=False, preset=PRESET)
+    generator, total = torch.Generator().manual_seed(0), 0.0
+    try:
+        for weight in method.trainable_parameters().values():
+            change = 0.01 * torch.randn(weight.shape, generator=generator)
+            weight.data += change
+            total += float(change.double().square().sum())
+        kept, layers = method.finish(tmp_path)["kept"], method.lora().layers
+        weights = {layer: module.weight for layer, module in base.adapters.layers().items()}
+        assert list(layers) == [layer for layer in weights if layer.startswith("lora_unet")]
+        products = [
+            (layer.up.reshape(len(layer.up), -1) @ layer.down.reshape(len(layer.down), -1)) * (layer.alpha / 2)
+            for layer in layers.values()
+        ]
+        assert kept == pytest.approx(sum(float((product**2).sum()) for product in products) / total, abs=1e-3)
+        assert all(layers[layer].up.shape[0] == weights[layer].shape[0] for layer in layers)
+    finally:
+        method.close()
+
+
 def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
     """Both ways of preserving the class, weighted by noise level per sample, in numpy from the base's own answers."""
     method = DreamboothLora(base, "duck", LoraTrainingConfig(rank=2), PRESET, seed=0)
@@ -293,8 +332,8 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
         class_batch = class_dataset.batch(batch.indices)
         reference = Reference(folder, kind, {})
         with torch.no_grad():
-            class_image_loss = ClassImagePrior(base, "duck", class_dataset, 5.0).loss(batch).numpy()
-            predicted_loss = PredictedPrior(base, "duck", 5.0, trains_text_encoder=False).loss(batch).numpy()
+            class_image_loss = loss_of(ClassImagePrior(base, "duck", class_dataset, 5.0), batch).numpy()
+            predicted_loss = loss_of(PredictedPrior(base, "duck", 5.0, trains_text_encoder=False), batch).numpy()
 
             def prediction(batch, disabled):
                 noisy = reference.scheduler.add_noise(batch.latents, batch.noise, batch.t)
@@ -333,10 +372,10 @@ def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
         trained = method.trainable_parameters()
         lora = [value for name, value in trained.items() if name.startswith("lora_")]
         embeddings = [value for name, value in trained.items() if name.startswith("rows.")]
-        method.loss(batch, 1).mean().backward()
+        method.loss(method.inputs(batch), 1).mean().backward()
         assert all(value.grad is None for value in lora) and all(value.grad is not None for value in embeddings)
         assert method.learning_rates(1)[1] == PRESET.pivot_lr
-        method.loss(batch, 2).mean().backward()
+        method.loss(method.inputs(batch), 2).mean().backward()
         assert all(value.grad is not None for value in lora)
         assert method.learning_rates(2) == [PRESET.lr, PRESET.embedding_lr]
     finally:
@@ -361,6 +400,25 @@ def test_cut_is_the_nearest_of_its_rank():
     ours = (layer.up.reshape(6, 2) @ layer.down.reshape(2, -1)) * layer.alpha / 2
     u, s, v = np.linalg.svd(change.numpy().reshape(6, -1), full_matrices=False)
     np.testing.assert_allclose(ours, (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
+@pytest.mark.parametrize("decay", [0.0, 1.0], ids=["flat", "falling"])
+def test_the_nearest_of_a_rank_is_that_of_the_full_decomposition(shape, decay):
+    """As it is found on a card, where the full decomposition of a large model takes minutes."""
+    rng = np.random.default_rng(0)
+    left, s, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    s = s * np.arange(1, len(s) + 1) ** -decay * 1e-4  # as small as the changes of a training
+    matrix = ((left * s) @ right).astype(np.float32)
+    u, values, v = (part.numpy() for part in largest_singular_vectors(torch.from_numpy(matrix), 6))
+    np.testing.assert_allclose(values, s[:6], rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose((u * values) @ v, (left[:, :6] * s[:6]) @ right[:6], atol=1e-4 * s[0])
+
+
+def test_a_layer_that_did_not_change_has_singular_values_of_zero():
+    u, values, v = largest_singular_vectors(torch.zeros(4, 9), 2)
+    assert not values.any() and torch.isfinite(u).all() and not v.any()
 
 
 def test_min_snr_is_zero_where_only_noise_is_seen(tiny):

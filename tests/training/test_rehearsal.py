@@ -203,6 +203,21 @@ def test_a_memory_that_is_too_small_is_said_first(begin, tmp_path, monkeypatch, 
     assert files_in(tmp_path / "run") == [] and not (tmp_path / "concepts").exists()
 
 
+@pytest.mark.parametrize(("autocast_dtype", "bytes_a_weight"), [(None, 12), (torch.bfloat16, 14)])
+def test_what_training_adds_to_memory_is_checked_first(settings, tmp_path, monkeypatch, autocast_dtype, bytes_a_weight):
+    """Gradient and two moments in fp32, and the copy of a weight that autocast computes with."""
+    state, required = train_state_for(settings("full")), []
+    state.method.autocast_dtype = autocast_dtype
+    monkeypatch.setattr(oom_advice.OomAdvice, "require", lambda advice, size, what: required.append(size))
+    monkeypatch.setattr(dry_run, "_time_step", lambda *_: 3.0)
+    try:
+        perform_dry_run(state, 1, 1, tmp_path)
+        count = sum(weight.numel() for weight in state.method.trainable_parameters().values())
+        assert required == [bytes_a_weight * count]
+    finally:
+        state.method.close()
+
+
 def test_running_out_of_memory_in_it_is_said_as_before_the_first_step(begin, tmp_path, monkeypatch, no_steps):
     def step(*_):
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")

@@ -21,6 +21,7 @@ from sdpersonal.training.early_stopping import (
     dvar,
     fixed_batch,
     fixed_batch_loss,
+    fixed_inputs,
 )
 from sdpersonal.training.methods import factory
 from sdpersonal.training.milestones import milestone_steps
@@ -35,6 +36,8 @@ from support.train_states import (
     settings_for,
     train_state_for,
 )
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +138,14 @@ def test_watching_changes_nothing(settings, tmp_path, method):
     for name in ("watched", "not"):
         state = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
         (tmp_path / name).mkdir()
-        batch = fixed_batch(state.photos) if name == "watched" else None
-        log = fit_to_end(state, loop_config_for(tmp_path / name, 6, fixed_batch=batch))
+        parts = fixed_inputs(state.method, state.photos, 2, CPU) if name == "watched" else ()
+        log = fit_to_end(state, loop_config_for(tmp_path / name, 6, fixed_batch=parts))
         ends[name] = cloned_tensors(state.method.trainable_parameters()) | {
             f"mean {k}": v for k, v in cloned_tensors(state.ema.values).items()
         }
         measured[name] = log.fixed_batch_losses, log.losses
         with state.ema.applied():  # as it was at the last measurement
-            now = fixed_batch_loss(state.method, fixed_batch(state.photos), 5)
+            now = fixed_batch_loss(state.gradients.loss, fixed_inputs(state.method, state.photos, 2, CPU), 5)
         state.method.close()
     assert equal_tensors(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
     assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
@@ -151,7 +154,7 @@ def test_watching_changes_nothing(settings, tmp_path, method):
 
 def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(settings, tmp_path):
     state = train_state_for(settings("inversion"))
-    config = loop_config_for(tmp_path, 7, fixed_batch=fixed_batch(state.photos), measure_every=3)
+    config = loop_config_for(tmp_path, 7, fixed_batch=fixed_inputs(state.method, state.photos, 2, CPU), measure_every=3)
     sizes, real = [], state.method.loss
     state.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
     fit_to_end(state, config)

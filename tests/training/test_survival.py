@@ -672,8 +672,11 @@ class Slope:
     def learning_rates(self, step):
         return [1e-3]
 
-    def loss(self, batch, step):
-        return (self.rows["clip_l"] * batch.latents.mean()).square().sum()[None]
+    def inputs(self, batch):
+        return batch
+
+    def loss(self, inputs, step):
+        return (self.rows["clip_l"] * inputs.latents.mean()).square().sum()[None]
 
 
 def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
@@ -686,7 +689,8 @@ def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
 
     class Data:
         def batch(self, indices):
-            return SimpleNamespace(latents=torch.randn(1, 4, 64, 64), photos=("a",))
+            latents = torch.randn(1, 4, 64, 64)
+            return SimpleNamespace(latents=latents, photos=("a",), to=lambda device: SimpleNamespace(latents=latents))
 
     config = loop_config_for(tmp_path, 1000, batch=1, save_every=50)
     oom_advice = run.OomAdvice(accelerator.device, TextualInversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)

@@ -16,12 +16,14 @@ from ...concepts.card import BASE_TITLES
 from ...config.base import BaseKind
 from ...config.text_checks import check_path
 from ...errors import UserError, printable
+from ..backends import compute_dtype, configure_cuda
 from ..safety_checker import find_checker
 from .architecture import SCALING_FACTORS
 from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_vae_folder
 from .hub_cache import HUB_ID, SHORT_NAMES, cached_folder, fetch_folder
 from .single_file import read_file, read_vae_file
-from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
+from .weight_hashes import sha256_of_files
+from .weights import PICKLE_SUFFIXES, BaseParts, silence_libraries
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -44,7 +46,10 @@ def load_base(
     vae: str | Path | None = None,
     safety: bool = True,
 ) -> StableDiffusion:
-    """Load a Stable Diffusion 1.x, 2.x or XL model. On CUDA the frozen model runs in bf16, on a CPU in fp32.
+    """Load a Stable Diffusion 1.x, 2.x or XL model.
+
+    On CUDA the frozen model runs in bf16, or in fp16 on cards before Ampere (compute capability 8.0), which have no
+    bf16; on a CPU in fp32.
 
     Args:
         name: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint. None: sd15 if
@@ -63,7 +68,9 @@ def load_base(
     check_path(name, "base")
     check_path(vae, "vae")
     device = _choose_device(device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        configure_cuda()
+    dtype = compute_dtype(device)
     name = name or default_base(device)
     vae_path = _locate_vae(str(vae)) if vae is not None else None
     with silence_libraries():
@@ -121,9 +128,10 @@ def describe_base(base: StableDiffusion, requested: str | None, with_safety: boo
     with_safety: mention the safety checker too.
     """
     size = f"{base.num_parameters / 1e6:,.0f} million parameters"
-    line = (
-        f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {PRECISION_NAMES[base.dtype]}."
-    )
+    precision = PRECISION_NAMES[base.dtype]
+    if base.device.type == "cuda" and base.dtype == torch.float16:
+        precision += ", since this card has no bf16"
+    line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {precision}."
     line = " ".join(filter(None, (line, base.note, base.safety_note if with_safety else "")))
     if requested:
         return line

@@ -17,7 +17,8 @@ import torch
 from ...config.base import BaseKind
 from ...errors import UserError, printable
 from .architecture import KINDS_BY_WIDTH, TINY_BY_WIDTH, kind_by_width
-from .weights import BaseParts, check_complete, sha256_of_files, vae_dtype
+from .weight_hashes import sha256_of_files
+from .weights import BaseParts, check_complete, vae_dtype
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -32,7 +32,8 @@ from .architecture import (
     with_prefix_removed,
 )
 from .ldm_keys import CheckpointKey, clip_keys, open_clip_keys, unet_keys, vae_keys
-from .weights import BaseParts, load_weights, open_safetensors, sha256_of_files, vae_dtype
+from .weight_hashes import sha256_of_files
+from .weights import BaseParts, load_weights, open_safetensors, vae_dtype
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,16 +99,6 @@ def load_weights(
         position_ids = module._buffers.get("position_ids")  # CLIP's buffer, which files may omit
         if position_ids is not None:
             module._buffers["position_ids"] = torch.arange(position_ids.shape[-1])[None]
-
-
-def sha256_of_files(paths: Iterable[Path]) -> str:
-    """Return the sha256 of the files' bytes; for one file it equals `sha256sum` and A1111's model hash."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                total.update(block)
-    return total.hexdigest()
 
 
 def _read_tensor(file: safe_open, key: CheckpointKey) -> Tensor:

@@ -16,8 +16,10 @@ from ... import storage
 from ...concepts.concept import Lora, LoraLayer
 from ...config import IDENTIFIER
 from ...models import StableDiffusion
+from ...models.backends import full_fp32
 from ..dataset import Batch, CaptionPieces
-from ..objective import batch_loss
+from ..loss_inputs import CaptionTokenizer, LossInputs
+from ..objective import autocast, batch_loss
 from ..presets import Preset
 from ..run_dir import MODEL_FOLDER
 from .prior_preservation import PriorLoss
@@ -44,10 +46,14 @@ class DreamboothFull:
         self._base, self._preset, self._rank = base, preset, rank
         self._prior, self._prior_weight = prior, prior_weight
         self.trigger = f"{IDENTIFIER} {class_noun}"
+        self._tokenizer = CaptionTokenizer(base, self.caption_pieces)
+        # The weights train in fp32; on a card products are computed in the base's own, faster precision.
+        fast = base.device.type == "cuda" and base.dtype != torch.float32
+        self.autocast_dtype = base.dtype if fast else None
         modules = base.modules()
         self._models = {"unet": modules["unet"]} | ({key: modules[key] for key in base.encoders} if text else {})
         self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
-        self._initial = {name: value.detach().cpu().clone() for name, value in self.trainable_parameters().items()}
+        self._initial = {name: _copy_to_cpu(value) for name, value in self.trainable_parameters().items()}
         for model in self._models.values():
             _cast(model, torch.float32)  # master weights: in bf16 a small step is rounded away
             model.requires_grad_(True)
@@ -69,48 +75,57 @@ class DreamboothFull:
     def learning_rates(self, step: int) -> list[float]:
         return [self._preset.lr]
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
+    def inputs(self, batch: Batch) -> LossInputs:
+        return self._tokenizer.inputs(batch, self._prior.inputs(batch) if self._prior else None)
+
+    def phase(self, step: int) -> int:
+        return 0
+
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
         base = self._base
-        with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
-            loss = batch_loss(base, self.caption_pieces, batch, self._preset.snr_gamma)
-            return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+        with autocast(base.device, self.autocast_dtype):
+            loss = batch_loss(base, {}, inputs, self._preset.snr_gamma)
+            if self._prior is None or inputs.prior is None:
+                return loss
+            return loss + self._prior_weight * self._prior.loss(inputs.prior)
 
     def caption_pieces(self, caption: str) -> CaptionPieces:
         return [caption.replace("{}", self.trigger)]
 
     def lora(self) -> Lora:
         """Return the change of every layer, at the rank of the settings."""
-        return self._extracted_lora
+        return self._extraction[0]
 
-    @cached_property
-    def _extracted_lora(self) -> Lora:  # used twice at the end, and minutes of work for a large base
-        return Lora({layer: extract_lora_layer(change, self._rank) for layer, change in self._layer_deltas().items()})
-
-    @torch.no_grad()
     def finish(self, run: Path) -> dict[str, float]:
         """Write the model; return the share of the change's squared norm that the concept keeps: 1 is all."""
         if (run / MODEL_FOLDER).exists():  # from a run that was ended while it finished
             storage.remove(run / MODEL_FOLDER)
         self._base.save(run / MODEL_FOLDER)
-        total = sum(
-            float(self._delta(name, weight).square().sum()) for name, weight in self.trainable_parameters().items()
-        )
+        return {"kept": self._extraction[1]}
+
+    @cached_property  # used twice at the end, and minutes of work for a large base on a CPU
+    def _extraction(self) -> tuple[Lora, float]:
+        """The LoRA nearest to the change, and the share that it keeps. One layer at a time: all changes of SDXL at once
+        are 10 GB. Layers have kohya's names; norms and biases get no LoRA."""
+        adapted = {id(module.weight): layer for layer, module in self._base.adapters.layers().items()}
+        layers: dict[str, LoraLayer] = {}
+        total = 0.0
+        for name, weight in self.trainable_parameters().items():
+            change = self._change(name, weight)
+            total += float(change.square().sum())
+            if layer := adapted.get(id(weight)):
+                layers[layer] = extract_lora_layer(change, self._rank)
+        layers = {layer: layers[layer] for layer in adapted.values() if layer in layers}
         # The norm of a row of `down` is the root of its singular value.
-        downs = [layer.down.reshape(len(layer.down), -1) for layer in self._extracted_lora.layers.values()]
+        downs = [layer.down.reshape(len(layer.down), -1) for layer in layers.values()]
         kept_norm = sum(float(((down**2).sum(1) ** 2).sum()) for down in downs)
-        return {"kept": round(kept_norm / total, 4) if total else 1.0}
+        return Lora(layers), round(kept_norm / total, 4) if total else 1.0
 
-    def _layer_deltas(self) -> dict[str, Tensor]:
-        """Return the change of each layer that a LoRA can change, by its kohya name; norms and biases are none."""
-        trained = {id(weight): (name, weight) for name, weight in self.trainable_parameters().items()}
-        return {
-            layer: self._delta(*trained[id(module.weight)])
-            for layer, module in self._base.adapters.layers().items()
-            if id(module.weight) in trained
-        }
-
-    def _delta(self, name: str, weight: Tensor) -> Tensor:
-        return weight.detach().float().cpu() - self._initial[name].float()
+    def _change(self, name: str, weight: Tensor) -> Tensor:
+        """Return the change of a weight, fp32 on the base's device."""
+        device = self._base.device
+        initial = self._initial[name].to(device, non_blocking=True)
+        return weight.detach().to(device, torch.float32) - initial.float()
 
     @torch.no_grad()
     def close(self) -> None:
@@ -127,11 +142,38 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         weight.data = weight.data.to(dtype)
 
 
+def _copy_to_cpu(tensor: Tensor) -> Tensor:
+    """Return a copy, in pinned memory if the tensor is on a card: it goes back there several times faster."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return copy.copy_(tensor.detach())
+
+
 def extract_lora_layer(change: Tensor, rank: int) -> LoraLayer:
     """Return the rank-`rank` LoRA nearest to a layer's change (out, in[, k, k]) (Eckart and Young 1936)."""
-    u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
-    rank = min(rank, len(s))
+    matrix = change.flatten(1)
+    rank = min(rank, *matrix.shape)
+    if change.device.type == "cuda":
+        with full_fp32():
+            u, s, v = largest_singular_vectors(matrix, rank)
+    else:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     half = s[:rank].sqrt()  # split evenly, so that fp16 files lose no more of one factor than of the other
     down = (half[:, None] * v[:rank]).reshape(rank, *change.shape[1:])
     up = (u[:, :rank] * half).reshape(-1, rank, *[1] * (change.ndim - 2))
-    return LoraLayer(down.numpy(), up.numpy(), float(rank))
+    return LoraLayer(down.cpu().numpy(), up.cpu().numpy(), float(rank))
+
+
+def largest_singular_vectors(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the `count` largest singular values of a matrix (m, n), with their vectors: (m, count), (count,) and
+    (count, n).
+
+    They are eigenvectors of the smaller of its Gram matrices, which takes a tenth of the time of its decomposition.
+    Only values thousands of times below the largest, which hardly count, are less exact.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        u, s, v = largest_singular_vectors(matrix.T, count)
+        return v.T, s, u.T
+    u = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -count:].flip(1)
+    projected = u.T @ matrix
+    s = projected.norm(dim=1)
+    return u, s, projected / s.clamp(min=torch.finfo(s.dtype).tiny)[:, None]

@@ -16,6 +16,7 @@ from ...concepts.concept import Lora
 from ...models import StableDiffusion
 from ...models.lora import to_lora
 from ..dataset import Batch, CaptionPieces
+from ..loss_inputs import CaptionTokenizer, LossInputs
 from ..objective import batch_loss
 from ..presets import Preset
 from ..rng import generator_for
@@ -36,6 +37,7 @@ class DreamboothLora:
 
     name = "dreambooth-lora"
     trigger = ""
+    autocast_dtype = None
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class DreamboothLora:
         self._base, self._preset = base, preset
         self._prior, self._prior_weight = prior, prior_weight
         self._embedding = embedding_for_class(base, class_noun)
+        self._tokenizer = CaptionTokenizer(base, self._embedding.caption_pieces)
         self._lora = base.adapters.add_trainable(
             preset.targets, lora.rank, generator_for("lora", seed), text_encoder=lora.text
         )
@@ -70,12 +73,20 @@ class DreamboothLora:
     def learning_rates(self, step: int) -> list[float]:
         return [self._preset.lr, self._preset.embedding_lr]
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
-        loss = self._subject_loss(batch)
-        return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+    def inputs(self, batch: Batch) -> LossInputs:
+        return self._tokenizer.inputs(batch, self._prior.inputs(batch) if self._prior else None)
 
-    def _subject_loss(self, batch: Batch) -> Tensor:
-        return batch_loss(self._base, self.caption_pieces, batch, self._preset.snr_gamma)
+    def phase(self, step: int) -> int:
+        return 0
+
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
+        loss = self._subject_loss(inputs)
+        if self._prior is None or inputs.prior is None:
+            return loss
+        return loss + self._prior_weight * self._prior.loss(inputs.prior)
+
+    def _subject_loss(self, inputs: LossInputs) -> Tensor:
+        return batch_loss(self._base, self._embedding(), inputs, self._preset.snr_gamma)
 
     def caption_pieces(self, caption: str) -> CaptionPieces:
         return insert_embeddings(caption, self._embedding())
@@ -100,8 +111,11 @@ class PivotalTuning(DreamboothLora):
         embedding_lr = self._preset.pivot_lr if step < self._preset.pivot_steps else self._preset.embedding_lr
         return [self._preset.lr, embedding_lr]
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
-        if step >= self._preset.pivot_steps:
-            return super().loss(batch, step)
+    def phase(self, step: int) -> int:
+        return int(step >= self._preset.pivot_steps)
+
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
+        if self.phase(step):
+            return super().loss(inputs, step)
         with self._base.adapters.disabled():
-            return self._subject_loss(batch)
+            return self._subject_loss(inputs)

@@ -11,13 +11,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...models import Conditioning, StableDiffusion
-from ..dataset import Batch, LatentDataset
-from ..objective import batch_loss, min_snr
+from ...models import StableDiffusion
+from ..dataset import Batch, CaptionSplitter, LatentDataset
+from ..loss_inputs import CaptionTokenizer, LossInputs
+from ..objective import batch_loss, encode_captions, min_snr
 
 
 class PriorLoss(Protocol):
-    def loss(self, batch: Batch) -> Tensor:
+    def inputs(self, batch: Batch) -> LossInputs:
+        """Return what the loss beside a batch is computed from, on the CPU."""
+
+    def loss(self, inputs: LossInputs) -> Tensor:
         """Return the loss per sample, (B,), weighted by noise level like the subject's loss."""
 
 
@@ -25,42 +29,36 @@ class PredictedPrior:
     """Distills the unmodified base model: it needs no images and one more prediction a step."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, trains_text_encoder: bool):
-        self._base, self._class_noun, self._snr_gamma = base, class_noun, snr_gamma
-        self._trains_text_encoder = trains_text_encoder
-        self._base_conditionings: dict[str, Conditioning] = {}
+        self._base, self._snr_gamma, self._trains_text_encoder = base, snr_gamma, trains_text_encoder
+        self._tokenizer = CaptionTokenizer(base, _insert_noun(class_noun))
 
-    def loss(self, batch: Batch) -> Tensor:
+    def inputs(self, batch: Batch) -> LossInputs:
+        return self._tokenizer.inputs(batch)
+
+    def loss(self, inputs: LossInputs) -> Tensor:
         base = self._base
-        captions = [caption.replace("{}", self._class_noun) for caption in batch.captions]
-        noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.t)
+        noisy = base.schedule.add_noise(inputs.latents, inputs.noise, inputs.t)
         with base.adapters.disabled(), torch.no_grad():
-            base_condition = base.with_size_conditioning(
-                Conditioning.cat([self._base_conditioning(c) for c in captions]), batch.size_conditioning
-            )
-            target = base.predict(noisy, batch.t, base_condition)
-        condition = (
-            base.encode_captions([[c] for c in captions], batch.size_conditioning)
-            if self._trains_text_encoder
-            else base_condition
-        )
-        loss = (base.predict(noisy, batch.t, condition) - target).pow(2).flatten(1).mean(1)
-        return loss if self._snr_gamma is None else loss * min_snr(base.schedule, batch.t, self._snr_gamma)
-
-    def _base_conditioning(self, caption: str) -> Conditioning:
-        if caption not in self._base_conditionings:
-            self._base_conditionings[caption] = self._base.encode_captions([[caption]])
-        return self._base_conditionings[caption]
+            base_condition = encode_captions(base, {}, inputs)
+            target = base.predict(noisy, inputs.t, base_condition)
+        condition = encode_captions(base, {}, inputs) if self._trains_text_encoder else base_condition
+        loss = (base.predict(noisy, inputs.t, condition) - target).pow(2).flatten(1).mean(1)
+        return loss if self._snr_gamma is None else loss * min_snr(base.schedule, inputs.t, self._snr_gamma)
 
 
 class ClassImagePrior:
     """Trains on photos or generated images of the class beside the subject, one for one."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, class_images: LatentDataset, snr_gamma: float | None):
-        self._base, self._class_noun, self._snr_gamma = base, class_noun, snr_gamma
-        self._class_images = class_images
+        self._base, self._snr_gamma, self._class_images = base, snr_gamma, class_images
+        self._tokenizer = CaptionTokenizer(base, _insert_noun(class_noun))
 
-    def loss(self, batch: Batch) -> Tensor:
-        class_batch = self._class_images.batch(batch.indices)
-        return batch_loss(
-            self._base, lambda caption: [caption.replace("{}", self._class_noun)], class_batch, self._snr_gamma
-        )
+    def inputs(self, batch: Batch) -> LossInputs:
+        return self._tokenizer.inputs(self._class_images.batch(batch.indices))
+
+    def loss(self, inputs: LossInputs) -> Tensor:
+        return batch_loss(self._base, {}, inputs, self._snr_gamma)
+
+
+def _insert_noun(class_noun: str) -> CaptionSplitter:
+    return lambda caption: [caption.replace("{}", class_noun)]

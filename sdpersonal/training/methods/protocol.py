@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ...concepts.concept import Lora
 from ..dataset import Batch, CaptionPieces
+from ..loss_inputs import LossInputs
 
 
 class Method(Protocol):
@@ -16,6 +18,10 @@ class Method(Protocol):
 
     name: str
     trigger: str  # words that the token stands for if it has no embeddings
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Return the precision of its predictions under autocast; None: without autocast, in that of the weights."""
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
@@ -30,8 +36,14 @@ class Method(Protocol):
     def learning_rates(self, step: int) -> list[float]:
         """Return each group's learning rate at a step, before the schedule's factor."""
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
-        """Return the loss per sample, (B,): the only call of a training step. step: from 0.
+    def inputs(self, batch: Batch) -> LossInputs:
+        """Return what the loss of a batch is computed from, on the CPU; the device is not used."""
+
+    def phase(self, step: int) -> int:
+        """Return a number that is equal for steps that train the same parameters in the same way. step: from 0."""
+
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
+        """Return the loss per sample, (B,): a function of tensors on the device. step: only its phase matters.
 
         Parameters that this step does not train get no gradient.
         """

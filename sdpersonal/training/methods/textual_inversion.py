@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...models import StableDiffusion
 from ..dataset import Batch, CaptionPieces
+from ..loss_inputs import CaptionTokenizer, LossInputs
 from ..objective import batch_loss
 from ..presets import Preset
 from .token_embedding import TokenEmbedding, insert_embeddings
@@ -22,10 +23,12 @@ class TextualInversion:
 
     name = "textual-inversion"
     trigger = ""
+    autocast_dtype = None
 
     def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
         self._base, self._preset = base, preset
         self._embedding = TokenEmbedding(base, init, vectors)
+        self._tokenizer = CaptionTokenizer(base, self._embedding.caption_pieces)
 
     @property
     def embeddings(self) -> dict[str, Tensor]:
@@ -40,8 +43,14 @@ class TextualInversion:
     def learning_rates(self, step: int) -> list[float]:
         return [self._preset.embedding_lr]
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
-        return batch_loss(self._base, self.caption_pieces, batch, self._preset.snr_gamma)
+    def inputs(self, batch: Batch) -> LossInputs:
+        return self._tokenizer.inputs(batch)
+
+    def phase(self, step: int) -> int:
+        return 0
+
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
+        return batch_loss(self._base, self._embedding(), inputs, self._preset.snr_gamma)
 
     def caption_pieces(self, caption: str) -> CaptionPieces:
         return insert_embeddings(caption, self._embedding())

@@ -31,6 +31,10 @@ class TokenEmbedding:
         """Return the embeddings as the prompt uses them, clipped; gradients reach `raw`."""
         return {key: clip_norm(embeddings, self._max_norm[key]) for key, embeddings in self.raw.items()}
 
+    def caption_pieces(self, caption: str) -> CaptionPieces:
+        """Split "a photo of {}" into pieces whose vectors stand for as many of the token's, whatever their values."""
+        return insert_embeddings(caption, self.raw)
+
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {f"rows.{key}": embeddings for key, embeddings in self.raw.items()}
 

@@ -9,12 +9,17 @@ import psutil  # type: ignore[import-untyped]  # psutil ships no types
 import torch
 
 from .... import storage
+from ....config.base import BaseKind
 from ....display.units import GB
 from ....models.offload import DECODE_ACTIVATIONS, STEP_ACTIVATIONS, TILE_SIZE, MemoryNeed
+from ....training.presets import preset
 
 _UNET_CHANNELS, _VAE_CHANNELS = 320, 128  # Stable Diffusion's first channels
 _USABLE_SHARE = 0.9  # of the free memory
-_TRAINED_AT_256 = 1.2  # GB that a training step takes beside the weights in fp32: docs/performance.md
+_TRAINED_BYTES = 16  # of a weight that trains: itself, gradient and two moments in fp32
+_STEP_OVERHEAD = {"cpu": 0.6, "cuda": 0.5}  # GB: libraries, kernels' workspaces (docs/performance.md)
+# What a step stores for its backward pass, relative to a LoRA's: counted tensor by tensor for SD 1.5.
+_STORED_SHARES = {"lora": 1.0, "pivotal": 1.0, "textual-inversion": 0.86, "full": 1.16}
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,17 @@ class Hardware:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model's published size: millions of weights of each part; side: image side in pixels."""
+    """A model's published size: millions of weights of each part; side: image side in pixels.
+
+    stored: GB in bf16 that a LoRA's step stores of an image of that side for its backward pass, without checkpointing.
+    """
 
     text: float
     unet: float
     vae: float
     side: int
+    kind: BaseKind = "sd1"
+    stored: float = 0.0
     exact_vae: bool = False  # SDXL's VAE runs in fp32
 
     def generation_memory(self, number: int) -> MemoryNeed:
@@ -69,20 +79,28 @@ class ModelSize:
             tile=int(DECODE_ACTIVATIONS * _VAE_CHANNELS * exact * min(pixels, TILE_SIZE**2)),
         )
 
-    def training_memory(self, number: int) -> float | None:
-        """GB that a training step takes at batch size 1 with weights of `number` bytes, scaled from a measurement of
-        Stable Diffusion 1.5 at 256 pixels; None for models without a measurement."""
-        if self.exact_vae:
-            return None
-        weights = (self.text + self.unet + self.vae) * number / 1e3
-        return weights + _TRAINED_AT_256 * number / 4 * (self.side / 256) ** 2
+    def training_memory(self, number: int, method: str, images: int, side: int | None = None) -> float:
+        """GB that a training step takes with frozen weights of `number` bytes, 4 on a CPU.
+
+        method: "lora", "pivotal", "textual-inversion" or "full" (of the UNet); images: in a step, with those of prior
+        preservation; side: of the images in pixels, None for the model's own.
+        """
+        on_card = number < 4
+        frozen = self.text + self.unet + (0 if on_card else self.vae)  # on a card the autoencoder waits beside it
+        weights = frozen * number
+        if method == "full":
+            weights += self.unet * (_TRAINED_BYTES if on_card else _TRAINED_BYTES - 4)  # a card computes with a copy
+        stored = self.stored * images * number / 2 * ((side or self.side) / self.side) ** 2
+        return weights / 1e3 + stored * _STORED_SHARES[method] + _STEP_OVERHEAD["cuda" if on_card else "cpu"]
 
 
 MODEL_SIZES = {
-    "sd15": ModelSize(text=123.1, unet=859.5, vae=83.7, side=512),
-    "sd21": ModelSize(text=340.4, unet=865.9, vae=83.7, side=768),
-    "sdxl": ModelSize(text=817.7, unet=2567.5, vae=83.7, side=1024, exact_vae=True),
+    "sd15": ModelSize(text=123.1, unet=859.5, vae=83.7, side=512, kind="sd1", stored=0.8),
+    "sd21": ModelSize(text=340.4, unet=865.9, vae=83.7, side=768, kind="sd2", stored=1.8),
+    "sdxl": ModelSize(text=817.7, unet=2567.5, vae=83.7, side=1024, kind="sdxl", stored=5.6, exact_vae=True),
 }
+_BUILT_IN_SIZE = ModelSize(text=2.3, unet=8.8, vae=2.6, side=128, kind="tiny", stored=0.014)
+SIZES_BY_KIND = {size.kind: size for size in (_BUILT_IN_SIZE, *MODEL_SIZES.values())}
 
 
 def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
@@ -99,8 +117,7 @@ def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
 
 
 def training_memory_text(size: ModelSize, machine: Hardware) -> str:
-    """Describe the memory that training takes."""
-    needs = size.training_memory(2 if machine.gpu_name else 4)
-    if needs is None:
-        return "Training was not measured yet: its dry run shows whether it fits."
-    return f"Training takes about {needs:.0f} GB{', and hours on a CPU' if not machine.gpu_name else ''}."
+    """Describe the memory that training a LoRA takes; the Train tab does it for each method."""
+    images = preset("dreambooth-lora", size.kind).batch
+    needed = size.training_memory(2 if machine.gpu_name else 4, "lora", images)
+    return f"Training a LoRA takes about {needed:.1f} GB{', and hours on a CPU' if not machine.gpu_name else ''}."

@@ -103,6 +103,8 @@ def name_note(form: Mapping[str, Any], library: Library) -> str:
 
 def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, costs: Mapping[str, Any]) -> str:
     """Summarize what Start would do: the method, the longest time, the memory. costs: as `MeasuredCosts.read`."""
+    from ....training.methods.factory import resolve_preset
+
     try:
         settings = parse_settings(form, base)
     except UserError as error:
@@ -112,15 +114,15 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
     method = getattr(settings, "method", "textual-inversion")
     token = parse_form_token(form)
     version = _next_version(library.versions(token))
-    steps = _max_steps(settings, base, photos)
+    preset = resolve_preset(settings, base.kind, photos)
     measured = costs.get(cost_key(settings.model_dump(mode="json")))
     lines = [
         f"Train {token}{f' (version {version})' if version > 1 else ''} for the model {base.name} "
         f"on {photos} photo{'s' if photos > 1 else ''} of "
         f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
         f"{_METHOD_EFFECTS[method]}.",
-        f"At most {steps:,} steps, {duration_text(steps, measured, base)}",
-        memory_text(measured, base),
+        f"At most {preset.steps:,} steps, {duration_text(preset.steps, measured, base)}",
+        memory_text(measured, base, settings, preset.batch),
     ]
     return "\n".join(lines)
 
@@ -128,12 +130,6 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
 def _next_version(versions: Sequence[Token]) -> int:
     """Return the version that a concept gets; versions: those in the library, oldest first."""
     return (versions[-1].version or 0) + 1 if versions else 1
-
-
-def _max_steps(settings: TrainingSettings, base: ModelInfo, photos: int) -> int:
-    from ....training.methods.factory import resolve_preset
-
-    return resolve_preset(settings, base.kind, photos).steps
 
 
 def _parse_choice(choices: Mapping[str, Choice], title: object) -> Choice:

@@ -9,20 +9,22 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from .... import storage
+from ....config import TrainingSettings
 from ....display.units import GB, format_minutes
 from ....training.run_dir import read_json, to_number
+from ..models.hardware import SIZES_BY_KIND
 from ..models.model_info import ModelInfo
 
-# Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).
-_ESTIMATES = {
-    ("tiny", "cpu"): (0.4, 0.9),
-    ("tiny", "cuda"): (0.15, 1.5),
-    ("sd1", "cpu"): (90.0, 9.0),
-    ("sd1", "cuda"): (0.8, 9.0),
-    ("sd2", "cpu"): (90.0, 9.0),
-    ("sd2", "cuda"): (0.8, 9.0),
-    ("sdxl", "cpu"): (600.0, 24.0),
-    ("sdxl", "cuda"): (2.0, 20.0),
+# Seconds of a step with all overhead, until a training was measured here; by (kind, device).
+_STEP_SECONDS = {
+    ("tiny", "cpu"): 0.4,
+    ("tiny", "cuda"): 0.15,
+    ("sd1", "cpu"): 90.0,
+    ("sd1", "cuda"): 0.8,
+    ("sd2", "cpu"): 90.0,
+    ("sd2", "cuda"): 0.8,
+    ("sdxl", "cpu"): 600.0,
+    ("sdxl", "cuda"): 2.0,
 }
 
 
@@ -54,16 +56,24 @@ def duration_text(steps: int, measured: Mapping[str, float] | None, base: ModelI
     if measured:
         minutes = format_minutes(steps * measured["step"])
         return f"about {minutes}, as measured in the last training here. {early_stop_note}"
-    estimate = steps * _ESTIMATES[base.kind, base.device][0]
+    estimate = steps * _STEP_SECONDS[base.kind, base.device]
     return f"roughly {format_minutes(estimate)}: an estimate until the first step was measured. {early_stop_note}"
 
 
-def memory_text(measured: Mapping[str, float] | None, base: ModelInfo) -> str:
-    """Describe the memory that a training takes, and what is free."""
-    needed = measured["held"] / GB if measured else _ESTIMATES[base.kind, base.device][1]
+def memory_text(measured: Mapping[str, float] | None, base: ModelInfo, settings: TrainingSettings, batch: int) -> str:
+    """Describe the memory that a training takes, and what is free. batch: photos in a step."""
+    needed = measured["held"] / GB if measured else _estimate_memory(base, settings, batch)
     free = free_memory(base.device) / GB
     line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
     return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller model."
+
+
+def _estimate_memory(base: ModelInfo, settings: TrainingSettings, batch: int) -> float:
+    """Estimate the GB that a training takes."""
+    method = getattr(settings, "method", "textual-inversion")
+    images = batch * (1 if getattr(settings, "prior", "none") == "none" else 2)  # prior preservation adds one a photo
+    number, side = 4 if base.device == "cpu" else 2, settings.resolution or base.resolution
+    return SIZES_BY_KIND[base.kind].training_memory(number, method, images, side)
 
 
 def free_memory(device: str) -> int:
