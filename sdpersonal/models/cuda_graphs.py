@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -36,17 +37,21 @@ class CapturedCall:
         if device.type != "cuda":
             self.results = function()
             return
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        stream, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(stream)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 function()
-        torch.cuda.current_stream(device).wait_stream(side)
+        stream.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # so that what is reserved from here on is the graph's
         before = torch.cuda.memory_reserved(device)
-        with torch.cuda.graph(graph, pool=pool):
-            self.results = function()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                self.results = function()
+        except RuntimeError:
+            _end_failed_capture(stream, pool)
+            raise
         self.num_bytes = max(0, torch.cuda.memory_reserved(device) - before)
         graph.replay()  # capturing computes nothing
         self._graph = graph
@@ -62,6 +67,17 @@ class CapturedCall:
             for result, value in zip(self.results, self._function(), strict=True):
                 result.copy_(value)
         return self.results
+
+
+def _end_failed_capture(stream: torch.cuda.Stream, pool: Pool | None) -> None:
+    """Restore what torch leaves as it was in the capture: the current stream, where memory is allocated, and the
+    generators, which a capture that works restores."""
+    torch.cuda.set_stream(stream)
+    with suppress(AttributeError, RuntimeError, TypeError):  # it was ended after all, or torch has changed
+        torch._C._cuda_endAllocateToPool(stream.device_index, cast(tuple[int, int], pool))
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=stream.device)
+    torch.cuda.set_stream(stream)
 
 
 def captured_bytes() -> int:

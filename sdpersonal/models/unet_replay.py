@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -167,30 +167,18 @@ class UNetReplayer:
                 self._refuse(key, "memory is short")
                 return None
         device = self._model.device
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         try:
-            self._pool = self._pool or (torch.cuda.graph_pool_handle() if stream else None)
+            if device.type == "cuda":
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = _CapturedUNet(self._model, noisy, t, conditioning, recorders, self._pool)
         except RuntimeError as error:
             self._refuse(key, f"it cannot be captured: {error}")
             self.enabled = is_out_of_memory(error)
-            if stream:
-                self._end_failed_capture(stream)
             drop_traceback(error, device)
             self.clear()
             return None
         self._graphs[key] = graph
         return graph
-
-    def _end_failed_capture(self, stream: torch.cuda.Stream) -> None:
-        """Restore what torch leaves as it was in the capture: the current stream, where memory is allocated, and the
-        generators, which a capture that works restores."""
-        torch.cuda.set_stream(stream)
-        with suppress(AttributeError, RuntimeError, TypeError):  # it was ended after all, or torch has changed
-            torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
-        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-            torch.zeros(1, device=stream.device)
-        torch.cuda.set_stream(stream)
 
     def _refuse(self, key: Hashable, reason: str) -> None:
         if not self._refused:

@@ -135,12 +135,9 @@ class Gradients:
 
     def _try_capture(self, key: object, inputs: LossInputs, step: int, share: float | None) -> None:
         device = self._accelerator.device
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         try:
             self._passes[key] = self._capture(inputs, step, share)
         except RuntimeError as error:
-            if stream:
-                torch.cuda.set_stream(stream)  # a capture that fails does not
             self._captures = False
             self._passes.clear()
             self._fixed.clear()
