@@ -33,7 +33,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor from the CPU to a device without waiting for what that still computes: torch keeps the pinned
     memory meanwhile."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def configure_cuda() -> None:

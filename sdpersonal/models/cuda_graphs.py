@@ -6,11 +6,17 @@ card needs to compute them.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE as Pool
+
+_captured: weakref.WeakSet[CapturedCall] = weakref.WeakSet()
 _WARM_UPS = 2  # calls before the capture: libraries allocate workspaces and choose kernels in the first ones
 
 
@@ -20,9 +26,11 @@ class CapturedCall:
     The function is called a few times to warm up and once to capture. It must neither wait for the device nor copy from
     pageable memory, and what it reads must stay where it is. On a CPU, where nothing can be captured, a replay calls
     the function, and its results go into the same tensors as on a card.
+
+    pool: memory that graphs share, from `torch.cuda.graph_pool_handle`; only one of them may be replayed at a time.
     """
 
-    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: object = None):
+    def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Pool | None = None):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._function = function
         if device.type != "cuda":
@@ -35,10 +43,16 @@ class CapturedCall:
                 function()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]  # an opaque pair of numbers
+        torch.cuda.empty_cache()  # so that what is reserved from here on is the graph's
+        before = torch.cuda.memory_reserved(device)
+        with torch.cuda.graph(graph, pool=pool):
             self.results = function()
+        self.num_bytes = max(0, torch.cuda.memory_reserved(device) - before)
         graph.replay()  # capturing computes nothing
         self._graph = graph
+        _captured.add(self)
+
+    num_bytes = 0  # memory that only this graph, and those with the same pool, can use
 
     def replay(self) -> tuple[Tensor, ...]:
         """Call the function on what its tensors hold now; return `results`."""
@@ -48,3 +62,8 @@ class CapturedCall:
             for result, value in zip(self.results, self._function(), strict=True):
                 result.copy_(value)
         return self.results
+
+
+def captured_bytes() -> int:
+    """Return the bytes that torch has reserved for graphs: part of its cache, but no other tensor gets them."""
+    return sum(call.num_bytes for call in _captured)

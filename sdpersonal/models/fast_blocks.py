@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.activations import GEGLU
@@ -106,7 +107,7 @@ class FastResnetBlock2D(ResnetBlock2D):
             and isinstance(module.nonlinearity, nn.SiLU)
         )
 
-    def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         kernels = _norm_kernels(self.norm1, input_tensor) and _norm_kernels(self.norm2, input_tensor)
         if kernels is None or args or kwargs:
             return super().forward(input_tensor, temb, *args, **kwargs)
@@ -166,21 +167,15 @@ class FastTransformer2DModel(Transformer2DModel):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        timestep: Tensor | None = None,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-        class_labels: Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        attention_mask: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
+        *args: Any,
         return_dict: bool = True,
+        **kwargs: Any,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         kernels = _norm_kernels(self.norm, hidden_states)
-        is_plain = attention_mask is None and encoder_attention_mask is None and not cross_attention_kwargs
-        if kernels is None or not is_plain or self.gradient_checkpointing:
-            return super().forward(
-                hidden_states, encoder_hidden_states, timestep, added_cond_kwargs, class_labels, cross_attention_kwargs,
-                attention_mask, encoder_attention_mask, return_dict,
-            )  # fmt: skip
+        is_plain = not args and all(value is None for value in kwargs.values()) and not self.gradient_checkpointing
+        if kernels is None or not is_plain:
+            kwargs["return_dict"] = return_dict
+            return super().forward(hidden_states, encoder_hidden_states, *args, **kwargs)
         batch, _, height, width = hidden_states.shape
         x, residual = _norm_only(kernels, self.norm, hidden_states)
         if not self.use_linear_projection:
@@ -189,9 +184,7 @@ class FastTransformer2DModel(Transformer2DModel):
         if self.use_linear_projection:
             x = self.proj_in(x)
         for block in self.transformer_blocks:
-            x = block(
-                x, encoder_hidden_states=encoder_hidden_states, timestep=timestep, class_labels=class_labels,
-            )  # fmt: skip
+            x = block(x, encoder_hidden_states=encoder_hidden_states)
         if self.use_linear_projection:
             x = self.proj_out(x)
         x = x.view(batch, height, width, -1).permute(0, 3, 1, 2)
@@ -206,17 +199,15 @@ class FastTransformerBlock(BasicTransformerBlock):
 
     @staticmethod
     def is_supported(module: nn.Module) -> bool:
-        return (
-            isinstance(module, BasicTransformerBlock)
-            and module.norm_type == "layer_norm"
-            and module.pos_embed is None
-            and not module.only_cross_attention
-            and not hasattr(module, "fuser")
-            and None not in (module.attn2, module.norm2, module.norm3)
-            and all(
-                norm.weight is not None and norm.bias is not None for norm in (module.norm1, module.norm2, module.norm3)
-            )
-        )
+        if (
+            not isinstance(module, BasicTransformerBlock)
+            or module.norm_type != "layer_norm"
+            or hasattr(module, "fuser")
+        ):
+            return False
+        norms = (module.norm1, module.norm2, module.norm3)
+        have_weights = all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in norms)
+        return have_weights and module.pos_embed is None and not module.only_cross_attention
 
     def forward(
         self,
@@ -227,26 +218,26 @@ class FastTransformerBlock(BasicTransformerBlock):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        kernels = self._usable_kernels(hidden_states)
-        # Other arguments are of other kinds of blocks, but for `timestep` and `class_labels`, which go unused.
-        is_plain = not args and not kwargs.get("cross_attention_kwargs") and not kwargs.get("added_cond_kwargs")
+        norms = [cast(nn.LayerNorm, norm) for norm in (self.norm1, self.norm2, self.norm3)]
+        kernels = _layer_norm_kernels(norms, hidden_states)
+        is_plain = not args and all(value is None for value in kwargs.values()) and self._chunk_size is None
         if kernels is None or not is_plain:
             return super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, *args, **kwargs
             )
-        x, total = _layer_norm(kernels, self.norm1, hidden_states)
-        x, total = _layer_norm(kernels, self.norm2, total, self.attn1(x, attention_mask=attention_mask))
+        x, total = _layer_norm(kernels, norms[0], hidden_states)
+        x, total = _layer_norm(kernels, norms[1], total, self.attn1(x, attention_mask=attention_mask))
         x = self.attn2(x, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
-        x, total = _layer_norm(kernels, self.norm3, total, x)
+        x, total = _layer_norm(kernels, norms[2], total, x)
         return self.ff(x) + total
 
-    def _usable_kernels(self, x: Tensor) -> ModuleType | None:
-        norms = (self.norm1, self.norm2, self.norm3)
-        if self._chunk_size is not None or (
-            torch.is_grad_enabled() and any(norm.weight.requires_grad for norm in norms)
-        ):
-            return None
-        return _kernels(x) if x.dim() == 3 and x.shape[-1] <= _MAX_LAYER_NORM else None
+
+def _layer_norm_kernels(norms: Sequence[nn.LayerNorm], x: Tensor) -> ModuleType | None:
+    """Return the kernels if these norms use them: they are frozen, and their rows fit."""
+    if x.dim() != 3 or x.shape[-1] > _MAX_LAYER_NORM or not x.numel():
+        return None
+    is_trained = torch.is_grad_enabled() and any(norm.weight.requires_grad for norm in norms)
+    return None if is_trained else _kernels(x)
 
 
 def _layer_norm(

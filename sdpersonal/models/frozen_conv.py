@@ -84,11 +84,23 @@ class _FrozenConvFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (weight,) = ctx.saved_tensors
         if not ctx.use_matmul:
-            grad_input = conv_grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, ctx.padding)
+            grad_input = _input_gradient(ctx.shape, weight, grad, ctx.stride, ctx.padding)
         else:
             columns = _transposed_matmul(weight.flatten(1), grad.flatten(2))
             grad_input = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding)
         return grad_input, None, None, None, None
+
+
+def _input_gradient(shape: torch.Size, weight: Tensor, grad: Tensor, stride, padding) -> Tensor:
+    if not grad.is_cuda:
+        return conv_grad.conv2d_input(shape, weight, grad, stride, padding)
+    # PyTorch's wants an input, only for its shape and layout. Its own stand-in is an expanded number without a layout.
+    layout = torch.channels_last if weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    stand_in = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+    masks = (True, False, False)
+    return torch.ops.aten.convolution_backward(
+        grad, stand_in, weight, None, stride, padding, (1, 1), False, (0, 0), 1, masks
+    )[0]
 
 
 def _is_matmul_faster(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:

@@ -75,9 +75,11 @@ class HostCopies:
         return copy is not None and not weight.requires_grad and (copy.storage, copy.version) == _state(weight)
 
     def _fits(self, weight: Tensor) -> bool:
-        """Return whether the memory of its copy fits this weight, whose dtype may have changed."""
+        """Return whether its copy is laid out as this weight, whose dtype or memory format may have changed."""
         copy = self._copies.get(weight)
-        return copy is not None and copy.tensor.dtype == weight.dtype and copy.tensor.shape == weight.shape
+        if copy is None or copy.tensor.dtype != weight.dtype or copy.tensor.shape != weight.shape:
+            return False
+        return copy.tensor.stride() == _dense_strides(weight)
 
     def _place(self, weight: Tensor, value: Tensor) -> None:
         weight.data = value
@@ -102,8 +104,12 @@ def _allocate(weights: Sequence[Tensor], pinned: bool) -> Iterator[Tensor]:
         for i, end in zip(block, ends, strict=True):
             weight, start = weights[i], end - _aligned_bytes(weights[i])
             flat = memory[start : start + weight.numel() * weight.element_size()].view(weight.dtype)
-            dense = torch.empty_like(weight, device="meta")  # has a weight's strides, or dense ones for a slice
-            yield flat.as_strided(dense.shape, dense.stride())
+            yield flat.as_strided(weight.shape, _dense_strides(weight))
+
+
+def _dense_strides(weight: Tensor) -> tuple[int, ...]:
+    """Return a weight's strides, or dense ones for a slice of a larger tensor."""
+    return torch.empty_like(weight, device="meta").stride()
 
 
 def _pack(sizes: Sequence[int]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -113,6 +113,8 @@ class LoraAdapter(Replayable):
 
     def _add_factors(self, down: Tensor, up: Tensor, x: Tensor, out: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
+            if self.full_change is None and _takes_one_product(self.layer, x, out):
+                return _LoraProduct.apply(out.detach(), x, self.layer.weight, down, up)
             inner = F.linear(x, down)
             if torch.is_grad_enabled():
                 return out + F.linear(inner, up)
@@ -152,6 +154,39 @@ def _apply_weight(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Te
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+
+
+def _takes_one_product(layer: nn.Linear, x: Tensor, out: Tensor) -> bool:
+    """Return whether layer and LoRA are computed as one: in training on a card, where each kernel counts."""
+    is_frozen = not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
+    has_one_dtype = x.dtype == out.dtype == layer.weight.dtype and not torch.is_autocast_enabled("cuda")
+    return x.is_cuda and torch.is_grad_enabled() and is_frozen and has_one_dtype
+
+
+class _LoraProduct(torch.autograd.Function):
+    """Add B A x to a frozen linear layer's output W x + b, and compute both gradients of x as one sum.
+
+    A product that adds to its result replaces a product and a sum over the whole map, forward and backward. The output
+    comes detached: this function stands for the layer too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        inner = F.linear(x.flatten(0, -2), down)  # (rows, r)
+        out.view(-1, out.shape[-1]).addmm_(inner, up.t())
+        ctx.mark_dirty(out)
+        ctx.save_for_backward(x, weight, down, up, inner)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, inner = ctx.saved_tensors
+        rows, x_rows = grad.flatten(0, -2), x.flatten(0, -2)
+        inner_grad = rows @ up  # (rows, r)
+        x_grad = (rows @ weight).addmm_(inner_grad, down).view_as(x) if ctx.needs_input_grad[1] else None
+        down_grad = inner_grad.t() @ x_rows if ctx.needs_input_grad[3] else None
+        up_grad = rows.t() @ inner if ctx.needs_input_grad[4] else None
+        return None, x_grad, None, down_grad, up_grad
 
 
 class _ReplacedParameters:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import nn
 
+from .cuda_graphs import captured_bytes
 from .host_copies import HostCopies
 
 if TYPE_CHECKING:
@@ -125,23 +126,19 @@ class Offloader:
         self._copies = {name: HostCopies(model, device) for name, model in self._models.items()}
         self._on_device = set(self._models)
         self._mode: OffloadMode = "all"
-        self._applied: tuple[OffloadMode, bool] | None = ("all", False)  # None: in part, after an error
+        self._tiled = False
 
     def apply_plan(self, plan: OffloadPlan) -> None:
-        """Place the models as planned; do nothing if they are. Not thread-safe: hold the model lock.
+        """Place the models as planned. Not thread-safe: hold the model lock.
 
-        Plans of other requests may be applied whenever the lock is released, so it is called for every batch.
+        Other plans may be applied whenever the lock is released, so it is called for every batch: if nothing changes it
+        takes microseconds.
         """
-        if self._applied == (plan.mode, plan.tiled):
-            return
-        self._mode, self._applied = plan.mode, None
-        if plan.tiled:
-            self._vae.tile_sample_min_size = TILE_SIZE
-            self._vae.tile_latent_min_size = TILE_SIZE >> (len(self._vae.config["block_out_channels"]) - 1)
-        self._vae.use_tiling = plan.tiled
+        self._mode = plan.mode
+        if plan.tiled != self._tiled:
+            self._tile(plan.tiled)
         for name in sorted(self._models, key=self._is_resident):  # first those that leave the device
             self._move(name, on_device=self._is_resident(name))
-        self._applied = plan.mode, plan.tiled
 
     def to_device(self, stage: str) -> None:
         """Move the model of a stage, "text", "unet" or "vae", to the device, and offload those that are idle."""
@@ -155,6 +152,12 @@ class Offloader:
     def bytes_on_device(self) -> int:
         """Return the bytes of weights that are on the device now."""
         return sum(weight_bytes(self._models[name]) for name in self._on_device)
+
+    def _tile(self, tiled: bool) -> None:
+        if tiled:
+            self._vae.tile_sample_min_size = TILE_SIZE
+            self._vae.tile_latent_min_size = TILE_SIZE >> (len(self._vae.config["block_out_channels"]) - 1)
+        self._vae.use_tiling = self._tiled = tiled
 
     def _is_resident(self, name: str) -> bool:
         if self._mode == "training":
@@ -230,7 +233,8 @@ def place_for_training(base: OffloadableBase, size: tuple[int, int], max_batch: 
     of these. Hold the model lock. On a CPU nothing is moved, and the batch size is `max_batch`."""
     if base.device.type != "cuda":
         return max_batch
-    plan = choose_training_plan(_available_bytes(base), memory_need(base, size), max_batch)
+    available = _available_bytes(base) - captured_bytes()  # the step's graphs stay
+    plan = choose_training_plan(available, memory_need(base, size), max_batch)
     base.offloader.apply_plan(plan)
     base.offloader.to_device("unet")  # the plan may be the one before, in which the autoencoder has worked since
     return plan.batch_size

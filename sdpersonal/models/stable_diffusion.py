@@ -311,12 +311,19 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents (B, C, h, w) to images, uint8 (B, H, W, 3)."""
-        scale, shift = self._latent_scale_and_shift()
         self.offloader.to_device("vae")
-        x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
+        x = self._decode(latents)
+        if self.vae.dtype == torch.float16 and not torch.isfinite(x).all() and torch.isfinite(latents).all():
+            self.vae.float()  # the autoencoders of some fine-tunes exceed fp16; this one stays in fp32
+            x = self._decode(latents)
         if not torch.isfinite(x).all():
             raise UserError("The generated image is NaN.", "Lower the strengths of the concepts, or --guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode latents to images from -1 to 1, fp32 (B, 3, H, W)."""
+        scale, shift = self._latent_scale_and_shift()
+        return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
 
     def _latent_scale_and_shift(self) -> tuple[float, float]:
         return self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0

@@ -17,9 +17,10 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # 
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from torch import Tensor
 
-_ROWS = 64  # positions of a tile of 128 channels; half as many backward, which needs twice the registers
+_TILE = 4096  # elements that a program loads at once; half as many backward, which needs twice the registers
+_PROGRAMS = 528  # 4 for each processor of a large card
 _MAX_CHUNKS = 64  # of an image's positions; each has its own program and its own partial sums
-_ONE_PROGRAM_MAX_POSITIONS = 256  # up to which one program goes over all positions of its groups
+_MAX_WHOLE = 16384  # elements up to which one program holds all positions of its groups
 _WARPS = 8
 _GLU_ROWS, _GLU_COLUMNS = 8, 256  # a tile of GEGLU
 _SUM_BLOCK = 2048  # elements of a program of the residual's sum
@@ -55,12 +56,10 @@ def _by_channel(values, member):
 
 
 @triton.jit
-def _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS: tl.constexpr):
-    """Load rows of an image in fp32 with each channel's shift, and which elements are inside."""
+def _places(start, last, channels, offsets, width, c8, ROWS: tl.constexpr):
+    """Where rows of an image lie from its first element on, and which elements are inside."""
     rows = start + tl.arange(0, ROWS)
-    inside = (rows < last)[:, None] & (offsets < width)[None, :]
-    tile = tl.load(x + rows[:, None] * (c8 * 8) + channels[None, :], mask=inside, other=0.0).to(tl.float32)
-    return tl.where(inside, tile + shift[None, :], 0.0), inside
+    return rows[:, None] * (c8 * 8) + channels[None, :], (rows < last)[:, None] & (offsets < width)[None, :]
 
 
 @triton.jit
@@ -75,94 +74,32 @@ def _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT: t
 
 
 @triton.jit
-def _moments(
-    x, first, last, channels, offsets, width, c8, cpg, shift, member, ROWS: tl.constexpr, GROUPS: tl.constexpr
-):
-    """The mean and the sum of squared deviations of each group over rows, tile by tile (Chan et al. 1983)."""
-    count = 0.0
-    mean = tl.zeros([GROUPS], tl.float32)
-    deviations = tl.zeros([GROUPS], tl.float32)
-    for start in range(first, last, ROWS):
-        tile, inside = _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS)
-        tile_count = (tl.minimum(last - start, ROWS) * cpg).to(tl.float32)
-        tile_mean = _sum_by_group(tl.sum(tile, axis=0), member) / tile_count
-        centered = tl.where(inside, tile - _by_channel(tile_mean, member)[None, :], 0.0)
-        tile_deviations = _sum_by_group(tl.sum(centered * centered, axis=0), member)
-        delta = tile_mean - mean
-        total = count + tile_count
-        mean += delta * (tile_count / total)
-        deviations += tile_deviations + delta * delta * (count * tile_count / total)
-        count = total
-    return mean, deviations
+def _group_moments(means, deviations, count, cpg, member):
+    """Mean and squared deviations of each group, from those of its channels, each of `count` elements."""
+    mean = _sum_by_group(means, member) / cpg
+    delta = means - _by_channel(mean, member)
+    return mean, _sum_by_group(deviations + count * delta * delta, member)
 
 
 @triton.jit
-def _normalize(
-    x, y, weight, bias, first, last, channels, offsets, width, c8, shift, mean, rstd, SILU: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """Write the normalized rows. mean, rstd: of each channel's group."""
-    scale = tl.load(weight + channels, mask=offsets < width, other=0.0).to(tl.float32) * rstd
-    offset = tl.load(bias + channels, mask=offsets < width, other=0.0).to(tl.float32)
-    for start in range(first, last, ROWS):
-        tile, inside = _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS)
-        z = (tile - mean[None, :]) * scale[None, :] + offset[None, :]
-        if SILU:
-            z = z / (1.0 + tl.exp(-z))
-        rows = start + tl.arange(0, ROWS)
-        tl.store(y + rows[:, None] * (c8 * 8) + channels[None, :], z.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _gradient_tile(
-    x, dy, start, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, SILU: tl.constexpr,
-    ROWS: tl.constexpr,
-):  # fmt: skip
-    """The normalized rows and the gradient with respect to them. mean, rstd, weight, bias: of each channel."""
-    tile, inside = _load_tile(x, start, last, channels, offsets, width, c8, shift, ROWS)
-    rows = start + tl.arange(0, ROWS)
-    gradient = tl.load(dy + rows[:, None] * (c8 * 8) + channels[None, :], mask=inside, other=0.0).to(tl.float32)
-    normalized = tl.where(inside, (tile - mean[None, :]) * rstd[None, :], 0.0)
+def _activate(z, SILU: tl.constexpr):
     if SILU:
-        z = normalized * weight[None, :] + bias[None, :]
+        z = z / (1.0 + tl.exp(-z))
+    return z
+
+
+@triton.jit
+def _gradient_before_silu(gradient, z, SILU: tl.constexpr):
+    if SILU:
         sigmoid = 1.0 / (1.0 + tl.exp(-z))
         gradient *= sigmoid * (1.0 + z * (1.0 - sigmoid))
-    return normalized, gradient * weight[None, :], inside
+    return gradient
 
 
 @triton.jit
-def _gradient_sums(
-    x, dy, first, last, channels, offsets, width, c8, shift, member, mean, rstd, weight, bias, SILU: tl.constexpr,
-    ROWS: tl.constexpr, PAD: tl.constexpr,
-):  # fmt: skip
-    """Sums over rows, for each group: of the gradient, and of the gradient times the normalized value."""
-    plain = tl.zeros([PAD], tl.float32)
-    weighted = tl.zeros([PAD], tl.float32)
-    for start in range(first, last, ROWS):
-        normalized, gradient, _ = _gradient_tile(
-            x, dy, start, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, SILU, ROWS
-        )
-        plain += tl.sum(gradient, axis=0)
-        weighted += tl.sum(gradient * normalized, axis=0)
-    return _sum_by_group(plain, member), _sum_by_group(weighted, member)
-
-
-@triton.jit
-def _write_gradient(
-    x, dy, skip, dx, first, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, plain, weighted,
-    SILU: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Write the input's gradient. plain, weighted: of each channel's group, divided by its number of elements."""
-    for start in range(first, last, ROWS):
-        normalized, gradient, inside = _gradient_tile(
-            x, dy, start, last, channels, offsets, width, c8, shift, mean, rstd, weight, bias, SILU, ROWS
-        )
-        out = (gradient - plain[None, :] - normalized * weighted[None, :]) * rstd[None, :]
-        rows = start + tl.arange(0, ROWS)
-        places = rows[:, None] * (c8 * 8) + channels[None, :]
-        if SKIP:
-            out += tl.load(skip + places, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dx + places, out.to(dx.dtype.element_ty), mask=inside)
+def _load_affine(weight, bias, channels, offsets, width):
+    scale = tl.load(weight + channels, mask=offsets < width, other=0.0).to(tl.float32)
+    return scale, tl.load(bias + channels, mask=offsets < width, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -170,20 +107,35 @@ def _moments_kernel(
     x, shift, shift_bias, partial, positions, c8, width8, cpg, per_block, num_groups, chunk_rows, chunks,
     SHIFT: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Partial moments of a chunk of positions: partial (B, chunks, groups, 2)."""
+    """Partial moments of a chunk of positions: partial (B, chunks, groups, 2).
+
+    Sums are of differences from the chunk's first row, so that squares of large means do not cancel.
+    """
     chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
-    member = _member(offsets, cpg, width, GROUPS)
     x += image.to(tl.int64) * positions * (c8 * 8)
-    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
     first = chunk * chunk_rows
     last = tl.minimum(first + chunk_rows, positions)
-    mean, deviations = _moments(x, first, last, channels, offsets, width, c8, cpg, added, member, ROWS, GROUPS)
+    origin = tl.load(x + first * (c8 * 8) + channels, mask=offsets < width, other=0.0).to(tl.float32)
+    sums = tl.zeros([ROWS, PAD], tl.float32)
+    squares = tl.zeros([ROWS, PAD], tl.float32)
+    for start in range(first, last, ROWS):
+        places, inside = _places(start, last, channels, offsets, width, c8, ROWS)
+        tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        delta = tl.where(inside, tile - origin[None, :], 0.0)
+        sums += delta
+        squares += delta * delta
+    count = (last - first).to(tl.float32)
+    means = tl.sum(sums, axis=0) / count
+    deviations = tl.sum(squares, axis=0) - means * means * count
+    means += origin + _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    member = _member(offsets, cpg, width, GROUPS)
+    mean, deviations = _group_moments(means, deviations, count, cpg.to(tl.float32), member)
     groups = tl.arange(0, GROUPS)
-    places = partial + ((image * chunks + chunk) * num_groups + block * per_block + groups) * 2
-    tl.store(places, mean, mask=groups < per_block)
-    tl.store(places + 1, deviations, mask=groups < per_block)
+    targets = partial + ((image * chunks + chunk) * num_groups + block * per_block + groups) * 2
+    tl.store(targets, mean, mask=groups < per_block)
+    tl.store(targets + 1, deviations, mask=groups < per_block)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -197,13 +149,12 @@ def _normalize_kernel(
     chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
-    member = _member(offsets, cpg, width, GROUPS)
     groups = tl.arange(0, GROUPS)
     numbers = tl.arange(0, CHUNKS)
     mask = (numbers < chunks)[:, None] & (groups < per_block)[None, :]
-    places = partial + ((image * chunks + numbers[:, None]) * num_groups + block * per_block + groups[None, :]) * 2
-    chunk_means = tl.load(places, mask=mask, other=0.0)
-    deviations = tl.load(places + 1, mask=mask, other=0.0)
+    sources = partial + ((image * chunks + numbers[:, None]) * num_groups + block * per_block + groups[None, :]) * 2
+    chunk_means = tl.load(sources, mask=mask, other=0.0)
+    deviations = tl.load(sources + 1, mask=mask, other=0.0)
     counts = tl.minimum(tl.maximum(positions - numbers * chunk_rows, 0), chunk_rows).to(tl.float32)
     shares = counts / positions.to(tl.float32)
     mean = tl.sum(chunk_means * shares[:, None], axis=0)
@@ -215,15 +166,20 @@ def _normalize_kernel(
         own = image * num_groups + block * per_block + groups
         tl.store(means + own, mean, mask=groups < per_block)
         tl.store(rstds + own, rstd, mask=groups < per_block)
+    member = _member(offsets, cpg, width, GROUPS)
+    scale, offset = _load_affine(weight, bias, channels, offsets, width)
+    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
+    scale *= _by_channel(rstd, member)
+    added -= _by_channel(mean, member)
     x += image.to(tl.int64) * positions * (c8 * 8)
     y += image.to(tl.int64) * positions * (c8 * 8)
-    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
     first = chunk * chunk_rows
     last = tl.minimum(first + chunk_rows, positions)
-    _normalize(
-        x, y, weight, bias, first, last, channels, offsets, width, c8, added,
-        _by_channel(mean, member), _by_channel(rstd, member), SILU, ROWS,
-    )  # fmt: skip
+    for start in range(first, last, ROWS):
+        places, inside = _places(start, last, channels, offsets, width, c8, ROWS)
+        tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        z = (tile + added[None, :]) * scale[None, :] + offset[None, :]
+        tl.store(y + places, _activate(z, SILU).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -231,37 +187,34 @@ def _whole_kernel(
     x, shift, shift_bias, weight, bias, y, means, rstds, positions, eps, c8, width8, cpg, per_block, num_groups,
     SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """GroupNorm of all positions of a block of groups."""
+    """GroupNorm of all positions of a block of groups, read once."""
     block, image = tl.program_id(0), tl.program_id(1)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
     member = _member(offsets, cpg, width, GROUPS)
+    start = image.to(tl.int64) * positions * (c8 * 8)
+    places, inside = _places(0, positions, channels, offsets, width, c8, ROWS)
+    tile = tl.load(x + start + places, mask=inside, other=0.0).to(tl.float32)
+    tile += _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)[None, :]
+    scale, offset = _load_affine(weight, bias, channels, offsets, width)
+    count = positions.to(tl.float32) * cpg.to(tl.float32)
+    mean = _sum_by_group(tl.sum(tl.where(inside, tile, 0.0), axis=0), member) / count
+    tile = tl.where(inside, tile - _by_channel(mean, member)[None, :], 0.0)
+    rstd = 1.0 / tl.sqrt(_sum_by_group(tl.sum(tile * tile, axis=0), member) / count + eps)
     groups = tl.arange(0, GROUPS)
-    x += image.to(tl.int64) * positions * (c8 * 8)
-    y += image.to(tl.int64) * positions * (c8 * 8)
-    added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
-    mean, deviations = _moments(x, 0, positions, channels, offsets, width, c8, cpg, added, member, ROWS, GROUPS)
-    rstd = 1.0 / tl.sqrt(deviations / (positions.to(tl.float32) * cpg.to(tl.float32)) + eps)
     own = image * num_groups + block * per_block + groups
     tl.store(means + own, mean, mask=groups < per_block)
     tl.store(rstds + own, rstd, mask=groups < per_block)
-    _normalize(
-        x, y, weight, bias, 0, positions, channels, offsets, width, c8, added,
-        _by_channel(mean, member), _by_channel(rstd, member), SILU, ROWS,
-    )  # fmt: skip
+    z = tile * (scale * _by_channel(rstd, member))[None, :] + offset[None, :]
+    tl.store(y + start + places, _activate(z, SILU).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _load_constants(means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width):
-    """Mean, 1 / deviation, weight and bias of each channel of a block."""
-    inside = offsets < width
+def _load_moments(means, rstds, image, num_groups, block, per_block, cpg, offsets, width):
+    """Mean and 1 / deviation of each channel's group."""
     group = image * num_groups + block * per_block + offsets // cpg
-    return (
-        tl.load(means + group, mask=inside, other=0.0),
-        tl.load(rstds + group, mask=inside, other=0.0),
-        tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32),
-        tl.load(bias + channels, mask=inside, other=0.0).to(tl.float32),
-    )
+    mean = tl.load(means + group, mask=offsets < width, other=0.0)
+    return mean, tl.load(rstds + group, mask=offsets < width, other=0.0)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -270,26 +223,35 @@ def _gradient_sums_kernel(
     chunk_rows, chunks,
     SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of the backward pass of a chunk of positions: partial (B, chunks, groups, 2)."""
+    """Partial sums of a chunk of positions, (B, chunks, groups, 2): of the normalized values' gradient, and of it times
+    them."""
     chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
-    member = _member(offsets, cpg, width, GROUPS)
-    x += image.to(tl.int64) * positions * (c8 * 8)
-    dy += image.to(tl.int64) * positions * (c8 * 8)
+    start_of_image = image.to(tl.int64) * positions * (c8 * 8)
     added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
-    mean, rstd, scale, offset = _load_constants(
-        means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width
-    )
+    mean, rstd = _load_moments(means, rstds, image, num_groups, block, per_block, cpg, offsets, width)
+    scale, offset = _load_affine(weight, bias, channels, offsets, width)
+    added -= mean
+    x += start_of_image
+    dy += start_of_image
     first = chunk * chunk_rows
     last = tl.minimum(first + chunk_rows, positions)
-    plain, weighted = _gradient_sums(
-        x, dy, first, last, channels, offsets, width, c8, added, member, mean, rstd, scale, offset, SILU, ROWS, PAD
-    )
+    plain = tl.zeros([ROWS, PAD], tl.float32)
+    weighted = tl.zeros([ROWS, PAD], tl.float32)
+    for start in range(first, last, ROWS):
+        places, inside = _places(start, last, channels, offsets, width, c8, ROWS)
+        tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dy + places, mask=inside, other=0.0).to(tl.float32)  # 0 outside, and so are the sums
+        normalized = (tile + added[None, :]) * rstd[None, :]
+        gradient = _gradient_before_silu(gradient, normalized * scale[None, :] + offset[None, :], SILU)
+        plain += gradient
+        weighted += gradient * normalized
+    member = _member(offsets, cpg, width, GROUPS)
     groups = tl.arange(0, GROUPS)
-    places = partial + ((image * chunks + chunk) * num_groups + block * per_block + groups) * 2
-    tl.store(places, plain, mask=groups < per_block)
-    tl.store(places + 1, weighted, mask=groups < per_block)
+    targets = partial + ((image * chunks + chunk) * num_groups + block * per_block + groups) * 2
+    tl.store(targets, _sum_by_group(tl.sum(plain, axis=0) * scale, member), mask=groups < per_block)
+    tl.store(targets + 1, _sum_by_group(tl.sum(weighted, axis=0) * scale, member), mask=groups < per_block)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -303,25 +265,36 @@ def _gradient_kernel(
     chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
-    member = _member(offsets, cpg, width, GROUPS)
     groups = tl.arange(0, GROUPS)
     numbers = tl.arange(0, CHUNKS)
     mask = (numbers < chunks)[:, None] & (groups < per_block)[None, :]
-    places = partial + ((image * chunks + numbers[:, None]) * num_groups + block * per_block + groups[None, :]) * 2
+    sources = partial + ((image * chunks + numbers[:, None]) * num_groups + block * per_block + groups[None, :]) * 2
     count = positions.to(tl.float32) * cpg.to(tl.float32)
-    plain = tl.sum(tl.load(places, mask=mask, other=0.0), axis=0) / count
-    weighted = tl.sum(tl.load(places + 1, mask=mask, other=0.0), axis=0) / count
-    start = image.to(tl.int64) * positions * (c8 * 8)
+    plain = tl.sum(tl.load(sources, mask=mask, other=0.0), axis=0) / count
+    weighted = tl.sum(tl.load(sources + 1, mask=mask, other=0.0), axis=0) / count
+    member = _member(offsets, cpg, width, GROUPS)
+    plain, weighted = _by_channel(plain, member), _by_channel(weighted, member)
     added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
-    mean, rstd, scale, offset = _load_constants(
-        means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width
-    )
+    mean, rstd = _load_moments(means, rstds, image, num_groups, block, per_block, cpg, offsets, width)
+    scale, offset = _load_affine(weight, bias, channels, offsets, width)
+    added -= mean
+    start_of_image = image.to(tl.int64) * positions * (c8 * 8)
+    x += start_of_image
+    dy += start_of_image
+    skip += start_of_image
+    dx += start_of_image
     first = chunk * chunk_rows
     last = tl.minimum(first + chunk_rows, positions)
-    _write_gradient(
-        x + start, dy + start, skip + start, dx + start, first, last, channels, offsets, width, c8, added, mean, rstd,
-        scale, offset, _by_channel(plain, member), _by_channel(weighted, member), SILU, SKIP, ROWS,
-    )  # fmt: skip
+    for start in range(first, last, ROWS):
+        places, inside = _places(start, last, channels, offsets, width, c8, ROWS)
+        tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dy + places, mask=inside, other=0.0).to(tl.float32)
+        normalized = (tile + added[None, :]) * rstd[None, :]
+        gradient = _gradient_before_silu(gradient, normalized * scale[None, :] + offset[None, :], SILU)
+        out = (gradient * scale[None, :] - plain[None, :] - normalized * weighted[None, :]) * rstd[None, :]
+        if SKIP:
+            out += tl.load(skip + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + places, out.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -330,25 +303,28 @@ def _whole_gradient_kernel(
     SHIFT: tl.constexpr, SILU: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
     GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """The input's gradient of all positions of a block of groups."""
+    """The input's gradient of all positions of a block of groups, from what is read once."""
     block, image = tl.program_id(0), tl.program_id(1)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
     member = _member(offsets, cpg, width, GROUPS)
     start = image.to(tl.int64) * positions * (c8 * 8)
+    places, inside = _places(0, positions, channels, offsets, width, c8, ROWS)
+    tile = tl.load(x + start + places, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + start + places, mask=inside, other=0.0).to(tl.float32)
     added = _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT, PAD)
-    mean, rstd, scale, offset = _load_constants(
-        means, rstds, weight, bias, image, num_groups, block, per_block, cpg, channels, offsets, width
-    )
-    plain, weighted = _gradient_sums(
-        x + start, dy + start, 0, positions, channels, offsets, width, c8, added, member, mean, rstd, scale, offset,
-        SILU, ROWS, PAD,
-    )  # fmt: skip
+    mean, rstd = _load_moments(means, rstds, image, num_groups, block, per_block, cpg, offsets, width)
+    scale, offset = _load_affine(weight, bias, channels, offsets, width)
+    normalized = (tile + (added - mean)[None, :]) * rstd[None, :]
+    gradient = _gradient_before_silu(gradient, normalized * scale[None, :] + offset[None, :], SILU) * scale[None, :]
     count = positions.to(tl.float32) * cpg.to(tl.float32)
-    _write_gradient(
-        x + start, dy + start, skip + start, dx + start, 0, positions, channels, offsets, width, c8, added, mean, rstd,
-        scale, offset, _by_channel(plain / count, member), _by_channel(weighted / count, member), SILU, SKIP, ROWS,
-    )  # fmt: skip
+    plain = _sum_by_group(tl.sum(gradient, axis=0), member) / count
+    weighted = _sum_by_group(tl.sum(gradient * normalized, axis=0), member) / count
+    out = gradient - _by_channel(plain, member)[None, :] - normalized * _by_channel(weighted, member)[None, :]
+    out *= rstd[None, :]
+    if SKIP:
+        out += tl.load(skip + start + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + start + places, out.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -457,38 +433,44 @@ class _Plan(NamedTuple):
     grid: tuple[int, ...]
     sizes: tuple[int, ...]  # positions, and what the kernels call c8, width8, cpg, per_block, num_groups
     chunks: tuple[int, ...]  # chunk_rows, chunks; empty: one program goes over all positions
-    blocks: dict[str, int]  # ROWS, PAD, GROUPS
-
-    @property
-    def forward(self) -> dict[str, int]:
-        return self.blocks | {"num_warps": _WARPS}
-
-    @property
-    def backward(self) -> dict[str, int]:
-        return self.forward | {"ROWS": max(1, self.blocks["ROWS"] // 2)}
+    forward: dict[str, int]  # ROWS, PAD, GROUPS, num_warps
+    backward: dict[str, int]
+    reduction: dict[str, int]  # CHUNKS: a power of 2, at least the number of chunks
 
 
 def _plan(x: Tensor, num_groups: int) -> _Plan:
-    """Divide an image's channels into blocks of whole groups, and the positions of a large image into chunks.
+    """Divide an image's channels into blocks of whole groups, and its positions into chunks.
 
-    A block is at least 64 channels wide where it can be, so that a row of it fills a cache line; where one program goes
-    over all positions, 32, so that there are more programs.
+    A block is at least 64 channels wide where it can be, so that a row of it fills a cache line. There are as many
+    chunks as keep all of a large card busy at once. Where all positions of a narrower block fit into one program's
+    registers, there are no chunks.
     """
     batch, channels, height, width = x.shape
     positions, cpg = height * width, channels // num_groups
-    is_whole = positions <= _ONE_PROGRAM_MAX_POSITIONS
-    per_block = _groups_per_block(cpg, num_groups, 32 if is_whole else 64)
-    block = per_block * cpg
-    pad = max(64, triton.next_power_of_2(block))
-    rows = max(1, _ROWS * 128 // pad)
-    sizes = (positions, channels // 8, block // 8, cpg, per_block, num_groups)
-    blocks = {"ROWS": rows, "PAD": pad, "GROUPS": max(8, per_block)}
-    if is_whole:
-        return _Plan((num_groups // per_block, batch), sizes, (), blocks)
-    tiles = triton.cdiv(positions, rows)
-    chunk_rows = triton.cdiv(tiles, _MAX_CHUNKS) * rows
+    for least in (32, 64):
+        per_block = _groups_per_block(cpg, num_groups, least)
+        block = per_block * cpg
+        pad = max(64, triton.next_power_of_2(block))
+        sizes = (positions, channels // 8, block // 8, cpg, per_block, num_groups)
+        shape = {"PAD": pad, "GROUPS": max(8, per_block)}
+        rows = max(16, triton.next_power_of_2(positions))
+        if least == 32 and rows * pad <= _MAX_WHOLE:
+            whole = shape | {"ROWS": rows, "num_warps": max(4, rows * pad // 1024)}  # 32 elements a thread
+            return _Plan((num_groups // per_block, batch), sizes, (), whole, whole, {})
+    blocks = num_groups // per_block
+    rows = max(1, _TILE // pad)
+    chunks = min(max(triton.cdiv(_PROGRAMS, blocks * batch), 1), _MAX_CHUNKS)
+    chunk_rows = triton.cdiv(triton.cdiv(positions, chunks), rows) * rows
     chunks = triton.cdiv(positions, chunk_rows)
-    return _Plan((chunks, num_groups // per_block, batch), sizes, (chunk_rows, chunks), blocks)
+    shape["num_warps"] = _WARPS
+    return _Plan(
+        (chunks, blocks, batch),
+        sizes,
+        (chunk_rows, chunks),
+        shape | {"ROWS": rows},
+        shape | {"ROWS": max(1, rows // 2)},
+        {"CHUNKS": max(16, triton.next_power_of_2(chunks))},
+    )
 
 
 def _groups_per_block(cpg: int, num_groups: int, least: int) -> int:
@@ -544,7 +526,10 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy, skip):
-        dx = skip if dy is None else _group_norm_gradient(dy, skip, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
+        dx = skip
+        if dy is not None:
+            x, *constants = ctx.saved_tensors
+            dx = _group_norm_gradient(dy, skip, x, constants, ctx.num_groups, ctx.silu)
         return dx, None, None, None, None, None, None, None
 
 
@@ -577,12 +562,13 @@ def _group_norm(x, weight, bias, shift, shift_bias, num_groups, eps, silu) -> tu
         _moments_kernel[plan.grid](x, *shifts, partial, *plan.sizes, *plan.chunks, SHIFT=which, **plan.forward)
         _normalize_kernel[plan.grid](
             x, *shifts, weight, bias, y, partial, means, rstds, positions, eps, *sizes, *plan.chunks, SHIFT=which,
-            SILU=silu, CHUNKS=_MAX_CHUNKS, **plan.forward,
+            SILU=silu, **plan.reduction, **plan.forward,
         )  # fmt: skip
     return y, means, rstds
 
 
-def _group_norm_gradient(dy, skip, x, weight, bias, shift, shift_bias, means, rstds, num_groups, silu) -> Tensor:
+def _group_norm_gradient(dy, skip, x, constants, num_groups, silu) -> Tensor:
+    weight, bias, shift, shift_bias, means, rstds = constants
     plan = _plan(x, num_groups)
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
     has_skip = skip is not None
@@ -603,7 +589,7 @@ def _group_norm_gradient(dy, skip, x, weight, bias, shift, shift_bias, means, rs
         )  # fmt: skip
         _gradient_kernel[plan.grid](
             x, *shifts, dy, skip, weight, bias, means, rstds, partial, dx, *plan.sizes, *plan.chunks, SHIFT=which,
-            SILU=silu, SKIP=has_skip, CHUNKS=_MAX_CHUNKS, **plan.backward,
+            SILU=silu, SKIP=has_skip, **plan.reduction, **plan.backward,
         )  # fmt: skip
     return dx
 

@@ -22,6 +22,7 @@ from .offload import MemoryNeed, memory_need
 from .oom import drop_traceback, is_out_of_memory
 
 if TYPE_CHECKING:
+    from .cuda_graphs import Pool
     from .stable_diffusion import Conditioning, StableDiffusion
 
 MAX_GRAPHS = 4  # they share their memory, but each also takes some of its own
@@ -78,7 +79,7 @@ class UNetReplayer:
         self._calls: OrderedDict[Hashable, int] = OrderedDict()  # calls of a key; last used last
         self._graphs: OrderedDict[Hashable, _CapturedUNet] = OrderedDict()
         self._refused: set[Hashable] = set()  # hashes of keys
-        self._pool: object = None
+        self._pool: Pool | None = None
 
     def predict(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the same as the model's own `predict`."""
@@ -207,7 +208,7 @@ class _CapturedUNet:
         t: Tensor,
         conditioning: Conditioning,
         recorders: list[ReplayedRecorder],
-        pool: object,
+        pool: Pool | None,
     ):
         self._unet, self._recorders = model.unet, recorders
         self._recorded_by: list[int] = []  # places of the recorders that recorded anything

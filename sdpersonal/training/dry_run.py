@@ -58,7 +58,7 @@ def perform_dry_run(state: TrainState, batch: int, accumulate: int, run: Path) -
     share = _STATE_SIZE[oom_advice.settings.optimizer] + (_AUTOCAST_COPY_SIZE if state.method.autocast_dtype else 0)
     oom_advice.require(round(share * size), "gradients and moments")
     seconds = _time_step(state, batch, accumulate)
-    if seconds < _WARM_UP_SECONDS:
+    if seconds < _WARM_UP_SECONDS or oom_advice.device.type == "cuda":  # there it is captured in a graph
         seconds = _time_step(state, batch, accumulate)
     started_at = time.monotonic()
     if state.accelerator.is_main_process:

@@ -7,7 +7,7 @@ its last values is a small share of the variance of all: what is still gained is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,10 +62,9 @@ def fixed_inputs(method: Method, photos: PhotoDataset, at_once: int, device: tor
     return [method.inputs(part).to(device) for part in fixed_batch(photos).split(at_once)]
 
 
-@torch.no_grad()
-def fixed_batch_loss(method: Method, parts: Sequence[LossInputs], step: int) -> Tensor:
-    """Compute the mean loss of the fixed batch, a scalar on the device."""
-    return torch.cat([method.loss(part, step) for part in parts]).mean()
+def fixed_batch_loss(loss: Callable[[LossInputs, int], Tensor], parts: Sequence[LossInputs], step: int) -> Tensor:
+    """Compute the mean loss of the fixed batch, a scalar on the device. loss: per sample, without gradients."""
+    return torch.cat([loss(part, step) for part in parts]).mean()
 
 
 def dvar(measured: Sequence[tuple[int, float]], start: int = 0) -> list[DvarPoint]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from ..models.oom import drop_traceback, is_out_of_memory
 from .distributed import Accelerator
 from .loss_inputs import LossInputs
 from .methods.protocol import Method
+
+if TYPE_CHECKING:
+    from ..models.cuda_graphs import Pool
 
 MAX_GRAD_NORM = 1.0
 _INITIAL_SCALE = 1024.0  # of the loss in fp16: without one 0.7 % of a LoRA's gradients were rounded to 0, with it none
@@ -36,6 +40,11 @@ class _CapturedPass:
     call: CapturedCall
     inputs: LossInputs
     trained: frozenset[nn.Parameter]
+
+    def replay(self, inputs: LossInputs) -> Tensor:
+        self.inputs.copy_(inputs)
+        (loss,) = self.call.replay()
+        return loss.clone()  # the next replay overwrites it
 
 
 class Gradients:
@@ -57,16 +66,22 @@ class Gradients:
         self._captures = accelerator.device.type == "cuda" if captures is None else captures
         self._passes: dict[object, _CapturedPass] = {}
         self._fixed: dict[nn.Parameter, Tensor] = {}  # gradients that captured passes add to
+        self._pool: Pool | None = None
 
     def add(self, inputs: LossInputs, step: int, share: float = 1.0) -> Tensor:
         """Add the gradients of a batch's mean loss, times `share`; return the loss, a scalar on the device."""
-        if self._captures:
-            key = self._method.phase(step), inputs.shapes, share
-            if key not in self._passes:
-                self._try_capture(key, inputs, step, share)
-            if captured := self._passes.get(key):
-                return self._replay(captured, inputs)
+        if captured := self._find_pass(inputs, step, share):
+            self._attach(captured.trained)
+            return captured.replay(inputs)
         return self._compute(inputs.to(self._accelerator.device), step, share)
+
+    @torch.no_grad()
+    def loss(self, inputs: LossInputs, step: int) -> Tensor:
+        """Return a batch's loss per sample, (B,), without gradients. With a graph, the parameters must be where they
+        were in the first call: both times those of the average, or both times not."""
+        if captured := self._find_pass(inputs, step, None):
+            return captured.replay(inputs)
+        return self._method.loss(inputs.to(self._accelerator.device), step)
 
     def apply(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Clip the gradients, take the optimizer's step and forget them; return their norm before, a scalar on the
@@ -86,16 +101,13 @@ class Gradients:
         """Forget the gradients of a step."""
         optimizer.zero_grad(set_to_none=not self._fixed)
 
-    def _compute(self, inputs: LossInputs, step: int, share: float) -> Tensor:
+    def _compute(self, inputs: LossInputs, step: int, share: float | None) -> Tensor:
+        """share: None for the loss per sample, without gradients."""
+        if share is None:
+            return self._method.loss(inputs, step)
         loss = self._method.loss(inputs, step).mean()
         self._accelerator.backward(self._scaler.scale(loss * share))
         return loss.detach()
-
-    def _replay(self, captured: _CapturedPass, inputs: LossInputs) -> Tensor:
-        self._attach(captured.trained)
-        captured.inputs.copy_(inputs)
-        (loss,) = captured.call.replay()
-        return loss.clone()  # the next replay overwrites it
 
     def _attach(self, trained: Collection[nn.Parameter]) -> None:
         """Give these parameters their fixed gradients, and the others none: the optimizer leaves those out."""
@@ -103,8 +115,26 @@ class Gradients:
             if (parameter.grad is not None) != (parameter in trained):
                 parameter.grad = self._fixed[parameter] if parameter in trained else None
 
-    def _try_capture(self, key: object, inputs: LossInputs, step: int, share: float) -> None:
-        device, before = self._accelerator.device, {p: p.grad.clone() for p in self._parameters if p.grad is not None}
+    def _find_pass(self, inputs: LossInputs, step: int, share: float | None) -> _CapturedPass | None:
+        """Return the captured pass for inputs of these shapes; capture it in the first call."""
+        if not self._captures:
+            return None
+        key = self._method.phase(step), inputs.shapes, share
+        if key not in self._passes:
+            before = {p: p.grad.clone() for p in self._parameters if p.grad is not None}
+            self._try_capture(key, inputs, step, share)
+            for parameter in self._parameters:
+                parameter.grad = self._restored(parameter, before.get(parameter))
+        return self._passes.get(key)
+
+    def _restored(self, parameter: nn.Parameter, gradient: Tensor | None) -> Tensor | None:
+        """Return a parameter's gradient as it was before a capture, where captured passes add to it."""
+        if gradient is None or not self._captures:
+            return gradient
+        return self._fixed.setdefault(parameter, gradient).copy_(gradient)
+
+    def _try_capture(self, key: object, inputs: LossInputs, step: int, share: float | None) -> None:
+        device = self._accelerator.device
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         try:
             self._passes[key] = self._capture(inputs, step, share)
@@ -112,16 +142,13 @@ class Gradients:
             if stream:
                 torch.cuda.set_stream(stream)  # a capture that fails does not
             self._captures = False
+            self._passes.clear()
+            self._fixed.clear()
             reason = "memory is short" if is_out_of_memory(error) else str(error).splitlines()[0]
             self._say(f"The step is not captured in a CUDA graph, so it takes longer: {reason}.")
             drop_traceback(error, device)
-        for parameter in self._parameters:
-            if parameter in before:
-                parameter.grad = self._fixed.setdefault(parameter, before[parameter]).copy_(before[parameter])
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
 
-    def _capture(self, inputs: LossInputs, step: int, share: float) -> _CapturedPass:
+    def _capture(self, inputs: LossInputs, step: int, share: float | None) -> _CapturedPass:
         device = self._accelerator.device
         fixed = inputs.to(device).map(torch.clone)
         for parameter in self._parameters:
@@ -132,7 +159,12 @@ class Gradients:
             if parameter.grad is not None:
                 parameter.grad = self._fixed.setdefault(parameter, parameter.grad)
         trained = frozenset(parameter for parameter in self._parameters if parameter.grad is not None)
-        return _CapturedPass(CapturedCall(lambda: (self._compute(fixed, step, share),), device), fixed, trained)
+        if device.type == "cuda" and self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        call = CapturedCall(lambda: (self._compute(fixed, step, share),), device, self._pool)
+        for gradient in self._fixed.values():
+            gradient.zero_()
+        return _CapturedPass(call, fixed, trained)
 
 
 def _check_memory(device: torch.device) -> None:

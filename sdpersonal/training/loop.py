@@ -78,7 +78,7 @@ def _measure_fixed_batch(state: TrainState, config: LoopConfig) -> Tensor | None
     if not config.fixed_batch or (state.step + 1) % config.measure_every:
         return None
     with state.ema.applied():
-        return fixed_batch_loss(state.method, config.fixed_batch, state.step)
+        return fixed_batch_loss(state.gradients.loss, config.fixed_batch, state.step)
 
 
 def _save(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> None:

@@ -7,7 +7,7 @@ shapes: it never waits for the device, and can be captured in a CUDA graph.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -86,7 +86,9 @@ class CaptionTokenizer:
         return self._tokens[caption]
 
 
-def prefetch(load: Callable[[int], T], steps: Sequence[int], device: torch.device) -> Iterator[tuple[int, T]]:
+def prefetch(
+    load: Callable[[int], T], steps: Sequence[int], device: torch.device
+) -> Generator[tuple[int, T], None, None]:
     """Yield (step, load(step)) in order; on a card, `load` runs some steps ahead in a thread of its own."""
     if device.type != "cuda":
         yield from ((step, load(step)) for step in steps)

@@ -26,6 +26,7 @@ from .prompt_templates import SAMPLE_PROMPTS
 from .run_dir import SAMPLES_FILE
 
 _SEEDS = 3  # images of each prompt in the sample sheet
+_SPARE_BYTES = 1 << 30
 _MAX_BATCH_SIZE_ON_CARD = 8  # all images of a validation: few of them wait for the CPU that launches the kernels
 
 
@@ -59,7 +60,17 @@ def generate_samples(
                 drop_traceback(error, base.device)
                 batch_size = len(chunk) // 2
         base.offloader.to_device("unet")  # so that the autoencoder leaves
+        _release_graphs_if_short(base)
     return images
+
+
+def _release_graphs_if_short(base: StableDiffusion) -> None:
+    """Drop the UNet's CUDA graphs, which keep their activations, unless what took most memory so far fits beside them:
+    a training step."""
+    if base.device.type == "cuda":
+        step = torch.cuda.max_memory_allocated(base.device) - torch.cuda.memory_allocated(base.device)
+        if step + _SPARE_BYTES > torch.cuda.mem_get_info(base.device)[0]:
+            base.replayer.clear()
 
 
 def _generate_batch(

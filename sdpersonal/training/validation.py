@@ -73,6 +73,7 @@ class Validator:
         started_at = time.monotonic()
         with base.adapters.disabled():
             class_images = self.generate(lambda prompt: [prompt.format(class_phrase(kind, noun))])
+            base.replayer.clear()  # what a training step takes is not known yet
         self.seconds = time.monotonic() - started_at
         self.evaluation = ConceptEvaluation(scorer, kind, noun, photos, class_images)
         self._save(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, class_images, class_phrase(kind, noun))

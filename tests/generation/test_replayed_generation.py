@@ -8,6 +8,8 @@ from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
+from sdpersonal.generation.denoise import _Pace
+from sdpersonal.generation.style_transfer import apply_style
 from sdpersonal.models import load_base, unet_replay
 from sdpersonal.models.loading import BUILT_IN
 from sdpersonal.prompts import Token

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.models import backends, describe_base, load_base, loading
 from sdpersonal.models.backends import compute_dtype, configure_cuda, full_fp32
@@ -40,6 +41,27 @@ def test_an_older_card_draws_the_same_in_fp16(tiny, monkeypatch):
     assert base.dtype == base.vae.dtype == torch.float16 and base.schedule.alphas_cumprod.dtype == torch.float32
     images = [np.asarray(image.image, int) for image in Generator(base, shelf).generate(request)]
     assert max(np.abs(a - b).mean() for a, b in zip(images, expected, strict=True)) < 2
+
+
+def test_an_autoencoder_that_exceeds_fp16_is_run_in_fp32(tiny, monkeypatch):
+    """Those of some fine-tunes do. Here the output is multiplied by more than fp16 holds, and divided again."""
+    monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float16)
+    base = load_base("tiny", "cpu")
+    latents = torch.randn(1, *base.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
+    expected = base.decode(latents).astype(int)
+    assert base.vae.dtype == torch.float16
+    vae, decode = base.vae, base.vae.decode
+
+    def exceed(x):
+        result = decode(x)
+        result.sample = result.sample * torch.tensor(70000.0).to(x.dtype) / 70000
+        return result
+
+    monkeypatch.setattr(vae, "decode", exceed)
+    assert np.abs(base.decode(latents).astype(int) - expected).max() <= 3
+    assert vae.dtype == torch.float32 and base.dtype == torch.float16
+    with pytest.raises(UserError, match="is NaN"):
+        base.decode(latents / 0)
 
 
 def test_the_description_says_why_it_is_fp16(tiny, monkeypatch):

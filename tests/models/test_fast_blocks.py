@@ -17,7 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional as F
 
-from sdpersonal.models import fast_blocks, load_base
+from sdpersonal.models import fast_blocks, load_base, lora
 from sdpersonal.models.fast_blocks import find_kernels, use_fast_blocks
 from sdpersonal.models.frozen_conv import FrozenConv2d, use_frozen_convs
 
@@ -174,11 +174,13 @@ def test_a_lora_gets_the_same_gradients(targets, on_card, monkeypatch):
         assert out.is_contiguous()
         return out, *torch.autograd.grad(out.square().mean(), list(trained.values()))
 
+    monkeypatch.setattr(lora, "_takes_one_product", lambda *_: True)
     fast = gradients()
     base.enable_gradient_checkpointing(1)
     checkpointed = gradients()
     base.enable_gradient_checkpointing(0)
     monkeypatch.setattr(fast_blocks, "_kernels", lambda x: None)
+    monkeypatch.setattr(lora, "_takes_one_product", lambda *_: False)
     expected = gradients()
     assert_close(fast, expected)
     assert_close(checkpointed, expected)
@@ -272,6 +274,26 @@ def test_a_frozen_pointwise_convolution_is_a_product(on_card):
     assert out.is_contiguous(memory_format=CHANNELS_LAST)
     direction = torch.randn_like(out)
     torch.testing.assert_close(torch.autograd.grad(out, x, direction), torch.autograd.grad(plain(x), x, direction))
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 7, 12), (2, 3, 4, 12)])
+@pytest.mark.parametrize("needs_input_gradient", [True, False])
+def test_a_layer_and_its_lora_as_one_product(shape, needs_input_gradient, monkeypatch):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 9).double().requires_grad_(False)
+    adapter = lora.LoraAdapter(layer)
+    x = torch.randn(*shape).double().requires_grad_(needs_input_gradient)
+    down, up = (torch.randn(size).double().requires_grad_() for size in ((3, 12), (9, 3)))
+    adapter.set(down, up)
+    inputs = [x, down, up] if needs_input_gradient else [down, up]
+    results = []
+    for is_one in (False, True):
+        monkeypatch.setattr(lora, "_takes_one_product", lambda *_, is_one=is_one: is_one)
+        out = layer(x)
+        assert ("_LoraProduct" in type(out.grad_fn).__name__) is is_one
+        results.append((out, *torch.autograd.grad(out.pow(3).sum(), inputs)))
+    for value, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -102,6 +102,22 @@ def test_layer_norm(kernels, dtype):
         assert relative(y, expected) <= TOLERANCE[dtype] and relative(gradient, wanted) <= TOLERANCE[dtype]
 
 
+def test_a_lora_in_bf16_gets_the_gradients_of_fp32(kernels):
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        base = build("narrow", "cuda")
+        base.unet.to(dtype)
+        trained = base.adapters.add_trainable("attention", 8, torch.Generator().manual_seed(0))
+        for name, parameter in trained.items():
+            if "lora_up" in name:
+                nn.init.normal_(parameter, std=0.02)
+        latents, t, states = inputs()
+        loss = base.unet(latents.to(dtype), t, states.to(dtype)).sample.float().square().mean()
+        gradients.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(trained.values()))]))
+    assert F.cosine_similarity(*gradients, dim=0).item() >= 0.998
+
+
 def two_unets(dtype):
     """A narrow UNet in fp32 without the kernels, and its copy in `dtype` with them."""
     torch.manual_seed(0)

@@ -131,6 +131,7 @@ def test_what_was_changed_is_copied_anew(place):
     model.low.weight.data = model.low.weight.data.float() / 3
     model.low.bias = nn.Parameter(torch.arange(7.0), requires_grad=False)
     model.first.bias.data = model.first.bias.data + 1
+    model.conv.to(memory_format=torch.contiguous_format)
     expected = state(model)
     for step in (move, back, move):
         step()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from sdpersonal.concepts.card import Card
@@ -104,7 +105,7 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, chang
 
 def test_attention_projections_of_a_real_unet(tiny):
     names = tiny.adapters.layer_names("attention")
-    blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in tiny.unet.modules())
+    blocks = sum(isinstance(module, BasicTransformerBlock) for module in tiny.unet.modules())
     assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
     assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
     options = tiny.adapters.layer_names("transformer")

@@ -125,7 +125,8 @@ def test_each_group_has_the_weights_of_its_own_mix(model, mixes, has_buffers):
     if has_buffers:
         adapters.use_buffers(torch.device("cpu"))
         adapters.set([(plain(9, rank=9), 1.0)])  # of another rank, and of the same
-        adapters.set_groups([[(plain(8, rank=8), 1.0)]] * len(mixes))
+        adapters.set_groups([[(plain(8 - i, rank=8), 1.0)] for i in range(len(mixes))])
+        adapters.clear()
     bare = {name: parameter.clone() for name, parameter in model.named_parameters()}
     before, expected = model(*x), by_hand(model, mixes, x)
     adapters.set_groups(mixes)

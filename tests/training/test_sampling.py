@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.training import dataset
-from sdpersonal.training.methods.dreambooth_full import DreamboothFull
+from sdpersonal.evaluation import scorer_for_base
+from sdpersonal.models import load_base
+from sdpersonal.models.offload import weight_bytes
+from sdpersonal.photos.loading import Photo
+from sdpersonal.training import class_images, dataset, sampling, validation
+from sdpersonal.training.methods.dreambooth_full import DreamboothFull, extract_lora_layer
 from sdpersonal.training.presets import preset
 from sdpersonal.training.sampling import generate_samples
 from sdpersonal.training.validation import Validator
@@ -105,3 +109,50 @@ def test_photos_are_encoded_one_by_one_on_a_card(tiny):
     alone = dataset._encode(base, list(photo))
     assert sizes == [2, 1, 1]
     torch.testing.assert_close(alone.mean, expected.mean, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("free", "cleared"), [(30, 0), (6, 1)])
+def test_graphs_of_the_images_leave_if_a_step_would_not_fit_beside_them(free, cleared, monkeypatch):
+    calls = []
+    base = SimpleNamespace(device=torch.device("cuda"), replayer=SimpleNamespace(clear=lambda: calls.append(1)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 9 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 30, 80 << 30))
+    sampling._release_graphs_if_short(base)
+    assert len(calls) == cleared
+
+
+def test_before_the_first_step_no_graph_keeps_memory(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.replayer, "enabled", True)
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 4)
+    images = samples(tiny)
+    Validator(tmp_path, tiny, scorer_for_base("tiny"), "object", "duck", images)
+    assert tiny.replayer.num_graphs == 0
+    class_images.generate_missing(tiny, "a duck", 64, [0], lambda line: None)
+    assert tiny.replayer.num_graphs == 0
+
+
+@pytest.mark.gpu
+def test_between_steps_on_a_card_only_the_autoencoder_waits_beside_it(tiny):
+    base = load_base("tiny", device="cuda")
+    resident = sum(weight_bytes(model) for name, model in base.modules().items() if name != "vae")
+    weights = [weight.data_ptr() for weight in base.unet.parameters()]
+    photo = Photo("a", np.full((64, 64, 3), 90, np.uint8), "", (0, 0), original_size=(64, 64))
+    dataset.PhotoDataset(base, [photo], ("{}",), seed=0, flip=True)
+    assert base.offloader.bytes_on_device() == resident
+    on_card = samples(base)
+    assert base.offloader.bytes_on_device() == resident
+    assert [weight.data_ptr() for weight in base.unet.parameters()] == weights
+    differences = [np.abs(np.asarray(a, int) - np.asarray(b, int)) for a, b in zip(on_card, samples(tiny), strict=True)]
+    assert max(difference.mean() for difference in differences) < 12
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(320, 640), (640, 320, 3, 3), (8, 4)])
+def test_a_layer_is_extracted_on_a_card_as_on_the_cpu(shape):
+    change = 1e-4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    products = []
+    for device in ("cpu", "cuda"):
+        layer = extract_lora_layer(change.to(device), 4)
+        products.append(layer.up.reshape(shape[0], -1) @ layer.down.reshape(len(layer.down), -1))
+    np.testing.assert_allclose(products[1], products[0], atol=1e-2 * np.abs(products[0]).max())

@@ -145,7 +145,7 @@ def test_watching_changes_nothing(settings, tmp_path, method):
         }
         measured[name] = log.fixed_batch_losses, log.losses
         with state.ema.applied():  # as it was at the last measurement
-            now = fixed_batch_loss(state.method, fixed_inputs(state.method, state.photos, 2, CPU), 5)
+            now = fixed_batch_loss(state.gradients.loss, fixed_inputs(state.method, state.photos, 2, CPU), 5)
         state.method.close()
     assert equal_tensors(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
     assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
