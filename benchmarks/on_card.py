@@ -7,6 +7,9 @@ python benchmarks/on_card.py --out dry --dry-run         every part on the CPU w
 Bases have random weights and are made on the card, so nothing is downloaded. A part that fails is reported, and the
 next one goes on; a part that the time no longer allows is skipped. Every line is in OUT/on_card.txt at once, every
 number in OUT/on_card.json; the table is repeated last.
+
+Besides torch, transformers and accelerate it needs diffusers, pydantic, tyro, pillow-heif and peft; its tests need
+pytest with pytest-timeout, and run in several processes where pytest-xdist is.
 """
 
 from __future__ import annotations

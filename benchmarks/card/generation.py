@@ -166,7 +166,7 @@ def profile_generation(session: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(session.base("sd15"), _make_concepts(session, "sd15", folder), session.side("sd15"))
         prompt, steps = ConceptMix.of("two", 0).our_prompt, session.steps(10)
-        for arm in OUR_ARMS:
+        for arm in OUR_ARMS[-1:] if session.dry else OUR_ARMS:
             use_arm(ours.base, arm)
             ours.generate(prompt, steps=steps)
             name = f"sd15 generation, {steps} steps, {arm}"
@@ -211,7 +211,7 @@ def _switch(session: Session, kind: str) -> None:
         theirs = Theirs(session.base(kind), concepts, side, session.dtype)
         mixes = [ConceptMix.of("two", i) for i in (0, 1)]
         weaker = mixes[0].our_prompt.replace(":0.7>", ":0.5>")
-        rounds = 2 if session.dry or kind == "sdxl" else 6
+        rounds = 1 if session.dry else 2 if kind == "sdxl" else 6
 
         def their_mix(i: int, unload: bool = False, strengths: tuple[float, ...] = STRENGTHS) -> None:
             if unload:

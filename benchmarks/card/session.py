@@ -135,6 +135,9 @@ def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def free_memory(session: Session) -> None:
+    """Release what no longer is in use; in a dry run there is room enough, and collecting takes half a second."""
+    if session.dry:
+        return
     gc.collect()  # modules refer to each other in cycles
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

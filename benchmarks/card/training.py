@@ -44,7 +44,7 @@ def train_sdxl(session: Session) -> None:
 
 def list_waits(session: Session) -> None:
     """List the source lines at which training waits for the device."""
-    for method in ("lora", "textual-inversion"):
+    for method in ("lora",) if session.dry else ("lora", "textual-inversion"):
         base = session.base("sd15")
         state = train_state(base, settings_for(method, 2), session.side("sd15"))
         step = our_step(state, 2, ARMS[-1])
@@ -75,7 +75,7 @@ def _compare(session: Session, kind: str, method: str, batch: int) -> None:
     side = session.side(kind)
     arms: dict[str, _Arm] = {}
     weights: dict[str, int] = {}
-    for name in ("script", *ARMS):
+    for name in ("script", *(ARMS[-1:] if session.dry else ARMS)):
         try:
             arms[name], weights[name] = _make_arm(session, name, kind, method, batch, side)
         except Exception as error:  # the others are measured all the same
@@ -122,7 +122,7 @@ def use_plain_blocks(unet: torch.nn.Module) -> None:
 def profile_steps(session: Session) -> None:
     """Count launches and list the longest kernels of a step; last of all, since a profiler may upset what follows."""
     for kind, batch in (("sd15", 1),) if session.dry else (("sd15", 4), ("sdxl", 1)):
-        for name in ARMS if session.dry else (*ARMS, "script"):
+        for name in ARMS[-1:] if session.dry else (*ARMS, "script"):
             session.guarded(f"profile of {kind} {name}", 10, partial(_profile, kind=kind, batch=batch, name=name))
 
 
