@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .cuda_graphs import CapturedCall
+from .cuda_graphs import CapturedCall, captured_bytes
 from .offload import MemoryNeed, memory_need
 from .oom import drop_traceback, is_out_of_memory
 
@@ -143,17 +143,12 @@ class UNetReplayer:
         step = need.step * len(noisy) // 2
         free, _ = torch.cuda.mem_get_info(model.device)
         cached = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-        cached -= self._graph_bytes()
+        cached -= captured_bytes()  # a part of it that no other tensor gets
         return free + max(0, cached) > step + max(step, need.decoding) + _SPARE_BYTES
 
     def _need(self, noisy: Tensor) -> MemoryNeed:
         height, width = (side * self._model.vae_scale_factor for side in noisy.shape[2:])
         return memory_need(self._model, (width, height))
-
-    def _graph_bytes(self) -> int:
-        """Return about how much of torch's cache is the graphs' own."""
-        inputs = (graph.noisy for graph in self._graphs.values())
-        return max((self._need(noisy).step * len(noisy) // 2 for noisy in inputs), default=0)
 
     def _capture(
         self, key: Hashable, noisy: Tensor, t: Tensor, conditioning: Conditioning, recorders: list[ReplayedRecorder]
