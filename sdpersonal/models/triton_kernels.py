@@ -785,7 +785,7 @@ class _Join(torch.autograd.Function):
             )
             for channels in ctx.widths
         ]
-        _launch_join(grad, *parts, split=True)
+        _launch_join(grad, parts[0], parts[1], split=True)
         return tuple(parts)
 
 
