@@ -21,6 +21,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -250,6 +251,71 @@ def _layer_norm(
     return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, added)
 
 
+class FastUpBlock2D(UpBlock2D):
+    """Resnets on what the way down has kept, joined by a kernel: PyTorch's gradients of both would be copied."""
+
+    @staticmethod
+    def is_supported(module: nn.Module) -> bool:
+        return isinstance(module, UpBlock2D)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        res_hidden_states_tuple: tuple[Tensor, ...],
+        temb: Tensor | None = None,
+        upsample_size: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        kernels = _join_kernels(self, hidden_states)
+        if kernels is None or args or kwargs:
+            return super().forward(hidden_states, res_hidden_states_tuple, temb, upsample_size, *args, **kwargs)
+        for resnet, skip in zip(self.resnets, reversed(res_hidden_states_tuple), strict=True):
+            hidden_states = resnet(kernels.join(hidden_states, skip), temb)
+        for upsampler in self.upsamplers or ():
+            hidden_states = upsampler(hidden_states, upsample_size)
+        return hidden_states
+
+
+class FastCrossAttnUpBlock2D(CrossAttnUpBlock2D):
+    """The same with a transformer after each resnet."""
+
+    @staticmethod
+    def is_supported(module: nn.Module) -> bool:
+        return isinstance(module, CrossAttnUpBlock2D)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        res_hidden_states_tuple: tuple[Tensor, ...],
+        temb: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        *args: Any,
+        upsample_size: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        kernels = _join_kernels(self, hidden_states)
+        if kernels is None or args or any(value is not None for value in kwargs.values()):
+            kwargs["upsample_size"] = upsample_size
+            return super().forward(hidden_states, res_hidden_states_tuple, temb, encoder_hidden_states, *args, **kwargs)
+        layers = zip(self.resnets, self.attentions, reversed(res_hidden_states_tuple), strict=True)
+        for resnet, transformer, skip in layers:
+            hidden_states = resnet(kernels.join(hidden_states, skip), temb)
+            hidden_states = transformer(hidden_states, encoder_hidden_states=encoder_hidden_states, return_dict=False)[
+                0
+            ]
+        for upsampler in self.upsamplers or ():
+            hidden_states = upsampler(hidden_states, upsample_size)
+        return hidden_states
+
+
+def _join_kernels(block: UpBlock2D | CrossAttnUpBlock2D, x: Tensor) -> ModuleType | None:
+    """Return the kernels if this block joins with them: without diffusers' checkpoints and FreeU."""
+    if block.gradient_checkpointing or getattr(block, "s1", None) or getattr(block, "b1", None):
+        return None
+    return _kernels(x)
+
+
 class FastGEGLU(GEGLU):
     """A GEGLU with its split, GELU and product as one kernel each way."""
 
@@ -299,4 +365,6 @@ FAST_BLOCKS: dict[type[nn.Module], Any] = {
     Transformer2DModel: FastTransformer2DModel,
     BasicTransformerBlock: FastTransformerBlock,
     GEGLU: FastGEGLU,
+    UpBlock2D: FastUpBlock2D,
+    CrossAttnUpBlock2D: FastCrossAttnUpBlock2D,
 }

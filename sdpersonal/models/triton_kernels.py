@@ -22,7 +22,7 @@ _PROGRAMS = 528  # 4 for each processor of a large card
 _MAX_CHUNKS = 64  # of an image's positions; each has its own program and its own partial sums
 _MAX_WHOLE = 16384  # elements up to which one program holds all positions of its groups
 _WARPS = 8
-_GLU_ROWS, _GLU_COLUMNS = 8, 256  # a tile of GEGLU
+_GLU_ROWS, _GLU_COLUMNS = 8, 256  # a tile of GEGLU, and of maps that are joined
 _SUM_BLOCK = 2048  # elements of a program of the residual's sum
 _RUNTIME = [
     "positions",
@@ -427,6 +427,39 @@ def _sum_kernel(first, second, bias, out, count, channels, BLOCK: tl.constexpr):
     tl.store(out + offsets, total.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _copy_tile(target, source, target_width, source_width, start, count, rows_count, ROWS: tl.constexpr,
+               COLUMNS: tl.constexpr):  # fmt: skip
+    """Copy a tile of `count` columns, from `start` on, between tensors of rows."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    offsets = start + tl.arange(0, COLUMNS)
+    inside = (rows < rows_count)[:, None] & (offsets < count)[None, :]
+    values = tl.load(source + rows[:, None] * source_width + offsets[None, :], mask=inside)
+    tl.store(target + rows[:, None] * target_width + offsets[None, :], values, mask=inside)
+
+
+@triton.jit
+def _join_kernel(
+    joined, first, second, rows_count, width, other_width, blocks,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """joined (rows, width + other_width) = [first, second], or back. blocks: of the first."""
+    block = tl.program_id(1)
+    total = width + other_width
+    if block < blocks:
+        start = block * COLUMNS
+        if SPLIT:
+            _copy_tile(first, joined, width, total, start, width, rows_count, ROWS, COLUMNS)
+        else:
+            _copy_tile(joined, first, total, width, start, width, rows_count, ROWS, COLUMNS)
+    else:
+        start = (block - blocks) * COLUMNS
+        if SPLIT:
+            _copy_tile(second, joined + width, other_width, total, start, other_width, rows_count, ROWS, COLUMNS)
+        else:
+            _copy_tile(joined + width, second, total, other_width, start, other_width, rows_count, ROWS, COLUMNS)
+
+
 class _Plan(NamedTuple):
     """How the work of a GroupNorm is divided among programs."""
 
@@ -726,6 +759,55 @@ def _add_with_bias(first: Tensor, second: Tensor, bias: Tensor) -> Tensor:
             first, second, bias, out, out.numel(), first.shape[1], BLOCK=_SUM_BLOCK, num_warps=8
         )
     return out
+
+
+def join(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenate the channels of feature maps. The gradient is split into two maps in one pass."""
+    first, second = (x.contiguous(memory_format=torch.channels_last) for x in (first, second))
+    if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
+        return _Join.apply(first, second)
+    return _join(first, second)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first, second):
+        ctx.widths = first.shape[1], second.shape[1]
+        return _join(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, grad):
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        batch, _, height, width = grad.shape
+        parts = [
+            torch.empty(
+                batch, channels, height, width, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
+            )
+            for channels in ctx.widths
+        ]
+        _launch_join(grad, parts[0], parts[1], split=True)
+        return tuple(parts)
+
+
+def _join(first: Tensor, second: Tensor) -> Tensor:
+    batch, channels, height, width = first.shape
+    joined = torch.empty(
+        batch, channels + second.shape[1], height, width, dtype=first.dtype, device=first.device,
+        memory_format=torch.channels_last,
+    )  # fmt: skip
+    _launch_join(joined, first, second, split=False)
+    return joined
+
+
+def _launch_join(joined: Tensor, first: Tensor, second: Tensor, split: bool) -> None:
+    widths = first.shape[1], second.shape[1]
+    rows = first.numel() // widths[0]
+    blocks, others = (triton.cdiv(width, _GLU_COLUMNS) for width in widths)
+    with _on_device(joined):
+        _join_kernel[(triton.cdiv(rows, _GLU_ROWS), blocks + others)](
+            joined, first, second, rows, *widths, blocks, SPLIT=split, ROWS=_GLU_ROWS, COLUMNS=_GLU_COLUMNS,
+            num_warps=4,
+        )  # fmt: skip
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -55,6 +55,7 @@ def in_torch():
         supports_group_norm=lambda channels, num_groups: True,
         group_norm=group_norm,
         geglu=geglu,
+        join=lambda first, second: torch.cat([first, second], dim=1),
         add_with_bias=lambda first, second, bias: first + second + bias[:, None, None],
     )
 

@@ -86,6 +86,17 @@ def test_geglu_and_the_sum(kernels, dtype):
     assert relative(kernels.add_with_bias(first, second, bias), expected) <= TOLERANCE[dtype]
 
 
+def test_joined_maps_and_their_gradients_are_copied_exactly(kernels):
+    for widths, side in [((1280, 640), 16), ((320, 320), 64), ((40, 264), 3)]:
+        first, second = (torch.randn(2, width, side, side, device="cuda").requires_grad_() for width in widths)
+        joined, wanted = kernels.join(first, second), torch.cat([first, second], dim=1)
+        direction = torch.randn_like(wanted)
+        assert torch.equal(joined, wanted) and joined.is_contiguous(memory_format=CHANNELS_LAST)
+        gradients = [torch.autograd.grad(x, (first, second), direction) for x in (joined, wanted)]
+        for value, other in zip(*gradients, strict=True):
+            assert torch.equal(value, other) and value.is_contiguous(memory_format=CHANNELS_LAST)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_layer_norm(kernels, dtype):
     torch.manual_seed(0)

@@ -69,6 +69,17 @@ def sum_errors():
     return (relative(out, first.double() + second.double() + bias.double()[:, None, None]),)
 
 
+def join_errors():
+    """0 where joining and its gradient copy exactly."""
+    first, second = (
+        torch.randn(2, channels, 3, 3).to(memory_format=torch.channels_last).requires_grad_() for channels in (40, 264)
+    )
+    joined, wanted = triton_kernels.join(first, second), torch.cat([first, second], dim=1)
+    direction = torch.randn_like(wanted)
+    pairs = zip(*(torch.autograd.grad(x, (first, second), direction) for x in (joined, wanted)), strict=True)
+    return relative(joined, wanted.double()), *(relative(value, other.double()) for value, other in pairs)
+
+
 def main():
     torch.manual_seed(0)
     errors = {}
@@ -78,6 +89,7 @@ def main():
         errors[f"norm {dtype}"] = group_norm_errors(SHAPES[1], dtype, True, True)
     errors["geglu"], errors["geglu of an odd width"] = geglu_errors(2, 9, 640), geglu_errors(3, 200)
     errors |= {f"layer norm of {columns}": layer_norm_errors(columns) for columns in (40, 320, 640, 1280)}
+    errors["join"] = join_errors()
     errors["sum"] = sum_errors()
     print(json.dumps({name: max(values) for name, values in errors.items()}))
 
