@@ -74,7 +74,7 @@ def our_step(state: TrainState, batch: int, arm: str = ARMS[-1]) -> Callable[[],
     inputs_of_steps = prefetch(partial(state.load_inputs, config), range(state.step, config.steps), accelerator.device)
 
     def step() -> None:
-        number, (inputs,) = next(inputs_of_steps)
+        number, (inputs,) = state.step, next(inputs_of_steps)
         learning_rates = method.learning_rates(number)
         for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
             group["lr"] = rate

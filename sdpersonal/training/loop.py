@@ -41,9 +41,10 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
         _stop_signals(accelerator) as signals,
         closing(inputs_of_steps),
     ):
-        for step, inputs in inputs_of_steps:
+        for step in range(state.step, end):
             command = poll(config.run) if accelerator.is_main_process else Command.NOTHING
             with state.oom_advice.translate(f"at step {step + 1}"):
+                inputs = next(inputs_of_steps)
                 learning_rates = _set_learning_rates(optimizer, method.learning_rates(step), config.lr_factor(step))
                 losses = [state.gradients.add(batch, step, 1 / config.accumulate) for batch in inputs]
                 average_gradients(accelerator, parameters)

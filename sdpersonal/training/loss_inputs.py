@@ -86,19 +86,17 @@ class CaptionTokenizer:
         return self._tokens[caption]
 
 
-def prefetch(
-    load: Callable[[int], T], steps: Sequence[int], device: torch.device
-) -> Generator[tuple[int, T], None, None]:
-    """Yield (step, load(step)) in order; on a card, `load` runs some steps ahead in a thread of its own."""
+def prefetch(load: Callable[[int], T], steps: Sequence[int], device: torch.device) -> Generator[T, None, None]:
+    """Yield load(step) for each step; on a card, `load` runs some steps ahead in a thread of its own."""
     if device.type != "cuda":
-        yield from ((step, load(step)) for step in steps)
+        yield from map(load, steps)
         return
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1, "prefetch") as executor:
         try:
-            for i, step in enumerate(steps):
+            for i in range(len(steps)):
                 waiting.extend(executor.submit(load, later) for later in steps[i + len(waiting) : i + 1 + _AHEAD])
-                yield step, waiting.popleft().result()
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
