@@ -53,9 +53,12 @@ class LossInputs:
         return self.map(lambda tensor: tensor if tensor.device == device else to_device(tensor, device))
 
     def copy_(self, other: LossInputs) -> None:
-        """Overwrite the tensors with those of inputs of the same shapes."""
+        """Overwrite the tensors with those of inputs of the same shapes, without waiting for what the device computes."""
         for target, source in zip(self.tensors(), other.tensors(), strict=True):
-            target.copy_(source, non_blocking=True)
+            # A copy from pageable memory waits, whatever `non_blocking` says; here, since pinning in the thread that
+            # makes the inputs would end a capture of this thread.
+            pinned = source.pin_memory() if target.is_cuda and not source.is_cuda else source
+            target.copy_(pinned, non_blocking=True)
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
