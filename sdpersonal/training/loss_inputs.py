@@ -53,7 +53,7 @@ class LossInputs:
         return self.map(lambda tensor: tensor if tensor.device == device else to_device(tensor, device))
 
     def copy_(self, other: LossInputs) -> None:
-        """Overwrite the tensors with those of inputs of the same shapes, without waiting for what the device computes."""
+        """Overwrite the tensors with those of inputs of the same shapes, without waiting for the device."""
         for target, source in zip(self.tensors(), other.tensors(), strict=True):
             # A copy from pageable memory waits, whatever `non_blocking` says; here, since pinning in the thread that
             # makes the inputs would end a capture of this thread.
