@@ -47,7 +47,7 @@ class CapturedCall:
         torch.cuda.empty_cache()  # so that what is reserved from here on is the graph's
         before = torch.cuda.memory_reserved(device)
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode=_error_mode()):
                 self.results = function()
         except RuntimeError:
             _end_failed_capture(stream, pool)
@@ -67,6 +67,12 @@ class CapturedCall:
             for result, value in zip(self.results, self._function(), strict=True):
                 result.copy_(value)
         return self.results
+
+
+def _error_mode() -> str:
+    """Return what else may not happen on the card meanwhile: with gradients, anything that cannot be captured; without,
+    only in this thread, since an app may load a model in another."""
+    return "global" if torch.is_grad_enabled() else "thread_local"
 
 
 def _end_failed_capture(stream: torch.cuda.Stream, pool: Pool | None) -> None:
