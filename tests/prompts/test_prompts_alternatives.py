@@ -725,7 +725,7 @@ def survives(typed, lists):
             assert [sample_prompt(text, 0, lists) for text in fixed] == fixed
         except UserError as error:
             assert all(line.isprintable() for line in str(error).split("\n"))
-    assert time.process_time() - before < 1
+    assert time.process_time() - before < 5  # what is not linear takes minutes
 
 
 MORE = [
