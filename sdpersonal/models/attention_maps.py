@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from .backends import to_device
 from .stable_diffusion import StableDiffusion
 from .unet_replay import ReplayedRecorder
 
@@ -84,9 +85,8 @@ class AttentionRecorder(ReplayedRecorder):
         key = _as_key(targets)
         if key not in self._indices:
             lists = [list(dict.fromkeys(row for row, _ in targets)), *(list(positions) for _, positions in targets)]
-            device = self._model.device
-            flat = torch.tensor([*chain(*lists)], dtype=torch.long, pin_memory=device.type == "cuda")
-            self._indices[key] = flat.to(device, non_blocking=True).split([len(part) for part in lists])
+            flat = to_device(torch.tensor([*chain(*lists)], dtype=torch.long), self._model.device)
+            self._indices[key] = flat.split([len(part) for part in lists])
         return self._indices[key]
 
     def _begin(self, *_: object) -> None:

@@ -34,6 +34,7 @@ class CapturedCall:
     def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Pool | None = None):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._function = function
+        self.num_bytes = 0  # memory that only this graph, and those with the same pool, can use
         if device.type != "cuda":
             self.results = function()
             return
@@ -56,8 +57,6 @@ class CapturedCall:
         graph.replay()  # capturing computes nothing
         self._graph = graph
         _captured.add(self)
-
-    num_bytes = 0  # memory that only this graph, and those with the same pool, can use
 
     def replay(self) -> tuple[Tensor, ...]:
         """Call the function on what its tensors hold now; return `results`."""

@@ -136,8 +136,8 @@ class LoraBuffers:
                 stored.num_bytes += down.nbytes + up.nbytes
         self._stored[id(lora)] = stored
         self._stored.move_to_end(id(lora))
-        kept = {id(other) for other in in_use}
-        for key in [key for key in self._stored if key not in kept]:
+        needed = {id(other) for other in in_use}
+        for key in [key for key in self._stored if key not in needed]:
             if self.stored_bytes <= self._limit:
                 break
             del self._stored[key]

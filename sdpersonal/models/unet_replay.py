@@ -9,6 +9,7 @@ none: then the UNet is called as usual. So a graph never computes with what is n
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -33,32 +34,32 @@ _SPARE_BYTES = 1 << 30
 log = logging.getLogger(__name__)
 
 
-class Replayable:
+class Replayable(ABC):
     """Has forward hooks in the UNet that a CUDA graph may capture while it `is_replayable`."""
 
     @property
     def is_replayable(self) -> bool:
         return True
 
+    @abstractmethod
     def replay_key(self) -> Hashable:
         """Return what the hooks' work depends on, besides the values of tensors."""
-        raise NotImplementedError
 
 
 class ReplayedRecorder(Replayable):
     """Has hooks that also compute something from what happens in the UNet."""
 
+    @abstractmethod
     def apart(self) -> AbstractContextManager[list[Tensor]]:
         """Record what is computed in the block in the list that is yielded, and nowhere else."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Record what a replayed prediction computed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fixed_tensors(self) -> Sequence[Tensor]:
         """Return the tensors that the hooks read, which a graph keeps alive."""
-        raise NotImplementedError
 
 
 def address(tensor: Tensor | None) -> Hashable:

@@ -264,7 +264,6 @@ def test_a_loss_that_is_nan_is_told(base):
 # --- generation, placement, memory ------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=False, reason="some schedulers still read numbers from the card")
 @pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "DDIM", "Euler a", "LCM"])
 def test_a_denoising_step_does_not_wait_for_the_card(base, session, scheduler):
     fields = {"prompt": "a duck", "num_images": 1, "scheduler": scheduler}

@@ -23,6 +23,7 @@ from .dreambooth_lora import DreamboothLora, LoraTrainingConfig, PivotalTuning
 from .prior_preservation import ClassImagePrior, PredictedPrior, PriorLoss
 from .protocol import Method
 from .textual_inversion import TextualInversion
+from .token_embedding import insert_noun
 
 CLASS_PROMPT = "a photo of {}"
 
@@ -38,8 +39,8 @@ def subject_noun(settings: TrainingSettings) -> str:
 
 
 def insert_class_noun(settings: TrainingSettings) -> CaptionSplitter:
-    """Return a splitter that writes the class noun for the subject, as prior preservation does."""
-    return lambda caption: [caption.replace("{}", subject_noun(settings))]
+    """Return a splitter that writes the class noun for the subject."""
+    return insert_noun(subject_noun(settings))
 
 
 def resolve_preset(settings: TrainingSettings, kind: str, photos: int) -> Preset:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...models import StableDiffusion
 from ...models.text_encoder import TextEncoder
-from ..dataset import CaptionPieces
+from ..dataset import CaptionPieces, CaptionSplitter
 
 MAX_CLASS_VECTORS = 8  # for a token that starts as a class noun
 
@@ -53,6 +53,11 @@ def insert_embeddings(caption: str, embeddings: Mapping[str, Tensor]) -> Caption
     """Split "a photo of {}" into the pieces that `encode_captions` takes."""
     before, after = caption.split("{}")
     return [before, embeddings, after]
+
+
+def insert_noun(noun: str) -> CaptionSplitter:
+    """Return a splitter that writes a noun for the subject, as prior preservation does."""
+    return lambda caption: [caption.replace("{}", noun)]
 
 
 def clip_norm(embeddings: Tensor, max_norm: float) -> Tensor:
