@@ -8,7 +8,6 @@ preferred a later checkpoint for each of four subjects (docs/learning.md), and s
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -157,8 +156,8 @@ def read_validations(run: Path) -> list[Validation]:
 
 def _parse_validation(entry: dict[str, Any]) -> Validation | None:
     try:
-        step, _ = int(entry.pop("step")), entry.pop("score")
-        scores = ConceptScores(**{key: float(value) for key, value in entry.items()})
+        step = int(entry["step"])
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    return Validation(step, scores) if all(math.isfinite(value) for value in asdict(scores).values()) else None
+    scores = ConceptScores.from_dict(entry)
+    return Validation(step, scores) if scores else None

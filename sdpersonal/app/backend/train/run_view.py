@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .... import storage
+from ....config import CONCEPT_KINDS
 from ....display.units import GB, format_minutes
 from ....errors import UserError, printable
 from ....training.run_dir import (
@@ -163,7 +164,9 @@ def _score_text(status: RunStatus) -> str:
         return ""
     noun = str(status.settings.get("class_noun") or status.settings.get("init") or "the class")
     prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
-    explanation = " ".join(printable(line, 400) for line in explain_scores(best.scores, noun))
+    kind = next((kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")), "object")
+    sentences = explain_scores(best.scores, noun, kind)
+    explanation = " ".join(printable(line, 400) for line in sentences)
     return f"{prefix}{explanation}\n{format_scores(best.scores)}"
 
 
