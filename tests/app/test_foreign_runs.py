@@ -76,6 +76,7 @@ def test_no_value_hides_a_run_or_ends_the_app(workspace, file):
             assert state == ("done" if file == "result.json" else "failed")
     first = trainings.shown_run(None).folder
     trainings.cancel(None)
+    trainings.dismiss(None)  # a finished one is not deleted
     assert trainings.shown_run(None).folder != first
     trainings.measured_costs.read()
 
