@@ -22,14 +22,13 @@ def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     train_page = TrainPage(app.workspace, app.generation)
     atexit.register(train_page.close)  # saves a running training and deletes the uploaded photos
     note = text_line("", "train-note", visible=False)  # above the form and above a run, whichever is shown
-    with gr.Column(elem_id="train-setup") as setup:
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
-                photos = photos_box()
-            with gr.Column(scale=4, min_width=320):
-                fields, name_note = form_box(DEFAULT_OWNER)
-                plan_line = text_line(START_HINT, "train-plan", max_lines=10)
-                start = gr.Button("Start training", variant="primary", elem_id="train-start")
+    with gr.Column(elem_id="train-setup") as setup, gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            photos = photos_box()
+        with gr.Column(scale=4, min_width=320):
+            fields, name_note = form_box(DEFAULT_OWNER)
+            plan_line = text_line(START_HINT, "train-plan", max_lines=10)
+            start = gr.Button("Start training", variant="primary", elem_id="train-start")
     run = run_box()
     connect_photos(train_page, photos, fields)
     connect_form(train_page, shared, fields, name_note, plan_line, [photos.count.change])
