@@ -205,9 +205,8 @@ def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind,
     if scores.likeness >= LIKE:
         if not praise:
             return []
-        places = (
-            "what prompts ask for is recognisable" if kind == "style" else "the places that prompts ask for are there"
-        )
+        subjects = "what prompts ask for is recognisable"
+        asked = subjects if kind == "style" else "the places that prompts ask for are there"
         of = f" in {_join(right)}" if right else ""
         but = f"; {_join(wrong)} could be nearer" if wrong and right else ""
         return [f"{subject} is like the photos{of}{but}, and {asked}."]

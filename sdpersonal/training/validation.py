@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from ..evaluation.concept_score import PROMPTS, SCORE_SEEDS, class_phrase, promp
 from ..models import StableDiffusion
 from .dataset import CaptionSplitter
 from .methods.protocol import Method
-from .run_dir import CLASS_NOUN_IMAGE, VALIDATIONS_FILE, VALIDATIONS_FOLDER, read_json_lines, validation_image
+from .run_dir import (
+    CLASS_NOUN_IMAGE,
+    MAX_STEP,
+    VALIDATIONS_FILE,
+    VALIDATIONS_FOLDER,
+    is_number,
+    read_json_lines,
+    validation_image,
+)
 from .sampling import generate_samples
 
 DENOISING_STEPS = 12  # enough to compare with the last validation, at half the time of an image for people
@@ -34,6 +42,7 @@ MIN_DELTA = 0.02
 _PATIENCE = 2
 _GOOD_SCORE = 0.6  # of 1; a concept below it is hardly trained
 _MAX_BYTES = 1 << 22  # of the file of validations
+_MAX_SCORE = 1000.0  # likeness may lie outside 0 to 1: it is divided by a range that may be small
 
 
 @dataclass(frozen=True)
@@ -155,9 +164,12 @@ def read_validations(run: Path) -> list[Validation]:
 
 
 def _parse_validation(entry: dict[str, Any]) -> Validation | None:
-    try:
-        step = int(entry["step"])
-    except (ValueError, TypeError, KeyError, OverflowError):
+    """Return the validation of a line; None unless it has a step and the scores, each a number near those of ours."""
+    names = [field.name for field in fields(ConceptScores)]
+    values = {name: entry[name] for name in names if entry.get(name) is not None}
+    step = entry.get("step")
+    are_numbers = all(is_number(value, _MAX_SCORE) for value in values.values())
+    if type(step) is not int or not 0 <= step <= MAX_STEP or not are_numbers:
         return None
-    scores = ConceptScores.from_dict(entry)
+    scores = ConceptScores.from_dict(values)
     return Validation(step, scores) if scores else None
