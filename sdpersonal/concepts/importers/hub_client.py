@@ -18,7 +18,7 @@ from ... import storage
 from ...errors import UserError, printable
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2 as httpx  # as the client of the Hub names it
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _VERSION = re.compile(r"[^/\\\x00-\x20\x7f]{1,200}")
