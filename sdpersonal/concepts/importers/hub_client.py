@@ -80,7 +80,8 @@ def download_files(hub_id: str, commit: str | None, sizes: Mapping[str, int | No
         finally:
             _announced.reset(token)
         folder = path.parents[name.count("/")]
-    assert folder is not None, "no names"
+    if folder is None:
+        raise ValueError("no names of files to fetch")
     return folder
 
 
