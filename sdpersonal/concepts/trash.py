@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -55,7 +56,7 @@ class Trash:
 
     def deletions(self) -> list[Deletion]:
         """List the deletions that can be restored, newest first."""
-        return [deletion for name in reversed(self._names()) if (deletion := self._read(name)).entries]
+        return [deletion for deletion in self._readable() if deletion.entries]
 
     def delete(self, token: str | Token, all_versions: bool = False) -> Deletion:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
@@ -91,7 +92,7 @@ class Trash:
         """Delete everything permanently; return the number of concepts."""
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
-            deletions = [self._read(name) for name in self._names()]
+            deletions = list(self._readable())
             for deletion in deletions:
                 self._discard(deletion)
             return sum(len(deletion.entries) for deletion in deletions)
@@ -102,12 +103,15 @@ class Trash:
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
             is_clock_right = self._is_clock_right(now, last_used)
-            for name in self._names():
-                deletion = self._read(name)
+            for deletion in self._readable():
                 if not deletion.entries or (is_clock_right and now - deletion.deleted_at >= RETENTION):
                     self._discard(deletion)
-                elif name != newest and deletion.deleted_at - now > _MAX_AHEAD and _last_written(self.library) <= now:
-                    storage.rename(self.folder / name, self.folder / _new_name(now))
+                elif (
+                    deletion.name != newest
+                    and deletion.deleted_at - now > _MAX_AHEAD
+                    and _last_written(self.library) <= now
+                ):
+                    storage.rename(self.folder / deletion.name, self.folder / _new_name(now))
 
     def _is_clock_right(self, now: datetime, last_used: datetime) -> bool:
         """Return whether the time can be relied on; keep it for later if it is too far from all that came before."""
@@ -128,14 +132,22 @@ class Trash:
         deleted = [time for name in self._names() if (time := _deletion_time(name))]
         return max([*deleted, _last_written(self.library)])
 
+    def _readable(self) -> Iterator[Deletion]:
+        """Yield the deletions whose folders can be read, newest first."""
+        for name in reversed(self._names()):
+            with suppress(UserError):
+                yield self._read(name)
+
     def _names(self) -> list[str]:
-        if not self.folder.is_dir():
+        try:
+            with os.scandir(self.folder) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+        except OSError:  # there is none, or it cannot be read
             return []
-        return sorted(
-            entry.name
-            for entry in os.scandir(self.folder)
-            if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
-        )
 
     def _read(self, name: str) -> Deletion:
         deleted_at = _deletion_time(name)
