@@ -10,7 +10,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .auth import LOCALHOST, Access, port_taken_error
-from .middleware import MAX_UPLOAD, SecurityMiddleware
+from .middleware import SecurityMiddleware
+from .request_bodies import MAX_UPLOAD, RequestBodyMiddleware
 from .theme import CSS, HEAD, THEME
 
 POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
@@ -55,7 +56,8 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         app_kwargs={
             "middleware": [
                 Middleware(TrustedHostMiddleware, allowed_hosts=sorted(access.names), www_redirect=False),
-                Middleware(SecurityMiddleware, upload_dir=served_dir),
+                Middleware(SecurityMiddleware),
+                Middleware(RequestBodyMiddleware, upload_dir=served_dir),
             ]
         },
         theme=THEME,
