@@ -11,8 +11,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .auth import LOCALHOST, Access, port_taken_error
 from .middleware import SecurityMiddleware
-from .request_bodies import MAX_UPLOAD, RequestBodyMiddleware
+from .request_bodies import RequestBodyMiddleware
 from .theme import CSS, HEAD, THEME
+from .uploads import MAX_UPLOAD, UploadDir
 
 POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
@@ -57,10 +58,11 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
             "middleware": [
                 Middleware(TrustedHostMiddleware, allowed_hosts=sorted(access.names), www_redirect=False),
                 Middleware(SecurityMiddleware),
-                Middleware(RequestBodyMiddleware, upload_dir=served_dir),
+                Middleware(RequestBodyMiddleware, served_dir=served_dir),
             ]
         },
         theme=THEME,
         css=CSS,
         head=HEAD,
     )
+    page.app.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
