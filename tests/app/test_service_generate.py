@@ -399,6 +399,13 @@ def test_an_uploaded_picture_is_read_once_and_goes(workspace):
     assert again == {"init_image": paths["init_image"]} and again["init_image"].exists()
 
 
+def test_a_page_keeps_the_newest_init_images_only(workspace):
+    for red in range(9):
+        editor = {"background": Image.new("RGB", (64, 64), (red, 0, 0))}
+        newest = save_init_image(workspace, "page", editor)["init_image"]
+    assert newest.exists() and len(list(workspace.session_dir("page").glob("start-*"))) == 4
+
+
 @pytest.mark.parametrize(
     "data, words",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _MAX_LAYERS = 2  # painted layers that are read
 _MAX_BYTES = 100_000_000  # of a file
 _FORMATS = ("PNG", "JPEG", "WebP")
 _STRIP = 256  # rows
+_MAX_SAVED = 4  # init images of a page, and masks
 _MIN_PAINT = 16  # of 255: fainter paint is only the brush's soft edge
 _decoding = threading.Lock()  # one image at a time: any number of pages may ask at once
 
@@ -124,7 +126,17 @@ def _painted(layer: Image.Image) -> np.ndarray:
 
 
 def _save(workspace: Workspace, page: str, name: str, image: Image.Image) -> Path:
-    data = encode_png(image)
-    target = workspace.session_dir(page) / f"{name}-{storage.sha256(data)[:16]}.png"
+    """Save the image for the page's next job; of earlier ones only the newest few stay, for jobs that still wait."""
+    data, folder = encode_png(image), workspace.session_dir(page)
+    target = folder / f"{name}-{storage.sha256(data)[:16]}.png"
     storage.write_bytes(target, data)
+    for path in sorted(folder.glob(f"{name}-*.png"), key=_modified)[:-_MAX_SAVED]:
+        with suppress(UserError):  # removed just now by another event
+            storage.remove(path)
     return target
+
+
+def _modified(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
