@@ -10,8 +10,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .auth import LOCALHOST, Access, port_taken_error
-from .middleware import MAX_UPLOAD, SecurityMiddleware
+from .middleware import SecurityMiddleware
+from .request_bodies import RequestBodyMiddleware
 from .theme import CSS, HEAD, THEME
+from .uploads import MAX_UPLOAD, UploadDir
 
 POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
@@ -55,10 +57,12 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         app_kwargs={
             "middleware": [
                 Middleware(TrustedHostMiddleware, allowed_hosts=sorted(access.names), www_redirect=False),
-                Middleware(SecurityMiddleware, upload_dir=served_dir),
+                Middleware(SecurityMiddleware),
+                Middleware(RequestBodyMiddleware, served_dir=served_dir),
             ]
         },
         theme=THEME,
         css=CSS,
         head=HEAD,
     )
+    page.app.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
