@@ -14,8 +14,9 @@ from .auth import LOCALHOST, Access, port_taken_error
 from .connections import BoundedProtocol
 from .middleware import logged_in_user, protect
 from .page_sessions import PageSessionMiddleware
-from .request_bodies import MAX_UPLOAD, RequestBodyMiddleware
+from .request_bodies import RequestBodyMiddleware
 from .theme import CSS, HEAD, THEME
+from .uploads import MAX_UPLOAD, UploadDir
 
 POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
@@ -58,7 +59,7 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         app_kwargs={
             "lifespan": _protected_by(access),
             "middleware": [
-                Middleware(RequestBodyMiddleware, upload_dir=served_dir),
+                Middleware(RequestBodyMiddleware, served_dir=served_dir),
                 Middleware(PageSessionMiddleware, close_page=_page_closer(page)),
             ],
         },
@@ -66,6 +67,7 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         css=CSS,
         head=HEAD,
     )
+    page.app.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
     page.server.config.http_protocol_class = BoundedProtocol  # read anew for each connection
 
 
