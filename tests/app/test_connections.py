@@ -114,22 +114,42 @@ def test_a_client_that_reads_nothing_is_closed(connect, reads):
     assert asyncio.run(go()) != reads
 
 
-def test_new_connections_take_the_place_of_idle_ones(connect, monkeypatch):
+def test_new_connections_take_the_place_of_those_that_send_least(connect, monkeypatch):
     monkeypatch.setattr(connections, "max_connections", lambda: 10)
+    monkeypatch.setattr(connections, "_YOUNG_SECONDS", 0)
 
     async def go():
-        busy = [connect() for _ in range(5)]
-        for protocol, _ in busy:
-            protocol.data_received(WORKS["waits for an answer"][0])
-        idle = []
-        for _ in range(20):
-            idle.append(connect())
-            for protocol, transport in [pair for pair in idle if pair[1].aborted]:
-                protocol.connection_lost(None)
-                idle.remove((protocol, transport))
+        opened = [connect() for _ in range(10)]
+        for number, (protocol, _) in enumerate(opened):  # three wait for an answer, one uploads, the rest stalls
+            sent = WORKS["waits for an answer"][0] if number < 3 else POST if number > 6 else b"GET / H"
+            protocol.data_received(sent)
+        opened[9][0].data_received(b"x" * 5000)
         await asyncio.sleep(0)
-        assert not any(transport.aborted for _, transport in busy) and len(idle) == 5
-        for protocol, _ in [*busy, *idle]:
-            protocol.connection_lost(None)
+        for _ in range(6):
+            opened.append(connect())
+            opened[-1][0].data_received(b"x" * 1000)
+            for protocol in [protocol for protocol, transport in opened if transport.aborted]:
+                protocol.connection_lost(None)
+            opened = [pair for pair in opened if not pair[1].aborted]
+        return opened[0][0].connections, opened
 
-    asyncio.run(go())
+    open_ones, opened = asyncio.run(go())
+    assert len(open_ones) == 10 and [protocol._received for protocol, _ in opened[:3]] == [27] * 3
+    assert opened[3][0]._received == len(POST) + 5000 and len(opened) == 10
+
+
+def test_a_new_connection_is_closed_where_all_others_are_at_work(connect, monkeypatch):
+    monkeypatch.setattr(connections, "max_connections", lambda: 3)
+
+    async def go():
+        opened = [connect() for _ in range(3)]
+        for protocol, _ in opened:
+            protocol.data_received(WORKS["waits for an answer"][0])
+        await asyncio.sleep(0)
+        opened.append(connect())
+        aborted = [transport.aborted for _, transport in opened]
+        for protocol, _ in opened:
+            protocol.connection_lost(None)
+        return aborted
+
+    assert asyncio.run(go()) == [False] * 3 + [True]
