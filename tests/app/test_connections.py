@@ -1,6 +1,7 @@
 """Connections of clients that stall are closed; others are not, however long the answer takes."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from uvicorn.config import Config
@@ -125,12 +126,12 @@ def test_new_connections_take_the_place_of_those_that_send_least(connect, monkey
             protocol.data_received(sent)
         opened[9][0].data_received(b"x" * 5000)
         await asyncio.sleep(0)
-        for _ in range(6):
+        for _ in range(6):  # all are accepted before one that is closed is gone
             opened.append(connect())
             opened[-1][0].data_received(b"x" * 1000)
-            for protocol in [protocol for protocol, transport in opened if transport.aborted]:
-                protocol.connection_lost(None)
-            opened = [pair for pair in opened if not pair[1].aborted]
+        for protocol in [protocol for protocol, transport in opened if transport.aborted]:
+            protocol.connection_lost(None)
+        opened = [pair for pair in opened if not pair[1].aborted]
         return opened[0][0].connections, opened
 
     open_ones, opened = asyncio.run(go())
@@ -153,3 +154,19 @@ def test_a_new_connection_is_closed_where_all_others_are_at_work(connect, monkey
         return aborted
 
     assert asyncio.run(go()) == [False] * 3 + [True]
+
+
+def test_the_limit_of_open_files_is_raised_and_kept_to(monkeypatch):
+    limits = [(256, 1000)]
+    fake = SimpleNamespace(RLIMIT_NOFILE=7, RLIM_INFINITY=-1)
+    fake.getrlimit, fake.setrlimit = lambda _: limits[-1], lambda _, limit: limits.append(limit)
+    monkeypatch.setattr(connections, "resource", fake)
+    for before, after, count in [
+        ((256, 1000), (1000, 1000), 750),
+        ((1024, -1), (4096, -1), 800),
+        ((9999, 9999), (9999, 9999), 800),
+        ((-1, -1), (-1, -1), 800),
+    ]:
+        limits.append(before)
+        connections.raise_file_limit()
+        assert limits[-1] == after and connections.max_connections() == count
