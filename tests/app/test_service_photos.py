@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdpersonal import storage
 from sdpersonal.app.backend import Workspace
+from sdpersonal.app.backend.library.import_export import import_uploads
 from sdpersonal.app.backend.train import uploads
 from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, sample_sets
 from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
@@ -220,6 +221,34 @@ def test_trays_are_of_one_page_and_go_with_it(monkeypatch):
 class Studio:
     class base:
         resolution, kind, device, name = 128, "tiny", "cpu", "tiny"
+
+
+def test_paths_from_a_page_are_files_of_uploads(workspace, tmp_path):
+    """Not folders, links, what all pages share, or what another page shows."""
+    train_page = TrainPage(workspace, Studio())
+    try:
+        shown = picture(workspace.session_dir("other") / "result.png")
+        tile = picture(storage.make_folder(workspace.served_dir / "tiles") / "tile.png")
+        folder = storage.make_folder(workspace.served_dir / "upload-x" / "sum")
+        (folder / "link.png").symlink_to(tile)
+        (folder / "outside.png").symlink_to(picture(tmp_path / "private.png"))
+        refused = [shown, shown.parent, tile, tile.parent, folder, folder / "link.png", folder / ".." / ".." / "tiles"]
+        refused += [folder / ".." / ".." / "tiles" / "tile.png", folder / "outside.png", folder / "gone.png"]
+        for path in map(str, refused):
+            refusal = train_page.add_photos("page", [path])
+            assert re.match("That is not an uploaded file|The uploaded file is gone|.* is not inside", refusal), path
+            with pytest.raises(UserError):
+                import_uploads(workspace, "page", [path])
+        for path in (None, 7, {"path": str(shown)}, b"x", "result.png"):
+            with pytest.raises(UserError, match="not"):
+                workspace.uploaded_file(path)
+        assert shown.exists() and tile.exists() and folder.is_dir() and (tmp_path / "private.png").exists()
+        for name in ("link.png", "outside.png"):
+            (folder / name).unlink()
+        assert train_page.add_photos("page", [str(picture(folder / "mine.png"))]) == ""
+        assert not folder.parent.exists() and workspace.served_dir.is_dir()
+    finally:
+        train_page.close()
 
 
 def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path):

@@ -30,6 +30,7 @@ from .photo_files import MAX_CAPTION, MAX_UPLOADS, check_uploads, decode_photo, 
 MAX_PAGES = 1000  # pages; when there are more, the oldest one is forgotten, if possible one without photos
 _SIZE_FACTOR = 2  # photos are kept at this multiple of the training resolution, so they can be rotated and rescaled
 _MAX_MESSAGES = 5  # lines about files that cannot be used
+_decoding = threading.Lock()  # one photo at a time, whoever adds it: a large one needs 0.8 GB
 
 
 @dataclass
@@ -155,7 +156,8 @@ class PhotoUploads:
         return self.folder / ("used" if upload.used else "out")
 
     def _add_photo(self, path: Path, text: Path | None) -> None:
-        pixels = decode_photo(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
+        with _decoding:
+            pixels = decode_photo(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         for upload in self.uploads:
             if upload.digest == digest:
