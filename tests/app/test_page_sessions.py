@@ -126,7 +126,7 @@ BAD = [b"", b"[]", b"7", b"{}", b"\xff", b'{"session_hash": null}', b'{"session_
 BAD += [
     b"[" * 50_000,
     b'{"session_hash": ' + b"1" * 5000 + b"}",
-    b'{"session_hash": "a b"}',
+    b'{"session_hash": "a\\nb"}',
     b'{"session_hash": "\\ud800"}',
 ]
 BAD += [json.dumps({"session_hash": "x" * 65}).encode()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from urllib.parse import parse_qs
@@ -26,7 +25,7 @@ MAX_PAGES = 100  # pages of a user whose state is kept; older ones that are clos
 MAX_HEARTBEATS, MAX_STREAMS = 100, 300  # connections of a user that stay open: one a page, and one a running event
 MAX_WAITING = 50  # events of a user that wait in Gradio's queue, which has room for `server.MAX_QUEUE` of all users
 _MAX_SESSIONS = 5000  # session hashes remembered for a user
-_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MAX_NAME = 64  # characters of a session hash; Gradio's pages take 11
 _JOIN, _HEARTBEAT = "/gradio_api/queue/join", "/gradio_api/heartbeat/"
 _STREAMS = ("/gradio_api/queue/data", "/gradio_api/upload_progress")
 _SESSION_BODIES = (_JOIN, "/gradio_api/cancel")
@@ -143,10 +142,14 @@ async def _sessions_of(scope: Scope, receive: Receive) -> tuple[list[str], Recei
         body = await read_body(receive, MAX_BODY)
         receive = replay(body, receive)
         sessions += _body_sessions(scope, body)
-    texts = [session for session in sessions if isinstance(session, str) and _SESSION.fullmatch(session)]
+    texts = [session for session in sessions if isinstance(session, str) and _is_name(session)]
     if len(texts) != len(sessions):
         raise ValueError
     return texts, receive
+
+
+def _is_name(session: str) -> bool:
+    return 0 < len(session) <= _MAX_NAME and session.isprintable()
 
 
 def _body_sessions(scope: Scope, body: bytes) -> list[object]:
