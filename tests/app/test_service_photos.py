@@ -201,17 +201,19 @@ def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, workspac
     assert np.abs(now - then).mean() < 8 < np.abs(now - np.rot90(then, 2)).mean()
 
 
-def test_trays_are_of_one_page_and_go_with_it():
+def test_trays_are_of_one_page_and_go_with_it(monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_PAGES", 50)
     trays = UploadsByPage()
     tray, other = trays.get("mine", 128), trays.get("other", 128)
     assert tray.folder != other.folder and tray.folder.stat().st_mode & 0o777 == 0o700
     tray.add([BEAR / "01.jpg"])
     assert other.uploads == [] and trays.get("mine", 512).uploads and trays.get("mine", 512).side == 512
-    trays.close_session("mine")
-    assert not tray.folder.exists() and other.folder.exists()
     for n in range(60):  # a client that calls itself by ever new names
         trays.get(f"page {n}", 128)
-    assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES
+    assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES and trays.get("mine", 128) is tray
+    other = trays.get("other", 128)
+    trays.close_session("mine")
+    assert not tray.folder.exists() and other.folder.exists()
     trays.close()
     assert not other.folder.exists() and trays._uploads_by_page == {}
 
