@@ -11,6 +11,7 @@ import contextlib
 import mmap
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -61,9 +62,10 @@ def attack_files(
     worst = max(row[_WORST] for row in numbers) / 1e6
     for cause, number in causes.most_common(40):
         report.add(f"a damaged file ({number} of this kind)", cause, False)
-    report.add(f"{len(fuzz.hostile)} hostile files made by hand", "among them", True)
-    came = f"{accepted:,} read, {refused:,} refused in a sentence, {failed:,} failed; the longest took {worst:.2f} s of CPU"
-    report.add(f"{done:,} damaged files (seed {seed})", came, not failed and not causes)
+    came = f"{accepted:,} read, {refused:,} refused in a sentence, {failed:,} failed; the longest took {worst:.2f} s"
+    report.add(
+        f"{done:,} files (seed {seed}), {len(fuzz.hostile)} of them made by hand", came, not failed and not causes
+    )
     report.note(
         f"{took:.0f} s with {workers} processes: {done / took:,.0f} files a second, {done / took / workers:,.0f} a process"
     )
@@ -157,7 +159,7 @@ def _where(error: BaseException) -> str:
     """Name an exception and the last line of the package that it came through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "sdpersonal" in frame.filename]
     place = f"{frames[-1].filename.rpartition('sdpersonal/')[2]}:{frames[-1].lineno}" if frames else "?"
-    return f"{type(error).__name__} in {place}: {str(error)[:100]}"
+    return f"{type(error).__name__} in {place}: {re.sub('[0-9]+', 'N', str(error))[:100]}"
 
 
 def _limit_memory() -> None:
@@ -255,7 +257,7 @@ class _Fuzz:
                 os.dup2(nothing.fileno(), 2)  # decoders write warnings of C libraries there
             _limit_memory()
             for index in self._indexes(number, first):
-                kind, cause, case = self._one(number, index, places)
+                cause, case = self._one(number, index, places)
                 if cause:
                     causes.write(" ".join(cause.split()) + "\n")
                     saved[cause] += 1
@@ -273,7 +275,7 @@ class _Fuzz:
             self._shared[number * _NUMBERS + _INDEX] = index
             yield index
 
-    def _one(self, number: int, index: int, places: dict[str, Path]) -> tuple[int, str, tuple[Format, str, bytes]]:
+    def _one(self, number: int, index: int, places: dict[str, Path]) -> tuple[str, tuple[Format, str, bytes]]:
         case = self.case(index)
         began = time.process_time()
         kind, cause = _cause(*case, places[case[0].name])
@@ -281,4 +283,4 @@ class _Fuzz:
         self._shared[row + kind] += 1
         spent = int((time.process_time() - began) * 1e6)
         self._shared[row + _WORST] = max(self._shared[row + _WORST], spent)
-        return kind, cause, case
+        return cause, case
