@@ -191,16 +191,18 @@ def _style_figures(evaluation, images, alone, subject, style):
 
 
 def measure_base_looks(evaluation):
-    """Return the share of images in the requested look of the base, for words alone."""
+    """Return the share of images in the requested look of the base, for words alone: of the concepts, and of their
+    class nouns without any concept, which is what the base itself can do."""
     results, rows = {}, {}
-    for look, form in BASE_LOOKS.items():
+    for (look, form), way in itertools.product(BASE_LOOKS.items(), ("concept", "class noun")):
         figures = []
         for subject in (*SUBJECTS, *ASIDE_SUBJECTS):
-            images = [evaluation.generate(f"{form.format(token_for(subject))} {_place(p)}")[0] for p in PLACES]
+            words = token_for(subject) if way == "concept" else captions.with_article(reach.SUBJECTS[subject])
+            images = [evaluation.generate(f"{form.format(words)} {_place(p)}")[0] for p in PLACES]
             right = evaluation.looks(images, subject, tuple(BASE_LOOKS)).count(look) / len(images)
             figures.append({"look": right, "places": evaluation.places_right(images, subject, look)})
-            rows[f"{subject}, {look}"] = images
-        results[look] = _mean(figures)
+            rows[f"{subject}, {look}, {way}"] = images
+        results[f"{look}, {way}"] = _mean(figures)
     return results, rows
 
 
