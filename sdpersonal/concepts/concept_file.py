@@ -42,6 +42,7 @@ from .strict_safetensors import (
 _VERSION = "1"
 _FIRST_READ_BYTES = 32_768  # bytes: nearly every header, with its thumbnail, in one call
 _CHECKSUM_KEY = "sdpersonal.header_sha256"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PART_OF_KEY = "sdpersonal.whole"
 
 
@@ -69,7 +70,8 @@ class Header:
     @property
     def vectors(self) -> int:
         """The number of vectors per text encoder; 0 without an embedding."""
-        return max((shape[0] for name, shape in self.tensors.items() if not name.startswith("lora_")), default=0)
+        shapes = (shape for name, shape in self.tensors.items() if shape and not name.startswith("lora_"))
+        return max((shape[0] for shape in shapes), default=0)
 
     @property
     def lora_rank(self) -> int:
@@ -191,15 +193,21 @@ def _parse_header(head: bytes, layout: TensorLayout, name: str, size: int) -> He
     if metadata.get("sdpersonal.format") != _VERSION:
         raise UserError(f"{printable(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
     written = metadata.get(_CHECKSUM_KEY, "")
-    if storage.sha256(head.replace(_checksum_entry(written), _checksum_entry(_EMPTY_CHECKSUM))) != written:
+    is_changed = not _SHA256.fullmatch(written)
+    if (
+        is_changed
+        or storage.sha256(head.replace(_checksum_entry(written), _checksum_entry(_EMPTY_CHECKSUM))) != written
+    ):
         raise damaged_file_error(name, "it is damaged (its header was changed)")
     card = parse_card(metadata["sdpersonal.card"], name)
     token = Token.parse(card.token)
     shapes = {tensor: info.shape for tensor, info in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
     thumbnail_url, part_of = metadata.get("modelspec.thumbnail", ""), metadata.get(PART_OF_KEY, "")
-    if not re.fullmatch(r"([0-9a-f]{64})?", part_of):
+    if part_of and not _SHA256.fullmatch(part_of):
         raise damaged_file_error(name, f"its {PART_OF_KEY} is no sha256")
+    if not _SHA256.fullmatch(identity):
+        raise damaged_file_error(name, "its modelspec.hash_sha256 is no sha256")
     return Header(token, card, shapes, thumbnail_url, size, size - len(head), identity, part_of)
 
 

@@ -16,6 +16,7 @@ from ..prompts import Token
 from . import exporters
 from .concept import Concept
 from .importers.embeddings import DIFFUSERS_FILES
+from .importers.hub_client import silence_hub_client
 from .importers.hub_repositories import (
     HUB_TAG,
     HUB_TIMEOUT,
@@ -23,7 +24,6 @@ from .importers.hub_repositories import (
     fetch_repository,
     find_native,
     parse_repository,
-    silence_hub_client,
 )
 from .importers.read_folders import read_folder
 from .model_card import GRID_FILE, model_card

@@ -154,17 +154,25 @@ class Library:
         for entry in self.entries():
             try:
                 self._load(entry.token)
-            except UserError as error:
+            except Exception as error:  # one file must not end the check of the others
                 if os.path.lexists(entry.path):  # otherwise it was removed meanwhile
-                    problems.append((entry, error.message))
+                    problems.append((entry, _damage(error)))
         return problems
 
     def misplaced_files(self) -> list[Path]:
-        """List files that look like concepts but match no token: wrong name, or in a wrong or linked folder."""
+        """List files that look like concepts but match no token: wrong name, or in a wrong or linked folder.
+
+        Folders that cannot be read are listed too.
+        """
         known = {self._path(token) for token in self._tokens()}
-        folders = [self.folder, *(Path(entry) for entry in _scan(self.folder) if entry.is_dir())]
-        paths = (Path(entry) for folder in folders for entry in _scan(folder) if entry.name.endswith(SUFFIX))
-        return sorted(path for path in paths if path not in known)
+        top = _scan(self.folder)
+        paths = [Path(entry) for entry in top if entry.name.endswith(SUFFIX)]
+        for folder in (Path(entry) for entry in top if os.path.isdir(entry)):
+            try:
+                paths += [Path(entry) for entry in _scan(folder) if entry.name.endswith(SUFFIX)]
+            except UserError:
+                paths.append(folder)
+        return sorted({path for path in paths if path not in known})
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -279,7 +287,7 @@ class Library:
     def _files(self) -> Iterator[tuple[Token, os.DirEntry[str]]]:
         """Yield every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
-            for file in _scan(owner):
+            for file in _scan_owner(owner):
                 if token := _token_from_path(owner.name, file.name):
                     yield token, file
 
@@ -296,7 +304,9 @@ class Library:
         """List the tokens that `token` matches, oldest version first. Only the folder of a named owner is scanned."""
         owners = [owner for owner in self._owners() if token.owner in (None, owner.name)]
         prefix = f"{token.name}-v"
-        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(prefix))
+        names = (
+            (owner.name, file.name) for owner in owners for file in _scan_owner(owner) if file.name.startswith(prefix)
+        )
         tokens = (_token_from_path(owner, name) for owner, name in names)
         return sorted(candidate for candidate in tokens if candidate and token.matches(candidate))
 
@@ -340,18 +350,11 @@ class Library:
     def _entry(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Entry | None:
         """Return the entry, or None if the file has vanished since it was listed."""
         try:
-            path = self._safe_path(token, dir_entry)
-            header = read_header(path, thumbnail=False)
-        except (UserError, OSError) as error:
-            if not os.path.lexists(path := self._path(token)):
-                return None
-            return Entry(token, path, path.lstat().st_size, getattr(error, "message", str(error)))
-        card = header.card
-        if card.token != str(token):  # a file may have been renamed by hand
-            card = with_token(card, token)
-        return Entry(
-            token, path, header.size, None, card, header.vectors, header.lora_rank, header.kinds, header.identity
-        )
+            return _read_entry(token, self._safe_path(token, dir_entry))
+        except Exception as error:  # one file must not end the listing of the others
+            with suppress(OSError):
+                return Entry(token, path := self._path(token), path.lstat().st_size, _damage(error))
+            return None
 
     def _load(self, token: Token) -> Concept:
         concept = concept_from_bytes(storage.read_bytes(self._safe_path(token), MAX_FILE_BYTES), self._path(token).name)
@@ -425,6 +428,21 @@ class Library:
         )
 
 
+def _read_entry(token: Token, path: Path) -> Entry:
+    header = read_header(path, thumbnail=False)
+    card = header.card
+    if card.token != str(token):  # a file may have been renamed by hand
+        card = with_token(card, token)
+    return Entry(token, path, header.size, None, card, header.vectors, header.lora_rank, header.kinds, header.identity)
+
+
+def _damage(error: Exception) -> str:
+    """Return what is wrong with a file that could not be read."""
+    if isinstance(error, UserError):
+        return error.message
+    return str(error) if isinstance(error, OSError) else f"it cannot be read ({type(error).__name__})"
+
+
 def _file_name(token: Token) -> str:
     return f"{token.name}-v{token.version}{SUFFIX}"
 
@@ -436,6 +454,13 @@ def _token_from_path(owner: str, file_name: str) -> Token | None:
         if file_name == _file_name(token):
             return token
     return None
+
+
+def _scan_owner(folder: os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """List a folder of the library; one that cannot be read has no concepts, and `misplaced_files` lists it."""
+    with suppress(UserError):
+        return _scan(folder)
+    return []
 
 
 def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

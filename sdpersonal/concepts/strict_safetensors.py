@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,10 @@ MAX_HEADER = 1_000_000  # bytes
 MAX_FOREIGN_HEADER = 4_000_000  # bytes: kohya's writer repeats every tag of every photo
 MAX_TENSORS = 16_384  # LoHa with DoRA on all layers of SDXL and its text encoders has 6 a layer
 MAX_NAME_LENGTH = 256  # characters of a tensor's name
+MAX_NAMES_LENGTH = 1_500_000  # characters of all names; twice those of the longest that trainers write
+_MAX_VALUES = 6 * MAX_TENSORS  # entries in a header's JSON: four a tensor, and what the metadata add
+_LONG_HEADER = 300_000  # bytes from which a header's values are counted before it is parsed
+_JSON_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
 _SINGLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?", "F64": "<f8"}
 # Types allowed for a single number: trainers write alpha, or a switch, in PyTorch's type for a Python number.
@@ -133,7 +139,28 @@ def sort_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
+def check_json_size(raw: bytes) -> None:
+    """Raise ValueError where a header has more lists and entries than it can need: parsing it would take seconds."""
+    if len(raw) <= _LONG_HEADER:
+        return
+    bare = _JSON_TEXT.sub(b"", raw)
+    if bare.count(b":") > _MAX_VALUES or bare.count(b"[") + bare.count(b"{") > _MAX_VALUES:
+        raise ValueError(f"its header holds more values than {MAX_TENSORS:,} tensors need")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError where the names of tensors are too many or too long to be compared with patterns."""
+    names = tuple(names)
+    if len(names) > MAX_TENSORS + 1:  # with the metadata
+        raise ValueError(f"it holds {len(names):,} tensors, more than {MAX_TENSORS:,}")
+    if too_long := next((name for name in names if len(name) > MAX_NAME_LENGTH), None):
+        raise ValueError(f"{printable(too_long)} is not a name for a tensor")
+    if sum(map(len, names)) > MAX_NAMES_LENGTH:
+        raise ValueError("the names of its tensors are too long")
+
+
 def _parse_header(raw: bytes) -> dict[str, object]:
+    check_json_size(raw)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -151,8 +178,7 @@ def _build_layout(header: dict[str, object], start: int, size: int, is_native: b
         raise ValueError("its metadata are not all text")
     if not header:
         raise ValueError("it holds no tensors")
-    if len(header) > MAX_TENSORS:
-        raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
+    check_names(header)
     tensors = {name: _parse_tensor_info(name, entry, is_native) for name, entry in header.items()}
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -46,7 +47,7 @@ class Trash:
 
     def deletions(self) -> list[Deletion]:
         """List the deletions that can be restored, newest first."""
-        return [deletion for name in reversed(self._names()) if (deletion := self._read(name)).entries]
+        return [deletion for deletion in self._readable() if deletion.entries]
 
     def delete(self, token: str | Token, all_versions: bool = False) -> Deletion:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
@@ -82,21 +83,28 @@ class Trash:
         deleted, now = 0, datetime.now(UTC)
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
-            for name in self._names():
-                deletion = self._read(name)
+            for deletion in self._readable():
                 if now - deletion.deleted_at >= older_than or not deletion.entries:
                     self._discard(deletion)
                     deleted += len(deletion.entries)
         return deleted
 
+    def _readable(self) -> Iterator[Deletion]:
+        """Yield the deletions whose folders can be read, newest first."""
+        for name in reversed(self._names()):
+            with suppress(UserError):
+                yield self._read(name)
+
     def _names(self) -> list[str]:
-        if not self.folder.is_dir():
+        try:
+            with os.scandir(self.folder) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+        except OSError:  # there is none, or it cannot be read
             return []
-        return sorted(
-            entry.name
-            for entry in os.scandir(self.folder)
-            if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
-        )
 
     def _read(self, name: str) -> Deletion:
         deleted_at = _deletion_time(name)

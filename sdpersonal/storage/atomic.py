@@ -183,10 +183,12 @@ def release_guard(handle: int | None) -> None:
 
 def remove_leftovers(folder: Path) -> int:
     """Remove temporary files and folders that killed processes left directly in `folder`; return how many."""
-    removed = 0
-    if fcntl is None or not os.path.isdir(folder):
+    removed, entries = 0, list[os.DirEntry[str]]()
+    with suppress(OSError):  # there is no such folder, or it cannot be read
+        entries = list(os.scandir(folder))
+    if fcntl is None:
         return 0
-    for entry in os.scandir(folder):
+    for entry in entries:
         if not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX)) or entry.is_symlink():
             continue
         with suppress(OSError):  # it is gone meanwhile, or not ours to delete

@@ -16,11 +16,11 @@ from sdpersonal.concepts.importers.sources import find_concepts
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
-from support import foreign, hostile
+from support import bombs, foreign, hostile
 from support.foreign import rows, safetensors_bytes, torch_saved
 
 T = Token.parse
-CORPUS = hostile.corpus()
+CORPUS = hostile.corpus() | bombs.corpus()
 
 
 @pytest.mark.parametrize("case", CORPUS)

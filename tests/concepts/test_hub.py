@@ -1,5 +1,6 @@
 """Push and pull against a server that speaks the Hub's API, through huggingface_hub itself."""
 
+import contextlib
 import dataclasses
 import getpass
 import io
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -350,6 +352,73 @@ def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
     hub.listed = [{"rfilename": f"{n}.safetensors", "size": 10**8} for n in range(100)]
     assert "4 GB" in refused(library, capsys, "pull", "a/b")
     assert [str(entry.token) for entry in library.entries()] == ["<me/duck-v1>", "<me/ink-v1>"]
+
+
+@pytest.mark.parametrize("name", ["lora[v2].safetensors", "what?.safetensors", "a[!b]*.safetensors", "[[].safetensors"])
+def test_names_are_names_and_not_patterns(hub, library, name):
+    hub.repos[ID] = Repo({name: concept_to_bytes(embedding("<me/cat>", 3)), "other.safetensors": b"x"})
+    assert run(library, "concepts", "import", f"{ID}/{name}") == 0
+    assert library.get("<me/cat>").identity == embedding("<me/cat>", 3).identity
+
+
+def test_a_name_that_looks_like_a_pattern_fetches_one_file(hub, library, capsys):
+    hub.repos[ID] = Repo({"*.safetensors": b"x", "*": b"x", "x/y/huge.safetensors": bytes(5000), "README.md": b"x"})
+    refused(library, capsys, "pull", ID)
+    gets = [path for path, _, _ in hub.asked if path.startswith("GET") and "/resolve/" in path]
+    assert gets and not [path for path in gets if "huge" in path]
+
+
+def test_more_files_than_anybody_means_are_not_fetched(hub, library, capsys):
+    hub.repos[ID] = Repo()
+    hub.listed = [{"rfilename": f"{n}.safetensors", "size": 10} for n in range(2000)]
+    assert "holds 2,000 files" in refused(library, capsys, "pull", ID)
+
+
+LIES = {
+    "etag": ({"ETag": '"../../../../etag"'}, {}, "impossible etag"),
+    "linked etag": ({"X-Linked-Etag": '"..\\x"'}, {}, "impossible x-linked-etag"),
+    "commit": ({"X-Repo-Commit": "../../x"}, {}, "impossible x-repo-commit"),
+    "dots": ({"ETag": '".."'}, {}, "impossible etag"),
+    "size": ({}, {"size": 10}, "larger than the Hub announced"),
+    "sum": ({}, {"lfs": {"sha256": "0" * 64, "size": 1, "pointerSize": 1}}, "not the file that the Hub announced"),
+}
+
+
+@pytest.mark.parametrize("answers, listed, message", LIES.values(), ids=LIES)
+def test_a_hub_that_lies_writes_nothing_elsewhere(hub, library, capsys, tmp_path, answers, listed, message):
+    data = concept_to_bytes(embedding("<me/cat>", 3))
+    hub.repos[ID], hub.answers = Repo({"x.safetensors": data}), answers
+    hub.listed = [{"rfilename": "x.safetensors", "size": len(data)} | listed]
+    cache, home = Path(os.environ["HF_HOME"]) / "hub", Path(os.environ["HOME"])
+    assert message in refused(library, capsys, "pull", ID)
+    stored = [
+        path for place in (home, tmp_path) for path in place.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
+    assert not [path for path in stored if cache not in path.parents and path.read_bytes() == data]
+    assert not [path for path in stored if "etag" in path.name]
+    hub.answers, hub.listed = {}, None
+    assert run(library, "concepts", "pull", ID) == 0  # nothing of the lie stayed in the cache
+
+
+def test_a_hub_does_not_lead_into_this_network():
+    from huggingface_hub import get_session
+
+    from sdpersonal.concepts.importers import hub_client
+
+    session = get_session()
+    for start, end, refuses in (
+        ("https://huggingface.co/a", "http://127.0.0.1:8080/", True),
+        ("https://huggingface.co/a", "http://localhost/", True),
+        ("https://huggingface.co/a", "http://[::1]/", True),
+        ("https://huggingface.co/a", "http://169.254.169.254/latest", True),
+        ("https://huggingface.co/a", "https://cdn.example.org/", False),
+        ("https://huggingface.co/a", "/b", False),
+        ("http://127.0.0.1:1/a", "http://127.0.0.1:2/", False),  # a mirror of one's own
+    ):
+        request = session.build_request("GET", start)
+        answer = SimpleNamespace(request=request, url=request.url, headers={"location": end}, is_success=False)
+        with pytest.raises(UserError, match="this network") if refuses else contextlib.nullcontext():
+            hub_client._check_answer(answer)
 
 
 def test_files_one_folder_down_are_taken_from_the_cache_when_the_hub_is_away(hub, library, tmp_path, monkeypatch):

@@ -501,6 +501,73 @@ def test_damage_is_listed_named_and_never_deleted(library):
     assert tree(library.folder).items() >= before.items()
 
 
+def _forge(data: bytes, change) -> bytes:
+    """Return the file with another header, whose sum is right."""
+    length = int.from_bytes(data[:8], "little")
+    header, payload = json.loads(data[8 : 8 + length]), data[8 + length :]
+    header["__metadata__"]["sdpersonal.header_sha256"] = "0" * 64
+    payload = change(header) or payload
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    head = len(text).to_bytes(8, "little") + text
+    return head.replace(b"0" * 64, storage.sha256(head).encode()) + payload
+
+
+def _number_for_vectors(header: dict) -> bytes:
+    header.pop("emb_params")
+    header["x"] = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
+    return bytes(4)
+
+
+def _fact(key: str, value: str):
+    return lambda header: header["__metadata__"].update({key: value})
+
+
+FORGED = {
+    "checksum": _fact("sdpersonal.header_sha256", "\ud800"),
+    "identity": _fact("modelspec.hash_sha256", "\ud800"),
+    "whole": _fact("sdpersonal.whole", "\ud800"),
+    "format": _fact("sdpersonal.format", "\ud800"),
+    "card": _fact("sdpersonal.card", "\ud800"),
+    "number": _number_for_vectors,
+}
+
+
+def test_no_file_ends_the_listing_of_the_others(library):
+    good = library.add(embedding("<me/good>"))
+    for name, change in FORGED.items():
+        data = _forge(concept_to_bytes(embedding(f"<me/{name}>")), change)
+        (library.folder / "me" / f"{name}-v1.safetensors").write_bytes(data)
+    os.symlink("loop", library.folder / "loop")
+    os.symlink("cycle-v1.safetensors", library.folder / "me" / "cycle-v1.safetensors")
+    os.mkfifo(library.folder / "me" / "pipe-v1.safetensors")
+    (library.folder / "me" / "folder-v1.safetensors").mkdir()
+    bad = {*FORGED, "cycle", "pipe", "folder"}
+    listed = {entry.token.name: entry.damaged for entry in library.entries()}
+    assert listed.keys() == bad | {"good"} and listed["good"] is None
+    assert all(listed[name] for name in bad - {"number"})  # its header alone could be right
+    problems = {entry.token.name: problem for entry, problem in library.verify()}
+    assert problems.keys() == bad and all(text.isprintable() for text in problems.values())
+    assert library.misplaced_files() == []
+    assert library.get(good).identity == embedding().identity
+    assert library.add(embedding("<me/other>")) == T("<me/other-v1>")
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_hides_no_other(library, monkeypatch):
+    for name in ("<a/x>", "<b/y>"):
+        library.add(embedding(name))
+    real = os.scandir
+
+    def scandir(folder):
+        if os.path.basename(folder) == "a":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert tokens(library) == ["<b/y-v1>"]
+    assert library.misplaced_files() == [library.folder / "a"]
+    assert library.add(embedding("<b/z>")) == T("<b/z-v1>")
+
+
 def test_a_damaged_file_can_be_replaced_renamed_and_removed(library):
     token = library.add(concept())
     path = library.find(token).path

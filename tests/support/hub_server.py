@@ -30,7 +30,9 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What the server holds and has been asked. cut: paths whose connection is cut; listed: names it claims to have."""
+    """What the server holds and has been asked.
+
+    cut: paths whose connection is cut; listed: names it claims to have."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Hub:
     cut: tuple[str, ...] = ()
     fail: dict[str, int] = field(default_factory=dict)  # path's part -> HTTP status
     listed: list[dict] | None = None
+    answers: dict[str, str] = field(default_factory=dict)  # headers that it answers with instead of the right ones
 
     def sent(self) -> bytes:
         """Every byte that came in, headers of requests included."""
@@ -200,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._send(404, {}, {"X-Error-Code": "EntryNotFound"})
         headers = {"X-Repo-Commit": SHA, "ETag": f'"{_oid(data)}"', "Content-Type": "application/octet-stream"}
-        self._send(200, headers=headers, raw=data)
+        self._send(200, headers=headers | self.hub.answers, raw=data)
 
 
 def _oid(data: bytes) -> str:

@@ -47,6 +47,7 @@ def open_foreign(data: bytes, name: str) -> FileContents:
         raise kind.refusal(name)
     if kind is SAFETENSORS:
         refuse_unsupported(tensor_names(data), name)  # before reading: a whole model is larger than may be read
+        return read_contents(data, name)
     content = read_contents(data, name)
     refuse_unsupported(content.shapes, name)
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,8 @@ from ..strict_safetensors import (
     MAX_FOREIGN_HEADER,
     MAX_NAME_LENGTH,
     MAX_TENSORS,
+    check_json_size,
+    check_names,
     damaged_file_error,
     header_length,
     parse_layout,
@@ -26,7 +27,9 @@ from . import pickles
 _Leaf = pickles.PickledTensor | np.ndarray | str | int | float  # what the containers of a pickle may hold
 DEFAULT_OWNER = "imported"  # of concepts whose files name no owner
 MAX_PICKLE_BYTES = 300_000_000  # bytes of a pickle or an image: larger files have long been safetensors
+_MAX_VALUES = 8 * MAX_TENSORS
 _MAX_DEPTH = 4  # of containers in a pickle; hypernetworks and checkpoints go no deeper
+_MAX_SHARED_BYTES = 1_000_000  # bytes that tensors may hold twice: small ones share their numbers in honest files
 _MAX_TEXT = 2000  # characters of any one fact about a file
 
 
@@ -75,16 +78,25 @@ def read_contents(data: bytes, name: str) -> FileContents:
 
 
 def tensor_names(head: bytes) -> tuple[str, ...]:
-    """Return the tensors' names from the head of a safetensors file, even one too large or odd to read; else none."""
+    """Return the tensors' names from the head of a safetensors file, even one too large or odd to read; else none.
+
+    They are not more nor longer than those of a file that can be read.
+    """
     try:
-        header = json.loads(head[8 : 8 + header_length(head, sys.maxsize, MAX_FOREIGN_HEADER)])
+        raw = head[8 : 8 + header_length(head, sys.maxsize, MAX_FOREIGN_HEADER)]
+        check_json_size(raw)
+        header = json.loads(raw)
+        check_names(header if isinstance(header, dict) else ())
     except (ValueError, RecursionError):
         return ()
     return tuple(header) if isinstance(header, dict) else ()
 
 
-def from_tree(tree: object, name: str) -> FileContents:
-    """Build the contents from nested containers, as a pickle or an image holds them. Raises UserError."""
+def from_tree(tree: object, name: str, size: int) -> FileContents:
+    """Build the contents from nested containers, as a pickle or an image of `size` bytes holds them.
+
+    Raises UserError.
+    """
     tensors: dict[str, pickles.PickledTensor | np.ndarray] = {}
     facts: dict[str, str | int | float] = {}
     for key, value in _flatten(tree, name):
@@ -94,9 +106,9 @@ def from_tree(tree: object, name: str) -> FileContents:
             facts[key] = value
     if len(tensors) > MAX_TENSORS:
         raise damaged_file_error(name, f"it holds {len(tensors):,} tensors, more than {MAX_TENSORS:,}")
-    # Many views of one storage would otherwise expand to more than any file holds.
-    if sum(4 * math.prod(tensor.shape) for tensor in tensors.values()) > 2 * MAX_PICKLE_BYTES:
-        raise damaged_file_error(name, "its tensors are larger than 600 MB together")
+    # Many views of one storage would otherwise expand to more than the file holds.
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * size + _MAX_SHARED_BYTES:
+        raise damaged_file_error(name, "its tensors are larger than the file itself")
 
     def numbers(key: str) -> np.ndarray:
         tensor = tensors[key]
@@ -113,7 +125,7 @@ def _from_safetensors(data: bytes, name: str) -> FileContents:
 
 
 def _from_pickle(data: bytes, name: str) -> FileContents:
-    return from_tree(pickles.read(data, name), name)
+    return from_tree(pickles.read(data, name), name, len(data))
 
 
 def _keys(tree: dict | list) -> set[str]:
@@ -127,13 +139,18 @@ def _flatten(tree: object, name: str) -> Iterator[tuple[str, _Leaf]]:
     while stack:
         key, value, depth = stack.pop()
         visited += 1
-        if visited > 8 * MAX_TENSORS or len(key) > MAX_NAME_LENGTH:
-            raise damaged_file_error(name, "it holds too many values, or too long names")
-        items = (
-            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-        )
-        if items and depth < _MAX_DEPTH:
-            pairs = [(f"{key}.{inner}" if key else str(inner), item, depth + 1) for inner, item in items]
-            stack += reversed(pairs)
+        if visited > _MAX_VALUES:
+            raise damaged_file_error(name, "it holds too many values")
+        if isinstance(value, dict | list | tuple):
+            if depth < _MAX_DEPTH:
+                pairs = value.items() if isinstance(value, dict) else enumerate(value)
+                stack += reversed([(_join_name(key, inner, name), item, depth + 1) for inner, item in pairs])
         elif isinstance(value, pickles.PickledTensor | np.ndarray | str | int | float):
-            yield key, value[:_MAX_TEXT] if isinstance(value, str) else value
+            yield key, value
+
+
+def _join_name(key: str, inner: str | int, name: str) -> str:
+    """Return the name of a value in a container called `key`. Raises UserError where it is too long."""
+    if len(key) + len(text := str(inner)) > MAX_NAME_LENGTH:
+        raise damaged_file_error(name, f"the name {printable(text)} in it is too long")
+    return f"{key}.{text}" if key else text

@@ -74,36 +74,38 @@ def base_of_layers(layers: _Sizes, content: FileContents) -> BaseKind:
     if stand_in := next((base for base in likely if _is_for_narrow_test_model(layers, base)), None):
         return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
-        wrong, nearest = _narrow_misfits(layers), _BUILT_IN
+        wrong, nearest = _narrow_misfit(layers), _BUILT_IN
     else:
         allowed = [_BUILT_IN] if _is_narrow(layers) else _PUBLISHED
         nearest = min(allowed, key=lambda base: (len(misfits[base]), *_mismatch_order(layers, base)))
-        wrong = misfits[nearest]
+        wrong = _describe_misfit(misfits[nearest][0], layers, nearest)
     if not wrong:
         return nearest
     raise UserError(
-        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[nearest]}, but {wrong[0]}.",
+        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[nearest]}, but {wrong}.",
         "Ask its author for which base it was made.",
     )
 
 
-def _misfits(layers: _Sizes, base: BaseKind) -> list[str]:
-    """Describe the layers that do not fit that base, one sentence part each."""
+def _misfits(layers: _Sizes, base: BaseKind) -> list[LayerPath]:
+    """Return the layers that do not fit that base."""
     table, wrong = layer_shapes.layer_table(base), []
     for part, size in layers.items():
-        if _is_misnamed(part, base):
-            other = BASE_LABELS["sd1" if base == "sdxl" else "sdxl"]
-            wrong.append(f"its layer {printable(part.path)} is named as a text encoder of {other}")
-            continue
         name = layer_name(part, base, size)
-        if name not in table:
-            wrong.append(f"its layer {printable(part.path)} is not in it")
-        elif not _fits(name, size, table[name]):
-            there = " x ".join(map(str, table[name]))
-            wrong.append(
-                f"its layer {printable(part.path)} changes {_describe_size(size)} numbers, where that has {there}"
-            )
+        if _is_misnamed(part, base) or name not in table or not _fits(name, size, table[name]):
+            wrong.append(part)
     return wrong
+
+
+def _describe_misfit(part: LayerPath, layers: _Sizes, base: BaseKind) -> str:
+    """Return why one of `_misfits` does not fit, as a part of a sentence."""
+    layer, size = f"its layer {printable(part.path)}", layers[part]
+    if _is_misnamed(part, base):
+        return f"{layer} is named as a text encoder of {BASE_LABELS['sd1' if base == 'sdxl' else 'sdxl']}"
+    shape = layer_shapes.layer_table(base).get(layer_name(part, base, size))
+    if shape is None:
+        return f"{layer} is not in it"
+    return f"{layer} changes {_describe_size(size)} numbers, where that has {' x '.join(map(str, shape))}"
 
 
 def _mismatch_order(layers: _Sizes, base: BaseKind) -> tuple[bool, bool]:
@@ -196,7 +198,7 @@ def _is_for_narrow_test_model(layers: _Sizes, base: BaseKind) -> bool:
         reads_text = not narrow or part.path.endswith(("attn2_to_k", "attn2_to_v"))
         if reads_text and not _fits(name, size._replace(rows=0) if narrow else size, table[name]):
             return False
-    return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
+    return any(part.component == "unet" for part in layers) and not _first_uneven(layers, base)
 
 
 def _is_misnamed(part: LayerPath, base: BaseKind) -> bool:
@@ -208,23 +210,27 @@ def _is_of_built_in(layers: _Sizes) -> bool:
     return _contexts(layers) == {layer_shapes.UNETS["tiny"].cross_attention_dim}
 
 
-def _narrow_misfits(layers: _Sizes) -> list[str]:
-    """Describe what fits no narrow base either: unknown layers, or attentions of one level that differ in width."""
+def _narrow_misfit(layers: _Sizes) -> str:
+    """Describe what fits no narrow base either: an unknown layer, or attentions of one level that differ in width.
+
+    Empty where all fits.
+    """
     if len(_contexts(layers)) > 1:
-        return ["its parts read text of several widths"]
-    unknown = [part for part, size in layers.items() if layer_name(part, "tiny", size) not in _names()]
-    return [f"its layer {printable(part.path)} is not in it" for part in unknown] + _uneven(layers, "tiny")
+        return "its parts read text of several widths"
+    for part, size in layers.items():
+        if layer_name(part, "tiny", size) not in _names():
+            return f"its layer {printable(part.path)} is not in it"
+    return _first_uneven(layers, "tiny")
 
 
-def _uneven(layers: _Sizes, base: BaseKind) -> list[str]:
-    """Describe the attentions whose width differs from those before them in their level."""
-    wrong: list[str] = []
+def _first_uneven(layers: _Sizes, base: BaseKind) -> str:
+    """Describe the first attention whose width differs from those before it in its level; empty without any."""
     widths: dict[str, int] = {}
     for part, size in layers.items():
         match = _ATTENTION.match(layer_name(part, base, size))
         if match and size.rows and widths.setdefault(match[1], size.rows) != size.rows:
-            wrong.append(f"its layer {printable(part.path)} has {size.rows} rows, where others have {widths[match[1]]}")
-    return wrong
+            return f"its layer {printable(part.path)} has {size.rows} rows, where others have {widths[match[1]]}"
+    return ""
 
 
 @functools.cache

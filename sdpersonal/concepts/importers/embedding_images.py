@@ -46,8 +46,9 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
     try:
         text = next(_text_chunks(data), None) if data.startswith(PNG_SIGNATURE) else None
         raw = base64.b64decode(text, validate=True) if text is not None else _json_in_pixels(data)
-        tree = parse_strict_json(raw.decode("utf-8")) if raw is not None else None
-        content = from_tree(_decode_tensors(tree), name) if isinstance(tree, dict) else None
+        raw = b"null" if raw is None else raw
+        tree = parse_strict_json(raw.decode("utf-8"))
+        content = from_tree(_decode_tensors(tree), name, len(raw)) if isinstance(tree, dict) else None
     except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
         raise damaged_file_error(name, "the embedding in this image is damaged") from error
     if content is None or not is_a1111(content):

@@ -12,11 +12,13 @@ from ...errors import DiskFull, UserError, printable
 from ..strict_safetensors import MAX_FILE_BYTES
 from .contents import DEFAULT_OWNER
 from .embeddings import DIFFUSERS_FILES
+from .hub_client import check_sums, download_files, silence_hub_client
 from .sources import MODEL_INDEX, PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, TEXT_FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
 HUB_TAG = "sdpersonal"  # on the Hub, of repositories that `push` creates
 HUB_TIMEOUT = 4  # seconds for the Hub to answer
+_MAX_FILES = 1000  # that are fetched from one repository
 _WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 _TEXTS = TEXT_FILES | {"adapter_config.json", "README.md"}
 
@@ -51,37 +53,24 @@ def fetch_repository(repository: Repository) -> Path:
 
     Raises UserError within seconds where neither has it, DiskFull where the disk is full.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     silence_hub_client()
     try:
         info = HfApi().model_info(repository.id, files_metadata=True, timeout=HUB_TIMEOUT)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        names = _files_to_fetch(repository, sizes, info.tags or ())
-        return Path(snapshot_download(repository.id, revision=info.sha, allow_patterns=names))
+        files = {file.rfilename: file for file in info.siblings or ()}
+        sizes = {name: file.size for name, file in files.items()}
+        names = _files_to_fetch(repository, {name: size or 0 for name, size in sizes.items()}, info.tags or ())
+        folder = download_files(repository.id, info.sha, sizes, names)
+        sums = {name: lfs.sha256 for name in names if (lfs := files[name].lfs)}
+        check_sums(folder, repository.id, sums)
+        return folder
     except UserError:
         raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
         if "NotFound" not in type(error).__name__ and (folder := _cached_folder(repository)):
             return folder
         raise _hub_error(error, repository) from None
-
-
-def silence_hub_client() -> None:
-    """Hide the client's progress bars, warnings and retries: the user is told only the result."""
-    from huggingface_hub.utils import disable_progress_bars, logging
-
-    disable_telemetry()
-    disable_progress_bars()
-    logging.set_verbosity_error()
-
-
-def disable_telemetry() -> None:
-    """Turn off telemetry: what else is installed is not for the Hub, and the client would first ask it which agents it
-    knows, which takes three seconds more where it does not answer."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def find_native(names: Iterable[str], tags: Iterable[str]) -> str | None:
@@ -102,6 +91,11 @@ def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iter
         raise UserError(f"{printable(repository.id)} is a whole model, not a concept.", "Give it as --base.")
     else:
         names = _pick_files(sizes)
+    if len(names) > _MAX_FILES:
+        raise UserError(
+            f"{printable(repository.id)} holds {len(names):,} files; {_MAX_FILES:,} are the most.",
+            f"Name the one you want: {printable(repository.id)}/FILE.safetensors.",
+        )
     if not any(name.endswith((*_WEIGHT_SUFFIXES, ".png", ".webp")) for name in names):
         raise UserError(f"{printable(repository.id)} holds no embedding or LoRA.", "See its files on huggingface.co.")
     for name in names:

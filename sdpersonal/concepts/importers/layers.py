@@ -8,6 +8,7 @@ Sources: kohya-ss sd-scripts `networks/lora.py`, diffusers `loaders/lora_convers
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 from ...config.base import BaseKind
@@ -29,6 +30,7 @@ _ENDS = {
     "conv_norm_out": "out_0",
     "conv_out": "out_2",
 }
+_MAX_PARTS = 8  # words between underscores of the longest name in a table below, down_blocks_0_resnets_0_time_emb_proj
 _LAYERS = 2  # resnets a level on the way down, in every Stable Diffusion; one more on the way up
 
 
@@ -91,7 +93,8 @@ def _resnet(name: str, original: str) -> dict[str, str]:
 
 
 def _rename(flat: str, table: dict[str, str]) -> str:
-    for end in (len(flat), *reversed([match.start() for match in re.finditer("_", flat)])):
+    ends = [match.start() for match in itertools.islice(re.finditer("_", flat), _MAX_PARTS)]
+    for end in (len(flat), *reversed(ends)):
         if renamed := table.get(flat[:end]):
             return renamed + flat[end:]
     return flat

@@ -26,6 +26,7 @@ from .lora_keys import TensorKey, parse_key
 from .to_concept import base_from_widths, make_concept
 
 _Config = Mapping[str, object]
+_MAX_LAYERS = 4096  # Stable Diffusion XL has 1,406
 _BUNDLE = "bundle_emb."
 _ENCODER = {"clip_l": "clip_l", "clip_g": "clip_g", "emb_params": "clip_l"}
 _TensorNames = dict[str, tuple[str, str]]  # the tensor's name in `layer_changes` -> its name in the file, module's path
@@ -87,6 +88,8 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
             bundles.append(key)
         elif parsed := _parse_key(key, content):
             names = layers.setdefault(parsed.layer, {})
+            if len(layers) > _MAX_LAYERS:
+                raise damaged_file_error(content.name, f"it changes more than {_MAX_LAYERS:,} layers")
             if parsed.tensor in names:
                 layer_and_tensor = f"{parsed.tensor} of layer {printable(parsed.layer.path)}"
                 raise damaged_file_error(content.name, f"{layer_and_tensor} appears twice")

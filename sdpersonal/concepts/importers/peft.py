@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +17,7 @@ from ...storage.reading import parse_strict_json
 from ..layer_changes import SUFFIXES, form, rank_of
 from ..strict_safetensors import damaged_file_error
 from .contents import FileContents
+from .peft_patterns import PatternTable, RefusedPattern
 
 PEFT_METADATA = "lora_adapter_metadata"
 _INITIALIZED_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -78,39 +78,22 @@ def _of_module(config: Mapping[str, object], key: str, patterns: str, path: str,
     table = config.get(patterns) or {}
     if not isinstance(table, dict):
         raise damaged_file_error(name, f"its {patterns} is no JSON object")
-    _check_patterns(table, patterns, name)
-    matching = (value for pattern, value in table.items() if re.match(rf"(.*\.)?({pattern})$", path))
-    return next(matching, config.get(key))
-
-
-# PEFT runs a pattern as a regular expression. A hostile one may never end, so only those that must end are run: words,
-# sets and alternatives, of which one may be of any length, and runs of digits.
-_PATTERN = re.compile(
-    r"\^?(?:[A-Za-z0-9_-]|\\[.dw_-]|\.(?![*+?{])|\\d\+|\[[A-Za-z0-9_-]{1,40}\]\+?|"
-    r"\((?:\?:)?[A-Za-z0-9_.|\\]{1,200}\)|(?P<wide>\.[*+]))*\$?"
-)
-_MAX_PATTERNS, _MAX_PATTERN_LENGTH = 4096, 250
-_MAX_WIDE, _MAX_WIDE_PATTERNS = 2, 64
+    if not table:
+        return config.get(key)
+    keys = tuple(table)
+    try:
+        number = _pattern_table(keys).first_match(path)
+    except RefusedPattern as error:
+        raise UserError(
+            f"{printable(name)} has patterns in its {patterns} that are not read, such as {printable(str(error))}.",
+            "Ask its author for a file that names the modules in full.",
+        ) from None
+    return config.get(key) if number is None else table[keys[number]]
 
 
 @functools.lru_cache(maxsize=8)
-def _checked(patterns: tuple[str, ...]) -> str | None:
-    """Return the first pattern that must not be run, or None."""
-    wide = 0
-    for pattern in patterns[: _MAX_PATTERNS + 1]:
-        runs = len(re.findall(r"[*+]", pattern))
-        wide += runs > 0
-        if len(pattern) > _MAX_PATTERN_LENGTH or not _PATTERN.fullmatch(pattern) or runs > _MAX_WIDE:
-            return pattern
-    return patterns[0] if wide > _MAX_WIDE_PATTERNS or len(patterns) > _MAX_PATTERNS else None
-
-
-def _check_patterns(table: Mapping[str, object], key: str, name: str) -> None:
-    if (refused := _checked(tuple(table))) is not None:
-        raise UserError(
-            f"{printable(name)} has patterns in its {key} that are not read, such as {printable(refused)}.",
-            "Ask its author for a file that names the modules in full.",
-        )
+def _pattern_table(patterns: tuple[str, ...]) -> PatternTable:
+    return PatternTable(patterns)
 
 
 # --- PEFT's tensors in our form ---------------------------------------------------------------------------------------

@@ -26,8 +26,14 @@ from ...errors import UserError, printable
 from ...storage.file_types import recognise
 from ..strict_safetensors import DTYPE_BYTES, damaged_file_error, to_array
 
-MAX_OPCODES = 150_000  # instructions in one pickle: an embedding takes about 60, a LoRA of SDXL 60,000
+MAX_OPCODES = 150_000  # instructions in one file: an embedding takes about 60, a LoRA of SDXL 60,000
+MAX_ITEMS = 300_000  # items that these put into containers, counted again whenever they are copied
+MAX_PROGRAM_BYTES = 8_000_000  # bytes of instructions and of what follows them; a LoRA of SDXL takes 500 kB
 MAX_MEMBERS = 4096
+_MAX_DIRECTORY_BYTES = 4_000_000  # bytes of the zip's list of members; torch's names are about 60 characters long
+_MAX_KEY_LENGTH = 256  # characters of a storage's name, which is a number or the name of a member
+_MAX_AXES = 5
+_MAX_INT_BITS = 64  # integers in a file; longer ones cost more than they look, and print as errors of their own
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
 _ZIP_ENTRY = b"PK\x01\x02"
 _PROGRAM = re.compile(rb"/data\.pkl")  # the member of torch's zip that describes its content
@@ -64,6 +70,39 @@ _ALLOWED_GLOBALS = _CALLABLES | _SET_TYPES | _STORAGES.keys() | {_PARAMETERS}
 _T = TypeVar("_T")
 
 
+class _Program(io.BytesIO):
+    """A file as its instructions read it: their arguments are counted before they are read."""
+
+    left = MAX_PROGRAM_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(self.left + 1 if size is None or size < 0 else min(size, self.left + 1))
+        return self._count(data)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._count(super().readline(self.left + 1))
+
+    def _count(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError("too long")
+        return data
+
+
+@dataclass
+class _Budget:
+    """What the pickles of one file may still cost together."""
+
+    opcodes: int = MAX_OPCODES
+    items: int = MAX_ITEMS
+
+    def spend(self, opcodes: int = 0, items: int = 0) -> None:
+        self.opcodes -= opcodes
+        self.items -= items
+        if min(self.opcodes, self.items) < 0:
+            raise ValueError("too long")
+
+
 @dataclass(frozen=True)
 class PickledStorage:
     """A reference to numbers elsewhere in the file."""
@@ -84,6 +123,11 @@ class PickledTensor:
     offset: int  # numbers before its first
     shape: tuple[int, ...]
     fetch: _Fetch
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that its numbers take in the file."""
+        return math.prod(self.shape) * _storage_width(self.storage.dtype)
 
     def numpy(self) -> np.ndarray:
         if self.storage.dtype not in DTYPE_BYTES:
@@ -150,34 +194,53 @@ def _translate_errors(name: str) -> Iterator[None]:
 def _read_zip(data: bytes) -> object:
     if data.count(_ZIP_ENTRY) > MAX_MEMBERS:  # before zipfile makes an object of each
         raise ValueError("too many members")
-    archive = zipfile.ZipFile(io.BytesIO(data))
+    file = _Program(data)
+    file.left = _MAX_DIRECTORY_BYTES
+    archive = zipfile.ZipFile(file)
     names = archive.namelist()
+    file.left = 2 * len(data)  # each member is read once
     [program] = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     root = program.removesuffix("data.pkl")
     if root + "byteorder" in names and _read_member(archive, root + "byteorder") != b"little":
         raise ValueError("not little-endian")
-    return _unpickle(
-        io.BytesIO(_read_member(archive, program)), lambda storage: _read_member(archive, f"{root}data/{storage.key}")
-    )
+    storages = _MemberStorages(archive, f"{root}data/", len(data))
+    return _unpickle(_Program(_read_member(archive, program, MAX_PROGRAM_BYTES)), storages.fetch, _Budget())
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+class _MemberStorages:
+    """The storages in a zip. Each is read once, however many tensors are views of it; members do not overlap."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str, size: int):
+        self.archive, self.folder, self.left = archive, folder, size
+        self.read: dict[str, bytes] = {}
+
+    def fetch(self, storage: PickledStorage) -> bytes:
+        if storage.key not in self.read:
+            member = _read_member(self.archive, self.folder + storage.key, self.left)
+            self.left -= len(member)
+            self.read[storage.key] = member
+        return self.read[storage.key]
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int = 1000) -> bytes:
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing; a bomb does
         raise ValueError("compressed")
+    if info.file_size > limit:
+        raise ValueError("too long")
     return archive.read(info)
 
 
 def _read_legacy(data: bytes) -> object:
-    file = io.BytesIO(data)
+    file, budget = _Program(data), _Budget()
     storages: dict[str, memoryview] = {}
-    if _unpickle(file, _no_storage) != _MAGIC or _unpickle(file, _no_storage) != 1001:
+    if _unpickle(file, _no_storage, budget) != _MAGIC or _unpickle(file, _no_storage, budget) != 1001:
         raise ValueError("not of torch")
-    if _expect_type(_unpickle(file, _no_storage), dict).get("little_endian") is not True:
+    if _expect_type(_unpickle(file, _no_storage, budget), dict).get("little_endian") is not True:
         raise ValueError("not little-endian")
     widths: dict[str, int] = {}
-    content = _unpickle(file, lambda storage: storages[storage.key], widths)
-    for item in _expect_type(_unpickle(file, _no_storage), list):
+    content = _unpickle(file, lambda storage: storages[storage.key], budget, widths)
+    for item in _expect_type(_unpickle(file, _no_storage, budget), list):
         key = _expect_type(item, str)
         count = int.from_bytes(file.read(8), "little")
         start = file.tell()
@@ -193,12 +256,11 @@ def _no_storage(storage: PickledStorage) -> bytes:
     raise ValueError("a tensor where none belongs")
 
 
-def _unpickle(file: io.BytesIO, fetch: _Fetch, widths: dict[str, int] | None = None) -> object:
+def _unpickle(file: _Program, fetch: _Fetch, budget: _Budget, widths: dict[str, int] | None = None) -> object:
     """Run one pickle from where `file` stands. widths: filled with the bytes per number of each storage."""
-    machine = _PickleMachine(fetch, {} if widths is None else widths)
-    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
-        if count > MAX_OPCODES:
-            raise ValueError("too long")
+    machine = _PickleMachine(fetch, budget, {} if widths is None else widths)
+    for code, argument, _ in pickletools.genops(file):
+        budget.spend(opcodes=1)
         if code.name == "STOP":
             return machine.stack.pop()
         machine.step(code.name, argument)
@@ -218,17 +280,18 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _PickleMachine:
     """The stack machine of pickle protocols 0 to 5, as far as torch.save uses it."""
 
-    def __init__(self, fetch: _Fetch, widths: dict[str, int]):
+    def __init__(self, fetch: _Fetch, budget: _Budget, widths: dict[str, int]):
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
         self.fetch = fetch
+        self.budget = budget
         self.widths = widths
 
     def step(self, code: str, argument: object) -> None:
         stack = self.stack
         if code in _LITERALS:
-            stack.append(argument)
+            stack.append(_expect_short(argument))
         elif code in _CONSTANTS:
             stack.append(_CONSTANTS[code])
         elif code in _EMPTY:
@@ -255,7 +318,7 @@ class _PickleMachine:
         elif code == "GLOBAL":
             stack.append(_allowed_global(_expect_type(argument, str)))
         elif code == "STACK_GLOBAL":
-            name, module = stack.pop(), stack.pop()
+            name, module = _expect_type(stack.pop(), str), _expect_type(stack.pop(), str)
             stack.append(_allowed_global(f"{module} {name}"))
         elif code == "BINPERSID":
             stack.append(self._persistent(_expect_type(stack.pop(), tuple)))
@@ -272,7 +335,9 @@ class _PickleMachine:
             if not isinstance(stack[-1], _StatefulDict):
                 raise _RefusedGlobal("the instruction BUILD")
             # A ParameterDict's state has its parameters; what torch notes on an OrderedDict is of no use here.
-            stack[-1].update(_expect_type(_expect_type(state, dict).get("_parameters", {}), dict))
+            parameters = _expect_type(_expect_type(state, dict).get("_parameters", {}), dict)
+            self.budget.spend(items=len(parameters))
+            stack[-1].update(parameters)
         elif code not in ("PROTO", "FRAME"):
             raise _RefusedGlobal(f"the instruction {code}")
 
@@ -280,21 +345,26 @@ class _PickleMachine:
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
+        self.budget.spend(items=len(items))
         return items
 
     def _persistent(self, persistent: tuple[object, ...]) -> PickledStorage | _Global:
+        if len(persistent) > 6:
+            raise ValueError("no storage")
         if persistent[0] == "module":  # the old layout puts a class beside its source, which is ignored
             return _expect_type(persistent[1], _Global)
         return self._storage(persistent)
 
     def _storage(self, persistent: tuple[object, ...]) -> PickledStorage:
-        word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch no longer writes
+        word, kind, key, _, count, *view = persistent  # the old layout adds a view, which torch no longer writes
         word_of_kind = _expect_type(kind, _Global).name
-        if word != "storage" or not _is_storage(word_of_kind) or any(persistent[5:]):
+        if word != "storage" or not _is_storage(word_of_kind) or view not in ([], [None]):
             raise ValueError("no storage")
+        if len(_expect_type(key, str)) > _MAX_KEY_LENGTH:
+            raise ValueError("a storage's name is too long")
         dtype = _STORAGES.get(word_of_kind, word_of_kind.partition(" ")[2])
         storage = PickledStorage(dtype, _expect_type(key, str), _expect_type(count, int))
-        self.widths[storage.key] = DTYPE_BYTES.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
+        self.widths[storage.key] = _storage_width(dtype)
         return storage
 
     def _call(self, name: str, arguments: tuple[object, ...]) -> object:
@@ -303,7 +373,9 @@ class _PickleMachine:
         if name in _SET_TYPES:
             return _expect_type(arguments[0], list) if arguments else []
         if name.endswith("OrderedDict"):
-            return _StatefulDict(_to_dict(list(arguments)))  # torch calls it empty and adds the items afterwards
+            if arguments:  # torch calls it empty and adds the items afterwards; others would be copied at each call
+                raise ValueError("an OrderedDict with arguments")
+            return _StatefulDict()
         if name.endswith("_rebuild_parameter"):
             return _expect_type(arguments[0], PickledTensor)
         storage, offset, shape, strides = arguments[:4]
@@ -317,8 +389,10 @@ class _PickleMachine:
     def _tensor(
         self, storage: PickledStorage, offset: int, shape: tuple[object, ...], strides: tuple[object, ...]
     ) -> PickledTensor:
+        if len(shape) > _MAX_AXES:
+            raise ValueError("an impossible shape")
         lengths = tuple(_expect_type(length, int) for length in shape)
-        if min(lengths, default=1) < 1 or offset < 0 or len(lengths) > 5:
+        if min(lengths, default=1) < 1 or offset < 0:
             raise ValueError("an impossible shape")
         if not _is_contiguous(lengths, strides):
             raise ValueError("not contiguous")
@@ -331,6 +405,11 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[object, ...]) -> bool:
     return len(strides) == len(shape) and all(
         length == 1 or stride == step for length, stride, step in zip(shape, strides, expected, strict=True)
     )
+
+
+def _storage_width(dtype: str) -> int:
+    """Return the bytes per number."""
+    return DTYPE_BYTES.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
 
 
 def _is_storage(name: str) -> bool:
@@ -350,6 +429,12 @@ def _to_dict(items: list[object]) -> dict[str | int, object]:
 
 
 _COLLECTIONS: dict[str, Callable[[list[object]], object]] = {"TUPLE": tuple, "LIST": list, "DICT": _to_dict}
+
+
+def _expect_short(value: object) -> object:
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS and value != _MAGIC:
+        raise ValueError("an integer is too long")
+    return value
 
 
 def _expect_key(value: object) -> str | int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ...concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
+from ...concepts.importers.hub_client import disable_telemetry
+from ...concepts.importers.hub_repositories import HUB_TIMEOUT
 from ...errors import DiskFull, UserError, printable
 from .diffusers_folder import VARIANTS, WEIGHT_STEMS
 
@@ -54,7 +56,10 @@ def fetch_folder(
         # This answers or fails at once; a download would retry for minutes.
         model = HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT)
         names = [sibling.rfilename for sibling in model.siblings or ()]
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files_to_fetch(names)))
+        patterns = [glob.escape(name) for name in files_to_fetch(names)]
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except UserError:
+        raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSErrors; the class's name has the reason
         revision_note = f" at revision {printable(revision)}" if revision else ""
         raise _to_user_error(error, f"{printable(name)}{revision_note}", hub_id, missing, hint) from None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .... import storage
 from ....concepts.card import BASE_TITLES
-from ....concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
+from ....concepts.importers.hub_client import disable_telemetry
+from ....concepts.importers.hub_repositories import HUB_TIMEOUT
 from ....concepts.strict_safetensors import MAX_FOREIGN_HEADER, parse_head_layout
 from ....display.units import GB
 from ....errors import UserError, printable
