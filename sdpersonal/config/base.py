@@ -57,7 +57,7 @@ class SettingsBase(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     only_valid_unicode: ClassVar[bool] = False  # a subclass that has checks of its own for the rest sets this
 
-    def __init__(self, **values: Any):
+    def __init__(self, /, **values: Any):  # a file may have a key "self"
         try:
             super().__init__(**self.with_present_names(values))
         except ValidationError as error:

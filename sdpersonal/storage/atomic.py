@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import BinaryIO
 
 from ..errors import UserError, printable
 from .os_errors import translate_os_errors
-from .reading import O_BINARY
+from .reading import O_BINARY, read_bytes
 
 fcntl: ModuleType | None
 try:
@@ -26,6 +27,7 @@ except ImportError:  # Windows, where an open file cannot be deleted and so need
     fcntl = None
 
 TEMPORARY_SUFFIX = ".sdpersonal-tmp"
+_MAX_APPENDED = 1 << 30  # bytes of a file that is appended to
 _CHUNK = 1 << 24  # bytes: smaller parts are joined up to this size before they are written
 
 
@@ -68,7 +70,7 @@ def append_line(path: Path, text: str) -> None:
     """Append one line; readers see it at once. A line cut by an earlier kill is ended first, so it spoils no other."""
     line = (text + "\n").encode()
     with translate_os_errors(path, len(line)):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | O_BINARY, 0o666)
+        handle = _open_to_append(path, os.O_RDWR, 0o666)
         try:
             size = os.fstat(handle).st_size
             if size:
@@ -83,11 +85,34 @@ def append_line(path: Path, text: str) -> None:
 @contextmanager
 def open_log(path: Path) -> Iterator[BinaryIO]:
     """Open a file that another program appends to; only its owner can read it."""
-    with (
-        translate_os_errors(path),
-        os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600), "ab") as file,
-    ):
+    with translate_os_errors(path), os.fdopen(_open_to_append(path, os.O_WRONLY, 0o600), "ab") as file:
         yield file
+
+
+def _open_to_append(path: Path, access: int, mode: int) -> int:
+    """Open a file to append to it, create it if it is missing, and return its handle.
+
+    Raises UserError for a link and a pipe. A file that has another name too, as a hard link has, is first replaced by a
+    copy of its own: what it holds under that name may be anything.
+    """
+    if os.path.islink(path):
+        raise UserError(f"{printable(str(path), 200)} is a link to another file.", "Remove it.")
+    handle = _open_regular(path, access, mode)
+    if os.fstat(handle).st_nlink > 1:
+        os.close(handle)
+        write_bytes(path, read_bytes(path, _MAX_APPENDED))
+        handle = _open_regular(path, access, mode)
+    return handle
+
+
+def _open_regular(path: Path, access: int, mode: int) -> int:
+    # O_NONBLOCK: opening a named pipe that nobody reads from would otherwise wait for ever.
+    flags = access | os.O_CREAT | os.O_APPEND | O_BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(path, flags, mode)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{printable(str(path), 200)} is not a file.", "Remove it.")
+    return handle
 
 
 def _join_small(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
@@ -115,7 +140,7 @@ def _write(handle: int, data: bytes | memoryview) -> None:
 def sync(path: Path) -> None:
     """Flush the file, so that what was appended so far survives a loss of power."""
     with translate_os_errors(path):
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0))
         try:
             os.fsync(handle)
         finally:

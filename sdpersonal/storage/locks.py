@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from .os_errors import translate_os_errors
 from .reading import read_bytes
 
 LOCK_NAME = ".lock"
+_NOTE_BYTES = 24
+_NOTE = re.compile(rb"([0-9]+ [0-9]{2}:[0-9]{2} *)?")  # the process that holds the lock, and since when
 LOCK_TIMEOUT = 60.0  # seconds to wait for another process where its work is short
 
 
@@ -43,7 +46,11 @@ def lock(folder: Path, label: str = "", timeout: float = 0.0) -> Iterator[None]:
 
 def _write_holder(path: Path) -> None:
     with suppress(OSError), open(path, "r+b") as file:  # it serves only the message: a full disk must not stop the work
-        file.write(f"{os.getpid()} {time.strftime('%H:%M')}".ljust(24).encode())
+        # A hard link to another file, or one that was renamed, keeps what it holds.
+        if os.fstat(file.fileno()).st_nlink > 1 or not _NOTE.fullmatch(file.read(_NOTE_BYTES + 1)):
+            return
+        file.seek(0)
+        file.write(f"{os.getpid()} {time.strftime('%H:%M')}".ljust(_NOTE_BYTES).encode())
 
 
 def _describe_holder(path: Path) -> str:

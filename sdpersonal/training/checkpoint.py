@@ -3,6 +3,9 @@ models) and, written last, `manifest.json`.
 
 The state is the trained parameters and the optimizer's: tensors in safetensors, plain numbers in the manifest. Random
 values are computed (rng.py), so there is nothing else. No pickle is written or read.
+
+The manifest has the SHA-256 of each file of the state, and of itself (those of former versions have not). These find
+what a disk or a copy damaged; checkpoint_checks.py finds what does not fit the run, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -22,11 +25,15 @@ from torch import Tensor, nn
 from .. import storage
 from ..config import FORMER_FIELDS, FORMER_PRIORS
 from ..errors import UserError, printable
-from .run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_folders
+from ..storage.reading import parse_strict_json
+from .checkpoint_checks import TensorSpec, check_fits, check_values, plain_numbers, read_specs
+from .run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_folders, is_shallow
 
 CHECKPOINT_LIMIT = 2
 _SHARD_BYTES = 1 << 30  # bytes of tensors in a file, which limits the additional memory for writing
 _MAX_BYTES = 8 << 30
+_MAX_HEADER_BYTES = 64 << 20
+_MANIFEST_SUM = "manifest_sha256"
 _STATE_FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
 READ_ERRORS = (  # what a damaged checkpoint raises
     UserError,
@@ -79,7 +86,7 @@ def save_checkpoint(
             storage.write_bytes(temporary_folder / name, data)
             digests[name] = storage.sha256(data)
         manifest = {"step": step, "sha256": digests, "numbers": _optimizer_numbers(state), "run": identity}
-        storage.write_json(temporary_folder / MANIFEST_FILE, manifest)
+        storage.write_json(temporary_folder / MANIFEST_FILE, manifest | {_MANIFEST_SUM: _manifest_sum(manifest)})
     folders = checkpoint_folders(run)
     recent = [old_step for old_step in folders if old_step <= step][-CHECKPOINT_LIMIT:]
     for old_step, old_folder in folders.items():
@@ -161,23 +168,44 @@ def _format_value(value: object) -> str:
 
 
 def read_manifest(folder: Path) -> dict:
-    """Read what a checkpoint is. Raises READ_ERRORS."""
-    manifest = json.loads(storage.read_bytes(folder / MANIFEST_FILE, 4 << 20))
+    """Read what a checkpoint is, and check that it is what was written for this folder. Raises READ_ERRORS."""
+    manifest = parse_strict_json(storage.read_bytes(folder / MANIFEST_FILE, 4 << 20).decode())
     types = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
-    if not all(isinstance(manifest[key], expected_type) for key, expected_type in types.items()):
+    if not isinstance(manifest, dict) or not is_shallow(manifest):
         raise ValueError("not a manifest")
+    if not all(type(manifest[key]) is expected_type for key, expected_type in types.items()):
+        raise ValueError("not a manifest")
+    if folder.name != checkpoint_folder(folder.parent, manifest["step"]).name:
+        raise ValueError("the manifest of another step")
+    if manifest.get(_MANIFEST_SUM, _manifest_sum(manifest)) != _manifest_sum(manifest):
+        raise ValueError("not the manifest that was written")
     return manifest
+
+
+def _manifest_sum(manifest: dict) -> str:
+    content = {key: value for key, value in manifest.items() if key != _MANIFEST_SUM}
+    return storage.sha256(json.dumps(content, sort_keys=True).encode())
 
 
 def read_tensors(folder: Path, manifest: dict) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a checkpoint by their names in it. Raises READ_ERRORS if it is not what was written."""
+    for shard in _read_shards(folder, manifest, _MAX_BYTES):
+        yield from shard.items()
+
+
+def _read_shards(folder: Path, manifest: dict, limit: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors of each file. limit: bytes of a file."""
     for file, digest in manifest["sha256"].items():
-        if not _STATE_FILE.fullmatch(file):
-            raise ValueError("not a file of a checkpoint")
-        data = storage.read_bytes(folder / file, _MAX_BYTES)
+        data = storage.read_bytes(_state_path(folder, file), limit)
         if storage.sha256(data) != digest:
             raise ValueError("not the state that was written")
-        yield from load(data).items()
+        yield load(data)
+
+
+def _state_path(folder: Path, file: str) -> Path:
+    if not _STATE_FILE.fullmatch(file):
+        raise ValueError("not a file of a checkpoint")
+    return folder / file
 
 
 # --- parameters and optimizer, as tensors and numbers ---
@@ -200,15 +228,11 @@ def _state_tensors(state: CheckpointState) -> Iterator[tuple[str, Tensor]]:
 
 def _optimizer_numbers(state: CheckpointState) -> dict[str, object]:
     trained, optimizer = state.trainable_parameters, state.optimizer
-    states = {name: _plain_numbers(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
+    states = {name: plain_numbers(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
     return {
         "state": {name: numbers for name, numbers in states.items() if numbers},
-        "groups": [_plain_numbers(group) for group in optimizer.param_groups],
+        "groups": [plain_numbers(group) for group in optimizer.param_groups],
     }
-
-
-def _plain_numbers(values: dict) -> dict[str, int | float]:
-    return {key: value for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -224,28 +248,33 @@ def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
 
 
 def _restore(folder: Path, manifest: dict, state: CheckpointState) -> None:
-    trained, optimizer = state.trainable_parameters, state.optimizer
-    optimizer.state.clear()
-    filled = set()
-    for name, tensor in read_tensors(folder, manifest):
-        filled.add(name)
-        _load_tensor(name, tensor, state)
-    if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in state.ema} <= filled:
-        raise ValueError("a part is missing")
-    for name, numbers in manifest["numbers"]["state"].items():
-        optimizer.state[trained[name]].update(numbers)
-    for group, numbers in zip(optimizer.param_groups, manifest["numbers"]["groups"], strict=True):
-        group.update(numbers)
+    """Load a checkpoint. Raises READ_ERRORS, before anything is loaded if the checkpoint is a single file."""
+    trained, optimizer, numbers = state.trainable_parameters, state.optimizer, manifest["numbers"]
+    specs: dict[str, TensorSpec] = {}
+    for file in manifest["sha256"]:
+        specs |= read_specs(_state_path(folder, file))
+    check_fits(specs, numbers, trained, state.ema, optimizer)
+    limit = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs.values()) + _MAX_HEADER_BYTES
+    for number, shard in enumerate(_read_shards(folder, manifest, limit)):
+        for name, tensor in shard.items():
+            check_values(name, tensor)
+        if number == 0:
+            optimizer.state.clear()
+        for name, tensor in shard.items():
+            _load_tensor(name, tensor, state)
+    for name, values in numbers["state"].items():
+        optimizer.state[trained[name]].update(values)
+    for group, values in zip(optimizer.param_groups, numbers["groups"], strict=True):
+        group.update(values)
 
 
 @torch.no_grad()
 def _load_tensor(name: str, tensor: Tensor, state: CheckpointState) -> None:
+    """Load a tensor that `check_fits` has accepted."""
     trained, optimizer = state.trainable_parameters, state.optimizer
     kind, _, rest = name.partition(".")
     if kind in ("value", "average"):
         target = trained[rest] if kind == "value" else state.ema[rest]
-        if target.shape != tensor.shape:
-            raise ValueError("a parameter has another shape")
         target.copy_(tensor)
     elif kind == "state":
         key, _, owner = rest.partition(".")

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from .. import storage
 from ..display.progress import SMOOTHING, OnProgress, Progress, ProgressBar
-from .run_dir import PROGRESS_FILE, parse_object
+from .run_dir import PROGRESS_FILE, read_progress
 from .trackers import NullTracker, Tracker
 
 
@@ -42,8 +42,8 @@ class ProgressLog:
         self._out = out or sys.stderr
         self._started_at = time.monotonic()
         entries = _truncate_after(self._path, start)
-        self.losses = [float(entry["loss"]) for entry in entries]
-        self.fixed_batch_losses = [(int(entry["step"]), float(entry["fixed"])) for entry in entries if "fixed" in entry]
+        self.losses = [entry["loss"] for entry in entries]
+        self.fixed_batch_losses = [(entry["step"], entry["fixed"]) for entry in entries if "fixed" in entry]
         self._bar = ProgressBar("training", on_progress, quiet=on_progress is not None, transient=False, out=self._out)
         self._has_text = on_progress is None and not self._bar.shown
 
@@ -104,12 +104,7 @@ def _smooth_loss(losses: list[float]) -> float:
 
 
 def _truncate_after(path: Path, step: int) -> list[dict]:
-    """Drop the lines that an interrupted run wrote after its last checkpoint; return the others."""
-    entries = []
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            entry = parse_object(line)  # None for a line that a kill cut off
-            if entry and entry.get("step", math.inf) <= step:
-                entries.append(entry)
+    """Drop the lines that an interrupted run wrote after its last checkpoint, and damaged ones; return the others."""
+    entries = [entry for entry in read_progress(path) if entry["step"] <= step]
     storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
     return entries

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
-from ..errors import UserError
+from ..errors import UserError, printable
 
 RUNS_FOLDER = Path("runs")  # run folders are in it unless --run says otherwise
 PROGRESS_FILE = "progress.jsonl"  # a line for each step
@@ -34,8 +34,14 @@ CONVERGED_LINE = "The loss has converged: ended after step"
 KEPT_LINE = "Ended after step"
 ENDING_LINES = (CONVERGED_LINE, KEPT_LINE, "There is no more to learn")  # the last: of former versions
 
+MAX_STEP = 999_999_999  # the largest that a checkpoint's folder can be named by
 _CHECKPOINT = re.compile(r"step-([0-9]{6,9})")
 _MAX_JSON_BYTES = 1 << 20
+_MAX_PROGRESS_BYTES = 64 << 20  # the file of 100,000 steps has 10 MB
+_MAX_DEPTH = 20  # of nested lists and objects; a deep value can be read, but not be shown or compared
+_MAX_DIGITS = 20  # of a whole number; more are no number of ours
+_MAX_LOSS = 1e6  # a training ends far below
+_MAX_NUMBER = 1e15  # of bytes, seconds, steps and times
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -44,8 +50,10 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def checkpoint_folders(run: Path) -> dict[int, Path]:
     """Return the folders of all checkpoints by step, ascending; a damaged one has perhaps no manifest."""
-    matches = ((_CHECKPOINT.fullmatch(path.name), path) for path in run.glob("step-*"))
-    return dict(sorted((int(match[1]), path) for match, path in matches if match and path.is_dir()))
+    paths = {path.name: path for path in run.glob("step-*") if path.is_dir()}
+    steps = sorted(int(match[1]) for match in map(_CHECKPOINT.fullmatch, paths) if match)
+    folders = {step: checkpoint_folder(run, step) for step in steps}
+    return {step: folder for step, folder in folders.items() if folder.name in paths}  # step-0000010 is none
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -90,19 +98,67 @@ def read_json_lines(path: Path, max_bytes: int) -> list[dict[str, Any]]:
 
 
 def parse_object(text: bytes | str) -> dict[str, Any] | None:
-    """Parse a JSON object; None if the text is none, such as a line that a kill cut off."""
+    """Parse a JSON object; None if the text is none, such as a line that a kill cut off, or is nested too deeply.
+
+    A whole number that is too long becomes NaN, so that one bad number does not cost the others.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_parse_int)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and is_shallow(value) else None
 
 
-def to_number(value: object) -> float:
-    """Convert a JSON value to a float; 0 if it is not a finite number."""
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else math.nan
+
+
+def is_shallow(value: object) -> bool:
+    """Return whether a JSON value has at most _MAX_DEPTH lists and objects in each other."""
+    level: list[object] = [value]
+    for _ in range(_MAX_DEPTH):
+        containers = [part for part in level if isinstance(part, dict | list)]
+        level = [part for parts in containers for part in (parts.values() if isinstance(parts, dict) else parts)]
+        if not level:
+            return True
+    return False
+
+
+def to_number(value: object, largest: float = _MAX_NUMBER) -> float:
+    """Convert a JSON value to a float; 0 if it is no number from 0 to `largest`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
+    return float(value) if 0 <= value <= largest else 0.0
+
+
+def to_step(value: object) -> int:
+    """Convert a JSON value to the number of a step; 0 if it is none."""
+    return int(to_number(value, MAX_STEP))
+
+
+def to_text(value: object) -> str:
+    """Return a JSON value that is text, safe to show; "" for any other."""
+    return printable(value, 200) if isinstance(value, str) else ""
+
+
+def read_progress(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a progress file that `parse_progress` can use; a missing file, or one too large, has none."""
     try:
-        return float(value) if math.isfinite(value) else 0.0
-    except OverflowError:
-        return 0.0
+        lines = storage.read_bytes(path, _MAX_PROGRESS_BYTES).splitlines()
+    except UserError:
+        return []
+    return [entry for line in lines if (entry := parse_progress(line)) is not None]
+
+
+def parse_progress(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of the progress file: "step" and "loss" are usable numbers, and "fixed", if it is there. None for
+    any other line."""
+    entry = parse_object(line) or {}
+    step, loss, fixed = (entry.get(key) for key in ("step", "loss", "fixed"))
+    if type(step) is not int or not 0 < step <= MAX_STEP or not _is_loss(loss):
+        return None
+    return entry if _is_loss(fixed) else {key: value for key, value in entry.items() if key != "fixed"}
+
+
+def _is_loss(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < _MAX_LOSS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from ..concepts.concept import Concept
 from ..concepts.library import Library
 from ..errors import UserError
 from ..prompts import Token
-from .run_dir import CURVES_FILE, PROGRESS_FILE, REPORT_FILE
+from .run_dir import CURVES_FILE, PROGRESS_FILE, REPORT_FILE, read_progress
 
-_MAX_BYTES = 100_000_000  # of a sheet, or of a log of 100,000 steps
+_MAX_BYTES = 100_000_000  # of a sheet
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class TrainResult:
     @property
     def losses(self) -> list[float]:
         """The loss of each step, those before a resume included."""
-        lines = storage.read_bytes(self.run / PROGRESS_FILE, _MAX_BYTES).splitlines()
-        return [float(json.loads(line)["loss"]) for line in lines]
+        return [float(entry["loss"]) for entry in read_progress(self.run / PROGRESS_FILE)]
 
     @property
     def report(self) -> Path:

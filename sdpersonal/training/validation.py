@@ -8,10 +8,9 @@ preferred a later checkpoint for each of four subjects (docs/learning.md), and s
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,14 @@ from ..evaluation.concept_score import PROMPTS, SCORE_SEEDS, class_phrase, promp
 from ..models import StableDiffusion
 from .dataset import CaptionSplitter
 from .methods.protocol import Method
-from .run_dir import CLASS_NOUN_IMAGE, VALIDATIONS_FILE, VALIDATIONS_FOLDER, read_json_lines, validation_image
+from .run_dir import (
+    CLASS_NOUN_IMAGE,
+    MAX_STEP,
+    VALIDATIONS_FILE,
+    VALIDATIONS_FOLDER,
+    read_json_lines,
+    validation_image,
+)
 from .sampling import generate_samples
 
 DENOISING_STEPS = 12  # enough to compare with the last validation, at half the time of an image for people
@@ -35,6 +41,7 @@ MIN_DELTA = 0.02
 _PATIENCE = 2
 _GOOD_SCORE = 0.6  # of 1; a concept below it is hardly trained
 _MAX_BYTES = 1 << 22  # of the file of validations
+_MAX_SCORE = 1000.0  # likeness may lie outside 0 to 1: it is divided by a range that may be small
 
 
 @dataclass(frozen=True)
@@ -156,9 +163,11 @@ def read_validations(run: Path) -> list[Validation]:
 
 
 def _parse_validation(entry: dict[str, Any]) -> Validation | None:
-    try:
-        step, _ = int(entry.pop("step")), entry.pop("score")
-        scores = ConceptScores(**{key: float(value) for key, value in entry.items()})
-    except (ValueError, TypeError, KeyError, OverflowError):
+    """Return the validation of a line; None unless it has a step and every score, each a number near those of ours."""
+    names = [field.name for field in fields(ConceptScores)]
+    step, values = entry.get("step"), [entry.get(name) for name in names]
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
         return None
-    return Validation(step, scores) if all(math.isfinite(value) for value in asdict(scores).values()) else None
+    if not all(type(value) in (int, float) and abs(value) <= _MAX_SCORE for value in values):
+        return None
+    return Validation(step, ConceptScores(**dict(zip(names, map(float, values), strict=True))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,16 +18,21 @@ from ....training.run_dir import (
     PROGRESS_FILE,
     RESULT_FILE,
     latest_step,
-    parse_object,
+    parse_progress,
     read_json,
     to_number,
+    to_step,
+    to_text,
 )
 from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
 
 PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
-RunState = Literal["starting", "training", "finishing", "done", "stopped", "failed"]
+RunState = Literal["starting", "training", "finishing", "done", "stopped", "failed", "damaged"]
 RUNNING_STATES = ("starting", "training", "finishing")
-_TEXT, _LINES = 200_000, 64 << 20  # bytes read at most
+_TEXT, _LINES = 200_000, 64 << 20  # bytes read at most; the log of 100,000 steps has 10 MB
+_MAX_POINTS = 200_000  # more than a run may have steps
+_MAX_LEFT = 1e8  # seconds, three years
+_MAX_AHEAD = 86_400.0  # seconds by which a run may have begun after the present time: the clock was set back
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
 _KILLED_MESSAGE = "The process ended without a message: it was killed, or the machine ran out of memory."
 
@@ -43,8 +48,8 @@ class LossPoints:
 @dataclass(frozen=True)
 class RunStatus:
     """Status of a run. started_at: seconds since 1970; step of steps; points: the loss curve; message: the trainer's
-    last line that is worth showing; cost: measurements of the dry run ({} before it); token, seconds: of the finished
-    concept; pending_command: one that the trainer has not read yet, else ""."""
+    last line that is worth showing, or what is damaged; cost: measurements of the dry run ({} before it); token,
+    seconds: of the finished concept; pending_command: one that the trainer has not read yet, else ""."""
 
     folder: Path
     state: RunState
@@ -82,7 +87,10 @@ class ProgressReader:
     def update(self) -> None:
         try:
             with storage.open_to_read(self.path) as file:
-                if file.seek(0, 2) < self.offset:  # a resumed run truncates the file to its checkpoint
+                size = file.seek(0, 2)
+                if size > _LINES:  # no log of ours
+                    return
+                if size < self.offset:  # a resumed run truncates the file to its checkpoint
                     self.offset, self.last, self.points = 0, {}, LossPoints()
                 file.seek(self.offset)
                 data = file.read(_LINES)
@@ -94,18 +102,13 @@ class ProgressReader:
             self._add_line(line)
 
     def _add_line(self, line: bytes) -> None:
-        entry = parse_object(line) or {}
-        try:
-            step, loss = int(entry["step"]), float(entry["loss"])
-            fixed = float(entry["fixed"]) if "fixed" in entry else None
-        except (ValueError, TypeError, KeyError, OverflowError):
-            return
-        if not math.isfinite(loss):
+        entry = parse_progress(line)
+        if entry is None or len(self.points.losses) >= _MAX_POINTS:
             return
         self.last = entry
-        self.points.losses.append((step, loss))
-        if fixed is not None and math.isfinite(fixed):
-            self.points.fixed_batch_losses.append((step, fixed))
+        self.points.losses.append((entry["step"], entry["loss"]))
+        if "fixed" in entry:
+            self.points.fixed_batch_losses.append((entry["step"], entry["fixed"]))
 
 
 class RunStatusReader:
@@ -115,56 +118,79 @@ class RunStatusReader:
         self._progress_readers: dict[Path, ProgressReader] = {}
 
     def read(self, folder: Path) -> RunStatus | None:
-        """Return the status of the run in this folder; None if the app did not start it."""
-        process_info, settings = read_json(folder / PROCESS_FILE), read_json(folder / SETTINGS_FILE)
-        if not process_info or not settings:
-            return None
-        began = to_number(process_info.get("began"))
-        alive = parse_process(process_info).is_alive()
-        result = read_json(folder / RESULT_FILE)
-        if result and not alive:
-            return self._done(folder, settings, began, result)
-        progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
-        progress.update()
-        step, steps = int(to_number(progress.last.get("step"))), int(to_number(progress.last.get("steps")))
-        status = RunStatus(
-            folder,
-            _running_state(folder, began, step, steps) if alive else "failed",
-            settings,
-            began,
-            step=step,
-            steps=steps,
-            seconds_left=to_number(progress.last.get("left")) if steps else None,
-            points=progress.points,
-            cost=read_json(folder / COST_FILE),
-            pending_command=_read_tail(folder / COMMAND_FILE).strip()[:20],
-        )
-        if alive:
-            return status
-        status = replace(status, message=_last_message(_read_tail(folder / ERRORS_FILE)))
-        saved = latest_step(folder)
-        return replace(status, state="stopped", step=saved) if saved else status
+        """Return the status of the run in this folder; None if the app did not start it.
 
-    def _done(self, folder: Path, settings: dict, began: float, result: dict) -> RunStatus:
+        A file that cannot be read makes the run "damaged", unless it is running or finished all the same.
+        """
+        try:
+            return self._read(folder)
+        except OSError as error:
+            return RunStatus(folder, "damaged", {}, 0.0, message=f"Its folder cannot be read: {error.strerror}.")
+
+    def _read(self, folder: Path) -> RunStatus | None:
+        if not is_app_run(folder):
+            return None
+        process_info, settings = read_json(folder / PROCESS_FILE), read_json(folder / SETTINGS_FILE)
+        result, began = read_json(folder / RESULT_FILE), _start_time(process_info)
+        alive = parse_process(process_info).is_alive()
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.update()
-        return RunStatus(
-            folder,
-            "done",
-            settings,
-            began,
-            step=int(to_number(result.get("steps"))),
-            points=progress.points,
-            cost=read_json(folder / COST_FILE),
-            token=printable(str(result.get("token", ""))),
-            seconds=to_number(result.get("seconds")),
-        )
+        status = RunStatus(folder, "done", settings, began, points=progress.points, cost=read_json(folder / COST_FILE))
+        if alive:
+            return _running_status(status, progress.last)
+        if result:
+            return replace(
+                status,
+                step=to_step(result.get("steps")),
+                token=to_text(result.get("token")) or to_text(settings.get("token")),
+                seconds=to_number(result.get("seconds"), _MAX_LEFT),
+            )
+        return _ended_status(status, progress.last, _damaged_file(folder, process_info, settings))
 
     def forget(self, folder: Path) -> None:
         self._progress_readers.pop(folder, None)
 
 
 RUN_SEPARATOR = "\f"  # in the trainer's log, where a run was started or resumed
+
+
+def is_app_run(folder: Path) -> bool:
+    """Return whether the app started the run in this folder, whatever its files hold now."""
+    return any(os.path.lexists(folder / name) for name in (PROCESS_FILE, SETTINGS_FILE))
+
+
+def _start_time(process_info: dict[str, Any]) -> float:
+    """Return when a run began, in seconds since 1970; 0 if that is unknown, or has yet to come."""
+    return to_number(process_info.get("began"), time.time() + _MAX_AHEAD)
+
+
+def _damaged_file(folder: Path, process_info: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Return the name of the file of a run that ended without a result which cannot be read; "" if there is none."""
+    if os.path.lexists(folder / RESULT_FILE):
+        return RESULT_FILE
+    return SETTINGS_FILE if not settings else PROCESS_FILE if not process_info else ""
+
+
+def _running_status(status: RunStatus, last: dict[str, Any]) -> RunStatus:
+    step, steps = to_step(last.get("step")), to_step(last.get("steps"))
+    return replace(
+        status,
+        state=_running_state(status.folder, status.started_at, step, steps),
+        step=step,
+        steps=steps,
+        seconds_left=to_number(last.get("left"), _MAX_LEFT) if steps else None,
+        pending_command=_read_tail(status.folder / COMMAND_FILE).strip()[:20],
+    )
+
+
+def _ended_status(status: RunStatus, last: dict[str, Any], damaged_file: str) -> RunStatus:
+    """Return the status of a run that ended without a result. damaged_file: as `_damaged_file` names it."""
+    status = replace(status, step=to_step(last.get("step")), steps=to_step(last.get("steps")))
+    if damaged_file:
+        return replace(status, state="damaged", message=f"Its file {damaged_file} is damaged or missing.")
+    status = replace(status, state="failed", message=_last_message(_read_tail(status.folder / ERRORS_FILE)))
+    saved = latest_step(status.folder)
+    return replace(status, state="stopped", step=saved) if saved else status
 
 
 def _running_state(folder: Path, began: float, step: int, steps: int) -> RunState:
@@ -219,9 +245,16 @@ def format_start(began: float) -> str:
     return time.strftime("%H:%M" if is_today else "%d %B, %H:%M", local_start)
 
 
+def list_folders(folder: Path) -> list[Path]:
+    """List the folders in a folder, without hidden ones, such as those that a kill left half deleted."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [folder / name for name in names if not name.startswith(".") and os.path.isdir(folder / name)]
+
+
 def list_runs(folder: Path) -> Sequence[Path]:
-    """List the runs in a folder that the app started, newest first."""
-    runs = []
-    for path in folder.glob(f"*/{PROCESS_FILE}"):
-        runs.append((to_number(read_json(path).get("began")), path.parent))
-    return [path for _, path in sorted(runs, reverse=True)]
+    """List the runs in a folder that the app started, newest first; those of an unknown time come last."""
+    runs = [path for path in list_folders(folder) if is_app_run(path)]
+    return sorted(runs, key=lambda path: (_start_time(read_json(path / PROCESS_FILE)), path), reverse=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ....training.run_dir import (
     SAMPLES_FILE,
     VALIDATIONS_FOLDER,
     to_number,
+    to_text,
     validation_images,
 )
 from ..workspace import Workspace
@@ -22,6 +25,7 @@ from .loss_plot import loss_svg, progress_html
 from .run_status import RunStatus
 
 _LARGEST = 64 << 20  # bytes of an image or a report
+_PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def run_view(status: RunStatus, workspace: Workspace, page: str, seen: str = "")
         text,
         progress_html(share) if status.running else "",
         loss_svg(status.points, status.steps),
-        tuple((_publish(path, workspace, page), caption) for path, caption in images) if images_changed else (),
+        _publish_images(images, workspace, page) if images_changed else (),
         _score_text(status),
         stamp,
         _prompts(status, workspace) if status.state == "done" else (),
@@ -66,11 +70,11 @@ def run_view(status: RunStatus, workspace: Workspace, page: str, seen: str = "")
 
 
 def _token(status: RunStatus) -> str:
-    return printable(str(status.settings.get("token", "")), 150)
+    return to_text(status.settings.get("token"))
 
 
 def _starting_text(status: RunStatus) -> tuple[str, str, float | None]:
-    waited = max(0, round(time.time() - status.started_at))
+    waited = min(max(0, round(time.time() - status.started_at)), 86_400)
     text = "Loading the model, checking the photos, testing one step"
     if cost := _cost_text(status):
         text = f"The dry run is done. {cost}"
@@ -99,6 +103,10 @@ def _done_text(status: RunStatus) -> tuple[str, str, float | None]:
 
 
 def _ended_text(status: RunStatus) -> tuple[str, str, float | None]:
+    if status.state == "damaged":
+        title = f"The training of {_token(status)} is damaged" if _token(status) else "A training is damaged"
+        folder = printable(str(status.folder), 300)
+        return title, f"{status.message}\nIt cannot be resumed. Discard deletes its folder, {folder}.", None
     if status.can_resume:
         next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: press Resume to continue."
     else:
@@ -137,11 +145,32 @@ def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
             return "", []
         step, newest = max(sample_sheets.items())
         images = [(newest, f"After step {step:,}")]
-        stamp = f"{step} {newest.stat().st_mtime_ns}"
-    noun = status.settings.get("class_noun") or status.settings.get("init") or "the class"
+        stamp = f"{step} {_modified_at(newest)}"
     class_noun_image = status.folder / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE
-    images.append((class_noun_image, f"For comparison: {printable(str(noun), 40)} without the concept"))
-    return stamp, [(path, caption) for path, caption in images if path.exists()]
+    images.append((class_noun_image, f"For comparison: {printable(_noun(status), 40)} without the concept"))
+    return stamp, images
+
+
+def _modified_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _noun(status: RunStatus) -> str:
+    nouns = (to_text(status.settings.get(name)) for name in ("class_noun", "init"))
+    return next(filter(None, nouns), "the class")
+
+
+def _publish_images(images: Sequence[tuple[Path, str]], workspace: Workspace, page: str) -> tuple[tuple[str, str], ...]:
+    """Copy the images into the page's folder, without those that are missing or no images."""
+    published = []
+    for path, caption in images:
+        with suppress(UserError):
+            if storage.read_head(path, len(_PNG))[0] == _PNG:
+                published.append((_publish(path, workspace, page), caption))
+    return tuple(published)
 
 
 def _publish(path: Path, workspace: Workspace, page: str) -> str:
@@ -161,9 +190,8 @@ def _score_text(status: RunStatus) -> str:
     best = best_validation(_read_validations(status))
     if best is None or best.scores is None:
         return ""
-    noun = str(status.settings.get("class_noun") or status.settings.get("init") or "the class")
     prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
-    explanation = " ".join(printable(line, 400) for line in explain_scores(best.scores, noun))
+    explanation = " ".join(printable(line, 400) for line in explain_scores(best.scores, _noun(status)))
     return f"{prefix}{explanation}\n{format_scores(best.scores)}"
 
 
@@ -178,5 +206,6 @@ def _prompts(status: RunStatus, workspace: Workspace) -> tuple[str, ...]:
 
 
 def _report(status: RunStatus, workspace: Workspace, page: str) -> str:
-    path = status.folder / REPORT_FILE
-    return _publish(path, workspace, page) if path.exists() else ""
+    with suppress(UserError):
+        return _publish(status.folder / REPORT_FILE, workspace, page)
+    return ""  # it is missing or too large

@@ -10,7 +10,7 @@ from typing import Any
 from .... import storage
 from ....config import ConceptKind, CropMode
 from ....errors import UserError
-from ..error_text import describe_error
+from ..error_text import describe_error, value_or_error
 from ..generation_service import GenerationService
 from ..workspace import Workspace
 from .photo_files import sample_sets
@@ -161,9 +161,10 @@ class TrainPage:
         except Exception as error:
             return describe_error(error)
 
-    def resume(self, user: str | None) -> str:
-        """Resume an unfinished training."""
-        return _error_or_nothing(lambda: self.training_service.resume(user))
+    def resume(self, user: str | None) -> tuple[str, str]:
+        """Resume an unfinished training; return (note for the page, error), each "" if there is none."""
+        note, error = value_or_error(self.training_service.resume, user, self.generation.base.name)
+        return note or "", error
 
     def dismiss(self, user: str | None) -> str:
         """Hide the finished training, so that another can be set up."""

@@ -11,10 +11,12 @@ import psutil  # type: ignore[import-untyped]  # psutil ships no types
 from .... import storage
 from ....config import TrainingSettings
 from ....display.units import GB, format_minutes
-from ....training.run_dir import read_json, to_number
+from ....errors import printable
+from ....training.run_dir import read_json, to_number, to_step
 from ..models.hardware import SIZES_BY_KIND
 from ..models.model_info import ModelInfo
 
+_MAX_STEP_SECONDS, _MAX_MEMORY = 1e6, 1e15  # seconds of a step, bytes
 # Seconds of a step with all overhead, until a training was measured here; by (kind, device).
 _STEP_SECONDS = {
     ("tiny", "cpu"): 0.4,
@@ -35,19 +37,29 @@ class MeasuredCosts:
         self._path = path
 
     def read(self) -> dict[str, dict[str, float]]:
-        return {key: value for key, value in read_json(self._path).items() if isinstance(value, dict)}
+        costs = {}
+        for key, value in read_json(self._path).items():
+            if isinstance(value, dict) and (measured := _to_cost(value.get("step"), value.get("held"))):
+                costs[key] = measured
+        return costs
 
     def add(self, settings: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
         """Save what the dry run of a training with these settings measured (its `cost.json`)."""
-        if steps := to_number(cost.get("steps")):
-            measured = {"step": to_number(cost.get("seconds")) / steps, "held": to_number(cost.get("held"))}
+        steps, seconds = to_step(cost.get("steps")), to_number(cost.get("seconds"))
+        if steps and (measured := _to_cost(seconds / steps, cost.get("held"))):
             storage.write_json(self._path, self.read() | {cost_key(settings): measured})
+
+
+def _to_cost(step: object, held: object) -> dict[str, float]:
+    """Return the cost of a step; {} unless both are numbers that a machine can have measured."""
+    seconds, memory = to_number(step, _MAX_STEP_SECONDS), to_number(held, _MAX_MEMORY)
+    return {"step": seconds, "held": memory} if seconds and memory else {}
 
 
 def cost_key(settings: Mapping[str, Any]) -> str:
     """Return the key under which the cost of a step is saved."""
     method = settings.get("method") or "textual-inversion"
-    return f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}"[:200]
+    return printable(f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}", 200)
 
 
 def duration_text(steps: int, measured: Mapping[str, float] | None, base: ModelInfo) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .... import storage
-from ....config import TrainingSettings
+from ....config import DreamboothSettings, TrainingSettings
 from ....display.units import format_minutes
 from ....errors import DiskFull, UserError
+from ....models.loading import BUILT_IN
+from ....models.loading.diffusers_folder import missing_file
+from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
 from ....prompts import Token
 from ....training.run_dir import COST_FILE, RESULT_FILE, read_json
 from ..workspace import Workspace
@@ -26,9 +30,12 @@ from .run_status import (
     RunStatus,
     RunStatusReader,
     format_start,
+    is_app_run,
+    list_folders,
     list_runs,
     parse_process,
 )
+from .train_form import PRIORS
 from .trainer_process import (
     ERRORS_FILE,
     OUTPUT_FILE,
@@ -69,8 +76,12 @@ class TrainingService:
         self.measured_costs = MeasuredCosts(workspace.runs / "pace.json")
         self._reader, self._mutex = RunStatusReader(), threading.RLock()
         self._current = self._find()
-        for folder in self._all():
-            self._tidy(folder)
+        for runs_folder in self._runs_folders():
+            with suppress(OSError, UserError):  # what cannot be read or deleted does not keep the app from starting
+                storage.remove_leftovers(runs_folder)
+            for folder in list_runs(runs_folder):
+                with suppress(OSError, UserError):
+                    self._tidy(folder)
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -105,16 +116,42 @@ class TrainingService:
                 raise
             return folder
 
-    def resume(self, user: str | None) -> None:
-        """Resume the unfinished run that the user's page shows. Raises UserError."""
+    def resume(self, user: str | None, base: str | None = None) -> str:
+        """Resume the unfinished run that the user's page shows; return a note on the settings that were not taken from
+        its file, "" if all were.
+
+        base: name of the model that the page generates with. Raises UserError.
+        """
         self._check_can_start(user)
         with self._mutex:
             self._check_free(user)
             status = self.shown_run(user)
             if status is None or status.state == "done":
                 raise UserError("There is no training to resume.", "Start a new one.")
-            settings = settings_from_json(status.settings).model_copy(update={"resume": status.can_resume})
-            self._launch(status.folder, settings)
+            if status.state == "damaged":
+                raise UserError(f"This training cannot be resumed. {status.message}", "Discard it, and start anew.")
+            if os.path.islink(status.folder / PHOTOS_FOLDER):
+                raise UserError("This training cannot be resumed: its folder of photos is a link to another folder.")
+            saved = settings_from_json(status.settings)
+            replaced = self._untrusted_settings(saved, status.folder, base)
+            self._launch(status.folder, saved.model_copy(update=replaced | {"resume": status.can_resume}))
+            return _replaced_note(replaced)
+
+    def _untrusted_settings(self, saved: TrainingSettings, folder: Path, base: str | None) -> dict[str, object]:
+        """Return the values to use in place of those of a run's file which the page could not have set there: the run
+        may be somebody else's, and these name what is read, written or sent."""
+        own: dict[str, object] = {
+            "photos": folder / PHOTOS_FOLDER,
+            "library": self.workspace.library.folder.resolve(),
+            "run": folder,
+            "base": saved.base if saved.base == BUILT_IN or _is_cached(saved.base) else base,
+            "revision": None,
+            "vae": None,
+            "report_to": None,
+        }
+        if isinstance(saved, DreamboothSettings):
+            own["prior"] = saved.prior if saved.prior in PRIORS.values() else "none"
+        return {name: value for name, value in own.items() if getattr(saved, name) != value}
 
     def _check_can_start(self, user: str | None) -> None:
         self._check_free(user)
@@ -154,7 +191,7 @@ class TrainingService:
             if current and current.parent == runs_folder and (status := self._reader.read(current)):
                 return status
             for folder in list_runs(runs_folder):
-                if not read_json(folder / PROCESS_FILE).get("away") and (status := self._reader.read(folder)):
+                if read_json(folder / PROCESS_FILE).get("away") is not True and (status := self._reader.read(folder)):
                     return status
             return None
 
@@ -202,9 +239,9 @@ class TrainingService:
         with self._mutex:
             status = self.shown_run(user)
             if status and status.state == "done":
-                storage.write_json(
-                    status.folder / PROCESS_FILE, read_json(status.folder / PROCESS_FILE) | {"away": True}
-                )
+                process = _read_process(status.folder)
+                info = {"pid": process.pid, "born": process.create_time, "began": status.started_at, "away": True}
+                storage.write_json(status.folder / PROCESS_FILE, info)
                 self._current = None
 
     def close(self) -> None:
@@ -221,10 +258,13 @@ class TrainingService:
             raise UserError("You have no running training.")
         return status
 
-    def _all(self) -> list[Path]:
+    def _runs_folders(self) -> list[Path]:
+        """Return the folders that may hold runs: the common one, and those of users in it."""
         top = self.workspace.runs.resolve()
-        runs_folders = [top, *(path for path in top.glob("*") if path.is_dir() and not (path / PROCESS_FILE).exists())]
-        return [folder for runs_folder in runs_folders for folder in list_runs(runs_folder)]
+        return [top, *(folder for folder in list_folders(top) if not is_app_run(folder))]
+
+    def _all(self) -> list[Path]:
+        return [folder for runs_folder in self._runs_folders() for folder in list_runs(runs_folder)]
 
     def _find(self) -> Path | None:
         """Return the folder of the running training, of any user."""
@@ -243,6 +283,17 @@ class TrainingService:
         storage.remove(folder)
         if self._current == folder:
             self._current = None
+
+
+def _is_cached(base: str | None) -> bool:
+    """Return whether this is a model with a short name, which is on this machine."""
+    hub_id = SHORT_NAMES.get(base or "")
+    return hub_id is not None and cached_folder(hub_id, None, missing_file) is not None
+
+
+def _replaced_note(names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return f"Not taken from the run's {SETTINGS_FILE}, but set by this app: {listed}." if listed else ""
 
 
 def _folder_name(settings: TrainingSettings) -> str:

@@ -143,7 +143,8 @@ def run_updates(run: RunComponents, setup: gr.Column, run_view: tuple[RunView, R
         run.running: gr.update(visible=is_running),
         run.sample: gr.update(interactive=state == "training"),
         run.keep: gr.update(interactive=state == "training"),
-        run.unfinished: gr.update(visible=state in ("stopped", "failed") and status is not None),
+        run.unfinished: gr.update(visible=state in ("stopped", "failed", "damaged") and status is not None),
+        run.resume: gr.update(interactive=state != "damaged"),
         run.done: gr.update(visible=state == "done"),
     } | _image_updates(run, view)
 
@@ -185,8 +186,9 @@ def connect_run(
         return refresh(request, seen if isinstance(seen, str) else "")
 
     def on_resume(request: gr.Request):
-        error = train_page.resume(user_name(request))
-        return refresh(request) | ({run.text: error} if error else {})
+        message, error = train_page.resume(user_name(request))
+        updates = refresh(request) | {note: gr.update(value=message, visible=bool(message))}
+        return updates | ({run.text: error} if error else {})
 
     def on_discard(request: gr.Request):
         message = train_page.cancel(user_name(request))
