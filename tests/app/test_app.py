@@ -15,7 +15,8 @@ from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.app.backend.generation_service import MAX_JOBS
-from sdpersonal.app.ui.middleware import MAX_FAILED_LOGINS, MAX_UPLOAD
+from sdpersonal.app.ui.middleware import MAX_FAILED_LOGINS
+from sdpersonal.app.ui.uploads import MAX_UPLOAD
 from support import browser as browsers
 from support.serving import HOSTILE, Server
 from support.stock import small_library

@@ -1,102 +1,311 @@
-"""Who may come in, and what is refused at the access: the guard around a plain program that answers everything."""
+"""Who may come in, and what is refused at the door: the middleware around a plain program that answers everything."""
+
+import re
+from collections import Counter
 
 import anyio
 import httpx
 import pytest
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from sdpersonal.app.ui import login
 from sdpersonal.app.ui.auth import Access, configure_access
-from sdpersonal.app.ui.middleware import MAX_BODY, MAX_FAILED_LOGINS, MAX_PARTS, SecurityMiddleware
+from sdpersonal.app.ui.login import MAX_FAILED_LOGINS, MAX_SHARED_FAILED_LOGINS, MAX_TOKENS
+from sdpersonal.app.ui.middleware import SECURITY_HEADERS, logged_in_user, protect
 from sdpersonal.errors import UserError
 
-HOSTS = frozenset({"127.0.0.1", "cellar.example"})
+PASSWORDS = {"ann": "correct horse", "bob": "battery staple"}
+RIGHT = {"username": "ann", "password": PASSWORDS["ann"]}
+WRONG = {"username": "ann", "password": "wrong"}
+FORM = (b"content-type", b"application/x-www-form-urlencoded")
 
 
-async def answering(scope, receive, send):
-    """Takes the whole body; a login succeeds with one password."""
-    body = b""
-    while (message := await receive()).get("more_body") or message.get("body"):
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    status = 400 if scope["path"].startswith("/login") and body != b"right" else 200
-    headers = [(b"x-seen", b",".join(name for name, _ in scope["headers"]))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"in"})
+class Program:
+    """Gradio, as far as a door sees it: a login that sets cookies as Gradio does, and "in" for all else."""
+
+    def __init__(self):
+        self.tokens, self.cookie_id, self.startup_events_triggered = {}, "id", True
+        self.tries, self.scopes = 0, []
+
+    async def __call__(self, scope, receive, send):
+        body, more = b"", scope["type"] == "http"
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.scopes.append(scope)
+        status, headers = 200, [(b"set-cookie", b"other=1")]
+        if scope["path"].rstrip("/") == "/login":
+            self.tries += 1
+            status = 200 if b"correct" in body else 400
+            if status == 200:
+                token = f"token{self.tries}"
+                self.tokens[token] = "ann"
+                cookie = f"access-token-id={token}; HttpOnly; Path=/; SameSite=none; Secure".encode()
+                unsecure = f"access-token-unsecure-id={token}; HttpOnly; Path=/; SameSite=lax".encode()
+                headers = [(b"set-cookie", cookie), (b"set-cookie", unsecure)]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"in"})
 
 
-@pytest.fixture
-def ask(tmp_path):
-    guard = TrustedHostMiddleware(SecurityMiddleware(answering, tmp_path), sorted(HOSTS), www_redirect=False)
+class Door:
+    """The program behind its door, and how to knock."""
 
-    def asked(method="GET", path="/", host="127.0.0.1:7860", address="10.0.0.9", **more):
+    def __init__(self, **access):
+        access = Access(7860, hosts=("cellar.example",), **access)
+        self.program = Program()
+        self._protected = protect(self.program, access, logged_in_user)
+
+    async def __call__(self, scope, receive, send):
+        await self._protected(scope | {"app": self.program}, receive, send)
+
+    def ask(self, method="GET", path="/", host="127.0.0.1:7860", address="10.0.0.9", **more):
         async def go():
-            transport = httpx.ASGITransport(guard, client=(address, 1))
+            transport = httpx.ASGITransport(self, client=(address, 1))
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
                 return await client.request(method, path, headers={"Host": host} | more.pop("headers", {}), **more)
 
         return anyio.run(go)
 
-    return asked
+    def log_in(self, form=RIGHT, **more):
+        return self.ask("POST", "/login", data=form, **more)
+
+
+@pytest.fixture
+def door():
+    """Open to this machine."""
+    return Door()
+
+
+@pytest.fixture
+def locked():
+    """Open to ann and bob; 10.0.0.1 is its proxy."""
+    return Door(passwords=PASSWORDS, proxies=("10.0.0.1",))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:7860", "cellar.example", "cellar.example:443"])
-def test_its_own_names_are_answered(ask, host):
-    assert ask(host=host).status_code == 200
+def test_its_own_names_are_answered(door, host):
+    assert door.ask(host=host).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "cellar.example:x", "", "127.0.0.1:7860:1"])
-def test_other_names_are_not(ask, host):
-    assert ask(host=host).status_code == 400
+def test_other_names_are_not(door, host):
+    assert door.ask(host=host).status_code == 400
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:7860", "http://127.0.0.1:1"])
-def test_another_sites_page_is_refused_whatever_it_asks(ask, origin):
+def test_another_sites_page_is_refused_whatever_it_asks(door, origin):
     for method in ("GET", "POST", "OPTIONS"):
-        assert ask(method, headers={"Origin": origin}).status_code == 403
-    assert ask("POST", headers={"Origin": "http://127.0.0.1:7860"}).status_code == 200
+        assert door.ask(method, headers={"Origin": origin}).status_code == 403
+    assert door.ask("POST", headers={"Origin": "http://127.0.0.1:7860"}).status_code == 200
 
 
-def test_nobody_says_for_the_proxy_where_it_is(ask):
-    answer = ask(headers={"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"})
-    assert answer.status_code == 200 and "forwarded" not in answer.headers["x-seen"]
+@pytest.mark.parametrize("path", ["/logout", "/config", "/gradio_api/heartbeat/x", "/gradio_api/file=x", "/robots.txt"])
+def test_a_link_elsewhere_leads_to_the_page_and_to_nothing_else(door, path):
+    link = {"Sec-Fetch-Mode": "navigate"}
+    for site in ("cross-site", "same-site"):  # the same site is any port of this machine
+        assert door.ask(path=path, headers=link | {"Sec-Fetch-Site": site}).status_code == 403
+        assert door.ask(path="/", headers=link | {"Sec-Fetch-Site": site}).status_code == 200
+        assert door.ask("POST", path="/", headers=link | {"Sec-Fetch-Site": site}).status_code == 403
+        assert door.ask(path="/", headers={"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Site": site}).status_code == 403
+    for site in ("same-origin", "none"):
+        assert door.ask(path=path, headers=link | {"Sec-Fetch-Site": site}).status_code == 200
 
 
-def test_passwords_cannot_be_guessed_fast(ask):
-    tried = [ask("POST", "/login", content=b"wrong").status_code for _ in range(200)]
+# --- who needs a login ------------------------------------------------------------------------------------------------
+
+PUBLIC = ["/", "/assets/x.js", "/static/img/logo.svg", "/theme.css", "/gradio_api/theme.css", "/robots.txt"]
+FOR_USERS = ["/config", "/logout", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/heartbeat/x"]
+FOR_USERS += ["/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/file=/x\n", "/gradio_api/upload"]
+CLOSED = ["/openapi.json", "/gradio_api/openapi.json", "/gradio_api/startup-events", "/gradio_api/token", "/x"]
+CLOSED += ["/gradio_api/run/x", "/gradio_api/call/x", "/gradio_api/stream/x", "/gradio_api/proxy=http://x", "/static"]
+CLOSED += ["/gradio_api/heartbeat/x/y", "//gradio_api/heartbeat/x", "/GRADIO_API/heartbeat/x", "/monitoring/x", "/\n"]
+
+
+@pytest.mark.parametrize("path", PUBLIC + FOR_USERS + CLOSED)
+def test_only_the_login_page_is_for_everybody(door, locked, path):
+    open_to_all, open_to_users = path in PUBLIC, path in PUBLIC + FOR_USERS
+    assert locked.ask(path=path.replace("\n", "%0A")).status_code == (200 if open_to_all else 401)
+    assert locked.ask(path=path.replace("\n", "%0A"), headers={"Cookie": "access-token-id=x"}).status_code != 404
+    locked.log_in()
+    cookie = {"Cookie": "access-token-unsecure-id=token1"}
+    expected = 200 if open_to_users else 404
+    assert locked.ask(path=path.replace("\n", "%0A"), headers=cookie).status_code == expected
+    assert door.ask(path=path.replace("\n", "%0A")).status_code == expected
+
+
+def test_gradio_may_start(locked):
+    locked.program.startup_events_triggered = False
+    assert locked.ask(path="/gradio_api/startup-events").status_code == 200
+
+
+def test_a_websocket_is_closed(locked):
+    sent = []
+
+    async def go():
+        scope = {"type": "websocket", "path": "/x", "scheme": "ws", "headers": [(b"host", b"127.0.0.1")]}
+        await locked(scope | {"client": ("10.0.0.9", 1)}, None, lambda message: _append(sent, message))
+
+    anyio.run(go)
+    assert [message["type"] for message in sent] == ["websocket.close"] and not locked.program.scopes
+
+
+async def _append(messages, message):
+    messages.append(message)
+
+
+def test_every_answer_can_be_framed_by_nobody(locked):
+    answers = [
+        locked.ask(),
+        locked.ask(path="/config"),
+        locked.log_in({"username": "x" * 9000}),
+        locked.ask(host="evil"),
+    ]
+    answers += [locked.ask("OPTIONS", headers={"Origin": "null"}), *(locked.log_in(WRONG) for _ in range(6))]
+    assert {answer.status_code for answer in answers} == {200, 400, 401, 403, 413, 429}
+    for answer in answers:
+        assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
+# --- guessed passwords ------------------------------------------------------------------------------------------------
+
+
+def test_passwords_cannot_be_guessed_fast(locked):
+    tried = [locked.log_in(WRONG).status_code for _ in range(200)]
     assert tried == [400] * MAX_FAILED_LOGINS + [429] * (200 - MAX_FAILED_LOGINS)
-    assert ask("POST", "/login/", content=b"right").status_code == 429
-    assert ask("POST", "/login", content=b"right", address="10.0.0.10").status_code == 200  # not everybody waits
-    assert ask().status_code == 200
+    assert locked.ask("POST", "/login/", data=RIGHT).status_code == 429
+    assert locked.log_in(RIGHT | {"username": "bob"}).status_code == 429  # another name from the same place
+    assert locked.log_in(address="10.0.0.10").status_code == 200  # not everybody waits
+    assert locked.ask().status_code == 200
 
 
-def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask):
-    announced = ask("POST", "/queue/join", headers={"Content-Length": "10000000000"}, content=b"x")
-    assert announced.status_code == 413
+def at_once(door, forms, address="10.0.0.9"):
+    """The statuses of logins whose heads are all sent before the first body."""
+    statuses, bodies_sent = [], anyio.Event()
+
+    async def one(form):
+        async def receive():
+            await bodies_sent.wait()
+            return {"type": "http.request", "body": httpx.Request("POST", "http://x", data=form).content}
+
+        async def send(message):
+            await anyio.sleep(0)
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {"type": "http", "method": "POST", "path": "/login", "scheme": "http", "query_string": b""}
+        headers = [(b"host", b"127.0.0.1:7860"), FORM]
+        await door(scope | {"headers": headers, "client": (address, 1)}, receive, send)
+
+    async def go():
+        async with anyio.create_task_group() as group:
+            for form in forms:
+                group.start_soon(one, form)
+            await anyio.wait_all_tasks_blocked()
+            bodies_sent.set()
+
+    anyio.run(go)
+    return Counter(statuses)
+
+
+@pytest.mark.parametrize("names", [["ann"], ["ann", "bob", "eve"]])
+def test_many_guesses_at_once_are_counted_too(locked, names):
+    guesses = [{"username": names[i % len(names)], "password": f"guess {i}"} for i in range(299)]
+    assert at_once(locked, [*guesses, RIGHT]) == {400: MAX_FAILED_LOGINS, 429: 300 - MAX_FAILED_LOGINS}
+    assert locked.program.tries == MAX_FAILED_LOGINS
+
+
+def test_a_login_that_succeeds_is_not_counted_and_takes_no_other_back(locked):
+    assert [locked.log_in().status_code for _ in range(20)] == [200] * 20
+    assert [locked.log_in(WRONG).status_code for _ in range(4)] == [400] * 4
+    assert locked.log_in().status_code == 200
+    assert [locked.log_in(WRONG).status_code for _ in range(2)] == [400, 429]
+
+
+def test_a_wait_has_an_end(locked, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(login.time, "monotonic", lambda: now[0])
+    assert [locked.log_in(WRONG).status_code for _ in range(6)][-1] == 429
+    now[0] += login.LOGIN_PAUSE + 1
+    assert locked.log_in().status_code == 200
+
+
+def test_one_network_is_one_place(locked):
+    tried = [locked.log_in(WRONG, address=f"2001:db8::{i:x}").status_code for i in range(8)]
+    assert tried == [400] * 5 + [429] * 3
+    assert locked.log_in(address="2001:db8:0:1::1").status_code == 200
+    assert locked.log_in(address="::ffff:10.0.0.9").status_code == 200
+    assert [locked.log_in(WRONG, address="::ffff:10.0.0.9").status_code for i in range(5)] == [400] * 5
+    assert locked.log_in(address="10.0.0.9").status_code == 429
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.9"])
+def test_nobody_but_the_proxy_says_where_a_client_is(locked, address):
+    tried = [
+        locked.log_in(WRONG, address=address, headers={"X-Forwarded-For": f"10.1.2.{i}"}).status_code for i in range(8)
+    ]
+    assert tried == [400] * 5 + [429] * 3
+    answer = locked.ask(address=address, headers={"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"})
+    assert answer.status_code == 200
+    scope = locked.program.scopes[-1]
+    assert scope["scheme"] == "http" and not any(b"forwarded" in name for name, _ in scope["headers"])
+
+
+def test_the_proxy_says_where_its_clients_are(locked):
+    def by_proxy(form, client):
+        return locked.log_in(form, address="10.0.0.1", headers={"X-Forwarded-For": client}).status_code
+
+    assert [by_proxy(WRONG, "10.9.9.9") for _ in range(6)] == [400] * 5 + [429]
+    assert by_proxy(RIGHT, "9.9.9.9, 10.9.9.9") == 429  # the client's own word before the proxy's
+    assert by_proxy(RIGHT, "10.9.9.8") == 200
+    https = {"X-Forwarded-Proto": "https", "Origin": "https://cellar.example"}
+    assert locked.log_in(address="10.0.0.1", host="cellar.example", headers=https).status_code == 200
+    refused = locked.log_in(host="cellar.example", headers=https)
+    assert refused.status_code == 403 and "--proxy" in refused.text
+
+
+def test_behind_a_proxy_that_does_not_say_only_a_name_waits(locked):
+    tried = [locked.log_in(WRONG, address="10.0.0.1").status_code for _ in range(6)]
+    assert tried == [400] * 5 + [429]
+    assert locked.log_in(RIGHT | {"username": "bob"}, address="10.0.0.1").status_code == 200
+    guesses = [{"username": f"user{i}", "password": "x"} for i in range(200)]
+    assert at_once(locked, guesses, address="10.0.0.1")[400] <= MAX_SHARED_FAILED_LOGINS
+
+
+@pytest.mark.parametrize("body", [b"", b"%", b"--b\r\n", b"\xff" * 50, b"a=" * 1000, b"&" * 4000])
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "x", "", "é"])
+def test_what_is_no_form_is_a_wrong_password_at_most(locked, body, kind):
+    headers = {"Content-Type": kind.encode()}
+    assert locked.ask("POST", "/login", content=body, headers=headers).status_code == 400
+
+
+def test_a_login_that_is_slow_or_long_is_not_waited_for(locked, monkeypatch):
+    monkeypatch.setattr(login, "LOGIN_SECONDS", 0.05)
 
     async def slowly():
-        for _ in range(MAX_BODY // 100_000 + 2):
-            yield b"x" * 100_000
+        yield b"username=ann&"
+        await anyio.sleep(5)
 
-    assert ask("POST", "/queue/join", content=slowly()).status_code == 413
-    assert ask("POST", "/queue/join", headers={"Content-Length": "-1"}, content=b"").status_code == 400
-
-
-@pytest.mark.parametrize("count, status", [(MAX_PARTS, 200), (MAX_PARTS + 1, 413), (1000, 413)])
-def test_many_files_at_once_are_refused(ask, count, status):
-    files = [("files", (f"{i}.png", b"x" * 50)) for i in range(count)]
-    assert ask("POST", "/gradio_api/upload", files=files).status_code == status
+    assert locked.ask("POST", "/login", content=slowly(), headers={"Content-Type": FORM[1].decode()}).status_code == 408
+    assert locked.log_in({"username": "x" * 9000}).status_code == 413
+    assert locked.program.tries == 0
 
 
-def test_what_was_sent_has_an_end(ask, tmp_path, monkeypatch):
-    from sdpersonal.app.ui import middleware as guard
+def test_cookies_are_for_this_site_only(locked):
+    def cookies(**more):
+        return locked.log_in(**more).headers.get_list("set-cookie")
 
-    (tmp_path / "sent").write_bytes(b"x" * 2000)
-    monkeypatch.setattr(guard, "MAX_UPLOAD", 1000)
-    assert ask("POST", "/gradio_api/upload", content=b"x").status_code == 507
-    monkeypatch.setattr(guard, "MAX_UPLOAD", 1 << 30)
-    monkeypatch.setattr(guard, "MIN_FREE_DISK", 1 << 60)
-    assert "disk is nearly full" in ask("POST", "/gradio_api/upload", content=b"x").text
+    plain = cookies()
+    assert len(plain) == 2 and all(re.search("HttpOnly.*SameSite=Lax$", cookie) for cookie in plain)
+    https = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "10.0.0.77"}
+    secure = cookies(address="10.0.0.1", headers=https)
+    assert all("SameSite=Lax" in cookie and cookie.count("Secure") == 1 for cookie in secure)
+    assert not any("none" in cookie.lower() for cookie in [*plain, *secure])
+
+
+def test_logins_do_not_pile_up(locked):
+    for _ in range(MAX_TOKENS + 20):
+        assert locked.log_in().status_code == 200
+    assert MAX_TOKENS <= len(locked.program.tokens) <= MAX_TOKENS + 1
+    assert f"token{MAX_TOKENS + 20}" in locked.program.tokens
 
 
 # --- access ----------------------------------------------------------------------------------------------------------
@@ -135,10 +344,48 @@ def test_no_password_is_in_what_is_printed_of_a_door():
     assert "secret" not in repr(Access(1, passwords={"ann": "secret-word"}))
 
 
-@pytest.mark.parametrize("text", ["", "ann", "ann:short", "../ann:long enough", "Ann:long enough", "# ann:long enough"])
+BAD_FILES = ["", "ann", "ann:short", "../ann:long enough", "Ann:long enough", "# ann:long enough", "ann:        "]
+BAD_FILES += [
+    "ann:   short    ",
+    "ann:\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd",
+    "ann:long\0enough",
+    ":long enough",
+]
+BAD_FILES += ["ann:long enough\nbob:long enough\nann:another one"]
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
 def test_a_bad_file_of_passwords_is_told(passwords, text):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as refused:
         configure_access(7860, True, (), passwords(text))
+    assert "passwords" in refused.value.message
+
+
+def test_a_file_of_passwords_must_be_utf_8(passwords):
+    path = passwords("")
+    path.write_bytes("# who\nann:pässwörter\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"Line 2 of .*passwords is not UTF-8"):
+        configure_access(7860, True, (), path)
+    path.write_bytes("\ufeffann:pässwörter\r\nbob:two  lines\r\n".encode())
+    access = configure_access(7860, True, (), path)
+    assert access.check("ann", "pässwörter") and access.check("bob", "two  lines")
+    assert not access.check("ann", "p\ufffdssw\ufffdrter") and not access.check("ann", "p\ud800sswörter")
+
+
+@pytest.mark.parametrize(
+    "proxy", ["studio.example", "10.0.0", "10.0.0.1/8", "0.0.0.0/0", "::/0", "", "*", "10.0.0.1,x"]
+)
+def test_a_proxy_is_an_address(passwords, proxy):
+    with pytest.raises(UserError, match="--proxy"):
+        configure_access(7860, False, (), passwords("ann:long enough"), (proxy,))
+
+
+def test_a_proxy_needs_passwords(passwords):
+    with pytest.raises(UserError, match="--password-file"):
+        configure_access(7860, False, (), None, ("127.0.0.1",))
+    access = configure_access(7860, False, (), passwords("ann:long enough"), ("127.0.0.1", "172.17.0.0/16", "::1"))
+    assert [access.is_proxy(address) for address in ("127.0.0.1", "172.17.3.4", "::1")] == [True] * 3
+    assert not any(access.is_proxy(address) for address in ("127.0.0.2", "172.18.0.1", "", "x", "::ffff:7f00:2"))
 
 
 def test_a_file_that_others_can_read_is_refused(passwords):

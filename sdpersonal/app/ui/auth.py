@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import hmac
+import ipaddress
 import os
 import socket
 import stat
@@ -18,19 +19,21 @@ from ... import storage
 from ...errors import UserError, printable
 
 LOCALHOST = ("127.0.0.1", "localhost")
-_MIN_PASSWORD = 8  # characters of a password
+_MIN_PASSWORD = 8  # characters of a password, without the spaces around it
 _MAX_BYTES = 100_000  # bytes of the password file
 
 
 @dataclass(frozen=True)
 class Access:
     """Access settings. listen: whether to accept other machines; hosts: more host names of this app, behind a proxy
-    for instance; passwords: by user name, empty if nobody logs in."""
+    for instance; passwords: by user name, empty if nobody logs in; proxies: addresses and networks of proxies, whose
+    X-Forwarded-For and X-Forwarded-Proto are believed."""
 
     port: int
     listen: bool = False
     hosts: tuple[str, ...] = ()
     passwords: dict[str, str] = field(default_factory=dict, repr=False)
+    proxies: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
@@ -41,6 +44,14 @@ class Access:
         """The host names that a browser may use."""
         return frozenset((*LOCALHOST, *self.hosts, *(_machine_names() if self.listen else ())))
 
+    def is_proxy(self, address: str) -> bool:
+        """Return whether the address is one of the proxies."""
+        try:
+            peer = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(peer in ipaddress.ip_network(proxy) for proxy in self.proxies)
+
     @property
     def check(self) -> Callable[[str, str], bool] | None:
         """Function (name, password) -> whether they match, in constant time; None if nobody logs in."""
@@ -50,22 +61,32 @@ class Access:
         def fits(name: str, password: str) -> bool:
             expected = self.passwords.get(name)
             given_digest, expected_digest = (
-                hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in (password, expected or "")
+                hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in (password, expected or "")
             )
             return hmac.compare_digest(given_digest, expected_digest) and expected is not None
 
         return fits
 
 
-def configure_access(port: int, listen: bool, hosts: Sequence[str], password_file: Path | None) -> Access:
-    """Build the access settings. Raises UserError for --listen without passwords, a password file that others can
-    read, or a port that is taken."""
+def configure_access(
+    port: int, listen: bool, hosts: Sequence[str], password_file: Path | None, proxies: Sequence[str] = ()
+) -> Access:
+    """Build the access settings. Raises UserError for --listen or --proxy without passwords, a password file that
+    others can read, a proxy that is no address, or a port that is taken."""
     if listen and password_file is None:
         raise UserError(
             "--listen lets others use your GPU and see your concepts.",
             "Give --password-file FILE too, with lines NAME:PASSWORD.",
         )
-    access = Access(port, listen, tuple(hosts), _read_passwords(password_file) if password_file else {})
+    if proxies and password_file is None:
+        raise UserError(
+            "--proxy lets whoever reaches the proxy use your GPU and see your concepts.",
+            "Give --password-file FILE too, with lines NAME:PASSWORD.",
+        )
+    for proxy in proxies:
+        _check_proxy(proxy)
+    passwords = _read_passwords(password_file) if password_file else {}
+    access = Access(port, listen, tuple(hosts), passwords, tuple(proxies))
     with socket.socket() as probe:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -80,26 +101,56 @@ def port_taken_error(port: int) -> UserError:
     return UserError(f"Port {port} is taken, perhaps by another running app.", "Choose another: --port N.")
 
 
+def _check_proxy(proxy: str) -> None:
+    """Raise UserError if the text is not an address or a network, or is everybody's."""
+    try:
+        everybody = ipaddress.ip_network(proxy).prefixlen == 0
+    except ValueError:
+        everybody = True
+    if everybody:
+        raise UserError(
+            f"--proxy: {printable(proxy, 60)} is not the address of a proxy.",
+            "Give the address that the proxy connects from, such as 127.0.0.1, or its network, such as 172.17.0.0/16.",
+        )
+
+
 def _read_passwords(path: Path) -> dict[str, str]:
     from ..backend.workspace import user_folder_name  # imported late: it loads the models' modules, which takes seconds
 
     data = storage.read_bytes(path, _MAX_BYTES)
+    file = printable(str(path))
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"Others can read {printable(str(path))}.", f"Run: chmod 600 {printable(str(path))}")
+        raise UserError(f"Others can read {file}.", f"Run: chmod 600 {file}")
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise UserError(f"Line {number} of {file} is not UTF-8.", "Save the file as UTF-8.") from None
     passwords: dict[str, str] = {}
-    for number, text in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
+        text = line.removesuffix("\r")
         if not text.strip() or text.startswith("#"):
             continue
         name, colon, password = text.partition(":")
-        if not colon or len(password) < _MIN_PASSWORD:
+        if not colon or not _is_password(password):
             raise UserError(
-                f"Line {number} of {printable(str(path))} is not NAME:PASSWORD, or the password is short.",
-                f"A password has at least {_MIN_PASSWORD} characters.",
+                f"Line {number} of {file} is not NAME:PASSWORD, or the password is short.",
+                f"A password has at least {_MIN_PASSWORD} characters, which can be typed and are not all spaces.",
             )
-        passwords[user_folder_name(name)] = password
+        if name in passwords:
+            raise UserError(f"Line {number} of {file} has the name {printable(name, 60)} again.", "Remove one of them.")
+        try:
+            passwords[user_folder_name(name)] = password
+        except UserError as error:
+            raise UserError(f"Line {number} of {file} has no user's name.", error.message) from None
     if not passwords:
-        raise UserError(f"{printable(str(path))} has no line.", "Write one for each user: NAME:PASSWORD.")
+        raise UserError(f"{file} has no line.", "Write one for each user: NAME:PASSWORD.")
     return passwords
+
+
+def _is_password(text: str) -> bool:
+    # U+FFFD stands for what could not be decoded: such a password would be known to everybody.
+    return len(text.strip()) >= _MIN_PASSWORD and text.isprintable() and "\ufffd" not in text
 
 
 def _machine_names() -> set[str]:
@@ -132,4 +183,5 @@ def isolate_gradio() -> Path:
     atexit.register(storage.remove, folder)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe every program on this machine; see `protect`
     return folder

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import gradio as gr
+from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .auth import LOCALHOST, Access, port_taken_error
-from .middleware import MAX_UPLOAD, SecurityMiddleware
+from .connections import BoundedProtocol
+from .middleware import logged_in_user, protect
+from .page_sessions import PageSessionMiddleware
+from .request_bodies import RequestBodyMiddleware
 from .theme import CSS, HEAD, THEME
+from .uploads import MAX_UPLOAD, UploadDir
 
 POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
@@ -44,7 +49,6 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         prevent_thread_lock=True,
         max_file_size=MAX_UPLOAD,
         max_threads=64,
-        state_session_capacity=50,
         strict_cors=True,
         enable_monitoring=False,
         run_history=False,
@@ -53,12 +57,41 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         footer_links=[],
         blocked_paths=[str(folder.resolve()) for folder in private],
         app_kwargs={
+            "lifespan": _protected_by(access),
             "middleware": [
-                Middleware(TrustedHostMiddleware, allowed_hosts=sorted(access.names), www_redirect=False),
-                Middleware(SecurityMiddleware, upload_dir=served_dir),
-            ]
+                Middleware(RequestBodyMiddleware, served_dir=served_dir),
+                Middleware(PageSessionMiddleware, close_page=_page_closer(page)),
+            ],
         },
         theme=THEME,
         css=CSS,
         head=HEAD,
     )
+    page.app.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
+    page.server.config.http_protocol_class = BoundedProtocol  # read anew for each connection
+
+
+def _protected_by(access: Access) -> Callable[[GradioApp], AbstractAsyncContextManager[None]]:
+    """Return what runs before the first connection: it puts `protect` around all of Gradio's own middleware, which
+    would answer some requests itself."""
+
+    @asynccontextmanager
+    async def lifespan(app: GradioApp) -> AsyncIterator[None]:
+        if app.middleware_stack is None:
+            raise RuntimeError("Starlette has built no middleware to stand in front of.")
+        app.middleware_stack = protect(app.middleware_stack, access, logged_in_user)
+        yield
+
+    return lifespan
+
+
+def _page_closer(page: gr.Blocks) -> Callable[[str], None]:
+    """Return a function that does for a session hash what `page.unload` does when the browser closes the page."""
+    events = page.fns.values()
+    handlers = [event.fn for event in events if event.fn and any(name == "unload" for _, name in event.targets)]
+
+    def close(session: str) -> None:
+        for handler in handlers:
+            handler(gr.Request(session_hash=session))
+
+    return close

@@ -39,6 +39,8 @@ class AppArgs(SettingsBase):
     """File with a line NAME:PASSWORD for each user. Each user sees only their own images and trainings."""
     host: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}$")], ...] = ()
     """More host names of this machine."""
+    proxy: tuple[Annotated[str, Field(max_length=60)], ...] = ()
+    """Address of a proxy whose X-Forwarded-For and X-Forwarded-Proto are believed; needs --password-file."""
 
 
 def open_app(settings: AppArgs) -> int:
@@ -51,7 +53,7 @@ def open_app(settings: AppArgs) -> int:
         storage.check_folder(folder)
     if settings.bases is not None and not settings.bases.is_dir():
         raise UserError(f"--bases: there is no folder {printable(str(settings.bases))}.", "Leave it out, or make it.")
-    access = configure_access(settings.port, settings.listen, settings.host, settings.password_file)
+    access = configure_access(settings.port, settings.listen, settings.host, settings.password_file, settings.proxy)
     shown = isolate_gradio()  # before Gradio is imported
     from ...app.backend import App, GenerationService, Workspace
     from ...app.ui.page import build_page

@@ -1,0 +1,69 @@
+"""Close connections whose client neither asks nor reads: uvicorn itself would wait for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+CHECK_SECONDS = 10.0  # between two looks at a connection; a stalled one is closed at the second
+MIN_BYTES = 10_000  # of a request body that must come in that time: 1 kB/s
+MAX_CONNECTIONS = 800  # at once; when there are more, the longest idle one is closed
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's HTTP protocol, with an end to what takes too long.
+
+    Between two checks a client must complete the head of its request, send `MIN_BYTES` of the body, or read some of the
+    answer. Waiting for an answer, however long, is not stalling.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._began, self._received = self.loop.time(), 0
+        self._last_check: tuple[object, int, int] | None = None
+        self._check: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        super().connection_made(transport)
+        if len(self.connections) > max_connections():
+            idle = [other for other in self.connections if isinstance(other, BoundedProtocol) and other._is_idle()]
+            min(idle, key=lambda other: other._began).transport.abort()
+        self._check = self.loop.call_later(CHECK_SECONDS, self._close_if_stalled)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._check:
+            self._check.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_stalled(self) -> None:
+        unsent = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        before, self._last_check = self._last_check, (self.cycle, self._received, unsent)
+        if before is not None and before[0] is self.cycle:
+            sends_too_little = self._received - before[1] < MIN_BYTES
+            waits_for_body = not self._is_idle() and self.cycle.more_body and not self.flow.read_paused
+            if self._is_idle() or (waits_for_body and sends_too_little) or (unsent and unsent == before[2]):
+                self.transport.abort()
+                return
+        self._check = self.loop.call_later(CHECK_SECONDS, self._close_if_stalled)
+
+
+@functools.cache
+def max_connections() -> int:
+    """Return `MAX_CONNECTIONS`, or fewer where a process may have fewer files open."""
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return MAX_CONNECTIONS // 2
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft * 3 // 4)

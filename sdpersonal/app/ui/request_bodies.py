@@ -1,0 +1,242 @@
+"""Limit what a client sends before Gradio sees it: bodies by their bytes and values, uploads by files and disk space.
+
+Every body but an upload is received whole first, so that Gradio never begins with a body that is cut, too long, or made
+of so many values that parsing it costs more than sending it. `uploads.py` has the folders of uploads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .uploads import MAX_UPLOAD, Refusal, UploadFolders, UploadParts, forget_progress, request_folder
+
+MAX_BODY = 2 << 20  # bytes of a body of parts, such as a layer of the image editor
+MAX_JSON = 1 << 18  # bytes of any other body; the largest that the page sends are some thousands
+MAX_VALUES = 20_000  # values of a JSON body or fields of a form
+MAX_FORM_PARTS = 16  # parts of a body that is no upload; the editor sends eight
+RECEIVE_SECONDS = 60.0  # seconds for a body, or for the next part of an upload
+UPLOAD_SECONDS = 3600.0  # seconds for an upload
+_MAX_PENDING = 64 << 20  # bytes of bodies that are being received
+_MAX_PATH = 4096  # characters
+_DRAIN_SECONDS = 2.0  # a client that is still sending would not see the response
+_SINGLE_RANGE = re.compile(rb"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})")
+_VALUE_MARKS = re.compile(rb"[\[{,:&]")
+
+
+class RequestBodyMiddleware:
+    """ASGI middleware. served_dir: folder of the files that the page may serve; uploads are stored below it."""
+
+    def __init__(self, app: ASGIApp, served_dir: Path):
+        self.app, self.served_dir = app, served_dir
+        self.uploads = UploadFolders(served_dir)
+        self._pending = 0  # bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # Gradio's reader of ranges fails at several ranges; to ignore the header is always allowed (RFC 9110, 14.2).
+        scope["headers"] = [
+            header for header in scope["headers"] if header[0] != b"range" or _SINGLE_RANGE.fullmatch(header[1])
+        ]
+        body = _Receiver(receive)
+        try:
+            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+                await self._get(scope, receive, send)
+            elif scope["path"].rstrip("/").endswith("/upload"):
+                await self._upload(scope, body, send)
+            else:
+                await self.app(scope, await self._received(scope, body), send)
+        except Refusal as refusal:
+            if refusal.status != 408:
+                await body.drain()
+            await PlainTextResponse(refusal.message, refusal.status)(scope, receive, send)
+        except ClientDisconnect:
+            pass
+
+    async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].rstrip("/").endswith("/upload_progress"):
+            await self.app(scope, receive, send)
+            return
+        upload_id = _upload_id(scope)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            forget_progress(upload_id)
+
+    async def _received(self, scope: Scope, body: _Receiver) -> Receive:
+        """Receive and check the whole body; return what replays it. Raises Refusal, ClientDisconnect."""
+        content_type = Headers(scope=scope).get("content-type", "")
+        # The same test as Gradio's: a body that it takes for JSON is checked as JSON, whatever its type says.
+        is_form = content_type.startswith("multipart/form-data")
+        limit = MAX_BODY if is_form else MAX_JSON
+        _check_length(Headers(scope=scope), limit)
+        content = bytearray()
+        try:
+            with anyio.fail_after(RECEIVE_SECONDS):
+                while body.more:
+                    chunk = await body.next()
+                    content += chunk
+                    self._pending += len(chunk)
+                    if len(content) > limit:
+                        raise _too_large(limit)
+                    if self._pending > _MAX_PENDING:
+                        raise Refusal(503, "Too many requests at once; try again in a minute.")
+        except TimeoutError:
+            raise Refusal(408, "The request was sent too slowly.") from None
+        finally:
+            self._pending -= len(content)
+        whole = bytes(content)
+        if "boundary" in content_type.lower():
+            UploadParts(content_type, MAX_FORM_PARTS, files_only=False).feed(whole)
+        if not is_form:
+            if len(_VALUE_MARKS.findall(whole)) > MAX_VALUES:
+                raise Refusal(413, f"At most {MAX_VALUES:,} values are accepted at once.")
+            if whole and scope["path"].rstrip("/") != "/login":
+                self._check_paths(whole, _owner(scope))
+        return body.replay(whole)
+
+    def _check_paths(self, body: bytes, owner: str) -> None:
+        """Raise Refusal unless every path among an event's inputs is a regular file of this app, and an upload of this
+        user if it is one.
+
+        Gradio only compares names: it keeps any path below the folder in a set of files to delete later, a folder too,
+        and would fetch a URL.
+        """
+        try:
+            event = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refusal(400, "That is not JSON.") from None
+        values = [event.get("data")] if isinstance(event, dict) else []
+        while values:
+            value = values.pop()
+            if isinstance(value, list):
+                values += value
+            elif isinstance(value, dict):
+                values += value.values()
+                if isinstance(path := value.get("path"), str) and path and not self._is_usable(path, owner):
+                    raise Refusal(400, "A file of this page is gone; choose it again.")
+
+    def _is_usable(self, path: str, owner: str) -> bool:
+        if len(path) > _MAX_PATH:
+            return False
+        try:
+            relative = Path(path).relative_to(self.served_dir)
+            resolved = (self.served_dir / relative).resolve(strict=True)
+        except (ValueError, OSError, RuntimeError):  # another folder, a NUL, no such file, a loop of links
+            return False
+        is_regular = resolved == self.served_dir.resolve() / relative and resolved.is_file()
+        return is_regular and self.uploads.is_owner(relative, owner)
+
+    async def _upload(self, scope: Scope, body: _Receiver, send: Send) -> None:
+        """Let Gradio store the files in a folder of the request's own, and count them as they come."""
+        headers = Headers(scope=scope)
+        _check_length(headers, MAX_UPLOAD)
+        upload_id = _upload_id(scope)
+        parts = UploadParts(headers.get("content-type", ""))
+        upload = self.uploads.begin(_owner(scope))
+        status = 0
+
+        async def receive() -> Message:
+            if not body.more:
+                return await body.receive()
+            try:
+                with anyio.fail_after(RECEIVE_SECONDS):
+                    chunk = await body.next()
+            except TimeoutError:
+                raise Refusal(408, "The upload has stopped coming.") from None
+            parts.feed(chunk)
+            self.uploads.grow(upload, len(chunk))
+            return {"type": "http.request", "body": chunk, "more_body": body.more}
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        folder = request_folder.set(upload.folder)
+        try:
+            with anyio.fail_after(UPLOAD_SECONDS):
+                await self.app(scope, receive, watched_send)
+        except TimeoutError:
+            raise Refusal(408, "The upload took too long.") from None
+        finally:
+            request_folder.reset(folder)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self.uploads.end, upload, status == 200)
+            forget_progress(upload_id, seconds=10)
+
+
+class _Receiver:
+    """A request's body, part by part; more: whether some of it is still to come."""
+
+    def __init__(self, receive: Receive):
+        self.receive, self.more = receive, True
+
+    async def next(self) -> bytes:
+        """Return the next part. Raises ClientDisconnect."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            self.more = False
+            raise ClientDisconnect
+        self.more = message.get("more_body", False)
+        return message.get("body", b"")
+
+    def replay(self, body: bytes) -> Receive:
+        """Return a function that gives the body once, then what else comes: that the client went away."""
+        bodies = [body]
+
+        async def receive() -> Message:
+            if bodies:
+                return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+            return await self.receive()
+
+        return receive
+
+    async def drain(self) -> None:
+        """Read on for a while after a refusal."""
+        with anyio.move_on_after(_DRAIN_SECONDS):
+            while self.more:
+                try:
+                    await self.next()
+                except ClientDisconnect:
+                    return
+
+
+def _upload_id(scope: Scope) -> str:
+    """Return the name under which the page asks for the progress. Raises Refusal for one longer than Gradio's."""
+    name = parse_qs(scope["query_string"].decode("latin-1")).get("upload_id", [""])[-1]
+    if len(name) > 100:
+        raise Refusal(400, "The upload's id is too long.")
+    return name
+
+
+def _owner(scope: Scope) -> str:
+    """Return who sends: the user who is logged in, else the address."""
+    app = scope.get("app")
+    tokens, name = getattr(app, "tokens", None) or {}, getattr(app, "cookie_id", "")
+    cookies = Request(scope).cookies
+    token = cookies.get(f"access-token-{name}") or cookies.get(f"access-token-unsecure-{name}")
+    return f"user {tokens[token]}" if token in tokens else f"address {(scope.get('client') or [''])[0]}"
+
+
+def _check_length(headers: Headers, max_bytes: int) -> None:
+    announced = headers.get("content-length", "0")
+    if not (announced.isascii() and announced.isdigit()):
+        raise Refusal(400, "Invalid Content-Length.")
+    if len(announced) > 18 or int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    size = f"{max_bytes >> 20} MB" if max_bytes >= 1 << 20 else f"{max_bytes >> 10} kB"
+    return Refusal(413, f"At most {size} are accepted at once.")

@@ -1,0 +1,206 @@
+"""A page is of the user who opened it, and nobody has any number of them: around a program that answers everything."""
+
+import json
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import anyio
+import pytest
+
+from sdpersonal.app.ui import page_sessions
+from sdpersonal.app.ui.middleware import USER_KEY
+from sdpersonal.app.ui.page_sessions import MAX_HEARTBEATS, MAX_PAGES, PageSessionMiddleware
+
+
+class States:
+    """Gradio's StateHolder: the states of pages, the longest unused first."""
+
+    def __init__(self):
+        self.session_data, self.time_last_used, self.deleted = OrderedDict(), {}, []
+
+    def delete_state(self, session):
+        self.deleted.append(session)
+
+
+class Gradio:
+    """A program with states and events. A stream ends when its client goes; then a page is cleaned up after."""
+
+    def __init__(self):
+        self.state_holder, self.events = States(), {}
+        self.bodies, self.cleaning, self.most_cleaning = [], 0, 0
+
+    def get_blocks(self):
+        return SimpleNamespace(_queue=SimpleNamespace(event_ids_to_events=self.events))
+
+    async def __call__(self, scope, receive, send):
+        body = await receive() if scope["method"] == "POST" else {}
+        self.bodies.append(body.get("body"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if "heartbeat" in scope["path"]:
+            assert (await receive())["type"] == "http.disconnect"
+            self.cleaning += 1
+            self.most_cleaning = max(self.most_cleaning, self.cleaning)
+            await anyio.sleep(0)
+            self.cleaning -= 1
+        await send({"type": "http.response.body", "body": b"in"})
+
+
+def encoded(body):
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+class Pages:
+    """The program behind the middleware, and how to ask."""
+
+    def __init__(self):
+        self.gradio, self.closed = Gradio(), []
+        self.middleware = PageSessionMiddleware(self.gradio, self.closed.append)
+
+    async def begin(self, user, path, query="", body=None, kind="application/json", gone=None):
+        """Ask, and return the answer's status. gone: event that the client goes away at."""
+        statuses, bodies = [], [] if body is None else [encoded(body)]
+
+        async def receive():
+            if bodies:
+                return {"type": "http.request", "body": bodies.pop()}
+            if gone:
+                await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "GET" if body is None else "POST", "path": f"/gradio_api/{path}"}
+        scope |= {"query_string": query.encode(), "headers": [(b"content-type", kind.encode())], "app": self.gradio}
+        await self.middleware(scope | ({} if user is None else {USER_KEY: user}), receive, send)
+        return statuses[0] if statuses else None
+
+    def ask(self, *request, **more):
+        async def go():
+            return await self.begin(*request, **more)
+
+        return anyio.run(go)
+
+    def open_page(self, user, session):
+        status = self.ask(user, "queue/join", body={"session_hash": session})
+        self.gradio.state_holder.session_data[session] = "state"
+        return status
+
+
+@pytest.fixture
+def pages():
+    return Pages()
+
+
+def parts(*fields):
+    lines = "".join(
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields
+    )
+    return {"body": f"{lines}--b--\r\n".encode(), "kind": "multipart/form-data; boundary=b"}
+
+
+USES = {
+    "join": ("queue/join", {"body": {"session_hash": "anns", "data": []}}),
+    "join, twice": ("queue/join", {"body": b'{"session_hash": "evil", "session_hash": "anns"}'}),
+    "join, UTF-16": ("queue/join", {"body": json.dumps({"session_hash": "anns"}).encode("utf-16")}),
+    "join, escaped": ("queue/join", {"body": b'{"session\\u005fhash": "ann\\u0073"}'}),
+    "data": ("queue/data", {"query": "session_hash=anns"}),
+    "data, twice": ("queue/data", {"query": "session_hash=evil&session_hash=anns"}),
+    "data, escaped": ("queue/data", {"query": "session%5Fhash=%61nns"}),
+    "heartbeat": ("heartbeat/anns", {}),
+    "cancel": ("cancel", {"body": {"session_hash": "anns", "fn_index": 1, "event_id": "x"}}),
+    "cancel, by the event": ("cancel", {"body": {"session_hash": "evil", "fn_index": 1, "event_id": "anns-event"}}),
+    "component": ("component_server", {"body": {"session_hash": "anns"}}),
+    "component, form": ("component_server", parts(("session_hash", "anns"), ("data", "x"))),
+    "component, form, twice": ("component_server/", parts(("session_hash", "evil"), ("session_hash", "anns"))),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_page_is_of_the_user_who_opened_it(pages, use):
+    path, request = USES[use]
+    pages.gradio.events["anns-event"] = SimpleNamespace(session_hash="anns")
+    assert pages.open_page("ann", "anns") == 200
+    seen = len(pages.gradio.bodies)
+    assert pages.ask("bob", path, **request) == 403 and len(pages.gradio.bodies) == seen
+    if "evil" not in str(request):
+        assert pages.ask("ann", path, **request) == 200
+        sent = encoded(request["body"]) if "body" in request else None
+        assert pages.gradio.bodies[-1] == sent  # Gradio reads what was sent
+
+
+BAD = [b"", b"[]", b"7", b"{}", b"\xff", b'{"session_hash": null}', b'{"session_hash": ["x"]}', b'{"session_hash": ""}']
+BAD += [
+    b"[" * 50_000,
+    b'{"session_hash": ' + b"1" * 5000 + b"}",
+    b'{"session_hash": "a b"}',
+    b'{"session_hash": "\\ud800"}',
+]
+BAD += [json.dumps({"session_hash": "x" * 65}).encode()]
+
+
+@pytest.mark.parametrize("body", BAD, ids=range(len(BAD)))
+def test_a_page_must_have_a_name(pages, body):
+    for path in ("queue/join", "cancel", "component_server"):
+        assert pages.ask("ann", path, body=body) == 400
+    for kind in ("multipart/form-data; boundary=b", "multipart/form-data", "multipart/form-dataX; boundary=b"):
+        assert pages.ask("ann", "component_server", body=body, kind=kind) == 400
+    assert pages.ask("ann", "queue/data", query="session_hash=") == 400
+    assert pages.ask("ann", f"heartbeat/{'x' * 65}") == 400
+    assert pages.gradio.bodies == []
+
+
+def test_a_file_part_is_no_name(pages):
+    body = b'--b\r\nContent-Disposition: form-data; name="session_hash"; filename="x"\r\n\r\nbobs\r\n--b--\r\n'
+    assert pages.ask("bob", "component_server", body=body, kind="multipart/form-data; boundary=b") == 400
+
+
+def test_what_needs_no_login_is_let_through(pages):
+    assert pages.ask(None, "theme.css") == 200
+
+
+def test_only_a_users_own_old_pages_are_forgotten(pages):
+    states = pages.gradio.state_holder.session_data
+    pages.open_page("ann", "anns")
+    for number in range(MAX_PAGES + 30):
+        assert pages.open_page("bob", f"bobs{number}") == 200
+    assert "anns" in states and len([name for name in states if name.startswith("bobs")]) == MAX_PAGES
+    oldest = [f"bobs{number}" for number in range(30)]
+    assert pages.closed == oldest == pages.gradio.state_holder.deleted and f"bobs{MAX_PAGES + 29}" in states
+
+
+def test_hashes_do_not_pile_up(pages, monkeypatch):
+    monkeypatch.setattr(page_sessions, "_MAX_SESSIONS", 10)
+    for number in range(30):
+        pages.ask("bob", "queue/join", body={"session_hash": f"bobs{number}"})
+    assert len(pages.middleware._sessions["bob"]) == 10
+
+
+def test_open_pages_stay_and_are_bounded_and_end_one_by_one(pages):
+    """300 heartbeats of bob: as many as he may have open, no more; ann has her own; all ends in its turn."""
+    gone, statuses = anyio.Event(), []
+
+    async def heartbeat(user, session):
+        statuses.append(await pages.begin(user, f"heartbeat/{session}", gone=gone))
+
+    async def go():
+        async with anyio.create_task_group() as group:
+            for number in range(300):
+                group.start_soon(heartbeat, "bob", f"bobs{number}")
+            await anyio.wait_all_tasks_blocked()
+            assert statuses == [429] * (300 - MAX_HEARTBEATS)
+            group.start_soon(heartbeat, "ann", "anns")
+            await anyio.wait_all_tasks_blocked()
+            states = pages.gradio.state_holder.session_data
+            states |= {f"bobs{number}": "state" for number in range(MAX_HEARTBEATS)}
+            for number in range(5):
+                await pages.begin("bob", "queue/join", body={"session_hash": f"new{number}"})
+                states[f"new{number}"] = "state"
+            assert pages.closed == ["new0", "new1", "new2", "new3"]  # none that is open
+            gone.set()
+        assert statuses.count(200) == MAX_HEARTBEATS + 1
+        assert await pages.begin("bob", "heartbeat/again", gone=gone) == 200
+
+    anyio.run(go)
+    assert pages.gradio.most_cleaning == 1
+    assert not +pages.middleware._connections and not pages.middleware._open_sessions

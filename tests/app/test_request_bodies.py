@@ -1,0 +1,365 @@
+"""What a client sends is limited before Gradio sees it: around a plain program, and around Gradio's own uploads."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import anyio
+import fastapi
+import httpx
+import pytest
+from gradio.route_utils import upload_fn
+
+from sdpersonal.app.ui import request_bodies, uploads
+from sdpersonal.app.ui.request_bodies import MAX_BODY, MAX_JSON, RequestBodyMiddleware
+from sdpersonal.app.ui.uploads import MAX_PARTS, UploadDir
+
+JOIN, UPLOAD, BLOBS = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/component_server"
+
+
+@pytest.fixture
+def served(tmp_path):
+    (tmp_path / "served").mkdir()
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def guarded(served):
+    """Gradio's own reading of an upload, and a program that takes anything else, behind the limits."""
+    inner, folder = fastapi.FastAPI(), UploadDir(served)
+    inner.tokens, inner.cookie_id = {"a": "ann", "b": "bob"}, "x"
+
+    @inner.post(UPLOAD)
+    async def upload(request: fastapi.Request):
+        return (await upload_fn(request, folder, 1 << 30, None, force_move=False))[0]
+
+    @inner.api_route("/{path:path}", methods=["GET", "POST"])
+    async def anything(request: fastapi.Request):
+        return {"bytes": len(await request.body()), "range": request.headers.get("range")}
+
+    inner.add_middleware(RequestBodyMiddleware, served_dir=served)
+    return inner
+
+
+def run(app, work):
+    async def go():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", timeout=20) as client:
+            return await work(client)
+
+    return anyio.run(go)
+
+
+@pytest.fixture
+def ask(guarded):
+    def asked(method="GET", path="/", user="a", **more):
+        cookies = {"access-token-x": user}
+        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())} | more.pop("headers", {})
+        return run(guarded, lambda client: client.request(method, path, headers=headers, **more))
+
+    return asked
+
+
+async def talk(app, *messages, path=UPLOAD, content_type="multipart/form-data; boundary=B", length=None):
+    """Send these messages, then nothing more; return the status, or None if there is no answer."""
+    answers, pending = [], [*messages]
+
+    async def receive():
+        if pending:
+            message = pending.pop(0)
+            return message() if callable(message) else message
+        await anyio.sleep_forever()
+
+    async def send(message):
+        answers.append(message)
+
+    headers = [(b"content-type", content_type.encode())]
+    headers += [(b"content-length", str(length).encode())] if length else []
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": headers, "scheme": "http", "server": ("x", 80), "client": ("10.0.0.9", 1), "root_path": ""}
+    with anyio.move_on_after(5):
+        await app(scope, receive, send)
+    return next((answer["status"] for answer in answers if "status" in answer), None)
+
+
+def stored(folder):
+    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+
+
+def bytes_in(folder):
+    return sum(path.stat().st_size for path in stored(folder))
+
+
+def chunk(body, more=True):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+GONE = {"type": "http.disconnect"}
+
+
+def file_part(content=b"x", name="a.png", field="files"):
+    head = f'--B\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n"
+
+
+END = b"--B--\r\n"
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask):
+    announced = ask("POST", JOIN, headers={"Content-Length": "10000000000"}, content=b"x")
+    assert announced.status_code == 413
+
+    async def slowly():
+        for _ in range(MAX_BODY // 100_000 + 2):
+            yield b"1" * 100_000
+
+    assert ask("POST", JOIN, content=slowly()).status_code == 413
+    for wrong in ("-1", "\u00b2", "9" * 5000):
+        assert ask("POST", JOIN, headers={"Content-Length": wrong.encode("utf-8")}, content=b"").status_code in (
+            400,
+            413,
+        )
+    assert ask("POST", JOIN, content=b'{"data": ["' + b"x" * 100_000 + b'"]}').json()["bytes"] > 100_000
+    assert ask("POST", JOIN, content=b"1" * (MAX_JSON + 1)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        (JOIN, b'{"data": [' + b"{}," * 80_000 + b"0]}"),
+        (JOIN, b'{"data": [' + b"0," * 100_000 + b"0]}"),
+        (JOIN, b'{"data": ' + b"[" * 100_000),
+        (BLOBS, b'{"data": {' + b'"a":[],' * 30_000 + b'"b":0}}'),
+        ("/login", b"a&" * 100_000),
+    ],
+)
+def test_many_values_are_refused_before_they_are_parsed(ask, path, body):
+    assert ask("POST", path, content=body).status_code == 413
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "Multipart/form-data; boundary=B", "application/json"])
+def test_whatever_its_type_says_a_body_that_gradio_takes_for_json_is_checked_as_json(ask, content_type):
+    headers = {"Content-Type": content_type}
+    assert ask("POST", BLOBS, content=b"[" + b"{}," * 80_000 + b"0]", headers=headers).status_code == 413
+
+
+def test_a_body_that_is_cut_or_stops_never_arrives(guarded, monkeypatch):
+    assert anyio.run(lambda: talk(guarded, chunk(b"{"), GONE, path=JOIN)) is None
+    monkeypatch.setattr(request_bodies, "RECEIVE_SECONDS", 0.05)
+    assert anyio.run(lambda: talk(guarded, chunk(b"{"), path=JOIN)) == 408
+    assert anyio.run(lambda: talk(guarded, chunk(file_part()))) == 408
+
+
+def test_bodies_that_are_being_sent_have_a_limit_together(guarded, monkeypatch):
+    monkeypatch.setattr(request_bodies, "_MAX_PENDING", 1000)
+    assert anyio.run(lambda: talk(guarded, chunk(b"1" * 1001, more=False), path=JOIN)) == 503
+    assert anyio.run(lambda: talk(guarded, chunk(b"1" * 900, more=False), path=JOIN)) == 200
+    assert anyio.run(lambda: talk(guarded, chunk(b"1" * 900, more=False), path=JOIN)) == 200
+
+
+@pytest.mark.parametrize("range_", ["bytes=0-1", "bytes=5-", "bytes=-5"])
+def test_one_range_is_handed_on(ask, range_):
+    assert ask(headers={"Range": range_}).json()["range"] == range_
+
+
+@pytest.mark.parametrize("range_", ["bytes=" + "0-1," * 3000 + "5-6", "bytes=0-1,3-4", "bytes=a-b", "bytes=1-2-3", "x"])
+def test_any_other_range_is_as_if_none_were_asked_for(ask, range_):
+    assert ask(headers={"Range": range_}).json()["range"] is None
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def file_data(path):
+    return {"data": [None, [{"path": path, "meta": {"_type": "gradio.FileData"}}]], "fn_index": 1}
+
+
+def sent(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_an_event_may_name_an_own_upload_and_nothing_else(ask, served, tmp_path):
+    files = {"files": ("a.png", b"ann's")}
+    (mine,), (same,) = sent(ask("POST", UPLOAD, files=files)), sent(ask("POST", UPLOAD, files=files))
+    assert mine != same  # the names tell nothing about another's upload of the same file
+    (served / "page").mkdir()
+    (served / "page" / "result.png").write_bytes(b"x")
+    (served / "page" / "link.png").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside").write_bytes(b"x")
+    assert ask("POST", JOIN, json=file_data(mine)).status_code == 200
+    assert ask("POST", JOIN, json=file_data(str(served / "page" / "result.png"))).status_code == 200
+    assert ask("POST", JOIN, json=file_data(mine), user="b").status_code == 400
+    assert ask("POST", JOIN, json=file_data(mine), user="").status_code == 400
+    folder = re.sub("[^/]*/[^/]*$", "", mine)
+    refused = [str(served), str(served / "page"), folder, f"{folder}/../../page/result.png", str(tmp_path / "outside")]
+    refused += [str(served / "page" / "link.png"), "http://127.0.0.1/x.png", "https://example.org/x.png", "a\0b"]
+    refused += [
+        str(served / "page" / "gone.png"),
+        "x" * 100_000,
+        f"{served}/{'x' * 5000}",
+        "/" * 5000 + mine,
+        "/etc/passwd",
+        "page",
+    ]
+    for path in refused:
+        assert ask("POST", JOIN, json=file_data(path)).status_code == 400, path
+    escaped = json.dumps(file_data(str(served / "page"))).replace('"path"', '"\\u0070ath"')
+    assert ask("POST", JOIN, content=escaped.encode()).status_code == 400
+    assert ask("POST", JOIN, content=b'{"data":').status_code == 400
+
+
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def many(count):
+    return [("files", (f"{i}.png", b"x" * 50)) for i in range(count)]
+
+
+@pytest.mark.parametrize("count, status", [(MAX_PARTS - 1, 200), (MAX_PARTS, 200), (MAX_PARTS + 1, 413), (1000, 413)])
+def test_many_files_at_once_are_refused(ask, served, count, status):
+    assert ask("POST", UPLOAD, files=many(count)).status_code == status
+    assert len(stored(served)) == (count if status == 200 else 0)
+
+
+@pytest.mark.parametrize("count", [60, 61, 62])
+@pytest.mark.parametrize("size", [1, 3, 1000, 1 << 20])
+def test_every_count_is_answered_however_it_is_cut(guarded, count, size):
+    """The part too many may come in the last message, after which there is nothing to wait for."""
+    body = file_part() * count + END
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    messages = [chunk(part, more=number < len(parts)) for number, part in enumerate(parts, 1)]
+    assert anyio.run(lambda: talk(guarded, *messages)) == (200 if count <= MAX_PARTS else 413)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data; BOUNDARY=B",
+        "multipart/form-data; boundary =B",
+        "multipart/form-data;xboundary=zzz; boundary=B",
+        'Multipart/Form-Data; boundary="B"; boundary*=zzz',
+        "multipart/form-data; boundary=zzz; boundary=B",
+    ],
+)
+def test_however_the_boundary_is_spelled_the_files_are_counted(guarded, served, content_type):
+    body = chunk(file_part() * 200 + END, more=False)
+    assert anyio.run(lambda: talk(guarded, body, content_type=content_type)) in (400, 413)
+    assert not list(served.iterdir())
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "text/plain", "", 'multipart/form-data; boundary=""'])
+def test_what_is_no_upload_is_refused(guarded, content_type):
+    assert anyio.run(lambda: talk(guarded, chunk(file_part() + END, more=False), content_type=content_type)) == 400
+
+
+FIELD = b'--B\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        FIELD + END,  # Gradio keeps it in memory
+        file_part() + FIELD + END,
+        file_part(b"--B--") + FIELD + END,  # in the middle of a line this ends nothing
+        file_part(b"--Bx") + FIELD + END,
+        file_part(field="x") + END,  # which Gradio stores and forgets
+        file_part().replace(b"\r\n\r\n", b"\r\n" + b"X: y\r\n" * 5000 + b"\r\n"),
+        b"--B\r\n\r\n" + END,
+    ],
+)
+def test_parts_that_are_no_files_are_refused_and_leave_nothing(guarded, served, body):
+    assert anyio.run(lambda: talk(guarded, chunk(body, more=False))) == 400
+    assert not list(served.iterdir())
+
+
+def test_a_body_of_many_parts_is_refused_elsewhere_too(guarded):
+    """Gradio opens a file for each, up to 1,000: more than the files that a process may have open."""
+    assert anyio.run(lambda: talk(guarded, chunk(file_part() * 17 + END, more=False), path=BLOBS)) == 413
+    assert anyio.run(lambda: talk(guarded, chunk(file_part() * 16 + END, more=False), path=BLOBS)) == 200
+
+
+@pytest.mark.parametrize("ending", [GONE, {"type": "http.request", "body": b"", "more_body": False}])
+def test_an_upload_that_is_cut_leaves_nothing(guarded, served, ending):
+    part = file_part(b"x" * 300_000)
+
+    def look():
+        assert bytes_in(served) > 200_000
+        return ending
+
+    anyio.run(lambda: talk(guarded, chunk(part[:250_000]), look))
+    assert not list(served.iterdir())
+
+
+def test_uploads_at_once_cannot_pass_the_total(guarded, served, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_UPLOAD", 1_000_000)
+    largest = 0
+
+    def look(message):
+        def measure():
+            nonlocal largest
+            largest = max(largest, bytes_in(served))
+            return message
+
+        return measure
+
+    async def together():
+        statuses = []
+
+        async def one():
+            head = [file_part(b"")[:-2], *[b"x" * 50_000] * 10]
+            statuses.append(await talk(guarded, *(look(chunk(part)) for part in head), look(GONE), length=900_000))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(one)
+        return statuses
+
+    statuses = anyio.run(together)
+    assert 507 in statuses and 0 < largest <= 1_000_000
+    assert not list(served.iterdir())
+    sent(run(guarded, lambda client: client.post(UPLOAD, files={"files": ("a", b"x" * 900_000)})))
+    assert run(guarded, lambda client: client.post(UPLOAD, files={"files": ("a", b"x" * 900_000)})).status_code == 507
+
+
+def test_what_an_upload_took_is_free_again_when_its_file_is_used_or_old(ask, served, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_UPLOAD", 1_000_000)
+    big, small = {"files": ("a", b"x" * 900_000)}, {"files": ("a", b"x" * 200_000)}
+    (path,) = sent(ask("POST", UPLOAD, files=big))
+    assert ask("POST", UPLOAD, files=small, user="b").status_code == 507
+    Path(path).unlink()
+    (theirs,) = sent(ask("POST", UPLOAD, files=small, user="b"))
+    sent(ask("POST", UPLOAD, files={"files": ("a", b"x" * 700_000)}))
+    clock = time.monotonic() + 100
+    monkeypatch.setattr(uploads, "time", SimpleNamespace(monotonic=lambda: clock))
+    sent(ask("POST", UPLOAD, files=small, user="b"))  # whoever has most makes room
+    assert Path(theirs).exists()
+    clock += 4000
+    sent(ask("POST", UPLOAD, files=small, user="b"))
+    assert len(stored(served)) == 1
+
+
+def test_a_full_disk_takes_no_uploads(ask, served, monkeypatch):
+    monkeypatch.setattr(uploads, "MIN_FREE_DISK", 1 << 60)
+    assert "disk is nearly full" in ask("POST", UPLOAD, files=many(1)).text
+    assert not list(served.iterdir())
+
+
+def test_an_empty_file_is_an_upload(ask):
+    (path,) = sent(ask("POST", UPLOAD, files={"files": ("empty.png", b"")}))
+    assert ask("POST", JOIN, json=file_data(path)).status_code == 200
+
+
+def test_the_progress_of_an_upload_is_forgotten(ask, monkeypatch):
+    from gradio.routes import file_upload_statuses
+
+    file_upload_statuses.track("short")
+    ask("GET", "/gradio_api/upload_progress?upload_id=short")
+    assert "short" not in file_upload_statuses._statuses and "short" not in file_upload_statuses._signals
+    assert ask("POST", UPLOAD + "?upload_id=" + "x" * 1000, files=many(1)).status_code == 400
