@@ -36,6 +36,7 @@ _TAGS = {
     0x9286: "UserComment",
     0x927C: "MakerNote",
 }
+_WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}  # types of TIFF -> bytes
 _GRAPHS = {
     *("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow"),
     *("UserComment", "Make", "Model", "ImageDescription"),
@@ -239,6 +240,20 @@ def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
         for tag, entry in _entries(tiff, inner, order):
             if tag in _TAGS:
                 yield _TAGS[tag], _tag_reader(tiff, entry, tag, order)
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation of an image from its Exif: 1 is upright, 2 to 8 are not; None where it says nothing."""
+    while exif.startswith(_EXIF):
+        exif = exif[len(_EXIF) :]
+    order = _BYTE_ORDERS.get(exif[:4])
+    if order is None:
+        return None
+    for tag, entry in _entries(exif, int.from_bytes(exif[4:8], order), order):
+        length = _WHOLE_NUMBERS.get(int.from_bytes(entry[2:4], order))
+        if tag == 0x0112 and length and int.from_bytes(entry[4:8], order) == 1:
+            return int.from_bytes(entry[8 : 8 + length], order)
+    return None
 
 
 def _entries(tiff: bytes, at: int, order: ByteOrder) -> Iterator[tuple[int, bytes]]:

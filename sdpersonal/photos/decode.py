@@ -7,12 +7,16 @@ decoder of Pillow ever sees the bytes. The result is a new array: no EXIF, GPS, 
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageCms, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from pillow_heif import HeifImageFile
 
+from ..image_metadata.image_text import exif_orientation
 from ..storage import file_types
 
 FORMATS = "JPEG, PNG, WebP, HEIC"
@@ -20,8 +24,19 @@ MAX_MEGAPIXELS = 50
 MIN_SIDE = 256  # pixels; smaller photos have too little detail to train on
 MAX_RATIO = 4  # long side / short side; beyond it a square crop shows a fraction of the image
 
+PngImagePlugin.MAX_TEXT_MEMORY = 8 << 20  # characters of a PNG's texts; Pillow would inflate a small file to 64 MB
+_MAX_METADATA = 32 << 20  # bytes of a JPEG's segments before the pixels: the time to join them grows with the square
+
+
+class _JpegReader(JpegImagePlugin.JpegImageFile):
+    """A JPEG whose Exif is not parsed on opening: entries that overlap would be copied one by one, into gigabytes."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
 _READERS = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
+    "JPEG": _JpegReader,
     "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "HEIC": HeifImageFile,
@@ -65,7 +80,7 @@ _TRANSPOSES = {  # EXIF orientation -> what undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 class UnusablePhoto(Exception):
@@ -96,7 +111,39 @@ def shorter_side(data: bytes) -> int:
     """Return the shorter side, in pixels before scaling, of an image that `decode` could read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return min(_READERS[detect_format(data)](io.BytesIO(data)).size)
+        return min(_open(detect_format(data), data).size)
+
+
+def open_unread(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """Open an image of one of these formats, of which only the size is read so far. Raises UnusablePhoto."""
+    kind = detect_format(data)
+    if kind not in formats:
+        raise UnusablePhoto(f"is in a format that cannot be used here, {kind}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _open(kind, data)
+        except UnusablePhoto:
+            raise
+        except Exception as error:
+            raise UnusablePhoto(_damage_text(kind, data, error)) from None
+
+
+def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
+    if kind == "JPEG":
+        _check_segments(data)
+    return _READERS[kind](io.BytesIO(data))
+
+
+def _check_segments(data: bytes) -> None:
+    """Raise UnusablePhoto if a JPEG has too much before its pixels."""
+    position = 2
+    while position <= _MAX_METADATA:
+        head = data[position : position + 4]
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # damaged, or the pixels begin
+            return
+        position += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:], "big")  # 0xFF: fill bytes
+    raise UnusablePhoto(f"has more than {_MAX_METADATA >> 20} MB of metadata; save it again without")
 
 
 def detect_format(data: bytes) -> str:
@@ -132,7 +179,7 @@ def _describe_unsupported(data: bytes) -> str:
 
 
 def _decode(kind: str, data: bytes, size: int, min_side: int, background: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    image = _READERS[kind](io.BytesIO(data))
+    image = _open(kind, data)
     _check_size(*image.size, min_side)
     notes = _notes(image, kind, size)
     # Scale first, so that all further steps work on the small image and cost next to nothing.
@@ -222,11 +269,23 @@ def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: b
 
 
 def _apply_orientation(small: Image.Image, source: Image.Image) -> Image.Image:
-    try:
-        orientation = source.getexif().get(_ORIENTATION)
-    except Exception:  # broken EXIF in an intact image
-        return small
+    orientation = _orientation(source.info)
     return small.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else small
+
+
+def _orientation(info: Mapping[str | tuple[int, int], Any]) -> int | None:
+    """Return the orientation by Exif, else by XMP, as Pillow's `getexif` finds it, without reading any other entry."""
+    exif, xmp = info.get("exif"), info.get("XML:com.adobe.xmp") or info.get("xmp")
+    if exif is None and "Raw profile type exif" in info:
+        try:
+            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+        except ValueError:  # broken Exif in an intact image
+            return None
+    orientation = exif_orientation(exif) if exif else None
+    if orientation is None and xmp:
+        match = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        orientation = int(match[1]) if match else None
+    return orientation
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:

@@ -6,7 +6,16 @@ after it). A process killed half-way leaves a temporary file; `remove_leftovers`
 no living process holds.
 """
 
-from .atomic import append_line, open_log, remove_leftovers, sync, write_bytes, write_json, write_text
+from .atomic import (
+    append_line,
+    open_log,
+    private_folder,
+    remove_leftovers,
+    sync,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
 from .locks import LOCK_NAME, LOCK_TIMEOUT, lock
 from .os_errors import free_bytes
@@ -23,6 +32,7 @@ __all__ = [
     "new_folder",
     "open_log",
     "open_to_read",
+    "private_folder",
     "read_bytes",
     "read_head",
     "remove",

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -208,16 +209,53 @@ def release_guard(handle: int | None) -> None:
 
 def remove_leftovers(folder: Path) -> int:
     """Remove temporary files and folders that killed processes left directly in `folder`; return how many."""
+    return _remove_unlocked(folder, lambda name: name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
+
+
+def private_folder(prefix: str) -> Path:
+    """Create a folder of this process in the system's folder for temporary files, readable by this user only.
+
+    Those of the same prefix that killed processes of this user left are removed first; the caller removes its own.
+    """
+    parent = Path(tempfile.gettempdir())
+    _remove_unlocked(parent, lambda name: name.startswith(prefix))
+    with translate_os_errors(parent):
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            if _hold_lock(folder):
+                return folder
+
+
+_held_locks: list[int] = []  # handles that stay open until the process ends
+
+
+def _hold_lock(folder: Path) -> bool:
+    """Lock the folder while this process lives; return False if another process has removed it just before."""
+    if fcntl is None:
+        return True
+    with suppress(FileNotFoundError):
+        handle = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # a network disk without locks: no cleaning can lock there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_same_file(handle, folder):
+            _held_locks.append(handle)
+            return True
+        os.close(handle)
+    return False
+
+
+def _remove_unlocked(folder: Path, matches: Callable[[str], bool]) -> int:
+    """Remove this user's files and folders directly in `folder` that no process has locked; return how many."""
     removed, entries = 0, list[os.DirEntry[str]]()
     with suppress(OSError):  # there is no such folder, or it cannot be read
         entries = list(os.scandir(folder))
     if fcntl is None:
         return 0
     for entry in entries:
-        if not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX)) or entry.is_symlink():
+        if not matches(entry.name) or entry.is_symlink():
             continue
         with suppress(OSError):  # it is gone meanwhile, or not ours to delete
-            handle = os.open(entry.path, os.O_RDONLY)
+            handle = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)  # which does not wait for the writer of a pipe
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while its writer lives
                 if _is_same_file(handle, entry.path):

@@ -262,7 +262,7 @@ class AppWork:
         _training_service(space)
         self.outputs.save(_png(random.Random(0)))
         write_page(self.outputs)
-        old = [path for path in self.temporary.iterdir() if path != served]
+        old = [path for path in self.temporary.iterdir() if not served.is_relative_to(path)]
         left = [f"left over: tmp/{path.name.rpartition('-')[0]}-*" for path in old]
         if self.runs.exists():
             half = [path for path in self.runs.iterdir() if path.is_dir() and not (path / "process.json").exists()]
@@ -271,7 +271,7 @@ class AppWork:
             ]
             old += half
         left += [f"left over: {path}" for path in leftovers(self.place)]
-        for path in [served, *old]:  # so that the next kill is looked at alone
+        for path in [*self.temporary.iterdir(), *old]:  # so that the next kill is looked at alone
             shutil.rmtree(path, ignore_errors=True)
         return sorted(set(left))
 

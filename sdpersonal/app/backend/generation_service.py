@@ -23,6 +23,7 @@ from .workspace import Workspace
 
 IDLE_MESSAGE = "Write a prompt and press Generate. Your images appear here."
 MAX_JOBS = 24  # jobs in the queue, including the running one
+MAX_USER_JOBS = 3  # of one user, where users log in; a page is only a name that the browser makes up
 _VIEW_SECONDS = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
 
 LoadGenerator = Callable[[str | None], Generator]
@@ -51,7 +52,7 @@ class GenerationService:
         self._load, self._name = load, base
         self._generator: Generator | None = self._device.run(load, base)
         self._base = ModelInfo.of(self._generator.base)
-        self._queue = JobQueue(MAX_JOBS)
+        self._queue = JobQueue(MAX_JOBS, MAX_USER_JOBS)
         self._stop_events: dict[str, threading.Event] = {}
 
     # --- the model ----------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class GenerationService:
         hidden: list[bool] = []
         notes: list[str] = []
         try:
-            with self._queue.job() as job:
+            with self._queue.job(user=user, is_stopped=stop.is_set) as job:
                 context = self._job_context(job, stop, send, page, user, results, hidden, notes)
                 closing_message = work(context)
             message = " ".join(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ...concepts.library import Library
 from ...errors import UserError
 from ...outputs import Outputs
 
+TILES = "tiles"  # the folder of the library's tiles, which all pages share
 _LARGEST = 1 << 30  # bytes
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
@@ -50,6 +53,26 @@ class Workspace:
         target = self.session_dir(page) / path.name
         storage.write_bytes(target, storage.read_bytes(path, _LARGEST))
         return target
+
+    def uploaded_file(self, path: object) -> Path:
+        """Return the path of an uploaded file. Raises UserError for any other path, since a page may send any text."""
+        resolved = storage.resolve_inside(self.served_dir, str(path)) if isinstance(path, str) else None
+        if resolved is None or not Path(str(path)).is_absolute():
+            raise UserError("That is not an uploaded file.", "Drop it again.")
+        top = resolved.relative_to(self.served_dir.resolve()).parts[0]
+        is_link = resolved != self.served_dir.resolve() / os.path.relpath(str(path), self.served_dir)
+        if is_link or top == TILES or top in self._session_names.values() or resolved.is_dir():
+            raise UserError("That is not an uploaded file.", "Drop it again.")
+        if not resolved.is_file():
+            raise UserError("The uploaded file is gone.", "Drop it again.")
+        return resolved
+
+    def discard_upload(self, path: str | Path) -> None:
+        """Delete an uploaded file that was used; do nothing if it is none, or gone."""
+        with suppress(UserError):
+            upload = self.uploaded_file(str(path))
+            storage.remove(upload)
+            storage.remove_empty_folder(upload.parent)
 
     def close_session(self, page: str) -> None:
         """Delete the session folder of a closed page."""

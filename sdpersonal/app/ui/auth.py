@@ -175,13 +175,16 @@ _GRADIO_VARIABLES = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "
 def isolate_gradio() -> Path:
     """Remove the environment variables of Gradio and its server; return a private folder for the files shown.
 
-    The folder is readable by this user only and is deleted when the program ends.
+    It is in a folder of this app, readable by this user only, where its temporary files are too. It is deleted when
+    the program ends, or by the next start if this one is killed.
     """
     for name in [name for name in os.environ if f"{name}=".startswith(_GRADIO_VARIABLES)]:
         del os.environ[name]
-    folder = Path(tempfile.mkdtemp(prefix="sdpersonal-"))
+    folder = storage.private_folder("sdpersonal-app-")
     atexit.register(storage.remove, folder)
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    tempfile.tempdir = str(storage.make_folder(folder / "temporary"))  # not for child processes, which may live longer
+    served = storage.make_folder(folder / "served")
+    os.environ["GRADIO_TEMP_DIR"] = str(served)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe every program on this machine; see `protect`
-    return folder
+    return served

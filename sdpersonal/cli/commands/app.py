@@ -44,7 +44,9 @@ class AppArgs(SettingsBase):
 
 
 def open_app(settings: AppArgs) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which deletes the files shown
+    for name in ("SIGTERM", "SIGHUP"):  # ends like Ctrl-C, which deletes the files shown; Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     from ... import storage
     from ...app.ui.auth import configure_access, isolate_gradio
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from PIL import Image
 from .... import storage
 from ....display.image_grid import encode_png
 from ....errors import UserError
+from ....photos.decode import UnusablePhoto, open_unread
 from ..train.train_form import typed_number
 from ..workspace import Workspace
 
 MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
 _MAX_SIDE = 4096  # pixels of a side
+_MAX_LAYERS = 2  # painted layers that are read
+_MAX_BYTES = 100_000_000  # of a file
+_FORMATS = ("PNG", "JPEG", "WebP")
+_STRIP = 256  # rows
 _MIN_PAINT = 16  # of 255: fainter paint is only the brush's soft edge
+_decoding = threading.Lock()  # one image at a time: any number of pages may ask at once
 
 
 def request_fields(form: Mapping[str, Any], editor: Any, workspace: Workspace, page: str) -> dict[str, Any]:
@@ -47,31 +54,77 @@ def random_seed() -> str:
 def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, Path]:
     """Save the editor's image and mask; return the request's fields {"init_image": file, "mask": file}, or {} if empty.
 
-    editor: {"background": PIL image or None, "layers": PIL images}. The mask is white where anything was painted.
+    editor: {"background": an image, or None, "layers": images}, each as `_open_unread` takes it; {"lost": True} for an
+    image that the page names and that is not there. The mask is white where anything was painted. Uploads are deleted.
     Raises UserError if the image is too large.
     """
-    image = editor.get("background") if isinstance(editor, dict) else None
-    if not isinstance(image, Image.Image):
+    if not isinstance(editor, dict):
+        return {}
+    if editor.get("lost"):
+        raise UserError("The init image has not arrived.", "Press the button again.")
+    sources = [editor.get("background"), *list(editor.get("layers") or ())[:_MAX_LAYERS]]
+    try:
+        with _decoding:
+            return _save_images(workspace, page, sources[0], sources[1:])
+    finally:
+        for source in sources:
+            if isinstance(source, Path):
+                workspace.discard_upload(source)
+
+
+def _save_images(workspace: Workspace, page: str, background: object, layers: Sequence[object]) -> dict[str, Path]:
+    image = _open_unread(background)
+    if image is None:
         return {}
     if max(image.size) > _MAX_SIDE:
         raise UserError(
             f"The init image is {image.width}x{image.height}.", f"Use one of at most {_MAX_SIDE} pixels a side."
         )
-    layers = [
-        layer for layer in editor.get("layers") or () if isinstance(layer, Image.Image) and layer.size == image.size
-    ]
-    painted_masks = [np.asarray(layer.convert("RGBA"))[..., 3] > _MIN_PAINT for layer in layers]
-    fields = {"init_image": _save(workspace, page, "start", _flatten(image))}
-    if any(mask.any() for mask in painted_masks):
-        fields["mask"] = _save(workspace, page, "mask", Image.fromarray(np.any(painted_masks, axis=0)).convert("RGB"))
+    fields, size = {"init_image": _save(workspace, page, "start", _flatten(image))}, image.size
+    del image
+    painted = np.zeros(size[::-1], bool)
+    for source in layers:
+        layer = _open_unread(source)
+        if layer is not None and layer.size == size:
+            painted |= _painted(layer)
+    if painted.any():
+        fields["mask"] = _save(workspace, page, "mask", Image.fromarray(painted).convert("RGB"))
     return fields
+
+
+def _open_unread(source: object) -> Image.Image | None:
+    """Open an image without decoding its pixels; None if it is no image. source: its bytes, its file, or an image."""
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        data = storage.read_bytes(source, _MAX_BYTES) if isinstance(source, Path) else source
+        return open_unread(data, _FORMATS) if isinstance(data, bytes) else None
+    except UnusablePhoto as reason:
+        raise UserError(f"The init image {reason}.", f"Use one of {', '.join(_FORMATS)}.") from None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield (top, strip of the image as RGBA), so that a large image is never in memory twice."""
+    try:
+        image.load()
+    except Exception:  # decoders of untrusted bytes raise anything
+        raise UserError("The init image is damaged and cannot be decoded.", "Use another.") from None
+    for top in range(0, image.height, _STRIP):
+        yield top, image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
 
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Convert to RGB with transparent parts white."""
-    rgba = image.convert("RGBA")
-    background = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(background, rgba).convert("RGB")
+    flat = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        white = Image.new("RGBA", strip.size, "white")
+        flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return flat
+
+
+def _painted(layer: Image.Image) -> np.ndarray:
+    """Return where a layer is painted, bool (H, W)."""
+    return np.concatenate([np.asarray(strip)[..., 3] > _MIN_PAINT for _, strip in _strips(layer)])
 
 
 def _save(workspace: Workspace, page: str, name: str, image: Image.Image) -> Path:

@@ -133,16 +133,7 @@ def _check_uploads(workspace: Workspace, dropped: object) -> list[Path]:
         raise UserError("No files were dropped.", "Drop some, or click to choose them.")
     if len(dropped) > MAX_FILES:
         raise UserError(f"These are {len(dropped)} files; {MAX_FILES} can be imported at once.", "Drop fewer.")
-    return [_check_inside(workspace.served_dir, path) for path in dropped]
-
-
-def _check_inside(folder: Path, path: object) -> Path:
-    if not isinstance(path, str) or not Path(path).is_absolute():
-        raise UserError("That is not an uploaded file.", "Drop it again.")
-    resolved = storage.resolve_inside(folder, str(path))
-    if not resolved.is_file():
-        raise UserError("The uploaded file is gone.", "Drop it again.")
-    return resolved
+    return [workspace.uploaded_file(path) for path in dropped]
 
 
 def _parse_token(as_: object) -> Token | None:

@@ -22,7 +22,7 @@ from ....concepts.library import Entry
 from ....concepts.thumbnail import make_thumbnail, reencode_thumbnail
 from ....display.html import data_url
 from ....errors import UserError
-from ..workspace import Workspace
+from ..workspace import TILES, Workspace
 
 PAGE_SIZE = 48  # tiles shown first; "Show more" multiplies them
 MAX_TILES = 3000  # on one page, which is slow by then: search instead
@@ -74,7 +74,7 @@ def matches_search(entry: Entry, search: object) -> bool:
 
 def make_tiles(workspace: Workspace, entries: Sequence[Entry], loaded: str | None) -> list[tuple[str, str]]:
     """Return (path of the tile, caption) for each entry."""
-    folder = storage.make_folder(workspace.served_dir / "tiles")
+    folder = storage.make_folder(workspace.served_dir / TILES)
     with ThreadPoolExecutor(4) as pool:  # Pillow releases the GIL
         paths = list(pool.map(lambda entry: make_tile(entry, folder), entries))
     return [(str(path), _caption(entry, loaded)) for path, entry in zip(paths, entries, strict=True)]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .... import storage
 from ....config import ConceptKind, CropMode
 from ....errors import UserError
 from ..error_text import describe_error, value_or_error
@@ -50,7 +48,7 @@ class TrainPage:
         """Add uploaded photos and delete the uploaded files; return the problems as text."""
         uploaded = [paths] if isinstance(paths, str) else list(paths or ())
         try:
-            files = [storage.resolve_inside(self.workspace.served_dir, path) for path in uploaded]
+            files = [self.workspace.uploaded_file(path) for path in uploaded]
         except UserError as error:
             return str(error)
         try:
@@ -59,8 +57,7 @@ class TrainPage:
             return describe_error(error)
         finally:
             for file in files:
-                with suppress(UserError):
-                    storage.remove(file)
+                self.workspace.discard_upload(file)
 
     def use_sample_photos(self, page: str, title: str) -> str:
         """Replace the page's photos by a sample set; return the problems as text."""

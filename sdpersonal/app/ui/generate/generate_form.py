@@ -11,6 +11,7 @@ from ....config import MAX_CLIP_SKIP
 from ...backend import App
 from ...backend.generate.generate_form import form_values, request_fields
 from ..components import text_line
+from ..file_inputs import InitImageEditor
 
 
 class GenerateForm:
@@ -74,8 +75,7 @@ class GenerateForm:
     def init_image(self) -> None:
         """Lay out the init image and its mask."""
         text_line("Paint over the part to regenerate (inpainting); paint nothing to change the whole image.")
-        self.editor = gr.ImageEditor(
-            type="pil",
+        self.editor = InitImageEditor(
             sources=("upload", "clipboard"),
             label="Init image",
             brush=gr.Brush(colors=["#00b3a4"], color_mode="fixed"),

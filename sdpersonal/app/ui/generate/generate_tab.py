@@ -12,6 +12,7 @@ from ...backend.generate import image_actions
 from ...backend.generate.generate_form import random_seed
 from ...backend.generate.jobs import AXES, NO_AXIS, endless_job, generate_job, grid_job
 from ..components import EVENT, SharedComponents, session_id, user_name
+from ..file_inputs import FileButton
 from .generate_form import GenerateForm
 from .prompt import concepts_box, presets_box, prompt_box
 from .results import ResultComponents, actions_box, history_box, results_box, view_updates
@@ -37,9 +38,7 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         concepts_box(app, shared, tab)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             form.settings(app.generation.base)
-            upload = gr.UploadButton(
-                "Read settings from an image", size="sm", file_count="single", elem_id="read-settings"
-            )
+            upload = FileButton("Read settings from an image", size="sm", file_count="single", elem_id="read-settings")
         with gr.Accordion("Image to image", open=False, elem_id="init-image-box"):
             form.init_image()
         with gr.Accordion("XYZ grid", open=False, elem_id="grid-box"):
@@ -65,7 +64,7 @@ def _connect(
     generate: gr.Button,
     endless: gr.Button,
     stop: gr.Button,
-    upload: gr.UploadButton,
+    upload: FileButton,
 ) -> None:
     generation = app.generation
 

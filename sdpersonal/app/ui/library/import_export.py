@@ -18,6 +18,7 @@ from ...backend.library.import_export import (
     make_export_download,
 )
 from ..components import EVENT, EventOptions, LibraryState, session_id, text_line
+from ..file_inputs import FileDrop
 
 IMPORT_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
 IMPORT_HINT = "Embeddings and LoRAs of common programs: .safetensors, .pt, .bin, and embedding images of A1111."
@@ -32,7 +33,7 @@ STATUS_TITLES = {"imported": "Imported", "here already": "Already in the library
 def import_box(app: App, state: LibraryState) -> None:
     """Lay out the file drop area and its options."""
     gr.Markdown(IMPORT_HINT)
-    drop = gr.File(
+    drop = FileDrop(
         label="Files",
         file_count="multiple",
         height=140,

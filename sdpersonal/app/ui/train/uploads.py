@@ -11,6 +11,7 @@ from gradio.components import Component
 from ...backend.train.photo_files import sample_sets
 from ...backend.train.train_page import TrainPage
 from ..components import EVENT, EventOptions, session_id, text_line
+from ..file_inputs import FileButton, FileDrop
 from .train_form import TrainForm
 
 UPLOAD_HINT = "4 to 10 photos of one subject, each in another place. They stay on this machine."
@@ -21,8 +22,8 @@ CLICK_HINT = "Click a photo to rotate it, leave it out or caption it. Only the a
 class PhotoComponents:
     """Components that handlers use. chosen: number of the photo that was clicked, None without one."""
 
-    drop: gr.File
-    folder: gr.UploadButton
+    drop: FileDrop
+    folder: FileButton
     samples: list[gr.Button]
     tiles: gr.Gallery
     summary: gr.Textbox
@@ -40,12 +41,10 @@ class PhotoComponents:
 
 def photos_box() -> PhotoComponents:
     """Lay out the photos and their actions."""
-    drop = gr.File(label="Drop photos here", file_count="multiple", height=150, elem_id="photos-drop", type="filepath")
+    drop = FileDrop(label="Drop photos here", file_count="multiple", height=150, elem_id="photos-drop", type="filepath")
     text_line(UPLOAD_HINT, "photos-hint")
     with gr.Row():
-        folder = gr.UploadButton(
-            "Add a folder", file_count="directory", size="sm", min_width=120, elem_id="photos-folder"
-        )
+        folder = FileButton("Add a folder", file_count="directory", size="sm", min_width=120, elem_id="photos-folder")
         sets = [
             gr.Button(f"Samples: {title}", size="sm", min_width=120, elem_id=f"sample-photos-{number}")
             for number, title in enumerate(sample_sets())
