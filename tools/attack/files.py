@@ -52,7 +52,7 @@ def attack_files(
     torch.set_num_threads(1)  # a worker is a fork, which has no team of threads
     formats = [format for format in all_formats() if not only or format.name in only]
     workers = workers or max(1, min(len(os.sched_getaffinity(0)), 8))
-    began = time.monotonic()
+    began, before = time.monotonic(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     fuzz = _Fuzz(formats, seed, count, began + seconds)
     causes = fuzz.run(workers)
     took = time.monotonic() - began
@@ -66,9 +66,9 @@ def attack_files(
     report.add(
         f"{done:,} files (seed {seed}), {len(fuzz.hostile)} of them made by hand", came, not failed and not causes
     )
-    report.note(
-        f"{took:.0f} s with {workers} processes: {done / took:,.0f} files a second, {done / took / workers:,.0f} a process"
-    )
+    spent = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
+    speed = f"{done / took:,.0f} files a second, {done / spent:,.0f} a second of CPU time"
+    report.note(f"{took:.0f} s, {workers} processes: {speed}")
 
 
 def replay(report: Report, case: Path) -> None:

@@ -22,28 +22,22 @@ _BUSY = ("queue is full", "busy", "in the queue", "at a time")
 
 def crowd(target: Target, report: Report, seconds: float) -> None:
     """Let honest and hostile clients use the server at the same time, then look at what came and what stayed."""
-    with target.client("127.0.0.30", "h0") as first:
-        for _ in range(2):  # the model and its buffers are there from the first image on
-            _draw(target, first)
+    warm = time.monotonic() + min(10.0, seconds)  # the honest ones alone: then all buffers are there
+    _run_all(
+        [(_honest, number, f"127.0.0.{30 + number}") for number in range(HONEST)], target, warm, Counter(), Counter()
+    )
     before = target.memory
     until = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     problems: Counter[str] = Counter()
     works = [(_honest, number, f"127.0.0.{30 + number}") for number in range(HONEST)]
     works += [(_hostile, number, f"127.0.0.{100 + number}") for number in range(HOSTILE)]
-    threads = [
-        threading.Thread(target=work, args=(target, number, address, until, counts, problems), daemon=True)
-        for work, number, address in works
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(seconds + 180)
+    all_ended = _run_all(works, target, until, counts, problems)
     report.add(
         f"{HONEST} honest clients beside {HOSTILE} hostile ones, {seconds:.0f} s",
         f"{counts['drawn']} images drawn, {counts['busy']} times busy and tried again, {counts['attacks']} attacks, "
         f"{sum(problems.values())} honest requests failed",
-        counts["drawn"] > 0 and not problems and not any(thread.is_alive() for thread in threads),
+        counts["drawn"] > 0 and not problems and all_ended,
     )
     for problem, number in problems.most_common(5):
         report.add(f"an honest client ({number} times)", problem, False)
@@ -56,6 +50,19 @@ def crowd(target: Target, report: Report, seconds: float) -> None:
         text = _draw(target, first)
     came = f"{text[:60]} after {time.monotonic() - began:.1f} s"
     report.add("an image after the crowd", came, '"success": true' in text)
+
+
+def _run_all(works: list, target: Target, until: float, counts: Counter, problems: Counter) -> bool:
+    """Run the clients in a thread each; return whether all of them ended."""
+    threads = [
+        threading.Thread(target=work, args=(target, number, address, until, counts, problems), daemon=True)
+        for work, number, address in works
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0, until - time.monotonic()) + 180)
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _draw(target: Target, client: httpx.Client) -> str:
