@@ -1,8 +1,8 @@
 """Attack this program as a stranger would: python -m tools.attack PART... [--seed N] [--count N] [--seconds N]
 
-files: damaged and hostile files of every format that the package reads; kills: `kill -9` at random moments, and processes
-that race; disk: operations on a full disk; http: a running server with passwords. Each part prints a line for what was
-asked, what came of it, and pass or FAIL; a FAIL makes the exit status 1. `tests/attack` runs a short form of each.
+files: damaged and hostile files of every format that the package reads; kills: `kill -9` at random moments, and
+processes that race; disk: operations on a full disk; http: a running server with passwords. Each part prints a line for
+what was asked, what came of it, and pass or FAIL; a FAIL makes the exit status 1. `tests/attack` runs a short form.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Fuzzing: a damaged or hostile file of any format is read, or refused in one sentence, within bounds.
 
 Mutation i of seed S is the same file wherever it is made, so (S, i) repeats it; every failing file is also saved, with
-what went wrong, and can be read again with --replay. Each worker process may use 2 seconds of CPU time for a file, after
-which the system ends it, and 500 MB more memory than it starts with.
+what went wrong, and can be read again with --replay. Each worker process may use 2 seconds of CPU time for a file,
+after which the system ends it, and 500 MB more memory than it starts with.
 """
 
 from __future__ import annotations
@@ -45,15 +45,19 @@ def attack_files(
     seconds: float = 3600.0,
     workers: int = 0,
     only: Sequence[str] = (),
+    formats: Sequence[Format] = (),
 ) -> None:
-    """Read `count` damaged files of all formats, or those named by `only`, and all hostile files made by hand."""
+    """Read `count` damaged files, and all hostile files made by hand.
+
+    workers: processes, 0 for one on each core; only: names of formats, all without any; formats: in place of all.
+    """
     import torch
 
     torch.set_num_threads(1)  # a worker is a fork, which has no team of threads
-    formats = [format for format in all_formats() if not only or format.name in only]
+    formats = [format for format in formats or all_formats() if not only or format.name in only]
     workers = workers or max(1, min(len(os.sched_getaffinity(0)), 8))
     began, before = time.monotonic(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    fuzz = _Fuzz(formats, seed, count, began + seconds)
+    fuzz = _Fuzz(list(formats), seed, count, began + seconds)
     causes = fuzz.run(workers)
     took = time.monotonic() - began
     numbers = fuzz.numbers()

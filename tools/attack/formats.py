@@ -35,6 +35,7 @@ def all_formats() -> list[Format]:
     return [
         _concepts(),
         _pickles(),
+        _refused_files(),
         _library(),
         _concept_folders(),
         _images(),
@@ -85,6 +86,20 @@ def _pickles() -> Format:
     files = [*samples.concept_files(), *samples.other_files(), *samples.harmful_files()]
     files = [data for data in files if mutations._programs(data)]
     return Format("pickle", lambda rng: ("", spoil_pickle(rng, rng.choice(files), files)), _read_concept, 20, {})
+
+
+def _refused_files() -> Format:
+    """Files that nothing can be read from; they are made by hand only."""
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        raise NotImplementedError("its share of the mutations is 0")
+
+    return Format("refused", make, _refuse, 0, {})
+
+
+def _refuse(name: str, data: bytes, folder: Path) -> None:
+    _read_concept(name, data, folder)
+    raise AssertionError("it was read, not refused")
 
 
 def _library() -> Format:

@@ -12,9 +12,9 @@ from support import hostile
 
 
 def hostile_files() -> Iterator[tuple[str, str, str, bytes]]:
-    """Yield (format, its name in the folder, what it is, its bytes); each must be refused, or read within the bounds."""
+    """Yield (format, name in its folder, what it is, its bytes): each must be refused, or read within the bounds."""
     for name, data in hostile.corpus().items():
-        yield "concept", "", name, data
+        yield "refused", "", name, data
     for name, data in {**_headers(), **_torch_files()}.items():
         yield "concept", "", name, data
     for name, data in _native().items():

@@ -98,15 +98,13 @@ def _hostile(target: Target, number: int, address: str, until: float, counts: Co
     """Attack in turn in every way that the checks know; what comes of it does not matter here."""
     rng = random.Random(1000 + number)
     while time.monotonic() < until:
-        with suppress(httpx.HTTPError, OSError, AssertionError, KeyError, StopIteration, ValueError):
-            with target.client(address, f"x{number}") as client:
-                for _ in range(50):
-                    if time.monotonic() > until:
-                        return
-                    counts["attacks"] += 1
-                    with suppress(httpx.HTTPError, OSError):
-                        _attack(target, client, address, rng)
-                    time.sleep(0.05)
+        refused = suppress(httpx.HTTPError, OSError, AssertionError, KeyError, StopIteration, ValueError)
+        with refused, target.client(address, f"x{number}") as client:
+            while time.monotonic() < until:
+                counts["attacks"] += 1
+                with suppress(httpx.HTTPError, OSError):
+                    _attack(target, client, address, rng)
+                time.sleep(0.05)
 
 
 def _attack(target: Target, client: httpx.Client, address: str, rng: random.Random) -> None:

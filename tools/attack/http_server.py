@@ -128,7 +128,10 @@ def attack_server(
     ]
     with started() as target:
         for check in checks:
+            began = time.monotonic()
             run_check(check, target, report)
+            if (took := time.monotonic() - began) > 5:
+                report.note(f"{check.__name__} took {took:.0f} s")
         if seconds and (not only or "crowd" in only):
             crowd(target, report, seconds)
         report.note(f"errors in the server's log: {_errors(target.server.log.read_text(errors='replace')) or 'none'}")

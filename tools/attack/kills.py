@@ -23,20 +23,20 @@ KILLS, PROCESSES, OPERATIONS = 1000, 16, 12
 _SHARES = ((LibraryWork, 0.6, 0.12), (AppWork, 0.25, 0.25), (TrainingWork, 0.15, 1.5))  # kills; seconds until a kill
 
 
-def attack_kills(report: Report, seed: int = 0, count: int = KILLS, seconds: float = 3600.0) -> None:
-    """Kill processes `count` times, and let sixteen race."""
+def attack_kills(
+    report: Report, seed: int = 0, count: int = KILLS, seconds: float = 3600.0, operations: int = OPERATIONS
+) -> None:
+    """Kill processes `count` times, and let sixteen race, each with so many operations."""
     import torch
 
     torch.set_num_threads(1)  # the children are forks
     began = time.monotonic()
     for kind, share, longest in _SHARES:
         with tempfile.TemporaryDirectory(prefix="sdpersonal-attack-") as place:
-            until = began + seconds * sum(
-                part for other, part, _ in _SHARES[: [k for k, *_ in _SHARES].index(kind) + 1]
-            )
-            _kill_often(report, kind(Path(place)), random.Random(seed), round(count * share), longest, until)
+            work, until = kind(Path(place)), began + seconds
+            _kill_often(report, work, random.Random(seed), round(count * share), longest, until)
     with tempfile.TemporaryDirectory(prefix="sdpersonal-attack-") as place:
-        _race(report, Path(place), seed, PROCESSES, OPERATIONS)
+        _race(report, Path(place), seed, PROCESSES, operations)
     report.note(f"{time.monotonic() - began:.0f} s")
 
 

@@ -319,7 +319,7 @@ _INSTRUCTIONS = (
 
 @functools.lru_cache(maxsize=256)
 def _programs(data: bytes) -> tuple[tuple[bytes, ...], bytes, tuple[tuple[str, bytes], ...]] | None:
-    """Return (instructions, what follows them, the zip's other members) of a torch file or a pickle; None for others."""
+    """Return (instructions, what follows, the zip's other members) of a torch file or a pickle; None for others."""
     members: tuple[tuple[str, bytes], ...] = ()
     program = data
     if data[:2] == b"PK":
@@ -328,7 +328,8 @@ def _programs(data: bytes) -> tuple[tuple[bytes, ...], bytes, tuple[tuple[str, b
             if not found:
                 return None
             program = archive.read(found[0])
-            members = ((found[0], b""),) + tuple((n, archive.read(n)) for n in archive.namelist() if n != found[0])
+            others = [name for name in archive.namelist() if name != found[0]]
+            members = ((found[0], b""), *((name, archive.read(name)) for name in others))
     elif data[:1] not in (b"\x80", b"(", b"c", b"]", b"}"):
         return None
     pieces, file = [], io.BytesIO(program)
