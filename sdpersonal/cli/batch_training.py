@@ -25,7 +25,7 @@ from ..config import TrainingSettings
 from ..config.text_checks import check_path, is_blank
 from ..errors import DiskFull, Interrupted, UserError, printable
 from ..prompts import Token
-from ..training.run_dir import RESULT_FILE, RUNS_FOLDER, has_checkpoint, read_json, to_number
+from ..training.run_dir import RESULT_FILE, RUNS_FOLDER, has_checkpoint, read_json, to_number, to_text
 from .diffusers_compat.argv import ArgvItem, join_argv, split_argv
 
 MAX_BYTES = 1 << 20
@@ -182,8 +182,8 @@ def _with_run_folder(settings: TrainingSettings, path: Path) -> TrainingSettings
 def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
     """Return the token of a finished run, if it had at least the steps requested now."""
     result = read_json(run / RESULT_FILE)
-    finished = "token" in result and to_number(result.get("steps")) >= (settings.steps or 0)
-    return str(result["token"]) if finished else None
+    finished = to_number(result.get("steps")) >= (settings.steps or 0)
+    return (to_text(result.get("token")) or None) if finished else None
 
 
 class _name_entry_in_errors:

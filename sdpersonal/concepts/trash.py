@@ -1,6 +1,11 @@
 """The trash of a library: each deletion is a small library in `<library>/.trash/<time>-<number>/`.
 
 Deleting and restoring rename whole files on one disk, so nothing is copied and no byte of them changes.
+
+The clock may be wrong. If it stands more than `RETENTION` after every trace of use, the file `.clock` in the trash
+keeps that time, and nothing is deleted for good until a week later: by then a wrong clock was noticed. A deletion that
+is dated ahead of the clock counts from the first deletion that finds it so, unless the clock stands before concepts
+were written, and so was set back too far.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from .. import storage
 from ..errors import UserError, printable
@@ -21,6 +27,9 @@ from .library import Entry, Library
 TRASH_FOLDER = ".trash"
 RETENTION = timedelta(days=30)
 
+_CLOCK_FILE = ".clock"
+_DOUBT = timedelta(days=7)  # how long a time far ahead of all others is not relied on
+_MAX_AHEAD = timedelta(days=1)
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _DELETION_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
 
@@ -51,10 +60,11 @@ class Trash:
 
     def delete(self, token: str | Token, all_versions: bool = False) -> Deletion:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
-        name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
+        name = _new_name(datetime.now(UTC))
         storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
+        last_used = self._last_used()
         self.library.remove(token, all_versions, move_to=Library(self.folder / name))
-        self.empty(RETENTION)
+        self._purge(last_used, name)
         return self._read(name)
 
     def restore(self, name: str) -> list[Token]:
@@ -78,16 +88,45 @@ class Trash:
                 return deletion
         raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
 
-    def empty(self, older_than: timedelta = timedelta(0)) -> int:
-        """Delete permanently what was deleted at least `older_than` ago; return the number of concepts."""
-        deleted, now = 0, datetime.now(UTC)
+    def empty(self) -> int:
+        """Delete everything permanently; return the number of concepts."""
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
+            deletions = list(self._readable())
+            for deletion in deletions:
+                self._discard(deletion)
+            return sum(len(deletion.entries) for deletion in deletions)
+
+    def _purge(self, last_used: datetime, newest: str) -> None:
+        """Delete permanently what was deleted `RETENTION` ago. last_used: before the deletion `newest`."""
+        now = datetime.now(UTC)
+        with self.library.write_lock():
+            storage.remove_leftovers(self.folder)
+            is_clock_right = self._is_clock_right(now, last_used)
             for deletion in self._readable():
-                if now - deletion.deleted_at >= older_than or not deletion.entries:
+                if not deletion.entries or (is_clock_right and now - deletion.deleted_at >= RETENTION):
                     self._discard(deletion)
-                    deleted += len(deletion.entries)
-        return deleted
+                elif deletion.name != newest and deletion.deleted_at - now > _MAX_AHEAD and _last_written(self.library) <= now:
+                    storage.rename(self.folder / deletion.name, self.folder / _new_name(now))
+
+    def _is_clock_right(self, now: datetime, last_used: datetime) -> bool:
+        """Return whether the time can be relied on; keep it for later if it is too far from all that came before."""
+        path = self.folder / _CLOCK_FILE
+        noted_at = _parse_time(_read_text(path))
+        if noted_at is None or noted_at > now:  # the clock was set back since: the time before it was wrong
+            if now - last_used < RETENTION:
+                return True
+            storage.write_text(path, now.strftime(_TIME_FORMAT))
+            return False
+        if now - noted_at < _DOUBT:
+            return False
+        storage.remove(path)
+        return True
+
+    def _last_used(self) -> datetime:
+        """Return the time of the newest deletion, or of the newest concept, if that is newer."""
+        deleted = [time for name in self._names() if (time := _deletion_time(name))]
+        return max([*deleted, _last_written(self.library)])
 
     def _readable(self) -> Iterator[Deletion]:
         """Yield the deletions whose folders can be read, newest first."""
@@ -114,6 +153,33 @@ class Trash:
 
     def _discard(self, deletion: Deletion) -> None:
         storage.remove(self.folder / deletion.name)
+
+
+def _last_written(library: Library) -> datetime:
+    """Return when the newest file of the library was written, not later than can be expressed."""
+    times = [0.0]
+    for path in library.folder.glob("*/*.safetensors"):
+        with suppress(OSError):
+            times.append(path.lstat().st_mtime)
+    with suppress(OverflowError, ValueError, OSError):
+        return datetime.fromtimestamp(max(times), UTC)
+    return datetime.max.replace(tzinfo=UTC)
+
+
+def _new_name(now: datetime) -> str:
+    return f"{now.strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
+
+
+def _read_text(path: Path) -> str:
+    with suppress(UserError):
+        return storage.read_bytes(path, 100).decode(errors="replace")
+    return ""
+
+
+def _parse_time(text: str) -> datetime | None:
+    with suppress(ValueError):
+        return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
+    return None
 
 
 def _deletion_time(name: object) -> datetime | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
+from ..config.text_checks import encoding_problem
 from ..errors import UserError
 from ..image_metadata import Recipe, describe_presence, read_recipe
 
@@ -86,10 +87,16 @@ def _is_valid_entry(entry: object) -> bool:
         return False
     texts, sides, pairs = ("name", "prompt", "negative"), ("width", "height"), entry.get("facts")
     return (
-        all(isinstance(entry.get(key), str) for key in texts)
-        and all(isinstance(entry.get(key), int) for key in sides)
+        all(_is_text(entry.get(key)) for key in texts)
+        and all(_is_side(entry.get(key)) for key in sides)
         and isinstance(pairs, list)
-        and all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs
-        )
+        and all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_text, pair)) for pair in pairs)
     )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and encoding_problem(value) is None
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32  # as a PNG has it

@@ -112,7 +112,7 @@ class EndlessProgress:
             return 0
         with suppress(UserError, ValueError, TypeError, KeyError, RecursionError):
             state = json.loads(storage.read_bytes(self._path, _MAX_STATE_BYTES))
-            position = state.pop("position")
+            position = state.pop("position") if isinstance(state, dict) else None
             if state == self._facts and type(position) is int and 0 <= position <= PICTURES:
                 return position
         raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first image.")

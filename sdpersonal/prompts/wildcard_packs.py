@@ -36,7 +36,13 @@ def read_pack(text: str, name: str) -> dict[Path, list[str]]:
     name: the file's, for messages. Raises UserError if the text is not YAML or JSON, or is too deep or too large.
     """
     tree = _json(text, name) if name.lower().endswith(".json") else _yaml(text, name)
-    return dict(_Lists(name).lists(tree, ()))
+    lists = _Lists(name).lists(tree, ())
+    return {tuple(map(_valid, keys)): list(map(_valid, options)) for keys, options in lists}
+
+
+def _valid(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can write and no prompt can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _json(text: str, name: str) -> Any:

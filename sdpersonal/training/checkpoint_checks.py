@@ -73,8 +73,8 @@ def check_fits(
     states, groups = numbers["state"], numbers["groups"]
     if not isinstance(states, dict) or not states.keys() <= parameters.keys():
         raise ValueError("it holds the state of an unknown parameter")
-    for name, spec in _state_specs(parameters, optimizer).items():
-        expected |= _check_state(name, spec, tensors.keys(), states.get(name, {}))
+    for name, state_spec in _state_specs(parameters, optimizer).items():
+        expected |= _check_state(name, state_spec, tensors.keys(), states.get(name, {}))
     if not isinstance(groups, list) or len(groups) != len(optimizer.param_groups):
         raise ValueError("it has another number of groups")
     for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import storage
 from ..errors import UserError, printable
@@ -124,11 +124,14 @@ def is_shallow(value: object) -> bool:
     return False
 
 
+def is_number(value: object, largest: float) -> TypeGuard[int | float]:
+    """Return whether a JSON value is a number from -largest to largest."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
+
+
 def to_number(value: object, largest: float = _MAX_NUMBER) -> float:
     """Convert a JSON value to a float; 0 if it is no number from 0 to `largest`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0.0
-    return float(value) if 0 <= value <= largest else 0.0
+    return float(value) if is_number(value, largest) and value >= 0 else 0.0
 
 
 def to_step(value: object) -> int:
@@ -161,4 +164,4 @@ def parse_progress(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_loss(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < _MAX_LOSS
+    return is_number(value, _MAX_LOSS) and value >= 0

@@ -30,6 +30,7 @@ from .run_dir import (
     MAX_STEP,
     VALIDATIONS_FILE,
     VALIDATIONS_FOLDER,
+    is_number,
     read_json_lines,
     validation_image,
 )
@@ -165,9 +166,8 @@ def read_validations(run: Path) -> list[Validation]:
 def _parse_validation(entry: dict[str, Any]) -> Validation | None:
     """Return the validation of a line; None unless it has a step and every score, each a number near those of ours."""
     names = [field.name for field in fields(ConceptScores)]
-    step, values = entry.get("step"), [entry.get(name) for name in names]
-    if type(step) is not int or not 0 <= step <= MAX_STEP:
+    step = entry.get("step")
+    scores = {name: float(entry[name]) for name in names if is_number(entry.get(name), _MAX_SCORE)}
+    if type(step) is not int or not 0 <= step <= MAX_STEP or len(scores) < len(names):
         return None
-    if not all(type(value) in (int, float) and abs(value) <= _MAX_SCORE for value in values):
-        return None
-    return Validation(step, ConceptScores(**dict(zip(names, map(float, values), strict=True))))
+    return Validation(step, ConceptScores(**scores))

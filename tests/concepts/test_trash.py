@@ -88,6 +88,74 @@ def test_after_thirty_days_it_is_gone(library):
     assert trash.empty() == 1 and trash.deletions() == [] and list(trash.folder.iterdir()) == []
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Set how far the clock is ahead: clock(days)."""
+
+    def set_clock(days):
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.now(tz) + timedelta(days=days)
+
+        monkeypatch.setattr("sdpersonal.concepts.trash.datetime", Clock)
+
+    return set_clock
+
+
+@pytest.mark.parametrize("days", [40, 4000])
+def test_a_clock_set_ahead_for_a_day_loses_nothing(library, clock, days):
+    trash = Trash(library)
+    before = here(library)
+    trash.delete(T("<you/ink>"))
+    for ahead, token in ((days, "<me/duck-v1>"), (days + 1, "<me/duck-v2>"), (0, None)):
+        clock(ahead)
+        if token:
+            trash.delete(T(token))
+        assert "<you/ink-v1>" in gone(library)
+    library.add(concept("<me/new>"))
+    trash.delete(T("<me/new>"))
+    assert all(deletion.deleted_at <= datetime.now(UTC) for deletion in trash.deletions())
+    for deletion in trash.deletions():
+        trash.restore(deletion.name)
+    assert before.items() <= here(library).items()
+
+
+def test_a_deletion_dated_ahead_is_deleted_in_its_time(library, clock):
+    trash = Trash(library)
+    clock(4000)
+    trash.delete(T("<you/ink>"))
+    clock(0)
+    trash.delete(T("<me/duck-v1>"))
+    assert all(deletion.deleted_at <= datetime.now(UTC) for deletion in trash.deletions()) and len(gone(library)) == 2
+    clock(20)
+    library.add(concept("<me/new>"))
+    trash.delete(T("<me/new>"))
+    clock(40)
+    trash.delete(T("<me/duck-v2>"))
+    assert list(gone(library)) == ["<me/duck-v2>", "<me/new-v1>"]
+
+
+def test_a_clock_set_back_deletes_and_dates_nothing(library, clock):
+    trash = Trash(library)
+    deletion = trash.delete(T("<you/ink>"))
+    clock(-10_000)
+    trash.delete(T("<me/duck-v1>"))
+    assert deletion.name in [item.name for item in trash.deletions()] and len(gone(library)) == 2
+    assert trash.empty() == 2 and gone(library) == {}
+
+
+def test_after_a_long_absence_it_takes_a_week_more(library, clock):
+    trash = Trash(library)
+    trash.delete(T("<you/ink>"))
+    clock(60)
+    trash.delete(T("<me/duck-v1>"))
+    assert len(gone(library)) == 2
+    clock(68)
+    trash.delete(T("<me/duck-v2>"))
+    assert list(gone(library)) == ["<me/duck-v2>", "<me/duck-v1>"]
+
+
 @pytest.mark.parametrize(
     "name", ["", "..", "../me", "/etc", "20260131T120000Z-0123456", "99999999T999999Z-00000000", 3]
 )

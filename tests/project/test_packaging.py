@@ -75,6 +75,42 @@ def test_what_make_installs_is_pinned_to_a_version_that_the_project_accepts():
     assert wrong == [] and lines == sorted(lines, key=str.lower)
 
 
+HOLES = {  # the last version with a known hole; uvicorn: that read X-Forwarded-For otherwise
+    "filelock": "3.20.2",
+    "fonttools": "4.60.1",
+    "h11": "0.14.0",
+    "idna": "3.6",
+    "jinja2": "3.1.5",
+    "pillow": "12.2.0",
+    "pillow-heif": "1.2.1",
+    "requests": "2.32.5",
+    "urllib3": "2.6.2",
+    "brotli": "1.1.0",
+    "orjson": "3.11.4",
+    "python-multipart": "0.0.26",
+    "starlette": "1.0.0",
+    "uvicorn": "0.30.0",
+    "protobuf": "6.33.4",
+    "werkzeug": "3.1.5",
+    "setuptools": "78.1.0",
+}
+
+
+def test_no_version_with_a_known_hole_can_be_installed():
+    extras = PROJECT["project"]["optional-dependencies"]
+    texts = [*PROJECT["project"]["dependencies"], *extras["app"], *extras["tensorboard"]]
+    needed = {canonicalize_name(Requirement(text).name): Requirement(text).specifier for text in texts}
+    needed |= {Requirement(text).name: Requirement(text).specifier for text in PROJECT["build-system"]["requires"]}
+    assert [name for name, version in HOLES.items() if version in needed[name]] == []
+
+
+def test_the_versions_that_the_tests_run_on_are_audited():
+    workflow = read_yaml(".github/workflows/audit.yml")
+    [command] = [step["run"] for step in workflow["jobs"]["pip-audit"]["steps"] if "run" in step]
+    assert "pip-audit --strict" in command and command.endswith(" -r constraints.txt")
+    assert "schedule" in workflow[True]  # YAML 1.1 reads the key `on` as a yes
+
+
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_settings_are_yaml(path):
     assert isinstance(yaml.safe_load(path.read_text()), dict)

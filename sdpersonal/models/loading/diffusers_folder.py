@@ -6,7 +6,9 @@ untrusted folder cannot run anything.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import storage
 from ...config.base import BaseKind
 from ...errors import UserError, printable
 from .architecture import KINDS_BY_WIDTH, TINY_BY_WIDTH, kind_by_width
@@ -45,6 +48,9 @@ _UNSUPPORTED = {  # keyed by a part of the pipeline's name
     "Pix2Pix": "an editing model",
     "Upscale": "an upscaler",
 }
+
+
+_MAX_CONFIG_BYTES = 64 << 20  # of a JSON file: the index of many weights has a few
 
 
 def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = True) -> BaseParts:
@@ -92,7 +98,7 @@ def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[Autoen
 def missing_file(folder: Path) -> str | None:
     """Return the first file that a base in this folder lacks; None if it is complete."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_config(folder / "model_index.json")
         parts = PIPELINES.get(index.get("_class_name"), ())
     except (OSError, ValueError, AttributeError, RecursionError):
         return "model_index.json"
@@ -185,14 +191,19 @@ def find_weights(folder: Path, part: str) -> tuple[str, list[Path]] | None:
 
 def _shard_paths(index: Path) -> list[Path]:
     try:
-        return sorted({index.parent / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        return sorted({index.parent / Path(name).name for name in read_config(index)["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
 def read_config(path: Path) -> dict:
     """Read a JSON object. Raises OSError, ValueError, RecursionError."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        config = json.loads(storage.read_bytes(path, _MAX_CONFIG_BYTES).decode())
+    except UserError as error:  # it is no file, or too large
+        raise ValueError(error.message) from None
     if not isinstance(config, dict):
         raise ValueError(f"{path.name} is not a configuration")
     return config
@@ -213,7 +224,7 @@ def translate_load_errors(folder: Path, part: str, hint: str = "Fetch or copy it
     """Raise UserError in place of what the libraries raise for files that cannot be read."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         message = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
         raise UserError(f"The {part} {printable(str(folder), 200)} cannot be read: {message}", hint) from None
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from ... import storage
 from ...config.base import BaseKind
 from ...errors import UserError, printable
 from .architecture import (
@@ -181,8 +182,8 @@ def declared_prediction_type(metadata: Mapping[str, str], shapes: Shapes, path: 
     if declared == "epsilon":
         return "epsilon"
     try:
-        yaml_text = path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")[:100_000]
-    except OSError:
+        yaml_text = storage.read_head(path.with_suffix(".yaml"), 100_000)[0].decode(errors="replace")
+    except UserError:
         return None
     return "v_prediction" if re.search(r"""^\s*parameterization:\s*["']?v["']?\s*$""", yaml_text, re.M) else "epsilon"
 

@@ -43,8 +43,10 @@ class CheckpointRun:
             raise UserError(
                 "A checkpoint of --method full is a whole model, not a concept.", "Compare finished runs instead."
             )
-        token = Token.parse(str(settings.get("token", "")))
-        return cls(folder, token, tuple(steps), settings)
+        token = settings.get("token")
+        if not isinstance(token, str):
+            raise _damaged_error(checkpoint_folder(folder, steps[-1]))
+        return cls(folder, Token.parse(token), tuple(steps), settings)
 
     def token_at(self, step: int) -> Token:
         return replace(self.token, name=f"{self.token.name}-step-{step}")
@@ -54,16 +56,24 @@ class CheckpointRun:
 
         Raises UserError if the checkpoint is damaged or of another model.
         """
-        from ...concepts.card import Card
-        from ...concepts.concept import Concept
-        from ...models.lora import to_lora
-
         if self.settings.get("base") != base.version:
             raise UserError(
                 f"{printable(str(self.folder))} was trained on another base than {printable(base.name)}.",
                 "Give its --base.",
             )
-        weights = _load_weights(checkpoint_folder(self.folder, step))
+        from ...training.checkpoint import READ_ERRORS
+
+        folder = checkpoint_folder(self.folder, step)
+        try:
+            return self._build(_load_weights(folder), step, base)
+        except READ_ERRORS as error:  # whole, but not of a concept
+            raise _damaged_error(folder) from error
+
+    def _build(self, weights: Mapping[str, Tensor], step: int, base: StableDiffusion) -> Concept:
+        from ...concepts.card import Card
+        from ...concepts.concept import Concept
+        from ...models.lora import to_lora
+
         lora = {key: tensor for key, tensor in weights.items() if not key.startswith("rows.")}
         noun = str(self.settings.get("class_noun") or self.settings.get("init") or self.settings.get("kind", ""))
         card = Card(base=base.kind, class_noun=noun[:100], method=str(self.settings.get("method", "")), steps=step)

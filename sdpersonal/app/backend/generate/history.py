@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from ..workspace import Workspace
 
 PAGE_SIZE = 48  # images at once
 _SIDE = 192  # pixels of a thumbnail's longer side
-_LIMIT = 1 << 28
+_LIMIT = 1 << 28  # bytes of an image
+_MAX_PIXELS = 1 << 27  # more than can be generated
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,20 @@ def _day(folder: Path, name: str) -> str:
 def _make_thumbnail(workspace: Workspace, page: str, path: Path) -> Path:
     target = workspace.session_dir(page) / f"small-{path.parent.name}-{path.stem}.jpg"
     if not target.exists():
-        thumbnail = Image.open(io.BytesIO(storage.read_bytes(path, _LIMIT))).convert("RGB")
-        thumbnail.thumbnail((_SIDE, _SIDE))
         buffer = io.BytesIO()
-        thumbnail.save(buffer, "JPEG", quality=85)
+        _read_thumbnail(path).save(buffer, "JPEG", quality=85)
         storage.write_bytes(target, buffer.getvalue())
     return target
+
+
+def _read_thumbnail(path: Path) -> Image.Image:
+    """Return an image's thumbnail; a plain grey one for a file that cannot be read, which must not hide the others."""
+    try:
+        with Image.open(io.BytesIO(storage.read_bytes(path, _LIMIT)), formats=("PNG",)) as image:
+            if image.width * image.height <= _MAX_PIXELS:
+                thumbnail = image.convert("RGB")
+                thumbnail.thumbnail((_SIDE, _SIDE))
+                return thumbnail
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        log.info("no thumbnail of an image: %s", error)
+    return Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128))
