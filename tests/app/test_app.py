@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import http.client
+import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,8 @@ from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.app.backend.generation_service import MAX_JOBS
-from sdpersonal.app.ui.middleware import MAX_FAILED_LOGINS
+from sdpersonal.app.ui.login import MAX_FAILED_LOGINS
+from sdpersonal.app.ui.middleware import SECURITY_HEADERS
 from sdpersonal.app.ui.uploads import MAX_UPLOAD
 from support import browser as browsers
 from support.serving import HOSTILE, Server
@@ -254,6 +257,35 @@ def test_a_taken_port_is_a_sentence(server, tmp_path):
     assert f"Port {server.port} is taken" in second.stderr and "Traceback" not in second.stderr
 
 
+PUBLIC = {"/", "/theme.css", "/gradio_api/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/login/x"}
+PUBLIC |= {"/login", "/login/", "/svelte/x", "/static/x", "/assets/x"}
+
+
+def routes() -> list[tuple[str, str]]:
+    """Method and path of each route that Gradio and FastAPI have, as they stand in Gradio's source."""
+    source = (Path(importlib.util.find_spec("gradio").origin).parent / "routes.py").read_text()
+    found = re.findall(r'@(app|router)\.(get|post|head)\(\s*f?"([^"]+)"', source)
+    paths = [(method.upper(), "/gradio_api" * (where == "router") + path) for where, method, path in found]
+    assert len(paths) > 70
+    named = [(method, re.sub(r"\{[^}]*int[^}]*\}|\{[^}]*\}", "x", path)) for method, path in paths]
+    return [*named, *(("GET", path) for path in ("/openapi.json", "/docs", "/redoc", "/gradio_api/mcp/"))]
+
+
+def heartbeats(server, count):
+    """The first bytes of the answers to many at once, and the seconds that another request took meanwhile."""
+    request = f"GET /gradio_api/heartbeat/x{{}} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n"
+    beats = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+    for number, beat in enumerate(beats):
+        beat.sendall(request.format(number).encode())
+    begun = time.monotonic()
+    assert server.http.get("/robots.txt").status_code == 200
+    seconds = time.monotonic() - begun
+    answers = {beat.recv(12) for beat in beats}
+    for beat in beats:
+        beat.close()
+    return answers, seconds
+
+
 @pytest.mark.slow
 def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
     """--listen: nothing without logging in, guesses are slowed, each user has pictures of their own, and what was shown
@@ -262,13 +294,24 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
     passwords.write_text("ann:correct horse\nbob:battery staple\n")
     passwords.chmod(0o600)
     with Server(tmp_path, "--listen", "--password-file", str(passwords)) as running:
-        for path in ("/config", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x"):
-            assert running.http.get(path).status_code == 401, path
+        for method, path in [*routes(), ("GET", "/gradio_api/queue/data?session_hash=x")]:
+            answer = running.http.request(
+                method if path not in PUBLIC else "GET", path
+            )  # a POST is an attempt to log in
+            assert (answer.status_code == 401) != (path in PUBLIC), (method, path, answer)
+            assert SECURITY_HEADERS.items() <= {name: answer.headers.get(name) for name in SECURITY_HEADERS}.items()
         assert running.post("/gradio_api/queue/join", '{"data": [], "session_hash": "x"}').status_code == 401
+        answers, seconds = heartbeats(running, 300)
+        assert answers == {b"HTTP/1.1 401"} and seconds < 0.5
         assert running.log_in("ann", "correct horse") == 200
+        assert all("SameSite=Lax" in cookie for cookie in running.last_cookies)
         assert "1 image in" in json.dumps(running.draw())
+        running.join("anns", "on_search", Search='""')
+        assert running.http.get("/openapi.json").status_code == 404 == running.http.get("/gradio_api/token").status_code
         (picture,) = (tmp_path / "outputs" / "ann").rglob("*.png")
         assert running.log_in("bob", "battery staple") == 200
+        for path in ("/gradio_api/heartbeat/anns", "/gradio_api/queue/data?session_hash=anns"):
+            assert running.http.get(path).status_code == 403
         history = running.ask("on_search", Search='""')
         assert "No images found" in history and picture.stem not in history
         guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]

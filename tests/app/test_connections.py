@@ -1,6 +1,7 @@
 """Connections of clients that stall are closed; others are not, however long the answer takes."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from uvicorn.config import Config
@@ -114,22 +115,58 @@ def test_a_client_that_reads_nothing_is_closed(connect, reads):
     assert asyncio.run(go()) != reads
 
 
-def test_new_connections_take_the_place_of_idle_ones(connect, monkeypatch):
+def test_new_connections_take_the_place_of_those_that_send_least(connect, monkeypatch):
     monkeypatch.setattr(connections, "max_connections", lambda: 10)
+    monkeypatch.setattr(connections, "_YOUNG_SECONDS", 0)
 
     async def go():
-        busy = [connect() for _ in range(5)]
-        for protocol, _ in busy:
-            protocol.data_received(WORKS["waits for an answer"][0])
-        idle = []
-        for _ in range(20):
-            idle.append(connect())
-            for protocol, transport in [pair for pair in idle if pair[1].aborted]:
-                protocol.connection_lost(None)
-                idle.remove((protocol, transport))
+        opened = [connect() for _ in range(10)]
+        for number, (protocol, _) in enumerate(opened):  # three wait for an answer, one uploads, the rest stalls
+            sent = WORKS["waits for an answer"][0] if number < 3 else POST if number > 6 else b"GET / H"
+            protocol.data_received(sent)
+        opened[9][0].data_received(b"x" * 5000)
         await asyncio.sleep(0)
-        assert not any(transport.aborted for _, transport in busy) and len(idle) == 5
-        for protocol, _ in [*busy, *idle]:
+        for _ in range(6):  # all are accepted before one that is closed is gone
+            opened.append(connect())
+            opened[-1][0].data_received(b"x" * 1000)
+        for protocol in [protocol for protocol, transport in opened if transport.aborted]:
             protocol.connection_lost(None)
+        opened = [pair for pair in opened if not pair[1].aborted]
+        return opened[0][0].connections, opened
 
-    asyncio.run(go())
+    open_ones, opened = asyncio.run(go())
+    assert len(open_ones) == 10 and [protocol._received for protocol, _ in opened[:3]] == [27] * 3
+    assert opened[3][0]._received == len(POST) + 5000 and len(opened) == 10
+
+
+def test_a_new_connection_is_closed_where_all_others_are_at_work(connect, monkeypatch):
+    monkeypatch.setattr(connections, "max_connections", lambda: 3)
+
+    async def go():
+        opened = [connect() for _ in range(3)]
+        for protocol, _ in opened:
+            protocol.data_received(WORKS["waits for an answer"][0])
+        await asyncio.sleep(0)
+        opened.append(connect())
+        aborted = [transport.aborted for _, transport in opened]
+        for protocol, _ in opened:
+            protocol.connection_lost(None)
+        return aborted
+
+    assert asyncio.run(go()) == [False] * 3 + [True]
+
+
+def test_the_limit_of_open_files_is_raised_and_kept_to(monkeypatch):
+    limits = [(256, 1000)]
+    fake = SimpleNamespace(RLIMIT_NOFILE=7, RLIM_INFINITY=-1)
+    fake.getrlimit, fake.setrlimit = lambda _: limits[-1], lambda _, limit: limits.append(limit)
+    monkeypatch.setattr(connections, "resource", fake)
+    for before, after, count in [
+        ((256, 1000), (1000, 1000), 750),
+        ((1024, -1), (4096, -1), 800),
+        ((9999, 9999), (9999, 9999), 800),
+        ((-1, -1), (-1, -1), 800),
+    ]:
+        limits.append(before)
+        connections.raise_file_limit()
+        assert limits[-1] == after and connections.max_connections() == count

@@ -9,7 +9,7 @@ import pytest
 
 from sdpersonal.app.ui import page_sessions
 from sdpersonal.app.ui.middleware import USER_KEY
-from sdpersonal.app.ui.page_sessions import MAX_HEARTBEATS, MAX_PAGES, PageSessionMiddleware
+from sdpersonal.app.ui.page_sessions import MAX_HEARTBEATS, MAX_PAGES, MAX_WAITING, PageSessionMiddleware
 
 
 class States:
@@ -26,11 +26,14 @@ class Gradio:
     """A program with states and events. A stream ends when its client goes; then a page is cleaned up after."""
 
     def __init__(self):
-        self.state_holder, self.events = States(), {}
+        self.state_holder, self.events, self.waiting = States(), {}, []
         self.bodies, self.cleaning, self.most_cleaning = [], 0, 0
 
     def get_blocks(self):
-        return SimpleNamespace(_queue=SimpleNamespace(event_ids_to_events=self.events))
+        queues = {"on_x": SimpleNamespace(queue=self.waiting)}
+        return SimpleNamespace(
+            _queue=SimpleNamespace(event_ids_to_events=self.events, event_queue_per_concurrency_id=queues)
+        )
 
     async def __call__(self, scope, receive, send):
         body = await receive() if scope["method"] == "POST" else {}
@@ -167,6 +170,14 @@ def test_only_a_users_own_old_pages_are_forgotten(pages):
     assert "anns" in states and len([name for name in states if name.startswith("bobs")]) == MAX_PAGES
     oldest = [f"bobs{number}" for number in range(30)]
     assert pages.closed == oldest == pages.gradio.state_holder.deleted and f"bobs{MAX_PAGES + 29}" in states
+
+
+def test_nobody_takes_the_whole_queue(pages):
+    for _ in range(MAX_WAITING):
+        assert pages.open_page("bob", "bobs") == 200
+        pages.gradio.waiting.append(SimpleNamespace(username="bob"))
+    assert pages.open_page("bob", "bobs") == 429 and pages.open_page("ann", "anns") == 200
+    assert pages.ask("bob", "queue/data", query="session_hash=bobs") == 200
 
 
 def test_hashes_do_not_pile_up(pages, monkeypatch):

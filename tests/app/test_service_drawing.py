@@ -1,5 +1,6 @@
 """Drawing for pages, without a page: progress, stop, whose turn it is, and words for what went wrong."""
 
+import contextlib
 import math
 import re
 import signal
@@ -16,7 +17,7 @@ from sdpersonal.app.backend import GenerationService, Workspace
 from sdpersonal.app.backend.error_text import LABELS, describe_error
 from sdpersonal.app.backend.generate.jobs import endless_job, generate_job
 from sdpersonal.app.backend.generate.prompt import append_token
-from sdpersonal.app.backend.generation_service import MAX_JOBS
+from sdpersonal.app.backend.generation_service import MAX_JOBS, MAX_USER_JOBS
 from sdpersonal.app.backend.job_queue import JobQueue
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
@@ -217,6 +218,33 @@ def test_a_full_line_is_said_kindly(service):
     for job in jobs:
         job.__exit__(None, None, None)
     assert drawn(service)[-1].message.startswith("1 image")
+
+
+def test_one_user_leaves_room_for_the_others():
+    line, ended = JobQueue(5, 3), [False]
+    with contextlib.ExitStack() as jobs:
+        for _ in range(2):
+            jobs.enter_context(line.job(user="bob"))
+        jobs.enter_context(line.job(user="bob", is_stopped=lambda: ended[0]))
+        with pytest.raises(UserError, match="You have 3 jobs in the queue already"), line.job(user="bob"):
+            pass
+        jobs.enter_context(line.job(user="ann"))
+        ended[0] = True  # a job that was stopped only has to end
+        jobs.enter_context(line.job(user="bob"))
+        with pytest.raises(UserError, match="The queue is full: 5"), line.job(user="eve"):
+            pass
+    with contextlib.ExitStack() as jobs:
+        for _ in range(5):  # where nobody logs in there is only one
+            jobs.enter_context(line.job())
+    assert line.jobs == []
+
+
+def test_the_share_is_a_users_and_not_a_pages(service):
+    with contextlib.ExitStack() as jobs:
+        for _ in range(MAX_USER_JOBS):
+            jobs.enter_context(service._queue.job(user="bob"))
+        view = list(service.submit(lambda: lambda job: None, "a page of bob's", "bob"))[-1]
+        assert view.message.startswith(f"You have {MAX_USER_JOBS} jobs")
 
 
 def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):

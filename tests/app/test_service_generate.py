@@ -2,6 +2,8 @@
 
 import io
 import math
+import struct
+import zlib
 from types import SimpleNamespace
 
 import gradio as gr
@@ -12,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.app.backend import GenerationService, Workspace
 from sdpersonal.app.backend.error_text import LABELS, value_or_error
-from sdpersonal.app.backend.generate import history, image_actions
+from sdpersonal.app.backend.generate import generate_form, history, image_actions
 from sdpersonal.app.backend.generate.generate_form import save_init_image
 from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
 from sdpersonal.app.backend.generate.prompt import (
@@ -351,6 +353,85 @@ def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
     ]
     with pytest.raises(UserError, match="at most 4096"):
         save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
+
+
+def uploaded(workspace, name, data):
+    path = workspace.served_dir / f"upload-{name}" / "sum" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    return path
+
+
+def as_png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png_head(width, height):
+    """A PNG of this size without pixels: whoever decodes it finds it damaged."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (head, data))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_an_uploaded_picture_is_read_once_and_goes(workspace):
+    picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 128)), Image.new("RGBA", (80, 64))
+    layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
+    names = {
+        "background": as_png(picture),
+        "layer": as_png(layer),
+        "other": as_png(layer.resize((8, 8))),
+        "whole": b"x",
+    }
+    background, *rest = (uploaded(workspace, name, data) for name, data in names.items())
+    editor = {"background": background, "layers": rest[:2], "composite": rest[2]}
+    paths = save_init_image(workspace, "page", editor)
+    with Image.open(paths["mask"]) as mask, Image.open(paths["init_image"]) as start:
+        assert (np.asarray(mask)[..., 0] == 255).sum() == 400
+        white = Image.alpha_composite(Image.new("RGBA", (80, 64), "white"), picture)
+        assert np.array_equal(np.asarray(start), np.asarray(white.convert("RGB")))
+    assert not [path for path in (background, *rest) if path.exists()] and paths["mask"].exists()
+    again = save_init_image(
+        workspace, "page", {"background": paths["init_image"], "layers": []}
+    )  # an image of the page
+    assert again == {"init_image": paths["init_image"]} and again["init_image"].exists()
+
+
+def test_a_page_keeps_the_newest_init_images_only(workspace):
+    for red in range(9):
+        editor = {"background": Image.new("RGB", (64, 64), (red, 0, 0))}
+        newest = save_init_image(workspace, "page", editor)["init_image"]
+    assert newest.exists() and len(list(workspace.session_dir("page").glob("start-*"))) == 4
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (png_head(13300, 13300), "13300x13300"),
+        (png_head(4097, 16), "4097x16"),
+        (png_head(64, 64), "damaged"),
+        (b"II*\0" + bytes(100), "a TIFF"),
+        (b"GIF89a" + bytes(100), "a GIF"),
+        (b"", "not an image"),
+    ],
+)
+def test_a_picture_is_refused_before_it_is_decoded(workspace, data, words):
+    path = uploaded(workspace, "x", data)
+    with pytest.raises(UserError, match=words):
+        save_init_image(workspace, "page", {"background": path, "layers": []})
+    assert not path.exists()
+
+
+def test_only_layers_that_can_be_a_mask_are_decoded(workspace, monkeypatch):
+    opened = []
+    monkeypatch.setattr(generate_form, "_painted", lambda layer: opened.append(layer) or np.zeros((64, 80), bool))
+    layers = [uploaded(workspace, f"layer{n}", as_png(Image.new("RGBA", (80, 64)))) for n in range(50)]
+    layers[0].write_bytes(png_head(13300, 13300))
+    background = uploaded(workspace, "background", as_png(Image.new("RGB", (80, 64))))
+    assert [*save_init_image(workspace, "page", {"background": background, "layers": layers})] == ["init_image"]
+    assert len(opened) == 1 and not [path for path in layers if path.exists()]
 
 
 def test_a_part_is_drawn_anew(service, workspace, drawn):

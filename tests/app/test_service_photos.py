@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdpersonal import storage
 from sdpersonal.app.backend import Workspace
+from sdpersonal.app.backend.library.import_export import import_uploads
 from sdpersonal.app.backend.train import uploads
 from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, sample_sets
 from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
@@ -200,17 +201,19 @@ def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, workspac
     assert np.abs(now - then).mean() < 8 < np.abs(now - np.rot90(then, 2)).mean()
 
 
-def test_trays_are_of_one_page_and_go_with_it():
+def test_trays_are_of_one_page_and_go_with_it(monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_PAGES", 50)
     trays = UploadsByPage()
     tray, other = trays.get("mine", 128), trays.get("other", 128)
     assert tray.folder != other.folder and tray.folder.stat().st_mode & 0o777 == 0o700
     tray.add([BEAR / "01.jpg"])
     assert other.uploads == [] and trays.get("mine", 512).uploads and trays.get("mine", 512).side == 512
-    trays.close_session("mine")
-    assert not tray.folder.exists() and other.folder.exists()
     for n in range(60):  # a client that calls itself by ever new names
         trays.get(f"page {n}", 128)
-    assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES
+    assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES and trays.get("mine", 128) is tray
+    other = trays.get("other", 128)
+    trays.close_session("mine")
+    assert not tray.folder.exists() and other.folder.exists()
     trays.close()
     assert not other.folder.exists() and trays._uploads_by_page == {}
 
@@ -218,6 +221,34 @@ def test_trays_are_of_one_page_and_go_with_it():
 class Studio:
     class base:
         resolution, kind, device, name = 128, "tiny", "cpu", "tiny"
+
+
+def test_paths_from_a_page_are_files_of_uploads(workspace, tmp_path):
+    """Not folders, links, what all pages share, or what another page shows."""
+    train_page = TrainPage(workspace, Studio())
+    try:
+        shown = picture(workspace.session_dir("other") / "result.png")
+        tile = picture(storage.make_folder(workspace.served_dir / "tiles") / "tile.png")
+        folder = storage.make_folder(workspace.served_dir / "upload-x" / "sum")
+        (folder / "link.png").symlink_to(tile)
+        (folder / "outside.png").symlink_to(picture(tmp_path / "private.png"))
+        refused = [shown, shown.parent, tile, tile.parent, folder, folder / "link.png", folder / ".." / ".." / "tiles"]
+        refused += [folder / ".." / ".." / "tiles" / "tile.png", folder / "outside.png", folder / "gone.png"]
+        for path in map(str, refused):
+            refusal = train_page.add_photos("page", [path])
+            assert re.match("That is not an uploaded file|The uploaded file is gone|.* is not inside", refusal), path
+            with pytest.raises(UserError):
+                import_uploads(workspace, "page", [path])
+        for path in (None, 7, {"path": str(shown)}, b"x", "result.png"):
+            with pytest.raises(UserError, match="not"):
+                workspace.uploaded_file(path)
+        assert shown.exists() and tile.exists() and folder.is_dir() and (tmp_path / "private.png").exists()
+        for name in ("link.png", "outside.png"):
+            (folder / name).unlink()
+        assert train_page.add_photos("page", [str(picture(folder / "mine.png"))]) == ""
+        assert not folder.parent.exists() and workspace.served_dir.is_dir()
+    finally:
+        train_page.close()
 
 
 def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path):

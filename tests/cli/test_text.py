@@ -241,6 +241,7 @@ def test_the_page_says_its_own_labels(monkeypatch):
         (["--bases", "nowhere"], "--bases: there is no folder nowhere"),
         (["--port", "80"], "--port must be a whole number from 1,024 to 65,535, got 80"),
         (["--host", "a b"], "--host"),
+        (["--proxy", "127.0.0.1"], "Give --password-file FILE too"),
     ],
 )
 def test_the_app_says_what_is_wrong_before_it_loads(flags, said, capsys):

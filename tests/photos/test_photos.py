@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -442,6 +443,66 @@ def test_broken_exif_does_not_cost_the_photo():
 
 
 # --- nothing of the file but its pixels (P-6)
+
+
+def overlapping_exif(entries: int, length: int) -> bytes:
+    """An Exif directory whose entries all have the same `length` bytes as their value."""
+    entry = b"".join(struct.pack("<HHII", 0xA000 + n, 7, length, 8) for n in range(entries))
+    return (
+        b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", entries + 1) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + entry
+    )
+
+
+def png_with(*texts: bytes) -> bytes:
+    """A PNG with these chunks before its pixels."""
+    data = encoded(smooth(), "PNG")
+    chunks = (text[:4] + text[4:] for text in texts)
+    added = b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+    return data[:33] + added + data[33:]
+
+
+@pytest.fixture
+def peak():
+    """What was allocated at most until it is asked, in bytes."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
+def test_exif_whose_entries_overlap_costs_nothing(kind, peak):
+    """Pillow copies every entry: 60 kB of Exif become 200 MB, and 600 kB a gigabyte."""
+    data = encoded(smooth(256, 384), kind, exif=overlapping_exif(4500, 50_000))
+    tracemalloc.reset_peak()
+    pixels, _ = decode(data, SIDE)
+    assert peak() < 20_000_000 and pixels.shape == (256, 384, 3)  # it still says how to turn the photo
+
+
+def test_texts_that_inflate_are_refused_before_they_cost_much(peak):
+    for kind, head in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")):
+        text = "\U0001f986".encode() + b"x" * 1_000_000
+        data = png_with(*[kind + head + zlib.compress(text)] * 50)
+        tracemalloc.reset_peak()
+        with pytest.raises(UnusablePhoto):
+            decode(data, SIDE)
+        assert len(data) < 500_000 and peak() < 50_000_000
+    data = png_with(b"iCCPk\0\0" + zlib.compress(bytes(100_000_000)))
+    tracemalloc.reset_peak()
+    with pytest.raises(UnusablePhoto):
+        decode(data, SIDE)
+    assert peak() < 50_000_000
+
+
+def test_a_jpeg_of_segments_is_refused_before_they_are_joined():
+    segment = b"\xff\xe1\xff\xffExif\0\0" + bytes(0xFFFF - 8)
+    photo = encoded(smooth(), "JPEG")
+    began = time.process_time()
+    with pytest.raises(UnusablePhoto, match="more than 32 MB of metadata"):
+        decode(photo[:2] + segment * 1000 + photo[2:], SIDE)
+    assert time.process_time() - began < 1
+    assert decode(photo[:2] + segment * 3 + photo[2:], SIDE)[0].shape == decode(photo, SIDE)[0].shape
 
 
 def encoded_exif(mark: str) -> bytes:

@@ -6,11 +6,14 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from sdpersonal import storage
 from sdpersonal.errors import DiskFull, UserError
 from support.crash import CALLS, DIED, DONE, NO_ROOM, REFUSED, die_at, fail_at, in_child
@@ -391,3 +394,40 @@ def test_a_spoiled_lock_file_spoils_nothing(tmp_path, note):
     (tmp_path / storage.LOCK_NAME).write_bytes(note)
     with storage.lock(tmp_path):
         pass
+
+
+# --- private folders --------------------------------------------------------------------------------------------------
+
+MAKE_FOLDER = """
+import sys, tempfile, time
+from sdpersonal import storage
+folder = storage.private_folder("sdpersonal-test-")
+(folder / "photo").write_text("x")
+print(folder, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are locked on POSIX only")
+def test_what_a_killed_process_left_goes_at_the_next_start_and_a_living_ones_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MAKE_FOLDER], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, living = (Path(process.stdout.readline().strip()) for process in processes)
+    processes[0].kill()
+    processes[0].wait()
+    assert (killed / "photo").exists()
+    (tmp_path / "sdpersonal-other").mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "sdpersonal-test-link").symlink_to(tmp_path / "target")
+    mine = storage.private_folder("sdpersonal-test-")
+    assert not killed.exists() and (living / "photo").exists() and (tmp_path / "target").exists()
+    assert mine.stat().st_mode & 0o777 == 0o700 and (tmp_path / "sdpersonal-other").exists()
+    assert storage.private_folder("sdpersonal-test-") != mine and mine.exists()  # two of one process
+    processes[1].kill()
+    for process in processes:
+        process.wait()
+        process.stdout.close()

@@ -91,6 +91,7 @@ class Server:
     def log_in(self, name: str, password: str) -> int:
         """The status of the answer; whoever was logged in before is not any more where it is 200."""
         answer = self.http.post("/login", data={"username": name, "password": password})
+        self.last_cookies = answer.headers.get_list("set-cookie")
         return answer.status_code
 
     def ask(self, handler: str, **form: str) -> str:

@@ -72,7 +72,12 @@ class Workspace:
         with suppress(UserError):
             upload = self.uploaded_file(str(path))
             storage.remove(upload)
-            storage.remove_empty_folder(upload.parent)
+            self.remove_empty_folders(upload)
+
+    def remove_empty_folders(self, upload: Path) -> None:
+        """Remove the folders of an upload that is gone, if they are empty."""
+        for folder in list(upload.parents)[: max(0, len(upload.relative_to(self.served_dir.resolve()).parts) - 1)]:
+            storage.remove_empty_folder(folder)
 
     def close_session(self, page: str) -> None:
         """Delete the session folder of a closed page."""

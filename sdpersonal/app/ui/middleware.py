@@ -50,7 +50,9 @@ def protect(app: ASGIApp, access: Access, user_of: UserOf) -> ASGIApp:
         app = LoginMiddleware(app, access)
     app = SecurityMiddleware(app, bool(access.passwords), user_of)
     app = TrustedHostMiddleware(app, sorted(access.names), www_redirect=False)
-    return SecurityHeadersMiddleware(ProxyHeadersMiddleware(app, list(access.proxies)))
+    # uvicorn has types of its own for what Starlette types as mappings.
+    app = ProxyHeadersMiddleware(app, list(access.proxies))  # type: ignore[assignment, arg-type]
+    return SecurityHeadersMiddleware(app)
 
 
 def logged_in_user(scope: Scope) -> str | None:
@@ -71,7 +73,7 @@ class SecurityHeadersMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=[*message.get("headers", ())])
                 headers.update(SECURITY_HEADERS)
-                message = message | {"headers": _same_site_cookies(headers.raw, scope["scheme"] == "https")}
+                message = {**message, "headers": _same_site_cookies(headers.raw, scope["scheme"] == "https")}
             await send(message)
 
         await self.app(scope, receive, send_secured if scope["type"] == "http" else send)

@@ -27,9 +27,10 @@ from .request_bodies import MAX_BODY
 
 MAX_PAGES = 100  # pages of a user whose state is kept; older ones that are closed are forgotten first
 MAX_HEARTBEATS, MAX_STREAMS = 100, 300  # connections of a user that stay open: one a page, and one a running event
+MAX_WAITING = 50  # events of a user that wait in Gradio's queue, which has room for `server.MAX_QUEUE` of all users
 _MAX_SESSIONS = 5000  # session hashes remembered for a user
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HEARTBEAT = "/gradio_api/heartbeat/"
+_JOIN, _HEARTBEAT = "/gradio_api/queue/join", "/gradio_api/heartbeat/"
 _STREAMS = ("/gradio_api/queue/data", "/gradio_api/upload_progress")
 _SESSION_BODIES = re.compile(r"/gradio_api/(queue/join|cancel|component_server/?)")
 
@@ -59,6 +60,11 @@ class PageSessionMiddleware:
             return
         if not all(self._belongs_to(session, user) for session in sessions):
             await PlainTextResponse("This page belongs to another user.", 403)(scope, receive, send)
+            return
+        if user and scope["path"] == _JOIN and _waiting_events(scope, user) >= MAX_WAITING:
+            await PlainTextResponse("Too many of your requests are waiting. Try again later.", 429)(
+                scope, receive, send
+            )
             return
         for session in sessions:
             await self._remember(scope, user, session)
@@ -119,6 +125,11 @@ class PageSessionMiddleware:
             for session in sessions:
                 if not self._open_sessions[session]:
                     del self._open_sessions[session]
+
+
+def _waiting_events(scope: Scope, user: str) -> int:
+    queues = scope["app"].get_blocks()._queue.event_queue_per_concurrency_id.values()
+    return sum(event.username == user for queue in queues for event in queue.queue)
 
 
 async def _sessions_of(scope: Scope, receive: Receive) -> tuple[list[str], Receive]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
@@ -19,10 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .uploads import MAX_UPLOAD, Refusal, UploadFolders, UploadParts, forget_progress, request_folder
 
-MAX_BODY = 2 << 20  # bytes of a body of parts, such as a layer of the image editor
-MAX_JSON = 1 << 18  # bytes of any other body; the largest that the page sends are some thousands
+UPLOAD, LOGIN = "/gradio_api/upload", "/login"
+# What the page sends bodies to. Gradio has more, which keep what they get, or start programs on it.
+ROUTES = frozenset((UPLOAD, LOGIN, *(f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset"))))
+MAX_BODY = 1 << 18  # bytes of a body that is no upload; the largest that the page sends are some thousands
 MAX_VALUES = 20_000  # values of a JSON body or fields of a form
-MAX_FORM_PARTS = 16  # parts of a body that is no upload; the editor sends eight
+MAX_FORM_PARTS = 16  # parts of a form; the login has two
 RECEIVE_SECONDS = 60.0  # seconds for a body, or for the next part of an upload
 UPLOAD_SECONDS = 3600.0  # seconds for an upload
 _MAX_PENDING = 64 << 20  # bytes of bodies that are being received
@@ -50,9 +53,12 @@ class RequestBodyMiddleware:
         ]
         body = _Receiver(receive)
         try:
+            route = scope["path"].rstrip("/")
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-                await self._get(scope, receive, send)
-            elif scope["path"].rstrip("/").endswith("/upload"):
+                await self._get(scope, receive, send, route)
+            elif route not in ROUTES:
+                raise Refusal(404, "There is nothing to send to here.")
+            elif route == UPLOAD:
                 await self._upload(scope, body, send)
             else:
                 await self.app(scope, await self._received(scope, body), send)
@@ -63,8 +69,10 @@ class RequestBodyMiddleware:
         except ClientDisconnect:
             pass
 
-    async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not scope["path"].rstrip("/").endswith("/upload_progress"):
+    async def _get(self, scope: Scope, receive: Receive, send: Send, route: str) -> None:
+        if route == "/gradio_api/deep_link":  # which stores the page's whole state for good
+            raise Refusal(404, "The page has no such link.")
+        if route != "/gradio_api/upload_progress":
             await self.app(scope, receive, send)
             return
         upload_id = _upload_id(scope)
@@ -75,11 +83,8 @@ class RequestBodyMiddleware:
 
     async def _received(self, scope: Scope, body: _Receiver) -> Receive:
         """Receive and check the whole body; return what replays it. Raises Refusal, ClientDisconnect."""
-        content_type = Headers(scope=scope).get("content-type", "")
-        # The same test as Gradio's: a body that it takes for JSON is checked as JSON, whatever its type says.
-        is_form = content_type.startswith("multipart/form-data")
-        limit = MAX_BODY if is_form else MAX_JSON
-        _check_length(Headers(scope=scope), limit)
+        headers = Headers(scope=scope)
+        _check_length(headers, MAX_BODY)
         content = bytearray()
         try:
             with anyio.fail_after(RECEIVE_SECONDS):
@@ -87,22 +92,21 @@ class RequestBodyMiddleware:
                     chunk = await body.next()
                     content += chunk
                     self._pending += len(chunk)
-                    if len(content) > limit:
-                        raise _too_large(limit)
+                    if len(content) > MAX_BODY:
+                        raise _too_large(MAX_BODY)
                     if self._pending > _MAX_PENDING:
                         raise Refusal(503, "Too many requests at once; try again in a minute.")
         except TimeoutError:
             raise Refusal(408, "The request was sent too slowly.") from None
         finally:
             self._pending -= len(content)
-        whole = bytes(content)
-        if "boundary" in content_type.lower():
+        whole, content_type = bytes(content), headers.get("content-type", "")
+        if parse_options_header(content_type)[0] == b"multipart/form-data":
             UploadParts(content_type, MAX_FORM_PARTS, files_only=False).feed(whole)
-        if not is_form:
-            if len(_VALUE_MARKS.findall(whole)) > MAX_VALUES:
-                raise Refusal(413, f"At most {MAX_VALUES:,} values are accepted at once.")
-            if whole and scope["path"].rstrip("/") != "/login":
-                self._check_paths(whole, _owner(scope))
+        elif len(_VALUE_MARKS.findall(whole)) > MAX_VALUES:
+            raise Refusal(413, f"At most {MAX_VALUES:,} values are accepted at once.")
+        elif whole and scope["path"].rstrip("/") != LOGIN:
+            self._check_paths(whole, _owner(scope))
         return body.replay(whole)
 
     def _check_paths(self, body: bytes, owner: str) -> None:

@@ -11,7 +11,7 @@ from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
 from .auth import LOCALHOST, Access, port_taken_error
-from .connections import BoundedProtocol
+from .connections import BoundedProtocol, raise_file_limit
 from .middleware import logged_in_user, protect
 from .page_sessions import PageSessionMiddleware
 from .request_bodies import RequestBodyMiddleware
@@ -37,6 +37,7 @@ def serve(page: gr.Blocks, access: Access, served_dir: Path, private: list[Path]
 
 
 def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Path]) -> None:
+    raise_file_limit()
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=4, api_open=False)
     page._queue.sleep_when_free = POLL_SECONDS
     page.launch(

@@ -138,9 +138,9 @@ class UploadFolders:
             self._remove(upload)
 
     def _remove(self, upload: Upload) -> None:
-        self._uploads.pop(upload.folder.name, None)
         with suppress(UserError):  # it is gone, or the disk fails; nobody waits for an answer
             storage.remove(upload.folder)
+        self._uploads.pop(upload.folder.name, None)
 
 
 class UploadParts:

@@ -70,7 +70,9 @@ def open_app(settings: AppArgs) -> int:
     workspace = Workspace(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
     generation = GenerationService(load, workspace, settings.base)
     say(generation.describe_base())
-    page = build_page(App(workspace, generation, fixed_base=settings.listen, bases=settings.bases))
+    page = build_page(
+        App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
+    )
     try:
         serve(page, access, shown, private=[settings.library, settings.out, settings.runs, *_own_folders()], say=say)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _MAX_LAYERS = 2  # painted layers that are read
 _MAX_BYTES = 100_000_000  # of a file
 _FORMATS = ("PNG", "JPEG", "WebP")
 _STRIP = 256  # rows
+_MAX_SAVED = 4  # init images of a page, and masks
 _MIN_PAINT = 16  # of 255: fainter paint is only the brush's soft edge
 _decoding = threading.Lock()  # one image at a time: any number of pages may ask at once
 
@@ -54,22 +56,19 @@ def random_seed() -> str:
 def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, Path]:
     """Save the editor's image and mask; return the request's fields {"init_image": file, "mask": file}, or {} if empty.
 
-    editor: {"background": an image, or None, "layers": images}, each as `_open_unread` takes it; {"lost": True} for an
-    image that the page names and that is not there. The mask is white where anything was painted. Uploads are deleted.
-    Raises UserError if the image is too large.
+    editor: {"background": an image or None, "layers": images, "composite": ...}, each as `_open_unread` takes it. The
+    mask is white where anything was painted. Uploads are deleted. Raises UserError if an image cannot be used.
     """
     if not isinstance(editor, dict):
         return {}
-    if editor.get("lost"):
-        raise UserError("The init image has not arrived.", "Press the button again.")
-    sources = [editor.get("background"), *list(editor.get("layers") or ())[:_MAX_LAYERS]]
+    background, layers = editor.get("background"), list(editor.get("layers") or ())
     try:
         with _decoding:
-            return _save_images(workspace, page, sources[0], sources[1:])
+            return _save_images(workspace, page, background, layers[:_MAX_LAYERS])
     finally:
-        for source in sources:
-            if isinstance(source, Path):
-                workspace.discard_upload(source)
+        for file in (background, *layers, editor.get("composite")):
+            if isinstance(file, Path):
+                workspace.discard_upload(file)
 
 
 def _save_images(workspace: Workspace, page: str, background: object, layers: Sequence[object]) -> dict[str, Path]:
@@ -93,12 +92,11 @@ def _save_images(workspace: Workspace, page: str, background: object, layers: Se
 
 
 def _open_unread(source: object) -> Image.Image | None:
-    """Open an image without decoding its pixels; None if it is no image. source: its bytes, its file, or an image."""
+    """Open an image without decoding its pixels; None if it is none. source: its file, or an image."""
     if isinstance(source, Image.Image):
         return source
     try:
-        data = storage.read_bytes(source, _MAX_BYTES) if isinstance(source, Path) else source
-        return open_unread(data, _FORMATS) if isinstance(data, bytes) else None
+        return open_unread(storage.read_bytes(source, _MAX_BYTES), _FORMATS) if isinstance(source, Path) else None
     except UnusablePhoto as reason:
         raise UserError(f"The init image {reason}.", f"Use one of {', '.join(_FORMATS)}.") from None
 
@@ -128,7 +126,17 @@ def _painted(layer: Image.Image) -> np.ndarray:
 
 
 def _save(workspace: Workspace, page: str, name: str, image: Image.Image) -> Path:
-    data = encode_png(image)
-    target = workspace.session_dir(page) / f"{name}-{storage.sha256(data)[:16]}.png"
+    """Save the image for the page's next job; of earlier ones only the newest few stay, for jobs that still wait."""
+    data, folder = encode_png(image), workspace.session_dir(page)
+    target = folder / f"{name}-{storage.sha256(data)[:16]}.png"
     storage.write_bytes(target, data)
+    for path in sorted(folder.glob(f"{name}-*.png"), key=_modified)[:-_MAX_SAVED]:
+        with suppress(UserError):  # removed just now by another event
+            storage.remove(path)
     return target
+
+
+def _modified(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0

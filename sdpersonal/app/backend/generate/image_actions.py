@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..render_job import JobContext, SessionImage
 from ..workspace import Workspace
 
 NO_IMAGE = UserError("No image is selected.", "Click one first.")
+_reading = threading.Lock()  # one file at a time, whoever sends it: it may have 100 MB
 # Fields that other programs leave out when unused: the form must not keep them from the image before.
 _UNUSED = {"negative": "", "hires_scale": 1.0, "fast": None, "scheduler": None, "clip_skip": 1, "compose": True}
 
@@ -49,7 +51,8 @@ def read_settings(image: object) -> ImageSettings:
     """Read the settings from an image of this or another program. Raises UserError if it has none."""
     if not isinstance(image, str | Path):
         raise NO_IMAGE
-    recipe = read_recipe(storage.read_bytes(Path(image), MAX_IMAGE_BYTES), "This image")
+    with _reading:
+        recipe = read_recipe(storage.read_bytes(Path(image), MAX_IMAGE_BYTES), "This image")
     if isinstance(recipe, Foreign):
         prompt = {"prompt": recipe.words} if recipe.words else {}  # with the unusable parts, for the user to change
         return ImageSettings(_UNUSED | dict(recipe.fields) | prompt, recipe.notes, same=False)

@@ -88,7 +88,7 @@ def import_uploads(
         for path in paths:
             if path.exists():
                 storage.remove(path)
-            storage.remove_empty_folder(path.parent)
+            workspace.remove_empty_folders(path)
 
 
 @dataclass(frozen=True)

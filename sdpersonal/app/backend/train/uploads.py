@@ -27,9 +27,10 @@ from ....photos.decode import UnusablePhoto
 from ....photos.loading import MAX_BYTES, PhotoSet, is_sidecar, load_photos
 from .photo_files import MAX_CAPTION, MAX_UPLOADS, check_uploads, decode_photo, encode_photo, parse_captions
 
-MAX_PAGES = 50  # pages with photos; when there are more, the oldest one's photos are deleted
+MAX_PAGES = 1000  # pages; when there are more, the oldest one is forgotten, if possible one without photos
 _SIZE_FACTOR = 2  # photos are kept at this multiple of the training resolution, so they can be rotated and rescaled
 _MAX_MESSAGES = 5  # lines about files that cannot be used
+_decoding = threading.Lock()  # one photo at a time, whoever adds it: a large one needs 0.8 GB
 
 
 @dataclass
@@ -155,7 +156,8 @@ class PhotoUploads:
         return self.folder / ("used" if upload.used else "out")
 
     def _add_photo(self, path: Path, text: Path | None) -> None:
-        pixels = decode_photo(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
+        with _decoding:
+            pixels = decode_photo(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         for upload in self.uploads:
             if upload.digest == digest:
@@ -188,7 +190,8 @@ class UploadsByPage:
     def get(self, page: str, side: int) -> PhotoUploads:
         """Return the page's uploads; side: training resolution in pixels."""
         if len(self._uploads_by_page) >= MAX_PAGES and page not in self._uploads_by_page:
-            self.close_session(next(iter(self._uploads_by_page)))
+            pages = list(self._uploads_by_page.items())
+            self.close_session(next((name for name, uploads in pages if not uploads.uploads), pages[0][0]))
         with self._mutex:
             if page not in self._uploads_by_page:
                 self._uploads_by_page[page] = PhotoUploads(Path(tempfile.mkdtemp(prefix="sdpersonal-photos-")), side)

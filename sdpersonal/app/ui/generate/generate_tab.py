@@ -88,6 +88,8 @@ def _connect(
             settings = image_actions.read_settings(path)
         except UserError as error:
             return str(error), gr.skip(), *form.updates({})
+        finally:
+            app.workspace.discard_upload(str(path))
         return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
     def on_select(results, chosen: gr.SelectData):
