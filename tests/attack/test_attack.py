@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tools.attack.kills import attack_kills
 from tools.attack.outcomes import Report
 from tools.attack.work import LibraryWork
 
-FUZZED = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "2500"))
+FUZZED = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "1500"))
 
 
 def passed(report):
@@ -77,7 +78,7 @@ def _ramble(name, data, folder):
 
 def _die(name, data, folder):
     if data[0] == 7:
-        os.abort()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _act(name, data, folder):
@@ -89,10 +90,10 @@ def _act(name, data, folder):
     ("read", "cause"),
     [
         (_raise, "KeyError"),
-        (_search, "more than 0 s of CPU time"),
+        (_search, "more than 0.1 s of CPU time"),
         (_hoard, "MemoryError"),
         (_ramble, "no sentence"),
-        (_die, "signal 6"),
+        (_die, "signal 9"),
         (_act, "something ran"),
     ],
 )

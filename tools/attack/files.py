@@ -104,7 +104,7 @@ def _read_alone(format: Format, name: str, data: bytes) -> str:
 
 def _killed_by(number: int) -> str:
     if number == signal.SIGPROF:
-        return f"more than {CPU_SECONDS:.0f} s of CPU time"
+        return f"more than {CPU_SECONDS:g} s of CPU time"
     return f"the process ended by signal {number}" + (
         ", out of memory" if number in (signal.SIGKILL, signal.SIGABRT) else ""
     )
@@ -186,7 +186,7 @@ class _Fuzz:
     def __init__(self, formats: list[Format], seed: int, count: int, until: float):
         self._formats, self._seed, self._count, self._until = formats, seed, count, until
         known = {format.name: format for format in formats}
-        self.hostile = [(known[kind], file, data) for kind, file, _, data in hostile_files() if kind in known]
+        self.hostile = [(known[kind], file, data) for kind, file, _, data in hostile_files(known)]
         self._shares = [format.share for format in formats]
         self._memory = mmap.mmap(-1, 64 * _NUMBERS * 8)
         self._shared = memoryview(self._memory).cast("q")

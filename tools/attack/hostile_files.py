@@ -6,21 +6,26 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from support import hostile
+from support import bombs, hostile
 
 
-def hostile_files() -> Iterator[tuple[str, str, str, bytes]]:
-    """Yield (format, name in its folder, what it is, its bytes): each must be refused, or read within the bounds."""
-    for name, data in hostile.corpus().items():
-        yield "refused", "", name, data
-    for name, data in {**_headers(), **_torch_files()}.items():
-        yield "concept", "", name, data
-    for name, data in _native().items():
-        yield "library", "me/duck-v1.safetensors", name, data
-        yield "concept", "", name, data
-    yield from _texts()
+def hostile_files(kinds: Collection[str]) -> Iterator[tuple[str, str, str, bytes]]:
+    """Yield (format, name in its folder, what it is, its bytes) of the formats in `kinds`.
+
+    Each file must be refused, or read within the bounds.
+    """
+    if "refused" in kinds:
+        for name, data in (hostile.corpus() | bombs.corpus()).items():
+            yield "refused", "", name, data
+    if "concept" in kinds:
+        for name, data in {**_headers(), **_torch_files(), **_native()}.items():
+            yield "concept", "", name, data
+    if "library" in kinds:
+        for name, data in _native().items():
+            yield "library", "me/duck-v1.safetensors", name, data
+    yield from (case for case in _texts() if case[0] in kinds)
 
 
 def _safetensors(header: dict | str, size: int = 4) -> bytes:

@@ -113,7 +113,11 @@ def started() -> Iterator[Target]:
         passwords.chmod(0o600)
         with Server(place, "--listen", "--password-file", str(passwords), OMP_NUM_THREADS="1") as server:
             resource.prlimit(server.process.pid, resource.RLIMIT_DATA, (_MOST_MEMORY, _MOST_MEMORY))
-            yield Target(server)
+            try:
+                yield Target(server)
+            except BaseException:
+                server.process.kill()
+                raise
 
 
 def attack_server(

@@ -23,7 +23,7 @@ from PIL import Image
 from sdpersonal import storage
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
-from sdpersonal.concepts.trash import RETENTION, Trash
+from sdpersonal.concepts.trash import Trash
 from sdpersonal.errors import UserError
 from sdpersonal.outputs import Outputs
 from support.foreign import a1111, rows, torch_saved
@@ -158,8 +158,9 @@ class LibraryWork:
         damaged = [f"damaged: {entry.token} {why}" for entry, why in self.library.verify()]
         misplaced = [f"misplaced: {path.name}" for path in self.library.misplaced_files()]
         token = self.library.add(embedding("<next/start>", seed=7))
-        self.trash.empty(older_than=RETENTION)
+        deletion = self.trash.delete(token)
         left = [f"left over: {path}" for path in leftovers(self.folder)]
+        self.trash.restore(deletion.name)
         self.library.remove(token)
         return damaged + misplaced + left
 
