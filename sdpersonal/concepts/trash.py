@@ -106,7 +106,11 @@ class Trash:
             for deletion in self._readable():
                 if not deletion.entries or (is_clock_right and now - deletion.deleted_at >= RETENTION):
                     self._discard(deletion)
-                elif deletion.name != newest and deletion.deleted_at - now > _MAX_AHEAD and _last_written(self.library) <= now:
+                elif (
+                    deletion.name != newest
+                    and deletion.deleted_at - now > _MAX_AHEAD
+                    and _last_written(self.library) <= now
+                ):
                     storage.rename(self.folder / deletion.name, self.folder / _new_name(now))
 
     def _is_clock_right(self, now: datetime, last_used: datetime) -> bool:
