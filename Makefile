@@ -2,7 +2,7 @@
 PYTHON ?= python3
 IN = .venv/bin
 
-.PHONY: demo test test-thorough test-gpu on-card lint format types docs app tiny-base clean
+.PHONY: demo test test-thorough test-gpu on-card attack lint format types docs app tiny-base clean
 
 demo: .venv/.core
 	$(IN)/sdpersonal demo
@@ -22,6 +22,10 @@ test-gpu: .venv/.all
 # Checks and measures everything on a CUDA card in about nine minutes: see benchmarks/on_card.py.
 on-card: .venv/.all
 	$(IN)/python benchmarks/on_card.py --out on-card
+
+# Attacks the program as a stranger would: see CONTRIBUTING.md. What fails is saved in attack-failures.
+attack: .venv/.all
+	OMP_NUM_THREADS=1 $(IN)/python -m tools.attack files kills disk http
 
 lint: .venv/.all
 	$(IN)/ruff check

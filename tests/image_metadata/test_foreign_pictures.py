@@ -916,7 +916,7 @@ def test_emphasis_of_other_programs(prompt, syntax, wanted):
     assert translated(prompt, syntax)[0] == wanted
 
 
-# --- for test_fuzz.py -------------------------------------------------------------------------------------------------
+# --- for tools/attack -------------------------------------------------------------------------------------------------
 
 SEEDS = [
     png(prompt=graph()),

@@ -157,6 +157,9 @@ def _body_sessions(scope: Scope, body: bytes) -> list[object]:
     content = json.loads(body)
     if not isinstance(content, dict):
         raise ValueError
+    handler = content.get("fn_index")  # for one that does not exist Gradio fails with a KeyError
+    if scope["path"] == _JOIN and not (isinstance(handler, int) and handler in scope["app"].get_blocks().fns):
+        raise ValueError
     sessions = [content.get("session_hash")]
     if isinstance(event_id := content.get("event_id"), str):  # of an event to cancel
         event = scope["app"].get_blocks()._queue.event_ids_to_events.get(event_id)
