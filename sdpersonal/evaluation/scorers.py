@@ -106,7 +106,8 @@ class Scorer:
             (N, rows * columns, d) fp32, not normalised.
         """
         model, processor = (self._dino, self._dino_processor) if self._dino else (self._vision, self._processor)
-        side = PART_SCALE * int(model.config.image_size)
+        config: Any = model.config
+        side = PART_SCALE * config.image_size
         size = {"size": {"height": side, "width": side}}
         if model is self._vision:
             size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
@@ -180,7 +181,8 @@ def _preprocess(processor: Any, images: Sequence[Image.Image], parallel: bool, s
 
 def _hidden_state(model: nn.Module, pixels: Tensor, depth: float) -> Tensor:
     """Return the hidden state of a vision transformer at this share of its depth, without computing what follows."""
-    count: int = model.config.num_hidden_layers
+    config: Any = model.config
+    count = config.num_hidden_layers
     layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
 
     def stop(module: nn.Module, args: object, output: Any) -> None:

@@ -192,8 +192,8 @@ def _score_text(status: RunStatus) -> str:
     if best is None or best.scores is None:
         return ""
     prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
-    kind = next((kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")), "object")
-    sentences = explain_scores(best.scores, _noun(status), kind)
+    kinds = [kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")]
+    sentences = explain_scores(best.scores, _noun(status), *kinds)
     explanation = " ".join(printable(line, 400) for line in sentences)
     return f"{prefix}{explanation}\n{format_scores(best.scores)}"
 
