@@ -7,7 +7,6 @@ after which the system ends it, and 500 MB more memory than it starts with.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import random
@@ -21,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from sdpersonal.errors import UserError
@@ -89,7 +89,7 @@ def _read_alone(format: Format, name: str, data: bytes) -> str:
     child = os.fork()
     if not child:
         os.close(reader)
-        with _Place(format.files) as place, contextlib.suppress(BaseException):
+        with _Place(format.files) as place, suppress(BaseException):
             _limit_memory()
             with os.fdopen(writer, "w") as pipe:
                 pipe.write(_cause(format, name, data, place)[1])
@@ -242,25 +242,25 @@ class _Fuzz:
         try:
             self._work(number, first, folder / f"causes-{number}")
             code = 0
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            with suppress(BaseException):
+                (folder / f"causes-{number}-end").write_text(f"a worker of this tool: {error!r}"[:300])
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(code)
 
     def _work(self, number: int, first: int, log: Path) -> None:
         os.setsid()  # nothing that it starts outlives it unseen
         saved: Counter[str] = Counter()
         failures = FAILURES.absolute()
-        with contextlib.ExitStack() as stack, log.open("a", buffering=1, errors="backslashreplace") as causes:
+        with ExitStack() as stack, log.open("a", buffering=1, errors="backslashreplace") as causes:
             places = {format.name: stack.enter_context(_Place(format.files)) for format in self._formats}
             empty = stack.enter_context(_Place({}))
             os.chdir(empty)
             with open(os.devnull, "w") as nothing:
                 os.dup2(nothing.fileno(), 2)  # decoders write warnings of C libraries there
-            _limit_memory()
             for index in self._indexes(number, first):
+                if (index - first) // self._workers % 500 == 0:
+                    _limit_memory()  # anew, since what a file may take is counted from what is there before it
                 cause, case = self._one(number, index, places)
                 if cause:
                     causes.write(" ".join(cause.split()) + "\n")

@@ -372,7 +372,7 @@ def _read_runs(name: str, data: bytes, folder: Path) -> None:
     from sdpersonal.app.backend.train.training_service import TrainingService
     from sdpersonal.app.backend.workspace import Workspace
     from sdpersonal.concepts.library import Library
-    from sdpersonal.training.run_dir import latest_step
+    from sdpersonal.training.run_dir import latest_step, read_json
 
     space = Workspace(Library(folder / "concepts"), folder / "outputs", folder / "runs", folder / "served")
     service = TrainingService(space)
@@ -386,15 +386,8 @@ def _read_runs(name: str, data: bytes, folder: Path) -> None:
             latest_step(run)
             service.measured_costs.add(status.settings, status.cost)
     service.measured_costs.read()
-    changed = folder / name
-    if changed.name == "settings.json":
-        settings_to_argv(settings_from_json(json.loads(changed.read_bytes()))) if _is_object(changed) else None
-
-
-def _is_object(path: Path) -> bool:
-    from sdpersonal.training.run_dir import parse_object
-
-    return parse_object(path.read_bytes()) is not None
+    if name.endswith("settings.json") and (settings := read_json(folder / name)):
+        settings_to_argv(settings_from_json(settings))
 
 
 def _train_state():

@@ -10,6 +10,7 @@ import re
 import resource
 import secrets
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -138,7 +139,17 @@ def attack_server(
                 report.note(f"{check.__name__} took {took:.0f} s")
         if seconds and (not only or "crowd" in only):
             crowd(target, report, seconds)
+        report.add("the server ends when it is asked to", *_ended(target.server))
         report.note(f"errors in the server's log: {_errors(target.server.log.read_text(errors='replace')) or 'none'}")
+
+
+def _ended(server: Server) -> tuple[str, bool]:
+    """End the server; return its status, and whether it ended by itself within half a minute."""
+    try:
+        return f"status {server.end()}", True
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        return "not within 30 s", False
 
 
 def run_check(check: Callable[[Target, Report], None], target: Target, report: Report) -> None:

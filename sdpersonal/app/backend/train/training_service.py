@@ -98,17 +98,18 @@ class TrainingService:
                 raise DiskFull("The disk is nearly full, so training was not started.", "Free some disk space first.")
             folder = runs_folder / _folder_name(settings)
             try:
-                storage.make_folder(folder)
-                uploads.copy_to(folder / PHOTOS_FOLDER)
                 paths = {
                     "photos": folder / PHOTOS_FOLDER,
                     "library": self.workspace.library.folder.resolve(),
                     "run": folder,
                 }
                 settings = settings.model_copy(update=paths)
-                storage.write_json(
-                    folder / SETTINGS_FILE, settings.model_dump(mode="json") | {"program": command_name(settings)}
-                )
+                # After a crash at any moment the page lists the run, so that it can be discarded, or it is swept.
+                with storage.new_folder(folder) as staged:
+                    uploads.copy_to(staged / PHOTOS_FOLDER)
+                    saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
+                    storage.write_json(staged / SETTINGS_FILE, saved)
+                    storage.write_json(staged / PROCESS_FILE, {"pid": 0, "born": 0.0, "began": time.time()})
                 self._launch(folder, settings)
             except BaseException:
                 if folder.exists():
@@ -271,10 +272,11 @@ class TrainingService:
         return next((folder for folder in self._all() if _read_process(folder).is_alive()), None)
 
     def _tidy(self, folder: Path) -> None:
-        """Delete the photos of a finished run, and save what it cost."""
-        if not read_json(folder / RESULT_FILE) or _read_process(folder).is_alive():
+        """Delete what a crash left in a run, and the photos of a finished one; save what it cost."""
+        if _read_process(folder).is_alive():
             return
-        if (folder / PHOTOS_FOLDER).exists():
+        storage.remove_leftovers(folder)
+        if read_json(folder / RESULT_FILE) and (folder / PHOTOS_FOLDER).exists():
             self.measured_costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
             storage.remove(folder / PHOTOS_FOLDER)
 
