@@ -31,9 +31,8 @@ class Gradio:
 
     def get_blocks(self):
         queues = {"on_x": SimpleNamespace(queue=self.waiting)}
-        return SimpleNamespace(
-            _queue=SimpleNamespace(event_ids_to_events=self.events, event_queue_per_concurrency_id=queues)
-        )
+        queue = SimpleNamespace(event_ids_to_events=self.events, event_queue_per_concurrency_id=queues)
+        return SimpleNamespace(_queue=queue, fns={0: "on_x"})
 
     async def __call__(self, scope, receive, send):
         body = await receive() if scope["method"] == "POST" else {}
@@ -85,7 +84,7 @@ class Pages:
         return anyio.run(go)
 
     def open_page(self, user, session):
-        status = self.ask(user, "queue/join", body={"session_hash": session})
+        status = self.ask(user, "queue/join", body={"session_hash": session, "fn_index": 0})
         self.gradio.state_holder.session_data[session] = "state"
         return status
 
@@ -96,10 +95,10 @@ def pages():
 
 
 USES = {
-    "join": ("queue/join", {"body": {"session_hash": "anns", "data": []}}),
-    "join, twice": ("queue/join", {"body": b'{"session_hash": "evil", "session_hash": "anns"}'}),
-    "join, UTF-16": ("queue/join", {"body": json.dumps({"session_hash": "anns"}).encode("utf-16")}),
-    "join, escaped": ("queue/join", {"body": b'{"session\\u005fhash": "ann\\u0073"}'}),
+    "join": ("queue/join", {"body": {"session_hash": "anns", "fn_index": 0, "data": []}}),
+    "join, twice": ("queue/join", {"body": b'{"fn_index": 0, "session_hash": "evil", "session_hash": "anns"}'}),
+    "join, UTF-16": ("queue/join", {"body": json.dumps({"session_hash": "anns", "fn_index": 0}).encode("utf-16")}),
+    "join, escaped": ("queue/join", {"body": b'{"session\\u005fhash": "ann\\u0073", "fn_index": 0}'}),
     "data": ("queue/data", {"query": "session_hash=anns"}),
     "data, twice": ("queue/data", {"query": "session_hash=evil&session_hash=anns"}),
     "data, escaped": ("queue/data", {"query": "session%5Fhash=%61nns"}),
@@ -166,7 +165,7 @@ def test_nobody_takes_the_whole_queue(pages):
 def test_hashes_do_not_pile_up(pages, monkeypatch):
     monkeypatch.setattr(page_sessions, "_MAX_SESSIONS", 10)
     for number in range(30):
-        pages.ask("bob", "queue/join", body={"session_hash": f"bobs{number}"})
+        pages.ask("bob", "queue/join", body={"session_hash": f"bobs{number}", "fn_index": 0})
     assert len(pages.middleware._sessions["bob"]) == 10
 
 
@@ -188,7 +187,7 @@ def test_open_pages_stay_and_are_bounded_and_end_one_by_one(pages):
             states = pages.gradio.state_holder.session_data
             states |= {f"bobs{number}": "state" for number in range(MAX_HEARTBEATS)}
             for number in range(5):
-                await pages.begin("bob", "queue/join", body={"session_hash": f"new{number}"})
+                await pages.begin("bob", "queue/join", body={"session_hash": f"new{number}", "fn_index": 0})
                 states[f"new{number}"] = "state"
             assert pages.closed == ["new0", "new1", "new2", "new3"]  # none that is open
             gone.set()

@@ -137,14 +137,14 @@ def test_what_is_no_picture_gets_a_plain_tile(workspace, monkeypatch):
 
 
 def test_a_card_in_words(workspace):
-    scores = {"likeness": 0.66, "fidelity": 0.9, "copying": 0.0, "diversity": 0.3, "cosine": 0.7, "score": 0.77}
+    scores = {"likeness": 0.86, "fidelity": 0.9, "copying": 0.0, "diversity": 0.3, "cosine": 0.7, "score": 0.88}
     facts = {"title": "Our duck", "steps": 1200, "method": "LoRA", "scores": scores, "prompts": ("<me/duck> at sea",)}
     workspace.library.edit(T("<me/duck>"), facts)
     details = concept_details(workspace.library, "<duck>")
     known = dict(details.facts)
     assert (details.token, details.prompt_token, details.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
     assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in model")
-    assert "likeness 0.66" in known["Scores"] and details.quality == (
+    assert "likeness 0.86" in known["Scores"] and details.quality == (
         "It is like the photos, and the places that prompts ask for are there.",
     )
     assert details.prompts == ("<me/duck> at sea",) and details.versions == ("<me/duck-v1>", "<me/duck-v2>")
