@@ -1,6 +1,7 @@
 """Settings of training and generation. `base` validates them, with the same messages at every entry point."""
 
 from .base import (
+    CONCEPT_KINDS,
     FORMER_FIELDS,
     FORMER_PRIORS,
     SEEDS,
@@ -18,6 +19,7 @@ from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, Pr
 from .training import IDENTIFIER, DreamboothSettings, TextualInversionSettings, TrainingSettings
 
 __all__ = [
+    "CONCEPT_KINDS",
     "FORMER_FIELDS",
     "FORMER_PRIORS",
     "IDENTIFIER",

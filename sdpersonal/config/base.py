@@ -20,6 +20,7 @@ from ..prompts import Token
 from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
 ConceptKind = Literal["object", "style", "person"]
+CONCEPT_KINDS: tuple[ConceptKind, ...] = get_args(ConceptKind)
 BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
 CropMode = Literal["center", "subject"]  # where photos are cropped to a square
 FORMER_FIELDS: Mapping[str, str] = {

@@ -2,7 +2,8 @@
 
 There are four metrics, as in the DreamBooth paper (Ruiz et al. 2022, sections 4.1 and 4.3), and one that joins them:
 
-- likeness: similarity of images and photos. 0: as the class noun's images; 1: as the photos among themselves.
+- likeness: similarity of images and photos, part by part: `part_likeness`. 0: as the class noun's images or as smeared
+  photos; 1: as the photos among themselves. Its aspects are shape, colour and detail.
 - fidelity: how surely CLIP tells an image's prompt from the other prompts. 1: as surely as for the class noun's images.
 - copying: the share of images that repeat one of the photos, pixel by pixel, whatever their prompt asked for.
 - diversity: dissimilarity of images of the same prompt: 1 - their cosine.
@@ -14,18 +15,21 @@ that is not copied: neither another subject in the right place nor the photo its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..config import ConceptKind
+from .part_likeness import StyleLikeness, SubjectLikeness
 from .scorers import Scorer
 
-# Thresholds of the explanation.
-NO_EFFECT = 0.15  # likeness: 0 is the class noun's images, 1 the photos
-SOME_LIKENESS = 0.5  # likeness
+# Thresholds of the explanation. On the bench of trials (tests/data/trials) at least 85 % of what is called like the
+# photos looks like them.
+LITTLE_LIKENESS, SOME_LIKENESS, LIKE = 0.15, 0.4, 0.8  # likeness: 0 is the class noun's images, 1 the photos
+ASPECT_RIGHT = 0.7  # of an aspect's own scale
 MANY_COPIES = 0.5  # share of the images
 LOW_FIDELITY = 0.6  # fidelity
 
@@ -37,19 +41,22 @@ PROMPTS: dict[ConceptKind, tuple[str, ...]] = {
 SCORE_SEEDS = (0, 1)  # of each prompt's images
 COPY_CORRELATION = 0.9  # correlation of thumbnails above which an image is a copy of the photo
 _THUMBNAIL_SIDE = 32  # pixels
-_MIN_RANGE = 0.05  # between floor and ceiling; a smaller range is noise of the scorer
 _MIN_SPREAD = 0.02  # standard deviation of pixel values (0 to 1); below it an image has nothing to compare
 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """The metrics of this module. likeness may lie outside 0 to 1; cosine is the mean to the photos, -1 to 1."""
+    """The metrics of this module. likeness and its aspects may lie outside 0 to 1; cosine is the mean to the photos, -1
+    to 1. The aspects are None where they do not exist: a style has no shape, and earlier versions had none."""
 
     likeness: float
     fidelity: float
     copying: float
     diversity: float
     cosine: float
+    shape: float | None = None
+    colour: float | None = None
+    detail: float | None = None
 
     @property
     def score(self) -> float:
@@ -59,7 +66,18 @@ class ConceptScores:
 
     def to_dict(self) -> dict[str, float]:
         """Return all metrics, rounded, for a concept's card."""
-        return {key: round(value, 4) for key, value in (asdict(self) | {"score": self.score}).items()}
+        values = asdict(self) | {"score": self.score}
+        return {key: round(value, 4) for key, value in values.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConceptScores | None:
+        """Return the scores among these values; None if one is missing or no finite number."""
+        try:
+            numbers = {f.name: float(values[f.name]) for f in fields(cls) if values.get(f.name) is not None}
+        except (ValueError, TypeError, OverflowError):
+            return None
+        required = {f.name for f in fields(cls) if f.default is MISSING}
+        return cls(**numbers) if numbers.keys() >= required and all(map(math.isfinite, numbers.values())) else None
 
 
 class ConceptEvaluation:
@@ -68,10 +86,6 @@ class ConceptEvaluation:
     Args:
         photos: square images.
         class_images: the class noun's images, in the order of `prompts_and_seeds`.
-
-    Attributes:
-        floor: mean cosine between the class noun's images and the photos.
-        ceiling: mean cosine of the photos among themselves.
     """
 
     def __init__(
@@ -85,16 +99,14 @@ class ConceptEvaluation:
         self._scorer = scorer
         self._texts = scorer.text_features([prompt.format(class_phrase(kind, class_noun)) for prompt in PROMPTS[kind]])
         self._photos, self._photo_thumbnails = scorer.subject_features(photos), _thumbnails(photos)
-        self.floor = float((scorer.subject_features(class_images) @ self._photos.T).mean())
-        self.ceiling = _mean_pairwise_cosine(self._photos)
+        self._parts = (StyleLikeness if kind == "style" else SubjectLikeness)(scorer, photos, class_images)
         self._class_fidelity = float(self._prompt_probabilities(class_images).mean())
 
     def score(self, images: Sequence[Image.Image]) -> ConceptScores:
         """Score images of every prompt with every seed, in the order of `prompts_and_seeds`."""
         features, probabilities = self._scorer.subject_features(images), self._prompt_probabilities(images)
-        cosine = float((features @ self._photos.T).mean())
         return ConceptScores(
-            likeness=(cosine - self.floor) / max(self.ceiling - self.floor, _MIN_RANGE),
+            **asdict(self._parts.score(images)),
             fidelity=min(1.0, float(probabilities.mean()) / max(self._class_fidelity, 1 / len(self._texts))),
             # In the place that its prompt asks for, an image may resemble the photo that was taken there.
             copying=float(
@@ -104,7 +116,7 @@ class ConceptEvaluation:
                 ).mean()
             ),
             diversity=_mean_diversity(features),
-            cosine=cosine,
+            cosine=float((features @ self._photos.T).mean()),
         )
 
     def _prompt_probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -158,7 +170,7 @@ def _thumbnails(images: Sequence[Image.Image]) -> np.ndarray:
     return np.where(norm > _MIN_SPREAD * math.sqrt(flat.shape[1]), flat / np.maximum(norm, 1e-9), 0)
 
 
-def explain_scores(scores: ConceptScores, class_noun: str) -> list[str]:
+def explain_scores(scores: ConceptScores, class_noun: str, kind: ConceptKind = "object") -> list[str]:
     """Explain the scores in a few sentences, the most serious first."""
     messages = []
     if scores.copying >= MANY_COPIES:
@@ -167,25 +179,63 @@ def explain_scores(scores: ConceptScores, class_noun: str) -> list[str]:
             "More photos, in other places, with captions, or fewer --steps."
         )
     elif scores.fidelity < LOW_FIDELITY:
-        messages.append(
-            "The photos' surroundings came along: the place that a prompt asks for is often missing. "
-            "Captions beside the photos help, and a strength below 1 in the prompt, as in <me/it:0.7>."
-        )
-    if scores.likeness < NO_EFFECT:
-        messages.append(
+        messages.append(_EXPLAIN_FIDELITY["style" if kind == "style" else "subject"])
+    return [*messages, *_explain_likeness(scores, class_noun, kind, praise=not messages)]
+
+
+_EXPLAIN_FIDELITY = {
+    "subject": "The photos' surroundings came along: the place that a prompt asks for is often missing. "
+    "Captions beside the photos help, and a strength below 1 in the prompt, as in <me/it:0.7>.",
+    "style": "What a prompt asks for is hard to recognise in this style. Captions that name what a photo shows help, "
+    "and a strength below 1 in the prompt, as in <me/it:0.7>.",
+}
+
+
+def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind, praise: bool) -> list[str]:
+    """Return a sentence about the likeness. praise: whether to say so if there is nothing to improve."""
+    subject = {"style": "The style", "person": "The person", "object": "It"}[kind]
+    right, wrong = _aspects(scores, kind)
+    if scores.likeness < LITTLE_LIKENESS:
+        if scores.colour is not None and scores.colour >= ASPECT_RIGHT and kind != "style":
+            return ["Only the colours are those of the photos; nothing else is recognisable. Give more --steps."]
+        return [
             f"Training had no effect: the images are no more like the photos than any {class_noun}. "
             "Give more --steps, or a larger --lr, or --method lora."
-        )
-    elif scores.likeness < SOME_LIKENESS:
-        messages.append("It is somewhat like the photos. More --steps, more vectors or --method lora bring it nearer.")
-    elif not messages:
-        messages.append("It is like the photos, and the places that prompts ask for are there.")
-    return messages
+        ]
+    if scores.likeness >= LIKE:
+        if not praise:
+            return []
+        subjects = "what prompts ask for is recognisable"
+        asked = subjects if kind == "style" else "the places that prompts ask for are there"
+        of = f" in {_join(right)}" if right else ""
+        but = f"; {_join(wrong)} could be nearer" if wrong and right else ""
+        return [f"{subject} is like the photos{of}{but}, and {asked}."]
+    how = "somewhat" if scores.likeness >= SOME_LIKENESS else "hardly"
+    seen = ": " + "; ".join(
+        part for part in (right and f"right in {_join(right)}", wrong and f"not yet in {_join(wrong)}") if part
+    )
+    more = "More --steps, more vectors or --method lora bring it nearer."
+    return [f"{subject} is {how} like the photos{seen if right or wrong else ''}. {more}"]
+
+
+def _aspects(scores: ConceptScores, kind: ConceptKind) -> tuple[list[str], list[str]]:
+    """Return the names of the aspects that are as in the photos, and of those that are not."""
+    detail = "texture" if kind == "style" else "detail"
+    named = {"shape": scores.shape, "colour": scores.colour, detail: scores.detail}
+    values = {name: value for name, value in named.items() if value is not None}
+    right = [name for name, value in values.items() if value >= ASPECT_RIGHT]
+    return right, [name for name in values if name not in right]
+
+
+def _join(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def format_scores(scores: ConceptScores) -> str:
     """Format the main scores in one line, with their scales."""
+    aspects = {"shape": scores.shape, "colour": scores.colour, "detail": scores.detail}
+    of = ", ".join(f"{name} {value:.2f}" for name, value in aspects.items() if value is not None)
     return (
-        f"score {scores.score:.2f}: likeness {scores.likeness:.2f} (0 the class noun's, 1 the photos' own), "
-        f"prompts followed {scores.fidelity:.0%}, copied {scores.copying:.0%}"
+        f"score {scores.score:.2f}: likeness {scores.likeness:.2f} (0 the class noun's or a smear, 1 the photos' own"
+        f"{f'; {of}' if of else ''}), prompts followed {scores.fidelity:.0%}, copied {scores.copying:.0%}"
     )

@@ -33,6 +33,8 @@ FETCH_COMMAND = (  # downloads a CLIP
 )
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _BATCH_SIZE = 32  # images
+PART_SCALE = 2  # times the resolution that a vision transformer was trained on, for parts half as large
+_PART_BATCH_SIZE = 8  # images: they have four times the patches
 _THREADS = 8
 
 Box = tuple[float, float, float, float]  # left, top, right and bottom
@@ -52,6 +54,7 @@ class Scorer:
         if not clip.is_dir():
             raise UserError(f"The scoring model is missing: {clip} does not exist.", "Install sdpersonal again.")
         self._clip: CLIPModel = _load(CLIPModel, clip)
+        self._vision: nn.Module = self._clip.vision_model
         self._processor = _load(CLIPImageProcessorPil, clip)
         self._tokenizer = _load(CLIPTokenizer, clip)
         self._dino: ViTModel | None = _load(ViTModel, dino, add_pooling_layer=False) if dino else None
@@ -92,6 +95,28 @@ class Scorer:
             return self.image_features(images)
         return self._features(images, dino, self._dino_processor, lambda pixels: dino(pixels).last_hidden_state[:, 0])
 
+    def part_features(self, images: Sequence[Image.Image], depth: float) -> np.ndarray:
+        """Return features of the parts of images: the hidden states of DINO's patches, or else of CLIP's, at PART_SCALE
+        times their usual resolution.
+
+        Args:
+            depth: of the hidden state, 0 to 1 as a share of the layers.
+
+        Returns:
+            (N, rows * columns, d) fp32, not normalised.
+        """
+        model, processor = (self._dino, self._dino_processor) if self._dino else (self._vision, self._processor)
+        config: Any = model.config
+        side = PART_SCALE * config.image_size
+        size = {"size": {"height": side, "width": side}}
+        if model is self._vision:
+            size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+
+        def encode(pixels: Tensor) -> Tensor:
+            return _hidden_state(model, pixels, depth)[:, 1:]  # the first is the class token
+
+        return self._features(images, model, processor, encode, size)
+
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return CLIP's features of texts, (N, d) fp32, normalised."""
         length = self._clip.text_model.config.max_position_embeddings
@@ -106,13 +131,21 @@ class Scorer:
         return self._compute(self._clip, lambda device: _normalize(self._clip.get_text_features(**ids.to(device))))
 
     def _features(
-        self, images: Sequence[Image.Image], model: nn.Module, processor: Any, encode: Callable[[Tensor], Any]
+        self,
+        images: Sequence[Image.Image],
+        model: nn.Module,
+        processor: Any,
+        encode: Callable[[Tensor], Any],
+        size: dict[str, Any] | None = None,
     ) -> np.ndarray:
+        """Return the normalised features; those of parts, for which a size is given, as they are."""
+
         def compute(device: torch.device) -> np.ndarray:
-            features = []
-            for first in range(0, len(images), _BATCH_SIZE):
-                pixels = _preprocess(processor, images[first : first + _BATCH_SIZE], parallel=device.type == "cuda")
-                features.append(_normalize(encode(pixels.to(device))))
+            features, batch = [], _PART_BATCH_SIZE if size else _BATCH_SIZE
+            for first in range(0, len(images), batch):
+                pixels = _preprocess(processor, images[first : first + batch], device.type == "cuda", size or {})
+                encoded = encode(pixels.to(device))
+                features.append(encoded.float().cpu().numpy() if size else _normalize(encoded))
             return np.concatenate(features)
 
         return self._compute(model, compute)
@@ -132,14 +165,42 @@ class Scorer:
         return compute(torch.device("cpu"))
 
 
-def _preprocess(processor: Any, images: Sequence[Image.Image], parallel: bool) -> Tensor:
+def _preprocess(processor: Any, images: Sequence[Image.Image], parallel: bool, size: dict[str, Any]) -> Tensor:
     """Return images as a model takes them, (N, 3, H, W). parallel: use threads, since this takes longer than the model
     on a card."""
+
+    def process(rgb: list[Image.Image]) -> Tensor:
+        return processor(rgb, return_tensors="pt", **size).pixel_values
+
     rgb = [image.convert("RGB") for image in images]
     if not parallel:
-        return processor(rgb, return_tensors="pt").pixel_values
+        return process(rgb)
     with ThreadPoolExecutor(_THREADS) as pool:
-        return torch.cat(list(pool.map(lambda image: processor([image], return_tensors="pt").pixel_values, rgb)))
+        return torch.cat(list(pool.map(lambda image: process([image]), rgb)))
+
+
+def _hidden_state(model: nn.Module, pixels: Tensor, depth: float) -> Tensor:
+    """Return the hidden state of a vision transformer at this share of its depth, without computing what follows."""
+    config: Any = model.config
+    count = config.num_hidden_layers
+    layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+
+    def stop(module: nn.Module, args: object, output: Any) -> None:
+        raise _Stopped(output if isinstance(output, Tensor) else output[0])
+
+    hook = layers[round(depth * count) - 1].register_forward_hook(stop)
+    try:
+        model(pixels, interpolate_pos_encoding=True)
+    except _Stopped as stopped:
+        return stopped.hidden_state
+    finally:
+        hook.remove()
+    raise AssertionError("the model did not run its layers")
+
+
+class _Stopped(Exception):
+    def __init__(self, hidden_state: Tensor):
+        self.hidden_state = hidden_state
 
 
 def likeness_by_region(

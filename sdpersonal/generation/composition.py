@@ -29,7 +29,7 @@ _BOX_SCALE = 1.3  # a box's side as a multiple of its region's: subjects fill ab
 _HEIGHT = 0.62  # where a box is between the top (0) and the bottom (1) of its region: things stand on the ground
 _FEATHER = 0.1  # of a box's side
 _CONNECTORS = re.compile(
-    r"(?:^|[\s,;]+)(?:(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
+    r"(?:^|(?<![\s,;])[\s,;]++)(?:(?:and|with|&|next\s+to|beside|near|by|together\s+with|in\s+front\s+of|behind|beneath|under|below"
     r"|above|over|on\s+top\s+of|(?:to\s+the\s+)?(?:left|right)\s+of|holding|riding|hugging|facing|looking\s+at)\s*)?"
     r"(?:\b(?:an?|the|my|another)\s*)?\Z",
     re.IGNORECASE,

@@ -21,7 +21,7 @@ from .prompt_resolution import Piece, ResolvedPrompt, is_active_at
 
 STYLE_SCALE = 2.0  # default guidance scale of a style
 _LEADING_WORDS = re.compile(
-    r"[\s,;:.-]*(?:\b(?:(?:drawn|painted|made|rendered|done|shown|seen|printed)\s+)?"
+    r"(?<![\s,;:.-])[\s,;:.-]*+(?:\b(?:(?:drawn|painted|made|rendered|done|shown|seen|printed)\s+)?"
     r"(?:in(?:\s+(?:the|an?))?(?:\s+style(?:\s+of)?)?|(?:the\s+)?style\s+of|by|as(?:\s+an?)?|with|and|using|after|like))?"
     r"\s*\Z",
     re.IGNORECASE,
@@ -31,7 +31,7 @@ _TRAILING_WORDS = re.compile(
     r"|(?:print|drawing|painting|illustration|sketch|picture|rendering|artwork)(?=\s*(?:[,;:.]|\Z)))",
     re.IGNORECASE,
 )
-_JOINER = re.compile(r"\s*,?\s*(?:and|&|\+)?\s*", re.IGNORECASE)  # between the styles of one list
+_JOINER = re.compile(r"\s*+,?+\s*+(?:and|&|\+)?+\s*+", re.IGNORECASE)  # between the styles of one list
 _PUNCTUATION = " ,;:.-"
 
 

@@ -133,6 +133,12 @@ def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, parameters: Paramete
     )
 
 
+def _loads_image(kind: str) -> bool:
+    """Return whether a node's type says that it loads an image."""
+    pairs = (kind.partition(first)[2].find(second) for first, second in (("load", "image"), ("image", "load")))
+    return "LoadImage" in kind or any(found >= 0 for found in pairs)
+
+
 def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
     """Set size, hires scale, denoising strength, and whether it began from another image."""
     first, last = way.samplers[-1], way.samplers[0]
@@ -141,7 +147,7 @@ def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
     if first_size:
         parameters.values["size"] = f"{first_size[0]}x{first_size[1]}"
     from_image = "image" in start.inputs and not isinstance(start.inputs["image"], Link)
-    from_image = from_image or bool(re.search(r"load.*image|image.*load|LoadImage", start.type))
+    from_image = from_image or _loads_image(start.type)
     change = walk.change(first)
     if from_image:
         parameters.img2img = True

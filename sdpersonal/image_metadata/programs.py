@@ -76,7 +76,7 @@ def _common(program: str, text: str, values: Mapping[str, Any], syntax: Syntax, 
         del parameters.values["seed"]
         parameters.notes.append("Its seed is not in it (-1 stands for any).")
     size = settings.get("size", "resolution")
-    pair = re.match(r"\s*\(?\s*([0-9]{1,5})\s*[x×,*]\s*([0-9]{1,5})", size) if isinstance(size, str) else None
+    pair = re.match(r"\s*+\(?+\s*+([0-9]{1,5})\s*+[x×,*]\s*+([0-9]{1,5})", size) if isinstance(size, str) else None
     size_text = size_of(*pair.groups()) if pair else size_of(settings.number("width"), settings.number("height"))
     if size_text:
         parameters.values["size"] = size_text
@@ -534,9 +534,9 @@ def _draw_things(values: dict[str, Any], text: str) -> Parameters:
 def midjourney(texts: Mapping[str, str]) -> Parameters | None:
     """Read Midjourney's `a cat --ar 16:9 --no dogs --seed 5 --v 6.1 Job ID: ...` in a PNG's Description."""
     text = texts.get("Description") or texts.get("ImageDescription") or ""
-    if not (job := re.search(r"\s*Job ID: *[0-9a-f-]{30,40}\s*$", text, re.IGNORECASE)):
+    if not (job := re.search(r"(?<!\s)\s*+Job ID: *+[0-9a-f-]{30,40}\s*+$", text, re.IGNORECASE)):
         return None
-    prompt, *flags = re.split(r"\s+--(?=[a-z])", f" {text[: job.start()]}")
+    prompt, *flags = re.split(r"(?<!\s)\s++--(?=[a-z])", f" {text[: job.start()]}")
     values = {name: value.strip() for name, _, value in (flag.partition(" ") for flag in flags)}
     parameters = Parameters("Midjourney", text, prompt.strip(), values.get("no", ""), "comfyui")
     if "seed" in values:

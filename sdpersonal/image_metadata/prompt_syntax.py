@@ -30,11 +30,12 @@ _SQUARE = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _COMPEL = re.compile(
     r"""  \\.
         | \((?P<group>[^()\\]*)\)(?P<weight>[0-9]*\.?[0-9]+|[+]+|-+)?
-        | (?P<word>[^\W\d_][\w']*)(?P<marks>[+]+|-+)(?=[\s,.;!?]|$)
+        | (?P<word>[^\W\d_][\w']*+)(?P<marks>[+]+|-+)(?=[\s,.;!?]|$)
+        | (?P<plain>[^\W\d_][\w']*+)
     """,
     re.VERBOSE,
 )
-_NAI_WEIGHT = re.compile(r"(-?[0-9]*\.?[0-9]+)::(.*?)(?:::|$)", re.DOTALL)
+_NAI_WEIGHT = re.compile(r"((?:-|(?<![0-9]))(?:[0-9]++(?:\.[0-9]++)?+|\.[0-9]++))::(.*?)(?:::|$)", re.DOTALL)
 _NAI_DEEP = 12  # nesting depth of brackets
 
 
@@ -110,7 +111,7 @@ def _backslashed(sign: re.Match[str]) -> str:
 
 
 def _from_compel(part: re.Match[str]) -> str:
-    if part[0].startswith("\\"):
+    if part[0].startswith("\\") or part["plain"]:
         return part[0]
     words = part["word"] if part["group"] is None else part["group"]
     mark = (part["marks"] if part["group"] is None else part["weight"]) or "1"

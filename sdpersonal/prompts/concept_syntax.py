@@ -27,7 +27,7 @@ MAX_BLEND = 8  # concepts in one pair of brackets
 
 BRACKETED = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")  # a concept in a prompt, unless a backslash escapes it
 _WANTS_SIGN = re.compile(r"[:=,]\s*(?:[+-]?[0-9.]+e)?\Z", re.I)  # the end of what a number with a + may continue
-_COLON = re.compile(r":(?![^{}]*\})")  # not inside alternatives
+_SEGMENT = re.compile(r"([^{}]*+)([{}]?)")  # a text, and the brace after it
 _OPTION = re.compile(r"[^{}=]*=")
 _A1111_NETWORK = re.compile(
     r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([^:]*))?", re.I
@@ -86,12 +86,23 @@ def cut_word(inner: str) -> tuple[list[str], str, str]:
     return parts, at, window
 
 
+def _split_at_colons(part: str) -> list[str]:
+    """Split at the colons that are not inside alternatives: those after which no brace closes before one opens."""
+    pieces = [""]
+    for text, brace in _SEGMENT.findall(part):
+        first, *others = [text] if brace == "}" else text.split(":")
+        pieces[-1] += first
+        pieces += others
+        pieces[-1] += brace
+    return pieces
+
+
 def split_part(part: str) -> WrittenConcept:
     """Split one concept of a reference, `me/duck:0.8:at=left`, also of a template, `me/duck:{0.5|1}`.
 
     Two strengths become one text, which is no number.
     """
-    word, *items = _COLON.split(part)
+    word, *items = _split_at_colons(part)
     strengths = [item.strip() for item in items if not _OPTION.match(item)]
     pairs = (item.partition("=") for item in items if _OPTION.match(item))
     return WrittenConcept(

@@ -32,7 +32,7 @@ _LEXEME = re.compile(
 )
 _KEYWORD = re.compile(r"\b(BREAK|AND)\b")
 # A1111's prompt editing, a change during the sampling: [from:to:when], [to:when], [from::when].
-_SCHEDULED = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\]\Z")
+_SCHEDULED = re.compile(r"(?<!\\)(?:\\\\)*+:\s*+[+-]?(?:\d++\.?\d*+|\.\d++)\s*+\]\Z")
 
 
 def parse(text: str) -> Prompt:

@@ -29,7 +29,7 @@ _LEXEME = re.compile(
 )
 _PICK_COUNT = re.compile(r"\s*(?:(?P<exactly>[0-9]+)|(?P<low>[0-9]*)-(?P<high>[0-9]*))\s*\$\$")
 _SEPARATOR = re.compile(r"([^{}|$\\]*)\$\$")
-_WEIGHT = re.compile(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*::")
+_WEIGHT = re.compile(r"\s*+([0-9]++\.?[0-9]*+|\.[0-9]++)\s*+::")
 
 
 def has_alternatives(template: str) -> bool:

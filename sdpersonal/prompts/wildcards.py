@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -136,12 +136,12 @@ class Wildcards:
             raise UserError(
                 f"__{printable(pattern, 60)}__ matches every list.", "Write a part of a name: __animals/*__."
             )
-        fits, places = _pattern(pattern), self._all()
-        matches = [candidate for candidate in places if fits.fullmatch(_folded(candidate))]
+        signs, places = _signs(pattern), self._all()
+        matches = [candidate for candidate in places if _fits(signs, _folded(candidate))]
         matches += [
             candidate
             for candidate, place in places.items()
-            if place.keys is not None and candidate not in matches and fits.fullmatch(_folded(_full(place)))
+            if place.keys is not None and candidate not in matches and _fits(signs, _folded(_full(place)))
         ]
         if not matches:
             raise UserError(
@@ -258,11 +258,35 @@ def _full(location: _Place) -> str:
     return "/".join((location.path.rpartition(".")[0], *(location.keys or ())))
 
 
-def _pattern(text: str) -> re.Pattern[str]:
-    """Compile a pattern: `*` and `?` match within a part of a name, `**` across folders."""
-    signs = {"**/": r"(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", re.sub(r"\*{3,}", "**", _folded(text)))
-    return re.compile("".join(signs.get(piece) or re.escape(piece) for piece in pieces), re.DOTALL)
+def _signs(text: str) -> list[str]:
+    """Split a pattern into its signs and the texts between them."""
+    return [sign for sign in re.split(r"(\*\*/|\*\*|\*|\?)", re.sub(r"\*{3,}", "**", _folded(text))) if sign]
+
+
+def _fits(signs: Sequence[str], name: str) -> bool:
+    """Return whether a pattern matches a whole name: `*` and `?` match within a part of it, `**` across folders.
+
+    Bit p of a number stands for the place before character p. A regular expression would try every way to share the
+    name among the signs, and never end where there are many.
+    """
+    end = 1 << len(name)
+    slashes = sum(1 << place for place, character in enumerate(name) if character == "/")
+    others = (end - 1) & ~slashes
+    places = 1
+    for sign in signs:
+        lowest = places & -places
+        if sign == "?":
+            places = (places & others) << 1
+        elif sign == "*":  # the carry of the sum runs from each place to the next slash (Myers 1999)
+            places = (((places & others) + others) ^ others | places) & (2 * end - 1)
+        elif sign == "**":
+            places = 2 * end - lowest if lowest else 0
+        elif sign == "**/":  # nothing, or some folders
+            places |= (slashes & -(lowest << 1)) << 1 if lowest else 0
+        else:
+            begins = sum(1 << match.start() for match in re.finditer(f"(?={re.escape(sign)})", name))
+            places = (places & begins) << len(sign)
+    return bool(places & end)
 
 
 def _read_text(path: Path, name: str, empty: bool = False) -> list[str]:

@@ -136,7 +136,7 @@ _MAGIC: tuple[tuple[int, bytes, FileType], ...] = (
 _PLACEHOLDERS = (
     (re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/"), LFS),
     (re.compile(rb"# xet version "), FileType("placeholder", "Xet pointer", LFS.what.replace("Git-LFS", "Xet"), _LFS)),
-    (re.compile(rb"[^\n]{0,2000}/annex/objects/"),
+    (re.compile(rb"\A[^\n]{0,2000}/annex/objects/"),
      FileType("placeholder", "git-annex pointer", "a git-annex pointer: the file itself was not downloaded",
               "Run: git annex get FILE")),
     (re.compile(rb"(outs:|md5:|wdir:)[ \n\r]"),

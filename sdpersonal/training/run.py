@@ -86,7 +86,7 @@ def train(
             return None
         best = _restore_best(inputs, state, end, validator)
         result = _save_concept(inputs, state, validator, end, best, started_at)
-    for line in explain_scores(best.scores, subject_noun(settings)) if best.scores else ():
+    for line in explain_scores(best.scores, subject_noun(settings), settings.kind) if best.scores else ():
         say(line)
     duration = format_duration(result.seconds)
     say(f"{result.token} was added to {settings.library} after {duration}. Report: {result.report}")

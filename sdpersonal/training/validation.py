@@ -164,10 +164,12 @@ def read_validations(run: Path) -> list[Validation]:
 
 
 def _parse_validation(entry: dict[str, Any]) -> Validation | None:
-    """Return the validation of a line; None unless it has a step and every score, each a number near those of ours."""
+    """Return the validation of a line; None unless it has a step and the scores, each a number near those of ours."""
     names = [field.name for field in fields(ConceptScores)]
+    values = {name: entry[name] for name in names if entry.get(name) is not None}
     step = entry.get("step")
-    scores = {name: float(entry[name]) for name in names if is_number(entry.get(name), _MAX_SCORE)}
-    if type(step) is not int or not 0 <= step <= MAX_STEP or len(scores) < len(names):
+    are_numbers = all(is_number(value, _MAX_SCORE) for value in values.values())
+    if type(step) is not int or not 0 <= step <= MAX_STEP or not are_numbers:
         return None
-    return Validation(step, ConceptScores(**scores))
+    scores = ConceptScores.from_dict(values)
+    return Validation(step, scores) if scores else None

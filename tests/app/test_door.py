@@ -116,7 +116,15 @@ PUBLIC = ["/", "/assets/x.js", "/static/img/logo.svg", "/theme.css", "/gradio_ap
 FOR_USERS = ["/config", "/logout", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/heartbeat/x"]
 FOR_USERS += ["/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/file=/x\n", "/gradio_api/upload"]
 CLOSED = ["/openapi.json", "/gradio_api/openapi.json", "/gradio_api/startup-events", "/gradio_api/token", "/x"]
-CLOSED += ["/gradio_api/run/x", "/gradio_api/call/x", "/gradio_api/stream/x", "/gradio_api/proxy=http://x", "/static"]
+CLOSED += [
+    "/gradio_api/component_server",
+    "/gradio_api/deep_link",
+    "/gradio_api/run/x",
+    "/gradio_api/call/x",
+    "/gradio_api/stream/x",
+    "/gradio_api/proxy=http://x",
+    "/static",
+]
 CLOSED += ["/gradio_api/heartbeat/x/y", "//gradio_api/heartbeat/x", "/GRADIO_API/heartbeat/x", "/monitoring/x", "/\n"]
 
 

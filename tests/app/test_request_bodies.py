@@ -372,6 +372,24 @@ def test_what_an_upload_took_is_free_again_when_its_file_is_used_or_old(ask, ser
     assert len(stored(served)) == 1
 
 
+def test_a_user_has_so_many_uploads_at_once_and_so_many_unused(served, monkeypatch):
+    monkeypatch.setattr(uploads, "_MAX_RUNNING", 2)
+    monkeypatch.setattr(uploads, "_MAX_ENDED", 3)
+    folders = uploads.UploadFolders(served)
+    running = [folders.begin("ann") for _ in range(2)]
+    with pytest.raises(uploads.Refusal, match="Too many uploads"):
+        folders.begin("ann")
+    folders.begin("bob")
+    for upload in running:
+        folders.end(upload, succeeded=False)
+    for _ in range(6):
+        upload = folders.begin("ann")
+        (upload.folder / "sum").mkdir()
+        (upload.folder / "sum" / "a.png").write_bytes(b"x")
+        folders.end(upload, succeeded=True)
+    assert len(stored(served)) == 3 and upload.folder.exists() and len(list(served.iterdir())) == 4
+
+
 def test_a_full_disk_takes_no_uploads(ask, served, monkeypatch):
     monkeypatch.setattr(uploads, "MIN_FREE_DISK", 1 << 60)
     assert "disk is nearly full" in ask("POST", UPLOAD, files=many(1)).text

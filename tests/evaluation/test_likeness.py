@@ -40,10 +40,10 @@ def ceiling(judge, held_out, root):
 
 
 def draw(base, library, what):
-    """Three pictures in each place; the places in which they were asked for, in order."""
+    """Two pictures in each place; the places in which they were asked for, in order."""
     images, places = [], []
     for number, place in enumerate(PLACES):
-        request = GenerateRequest(prompt=f"{what} {place}", num_images=3)
+        request = GenerateRequest(prompt=f"{what} {place}", num_images=2)
         images += [image.image for image in Generator(base, library).generate(request)]
         places += [number] * request.num_images
     return images, places
@@ -61,7 +61,7 @@ def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, r
     common = {"photos": root / "examples" / "photos" / SUBJECT, "token": "<me/teddy>", "base": "tiny", "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}
     if method == "dreambooth":
-        train(DreamboothSettings(**common, class_noun="bear", steps=128), log=lambda line: None)
+        train(DreamboothSettings(**common, class_noun="bear", steps=96), log=lambda line: None)
     else:
         train(TextualInversionSettings(**common, init="bear"), log=lambda line: None)
     library = Library(tmp_path / "concepts")

@@ -257,7 +257,6 @@ BAD = {
     "NaN": json.dumps(GOOD | {"likeness": math.nan}),
     "infinity": json.dumps(GOOD | {"cosine": -math.inf}),
     "infinite step": json.dumps(GOOD | {"step": math.inf}),
-    "foreign key": json.dumps(GOOD | {"evil": 1}),
     "missing key": json.dumps({key: value for key, value in GOOD.items() if key != "copying"}),
     "no step": json.dumps({key: value for key, value in GOOD.items() if key != "step"}),
     "text": json.dumps(GOOD | {"step": "one"}),

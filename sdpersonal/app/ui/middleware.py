@@ -36,7 +36,7 @@ _PUBLIC_PATHS = re.compile(
 )
 _USER_PATHS = re.compile(
     r"/config/?|/logout|/gradio_api/(app_id|info/?|queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+"
-    r"|upload|upload_progress|component_server/?|file=.+)",
+    r"|upload|upload_progress|file=.+)",
     re.S,
 )
 _STARTUP_PATH = "/gradio_api/startup-events"  # which Gradio itself asks for when it starts, and then nobody any more

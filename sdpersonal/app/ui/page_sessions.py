@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
 import anyio
-from starlette.datastructures import Headers, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,10 +25,10 @@ MAX_PAGES = 100  # pages of a user whose state is kept; older ones that are clos
 MAX_HEARTBEATS, MAX_STREAMS = 100, 300  # connections of a user that stay open: one a page, and one a running event
 MAX_WAITING = 50  # events of a user that wait in Gradio's queue, which has room for `server.MAX_QUEUE` of all users
 _MAX_SESSIONS = 5000  # session hashes remembered for a user
-_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MAX_NAME = 64  # characters of a session hash; Gradio's pages take 11
 _JOIN, _HEARTBEAT = "/gradio_api/queue/join", "/gradio_api/heartbeat/"
 _STREAMS = ("/gradio_api/queue/data", "/gradio_api/upload_progress")
-_SESSION_BODIES = re.compile(r"/gradio_api/(queue/join|cancel|component_server/?)")
+_SESSION_BODIES = (_JOIN, "/gradio_api/cancel")
 
 
 class PageSessionMiddleware:
@@ -55,7 +51,7 @@ class PageSessionMiddleware:
             sessions, receive = await _sessions_of(scope, receive)
         except ClientDisconnect:
             return
-        except (ValueError, RecursionError, HTTPException, MultiPartException):
+        except (ValueError, RecursionError):
             await PlainTextResponse("That is not what a page sends.", 400)(scope, receive, send)
             return
         if not all(self._belongs_to(session, user) for session in sessions):
@@ -142,22 +138,22 @@ async def _sessions_of(scope: Scope, receive: Receive) -> tuple[list[str], Recei
     sessions: list[object] = [*parse_qs(query, keep_blank_values=True).get("session_hash", ())]
     if path.startswith(_HEARTBEAT):
         sessions.append(path.removeprefix(_HEARTBEAT))
-    if scope["method"] == "POST" and _SESSION_BODIES.fullmatch(path):
+    if scope["method"] == "POST" and path in _SESSION_BODIES:
         body = await read_body(receive, MAX_BODY)
         receive = replay(body, receive)
-        sessions += await _body_sessions(scope, body)
-    texts = [session for session in sessions if isinstance(session, str) and _SESSION.fullmatch(session)]
+        sessions += _body_sessions(scope, body)
+    texts = [session for session in sessions if isinstance(session, str) and _is_name(session)]
     if len(texts) != len(sessions):
         raise ValueError
     return texts, receive
 
 
-async def _body_sessions(scope: Scope, body: bytes) -> list[object]:
-    """Return the session hashes in a body, which Gradio reads as a form or else as JSON."""
-    if Headers(scope=scope).get("content-type", "").startswith("multipart/form-data"):
-        async with Request(scope, replay(body)).form(max_files=1000, max_fields=1000) as form:
-            values = [value for name, value in form.multi_items() if name == "session_hash"]
-        return [value for value in values if not isinstance(value, UploadFile)] or [None]
+def _is_name(session: str) -> bool:
+    return 0 < len(session) <= _MAX_NAME and session.isprintable()
+
+
+def _body_sessions(scope: Scope, body: bytes) -> list[object]:
+    """Return the session hash in a JSON body, and that of the event that it names."""
     content = json.loads(body)
     if not isinstance(content, dict):
         raise ValueError

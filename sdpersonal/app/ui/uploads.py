@@ -26,6 +26,7 @@ MAX_PARTS = 60  # files at once
 MIN_FREE_DISK = 2 << 30  # bytes that must stay free on the disk
 _MAX_AGE = 3600.0  # seconds after which an upload is deleted
 _MIN_AGE = 60.0  # seconds before an upload may make room for others: the page is about to use it
+_MAX_RUNNING, _MAX_ENDED = 20, 500  # uploads of one user
 _MAX_HEADER = 8192  # bytes of a part's header, as in Gradio's parser
 _MAX_BOUNDARY = 200  # bytes
 
@@ -71,9 +72,15 @@ class UploadFolders:
         self._lock = threading.RLock()
 
     def begin(self, owner: str) -> Upload:
-        """Make the folder of a new upload. Raises Refusal where there is no room for one."""
+        """Make the folder of a new upload. Raises Refusal where there is no room for one, or the user has too many."""
         with self._lock:
             for upload in [upload for upload in self._uploads.values() if _age(upload) > _MAX_AGE]:
+                self._remove(upload)
+            own = [upload for upload in self._uploads.values() if upload.owner == owner]
+            ended = [upload for upload in own if upload.ended_at is not None]
+            if len(own) - len(ended) >= _MAX_RUNNING:
+                raise Refusal(503, "Too many uploads at once; wait for one to end.")
+            for upload in ended[: max(0, len(ended) + 1 - _MAX_ENDED)]:
                 self._remove(upload)
             name = f"upload-{secrets.token_urlsafe(16)}"
             upload = self._uploads[name] = Upload(storage.make_folder(self.served_dir / name), owner)

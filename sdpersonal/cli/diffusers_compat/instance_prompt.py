@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from ...errors import UserError, printable
 from ...prompts import Token
 
-_ARTICLE = r"(?:(?:an?|the|my|one)\s+)?"
+# All of these are for texts with single spaces between words: on runs of white space they would take far too long.
+_ARTICLE = r"(?:(?:an?|the|my|one)\s)?"
 _MEDIA = (
     "photo|photograph|photography|picture|pic|image|portrait|painting|drawing|illustration|render|rendering|sketch|"
     "snapshot|shot|headshot|close-?up|selfie|icon|artwork|art|poster|cartoon|logo|collage|photoshoot|figure|scan"
 )
-_STYLE = re.compile(rf"{_ARTICLE}(?P<medium>\S+(?:\s+\S+){{0,3}}?)?\s*\bin\s+(?:the\s+)?style\s+of\s+{_ARTICLE}", re.I)
-_IN_STYLE = re.compile(r"(?:in\s+(?:an?\s+|the\s+)?)?(?P<name>[^\s,]+)[\s_-]+(?:art[\s-]*)?style\b", re.I)
-_BY = re.compile(r"\bby\s+(?P<name>[^\s,]+)\s*$", re.I)
-_OPENING = re.compile(rf"{_ARTICLE}(?:\S+\s+){{0,3}}?(?:{_MEDIA})s?\s+(?:of|showing)\s+{_ARTICLE}", re.I)
+_STYLE = re.compile(rf"{_ARTICLE}(?P<medium>\S+(?:\s\S+){{0,3}}?)?\s?\bin\s(?:the\s)?style\sof\s{_ARTICLE}", re.I)
+_IN_STYLE = re.compile(
+    r"(?:in\s(?:an?\s|the\s)?)?(?<![^\s,])(?P<name>[^\s,]+)[\s_-]{1,3}(?:art[\s-]{0,3})?style\b", re.I
+)
+_BY = re.compile(r"\bby\s(?P<name>[^\s,]+)\s?$", re.I)
+_OPENING = re.compile(rf"{_ARTICLE}(?:\S+\s){{0,3}}?(?:{_MEDIA})s?\s(?:of|showing)\s{_ARTICLE}", re.I)
 # Words at which a subject ends and its surroundings begin.
 _REST = re.compile(
-    r"\s*[,;:.!]\s*|\s+(?=(?:in|on|at|with|under|near|by|beside|behind|against|from|and|over|inside|outside|next|wearing|"
+    r"\s?[,;:.!]\s?|\s(?=(?:in|on|at|with|under|near|by|beside|behind|against|from|and|over|inside|outside|next|wearing|"
     r"holding|sitting|standing|lying|looking|walking|running|riding|that|which|who|smiling|laughing|posing|"
     r"playing|eating|drinking|sleeping|jumping|flying|driving|reading|as|is)\s)",
     re.I,
@@ -33,8 +36,8 @@ _PEOPLE = re.compile(
     re.I,
 )
 _NAMED = re.compile(
-    r",?\s+(?:(?:(?:who|that|which)\s+)?(?:is|was)\s+)?(?:named|called|nicknamed|(?:known|identified|labell?ed)\s+as|"
-    r"a\.?k\.?a\.?|(?:by|with|of)\s+the\s+name(?:\s+of)?|(?:whose|(?:and\s+)?(?:his|her|its|their))\s+name\s+is)\s+",
+    r",?\s(?:(?:(?:who|that|which)\s)?(?:is|was)\s)?(?:named|called|nicknamed|(?:known|identified|labell?ed)\sas|"
+    r"a\.?k\.?a\.?|(?:by|with|of)\sthe\sname(?:\sof)?|(?:whose|(?:and\s)?(?:his|her|its|their))\sname\sis)\s",
     re.I,
 )
 # An identifier of the concept: a word in brackets, or one that no language has.
@@ -109,7 +112,7 @@ def parse_subject(instance_prompt: str, class_prompt: str | None = None, noun: s
         )
     if noun is None and class_prompt is not None:
         noun = _split_phrase(class_prompt)[0] or None
-    text = re.sub(r"\s+(?=['\u2019]s\b)", "", " ".join(instance_prompt.split()))
+    text = re.sub(r"\s(?=['\u2019]s\b)", "", " ".join(instance_prompt.split()))
     subject = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
     if subject is None or not subject.phrase or not _is_noun(subject.noun, subject.kind):
         raise UserError(
@@ -146,7 +149,7 @@ def _named(text: str, noun: str | None) -> Subject | None:
 
 def _by_identifier(text: str, noun: str | None) -> Subject | None:
     """Read the words around the one identifier of the subject, wherever it is."""
-    spaced = re.sub(rf"({_HELD})(?=[^\s,.<'])", r"\1 ", text)
+    spaced = re.sub(rf"(?<!>)({_HELD})(?=[^\s,.<'])", r"\1 ", text)
     words = [word for word in re.split(r"[\s,;:.!]+", spaced) if _is_identifier(_bare(word))]
     if len({_bare(word).lower() for word in words}) > 1:
         raise UserError(

@@ -23,7 +23,7 @@ _COMPOUNDS = (
     *("linear_2", "time_emb_proj", "conv_shortcut", "conv_in", "conv_out", "proj_in", "proj_out", "to_q", "to_k"),
     *("to_v", "to_out", "text_model", "text_projection", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
 )
-_WORD = re.compile(rf"(?:{'|'.join(_COMPOUNDS)}|[a-z]+\d*|\d+)(?=_|$)")
+_WORD = re.compile(rf"(?<![a-z\d])(?:{'|'.join(_COMPOUNDS)}|[a-z]+\d*|\d+)(?=_|$)")
 _STARTS = {
     "unet": ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding", "conv_in", "conv_out"),
     "text_encoder": ("text_model",),

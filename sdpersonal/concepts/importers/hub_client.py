@@ -18,7 +18,7 @@ from ... import storage
 from ...errors import UserError, printable
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2 as httpx  # as the client of the Hub names it
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _VERSION = re.compile(r"[^/\\\x00-\x20\x7f]{1,200}")
@@ -80,7 +80,8 @@ def download_files(hub_id: str, commit: str | None, sizes: Mapping[str, int | No
         finally:
             _announced.reset(token)
         folder = path.parents[name.count("/")]
-    assert folder is not None, "no names"
+    if folder is None:
+        raise ValueError("no names of files to fetch")
     return folder
 
 

@@ -61,10 +61,10 @@ def fetch_repository(repository: Repository) -> Path:
         files = {file.rfilename: file for file in info.siblings or ()}
         sizes = {name: file.size for name, file in files.items()}
         names = _files_to_fetch(repository, {name: size or 0 for name, size in sizes.items()}, info.tags or ())
-        folder = download_files(repository.id, info.sha, sizes, names)
+        fetched = download_files(repository.id, info.sha, sizes, names)
         sums = {name: lfs.sha256 for name in names if (lfs := files[name].lfs)}
-        check_sums(folder, repository.id, sums)
-        return folder
+        check_sums(fetched, repository.id, sums)
+        return fetched
     except UserError:
         raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name

@@ -22,7 +22,7 @@ _PATTERN = re.compile(
     r"\((?:\?:)?(?:[A-Za-z0-9_.|]|\\[.dw_-]){1,200}+\)|\.[*+])*+\$?"
 )
 _ITEM = re.compile(
-    r"\((?:\?:)?(?P<group>[^()]*)\)|(?P<characters>\\.|\[[^\]]*\]|[^\\()\[\]^$])(?P<repeat>[*+]?)", re.DOTALL
+    r"\((?:\?:)?(?P<group>[^()]*)\)|(?P<characters>\\.|\[[^\[\]]*\]|[^\\()\[\]^$])(?P<repeat>[*+]?)", re.DOTALL
 )
 _ASCII = [chr(code) for code in range(128)]
 _OTHER = "\x80"  # stands for every character beyond ASCII, which only a `.` matches

@@ -50,7 +50,9 @@ _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 MODEL_INDEX = "model_index.json"  # of a whole model in diffusers' layout
 _OTHER_FOLDERS = re.compile(r"checkpoint-\d+|.*-state|concept_images|__macosx|samples?|logs?", re.IGNORECASE)
 DROPPED = "dropped"  # a folder without a name of its own, for files dropped on the page together
-_CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # a repository in the Hub's cache; snapshots/SHA in it
+_CACHED = re.compile(
+    r"models--(?P<owner>.+?)--(?P<name>.+)", re.DOTALL
+)  # a repository in the Hub's cache; snapshots/SHA in it
 _MAX_FILES, _MAX_DEPTH = 100_000, 4  # the Hub's cache has models--OWNER--NAME/snapshots/SHA/FOLDER
 _FIRST_READ_BYTES = 32_768  # nearly every header in one call
 

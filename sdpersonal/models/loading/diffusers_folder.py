@@ -99,8 +99,8 @@ def missing_file(folder: Path) -> str | None:
     """Return the first file that a base in this folder lacks; None if it is complete."""
     try:
         index = read_config(folder / "model_index.json")
-        parts = PIPELINES.get(index.get("_class_name"), ())
-    except (OSError, ValueError, AttributeError, RecursionError):
+        parts = PIPELINES.get(str(index.get("_class_name")), ())
+    except (OSError, ValueError, RecursionError):
         return "model_index.json"
     for part in parts:
         if not find_weights(folder, part):

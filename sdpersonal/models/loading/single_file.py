@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 VOCAB_SIZE = 49408
+_V_PREDICTION = re.compile(r"""^[^\S\n]*+parameterization:\s*+["']?v["']?[^\S\n]*+$""", re.MULTILINE)
 START, END = "<|startoftext|>", "<|endoftext|>"
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 _CLIP_PREFIXES = (
@@ -182,10 +183,10 @@ def declared_prediction_type(metadata: Mapping[str, str], shapes: Shapes, path: 
     if declared == "epsilon":
         return "epsilon"
     try:
-        yaml_text = storage.read_head(path.with_suffix(".yaml"), 100_000)[0].decode(errors="replace")
-    except UserError:
+        yaml_text = storage.read_head(path.with_suffix(".yaml"), 100_000)[0].decode("utf-8", "replace")
+    except UserError:  # there is none
         return None
-    return "v_prediction" if re.search(r"""^\s*parameterization:\s*["']?v["']?\s*$""", yaml_text, re.M) else "epsilon"
+    return "v_prediction" if _V_PREDICTION.search(yaml_text) else "epsilon"
 
 
 def _native_resolution(kind: str, prediction: str | None, metadata: Mapping[str, str]) -> int:

@@ -124,7 +124,7 @@ def _read_settings(folder: Path) -> Mapping[str, object]:
     from ...training.checkpoint import READ_ERRORS, read_manifest
 
     try:
-        return read_manifest(folder)["run"]
+        return read_manifest(folder, check_sum=False)["run"]
     except READ_ERRORS as error:
         raise _damaged_error(folder) from error
 

@@ -26,7 +26,6 @@ LICENCES = {  # choices on the page; any other SPDX identifier can be typed
 }
 CONSENT = {"unknown": "Unknown", "yes": "Yes", "no": "No"}
 _FIELDS = {"title", "description", "kind", "class_noun", "license", "author", "consent", "consent_note", "prompts"}
-_FIGURES = ("likeness", "fidelity", "copying", "diversity", "cosine")
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _example_prompt(card: Card, token: str) -> str:
 
 def _quality_sentences(card: Card) -> tuple[str, ...]:
     scores = _scores(card)
-    return tuple(explain_scores(scores, card.class_noun or "other thing")) if scores else ()
+    return tuple(explain_scores(scores, card.class_noun or "other thing", card.kind)) if scores else ()
 
 
 def _figures(card: Card) -> str:
@@ -139,7 +138,7 @@ def _figures(card: Card) -> str:
 
 
 def _scores(card: Card) -> ConceptScores | None:
-    return ConceptScores(*(card.scores[name] for name in _FIGURES)) if card.scores.keys() >= set(_FIGURES) else None
+    return ConceptScores.from_dict(card.scores)
 
 
 def _shorten(value: object) -> str:

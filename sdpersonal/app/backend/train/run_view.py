@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .... import storage
+from ....config import CONCEPT_KINDS
 from ....display.units import GB, format_minutes
 from ....errors import UserError, printable
 from ....training.run_dir import (
@@ -191,7 +192,9 @@ def _score_text(status: RunStatus) -> str:
     if best is None or best.scores is None:
         return ""
     prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
-    explanation = " ".join(printable(line, 400) for line in explain_scores(best.scores, _noun(status)))
+    kinds = [kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")]
+    sentences = explain_scores(best.scores, _noun(status), *kinds)
+    explanation = " ".join(printable(line, 400) for line in sentences)
     return f"{prefix}{explanation}\n{format_scores(best.scores)}"
 
 
