@@ -14,7 +14,6 @@ import re
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
