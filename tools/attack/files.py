@@ -14,7 +14,6 @@ import re
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -85,20 +84,19 @@ def replay(report: Report, case: Path) -> None:
 
 def _read_alone(format: Format, name: str, data: bytes) -> str:
     """Read one file in a fork with the limits; return what went wrong, "" for nothing."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        with _Place(format.files) as place, suppress(BaseException):
-            _limit_memory()
-            with os.fdopen(writer, "w") as pipe:
+    with _Place(format.files) as place:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            with suppress(BaseException), os.fdopen(writer, "w") as pipe:
+                _limit_memory()
                 pipe.write(_cause(format, name, data, place)[1])
-            sys.stdout.flush()
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        cause = pipe.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            cause = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return cause or ("" if status == 0 else _killed_by(-status))
 
 
@@ -113,12 +111,11 @@ def _killed_by(number: int) -> str:
 class _Place:
     """A folder in memory with the files of a format, which is the working directory meanwhile."""
 
-    def __init__(self, files: dict[str, bytes]):
-        self._files = files
+    def __init__(self, files: dict[str, bytes], parent: Path | None = None):
+        self._files, self._parent = files, parent or _memory_folder()
 
     def __enter__(self) -> Path:
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.path = Path(tempfile.mkdtemp(prefix="sdpersonal-attack-", dir=memory))
+        self.path = Path(tempfile.mkdtemp(prefix="sdpersonal-attack-", dir=self._parent))
         for name, data in self._files.items():
             path = self.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +124,11 @@ class _Place:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _memory_folder() -> Path:
+    """Return a folder in memory where there is one."""
+    return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 
 
 def _cause(format: Format, name: str, data: bytes, place: Path) -> tuple[int, str]:
@@ -207,7 +209,7 @@ class _Fuzz:
         """Run the workers until all files are read or the time is over; start one again where a file ended it."""
         self._workers = workers
         causes: Counter[str] = Counter()
-        folder = Path(tempfile.mkdtemp(prefix="sdpersonal-attack-"))
+        folder = Path(tempfile.mkdtemp(prefix="sdpersonal-attack-", dir=_memory_folder()))  # for all workers
         running = {self._start(number, number - len(self.hostile), folder): number for number in range(workers)}
         while running:
             child, status = os.waitpid(-1, 0)
@@ -253,8 +255,8 @@ class _Fuzz:
         saved: Counter[str] = Counter()
         failures = FAILURES.absolute()
         with ExitStack() as stack, log.open("a", buffering=1, errors="backslashreplace") as causes:
-            places = {format.name: stack.enter_context(_Place(format.files)) for format in self._formats}
-            empty = stack.enter_context(_Place({}))
+            places = {format.name: stack.enter_context(_Place(format.files, log.parent)) for format in self._formats}
+            empty = stack.enter_context(_Place({}, log.parent))
             os.chdir(empty)
             with open(os.devnull, "w") as nothing:
                 os.dup2(nothing.fileno(), 2)  # decoders write warnings of C libraries there
