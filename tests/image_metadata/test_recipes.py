@@ -39,6 +39,7 @@ from sdpersonal.image_metadata import (
     png_with_recipe,
     read_recipe,
 )
+from sdpersonal.image_metadata.comfyui_graph import graph_in
 from sdpersonal.image_metadata.read_infotext import parse_infotext
 from sdpersonal.image_metadata.write_infotext import format_infotext
 from sdpersonal.prompts import parse
@@ -768,3 +769,11 @@ def test_parts_can_be_built_alone():
     base = RecipeBase(name="tiny", kind="tiny", sha256=A)
     duck = RecipeConcept(token="<me/duck>", sha256=B, strength=0.5, vectors=True)
     assert recipe(base=base, concepts=(duck,)).concepts[0].token == "<me/duck>"
+
+
+def test_a_subgraph_that_is_used_often_is_bounded():
+    subgraph = {"id": "s", "links": [[number, "a", 0] for number in range(9000)], "nodes": []}
+    canvas = {"nodes": [{"type": "s"}] * 1000, "links": [], "definitions": {"subgraphs": [subgraph]}}
+    began = time.process_time()
+    graph_in(canvas)
+    assert time.process_time() - began < 3
