@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from .image_text import MAX_GRAPH
 
 MAX_NODES = 5000
 _CONTROLS = (
@@ -133,14 +136,14 @@ def _canvas(value: dict[str, Any]) -> Graph | None:
     value = _without_subgraphs(value)
     entries = [entry for entry in value["nodes"][:MAX_NODES] if isinstance(entry, dict) and "type" in entry]
     by_id = {str(entry.get("id")): entry for entry in entries}
-    origins = dict(_origins(value.get("links")))
+    origins, setters = dict(_origins(value.get("links"))), _setters(by_id)
     graph: Graph = {}
     for name, entry in by_id.items():
         if entry.get("mode") in (_MUTED, _BYPASSED):
             continue
         node = Node(name, str(entry["type"]), _widgets(entry))
         for socket in _list(entry.get("inputs")):
-            link = _through(origins.get(socket.get("link")), by_id, origins)
+            link = _through(origins.get(socket.get("link")), by_id, origins, setters)
             if link is not None:
                 node.inputs[str(socket.get("name", ""))] = link
         graph[name] = node
@@ -149,6 +152,7 @@ def _canvas(value: dict[str, Any]) -> Graph | None:
 
 _INPUTS = "-10"  # id of the node that stands for a subgraph's inputs
 _DEEPEST = 20  # nesting depth of subgraphs
+_MAX_INLINED = 2 * MAX_GRAPH  # characters of all subgraphs, each counted as often as it is inlined
 
 
 def _without_subgraphs(value: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +172,7 @@ class _Flat:
     """Nodes of a canvas and its subgraphs, with the ids of the executed graph: `57:3` is node 3 in node 57.
 
     links: the origin of each link, by its new number. outputs: the inner node behind each output of a subgraph's node.
-    budget: how many more subgraphs may be inlined.
+    budget: how many more subgraphs may be inlined; characters: how long they may be together, written as JSON.
     """
 
     subgraphs: dict[str, dict[str, Any]]
@@ -176,6 +180,8 @@ class _Flat:
     links: list[Link] = field(default_factory=list)
     outputs: dict[Link, Link] = field(default_factory=dict)
     budget: int = MAX_NODES
+    characters: int = _MAX_INLINED
+    _lengths: dict[str, int] = field(default_factory=dict)  # of subgraphs as JSON
 
     def add(self, graph: dict[str, Any], prefix: str = "", given: tuple[Any, ...] = ()) -> dict[Any, Any]:
         """Add a graph's nodes. given: the Link or the typed value of each of the graph's inputs.
@@ -204,11 +210,10 @@ class _Flat:
                 values[str(socket.get("name", ""))] = origin
         subgraph = self.subgraphs.get(str(entry["type"]))
         is_off = entry.get("mode") in (_MUTED, _BYPASSED)
-        if subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST or is_off:
+        if subgraph is None or is_off or name.count(":") >= _DEEPEST or not self._may_inline(str(entry["type"])):
             more = {"widgets_values": _widgets(entry) | values} if values else {}
             self.nodes.append(entry | {"id": name, "inputs": sockets} | more)
             return
-        self.budget -= 1
         linked = {socket.get("name"): self.links[socket["link"]] for socket in sockets if socket["link"] is not None}
         by_name = _widgets(entry) | values | linked
         given = tuple(by_name.get(str(socket.get("name"))) for socket in _list(subgraph.get("inputs")))
@@ -220,6 +225,14 @@ class _Flat:
             )
             if sources and isinstance(sources[0], Link):
                 self.outputs[Link(name, number)] = sources[0]
+
+    def _may_inline(self, subgraph: str) -> bool:
+        """Count one more use of a subgraph; return whether it is still within the limits."""
+        if subgraph not in self._lengths:
+            self._lengths[subgraph] = len(json.dumps(self.subgraphs[subgraph]))
+        self.budget -= 1
+        self.characters -= self._lengths[subgraph]
+        return self.budget >= 0 and self.characters >= 0
 
     def all_links(self) -> list[list[Any]]:
         """Return the links in the canvas' format; those from subgraphs start at the inner node that makes the value."""
@@ -240,21 +253,29 @@ def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
             yield link["id"], Link(str(link.get("origin_id")), link["origin_slot"])
 
 
-def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[Any, Link]) -> Link | None:
+def _setters(by_id: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the first SetNode of the same name for each GetNode, by the GetNode's id."""
+    names = {
+        id_: json.dumps(values)
+        for id_, entry in by_id.items()
+        if entry["type"] in ("GetNode", "SetNode") and (values := _list_or_none(entry.get("widgets_values")))
+    }
+    by_name: dict[str, dict[str, Any]] = {}
+    for id_, name in names.items():
+        if by_id[id_]["type"] == "SetNode":
+            by_name.setdefault(name, by_id[id_])
+    return {id_: by_name[name] for id_, name in names.items() if name in by_name}
+
+
+def _through(
+    link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[Any, Link], setters: dict[str, dict[str, Any]]
+) -> Link | None:
     """Resolve a link's origin: bypassed nodes pass on their input, and a GetNode stands for its SetNode."""
     for _ in range(100):
         if link is None or (entry := by_id.get(link.node)) is None or entry.get("mode") == _MUTED:
             return None
         if entry["type"] == "GetNode":
-            wanted = _list_or_none(entry.get("widgets_values"))
-            setter = next(
-                (
-                    candidate
-                    for candidate in by_id.values()
-                    if candidate["type"] == "SetNode" and wanted and candidate.get("widgets_values") == wanted
-                ),
-                None,
-            )
+            setter = setters.get(link.node)
             sockets = _list(setter.get("inputs")) if setter else []
             link = origins.get(sockets[0].get("link")) if sockets else None
         elif entry.get("mode") == _BYPASSED:
@@ -291,13 +312,13 @@ def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
     ]
     names = _WIDGETS.get(str(entry["type"]), "").split() or [str(name) for name in named]
     widgets: dict[str, Any] = {}
-    rest = list(values)
+    rest = deque(values)
     for name in names:
         if not rest:
             break
-        widgets[name] = rest.pop(0)
+        widgets[name] = rest.popleft()
         if re.search("seed", name) and rest and rest[0] in _CONTROLS:
-            rest.pop(0)
+            rest.popleft()
     if not names:  # such as texts of unknown node packs, and rgthree's lists of LoRAs
         widgets |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
         texts = [value for value in rest if isinstance(value, str)]

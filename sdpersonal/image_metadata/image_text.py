@@ -11,6 +11,7 @@ programs write, as Latin-1. AVIF is left to Pillow, because parsing its boxes ne
 from __future__ import annotations
 
 import io
+import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -20,7 +21,7 @@ from ..storage.file_types import PNG_SIGNATURE
 MAX_TEXT_BYTES = 250_000  # bytes; a long prompt and twenty concepts are 10,000
 MAX_GRAPH = 2_000_000  # bytes of a graph of ComfyUI; 300 nodes are about 300,000
 _MAX_CHUNKS = 20_000  # chunks or segments of one file; the texts stand before the pixels
-_MAX_TEXTS = 60  # texts of one file that are read
+_MAX_TEXTS = 60  # texts of one file that are read, empty and damaged ones too
 _MAX_ENTRIES = 1000  # entries of one Exif directory (IFD)
 _EXIF = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
@@ -53,11 +54,11 @@ class TextTooLong(Exception):
 def png_text(data: bytes, key: str) -> str | None:
     """Return a PNG's first tEXt, zTXt or iTXt text under `key`. Raises TextTooLong; damaged chunks are skipped."""
     prefix = key.encode() + b"\0"
-    for kind, begin, end in _chunks(data):
-        if kind in _DECODERS and data.startswith(prefix, begin):
-            text = _DECODERS[kind](memoryview(data)[begin + len(prefix) : end], MAX_TEXT_BYTES)
-            if text is not None:
-                return text
+    chunks = (chunk for chunk in _chunks(data) if chunk[0] in _DECODERS and data.startswith(prefix, chunk[1]))
+    for kind, begin, end in itertools.islice(chunks, _MAX_TEXTS):
+        text = _DECODERS[kind](memoryview(data)[begin + len(prefix) : end], MAX_TEXT_BYTES)
+        if text is not None:
+            return text
     return None
 
 
@@ -68,11 +69,8 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
     """
     texts: dict[str, str] = {}
     too_long: set[str] = set()
-    for name, read in _sources(data):
-        if len(texts) + len(too_long) >= _MAX_TEXTS:
-            break
-        if name in texts:
-            continue
+    sources = ((name, read) for name, read in _sources(data) if name not in texts)
+    for name, read in itertools.islice(sources, _MAX_TEXTS):
         try:
             text = read(MAX_GRAPH if name in _GRAPHS else MAX_TEXT_BYTES)
         except TextTooLong:
@@ -244,8 +242,10 @@ def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
 
 def exif_orientation(exif: bytes) -> int | None:
     """Return the orientation of an image from its Exif: 1 is upright, 2 to 8 are not; None where it says nothing."""
-    while exif.startswith(_EXIF):
-        exif = exif[len(_EXIF) :]
+    start = 0
+    while exif.startswith(_EXIF, start):
+        start += len(_EXIF)
+    exif = exif[start:]
     order = _BYTE_ORDERS.get(exif[:4])
     if order is None:
         return None

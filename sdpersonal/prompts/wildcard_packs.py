@@ -13,7 +13,7 @@ options). Every scalar is text as written: `no` is the word no, and 1990 is not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..errors import UserError, printable
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_DEPTH = 32  # nested keys and lists
 MAX_NODES = 300_000  # of one pack, including what aliases repeat
+MAX_TEXT = 20_000_000  # characters of its options, and of the keys of each list, including what aliases repeat
 
 Path = tuple[str, ...]
 """The keys that lead to a list."""
@@ -133,7 +134,7 @@ class _Tree:
         elif place.key is None:
             place.key = value if isinstance(value, str) else ""
         else:
-            _add(place.node, place.key, value)
+            self._seen += _add(place.node, place.key, value)
             place.key = None
 
 
@@ -143,10 +144,13 @@ class _Lists:
 
     name: str
     _visited: int = 0
+    _characters: int = 0
 
     def lists(self, node: Any, path: Path) -> Iterator[tuple[Path, list[str]]]:
         self._count_node(len(path))
+        self._count_text(path)
         if isinstance(node, dict):
+            self._count_text(node)
             if (prompts := _prompts_of(node)) is not None:
                 node = prompts
             else:
@@ -162,9 +166,13 @@ class _Lists:
             for item in node:
                 yield from self._options(item, depth + 1)
         elif isinstance(node, dict):
+            self._count_text(node)
+            self._count_text(value for value in node.values() if isinstance(value, str))
             yield from self._option(node)
-        elif node is not None and (text := _one_line(node)):
-            yield text
+        elif node is not None:
+            self._count_text((str(node),))
+            if text := _one_line(node):
+                yield text
 
     def _option(self, node: dict[str, Any]) -> Iterator[str]:
         """Yield the option of `{text: red, weight: 2}`, an Umi entry's prompts, or `- a: b`, a mapping, as typed."""
@@ -184,6 +192,14 @@ class _Lists:
         if self._visited > MAX_NODES:
             raise _too_large(self.name)
 
+    def _count_text(self, texts: Iterable[str]) -> None:
+        self._characters += sum(map(len, texts))
+        if self._characters > MAX_TEXT:
+            raise UserError(
+                f"{printable(self.name, 80)} expands to more than {MAX_TEXT:,} characters.",
+                "Split it, or shorten its keys.",
+            )
+
 
 def _prompts_of(node: dict[str, Any]) -> list[Any] | None:
     """Return the prompts of an Umi AI entry: a list `Prompts` beside `Tags` and other remarks, and nothing else."""
@@ -200,10 +216,21 @@ def _joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return node
 
 
-def _add(node: dict[str, Any], key: str, value: Any) -> None:
-    """Add a value; if the key occurs twice, its lists are joined."""
+class _Joined(list[Any]):
+    """The lists of a key that occurs several times; nothing else refers to it, so that it can be extended."""
+
+
+def _add(node: dict[str, Any], key: str, value: Any) -> int:
+    """Add a value; if the key occurs twice, its lists are joined. Returns the number of items that were copied."""
     before = node.get(key)
-    node[key] = [*before, *value] if isinstance(before, list) and isinstance(value, list) else value
+    if not (isinstance(before, list) and isinstance(value, list)):
+        node[key] = value
+        return 0
+    if isinstance(before, _Joined):
+        before.extend(value)
+        return len(value)
+    node[key] = _Joined([*before, *value])
+    return len(node[key])
 
 
 def _one_line(value: object) -> str:

@@ -138,10 +138,11 @@ class Wildcards:
             )
         signs, places = _signs(pattern), self._all()
         matches = [candidate for candidate in places if _fits(signs, _folded(candidate))]
+        by_short_name = set(matches)
         matches += [
             candidate
             for candidate, place in places.items()
-            if place.keys is not None and candidate not in matches and _fits(signs, _folded(_full(place)))
+            if place.keys is not None and candidate not in by_short_name and _fits(signs, _folded(_full(place)))
         ]
         if not matches:
             raise UserError(

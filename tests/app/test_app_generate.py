@@ -129,10 +129,10 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     put(window, "Images", "1")
     put(window, "Steps", str(FIVE))
     window.run("document.querySelector('#init-image-box button').click()")
-    window.wait("document.querySelector('#init-image input[type=file]')")
+    # The editor's file input is there before its canvas; its buttons come when the canvas can take an image.
+    window.wait("document.querySelector('#init-image [aria-label*=lear]')")
     window.upload("#init-image input[type=file]", picture)
-    window.wait("document.querySelector('#init-image canvas')")
-    window.wait("!!document.querySelector('#init-image [aria-label*=lear]')")
+    window.wait("!document.querySelector('#init-image .empty')")
     window.click("#generate")
     status(window, "1 image in")
     assert read_recipe(kept(server)[-1].read_bytes()).init_image

@@ -12,7 +12,7 @@ import torch
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.importers.read_folders import read_folder, read_path, read_source
-from sdpersonal.concepts.importers.sources import find_concepts
+from sdpersonal.concepts.importers.sources import _main_files, find_concepts
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -133,6 +133,13 @@ def test_too_large_files_are_not_read(tmp_path):
     began = time.process_time()
     with pytest.raises(UserError, match="nothing but zeros"):
         read_path(path)
+    assert time.process_time() - began < 2
+
+
+def test_a_folder_of_many_generic_names_is_listed_in_linear_time(tmp_path):
+    names = {f"lora_weight{number}.pt": tmp_path for number in range(60_000)}
+    began = time.process_time()
+    assert len(_main_files(tmp_path, names, names)) == 60_000
     assert time.process_time() - began < 2
 
 

@@ -39,6 +39,7 @@ from sdpersonal.image_metadata import (
     png_with_recipe,
     read_recipe,
 )
+from sdpersonal.image_metadata.comfyui_graph import graph_in
 from sdpersonal.image_metadata.read_infotext import parse_infotext
 from sdpersonal.image_metadata.write_infotext import format_infotext
 from sdpersonal.prompts import parse
@@ -606,6 +607,7 @@ def entry(tag: int, count: int, value: int) -> bytes:
     return struct.pack("<HHII", tag, 4, count, value)
 
 
+CUT = zlib.compress(b"x" * 1_900_000)[:-6]
 HOSTILE = {
     "64 MB of ours": lambda: ours(b"[" * 64_000_000),
     "64 MB of theirs": lambda: with_chunks(chunk(b"tEXt", b"parameters\0" + b'a: "' * 16_000_000)),
@@ -647,6 +649,8 @@ HOSTILE = {
     "a TIFF that points at itself": lambda: jpeg(TIFF + b"\xff\xff" + entry(0x8769, 1, 8) * 99),
     "a comment without end": lambda: jpeg(TIFF + b"\1\0" + entry(0x8769, 1, 22) + b"\1\0" + entry(0x9286, 4**15, 9)),
     "entries that overlap": lambda: jpeg(*overlapping(2000, 600_000)),
+    "empty texts that overlap": lambda: with_chunks(chunk(b"eXIf", b"".join(overlapping(999, 900_000, 0x010F, b"\0")))),
+    "texts without an end": lambda: with_chunks(chunk(b"zTXt", b"prompt\0\0" + CUT) * 2000),
     "empty segments": lambda: b"\xff\xd8" + b"\xff\xe0\0\2" * 30_000,
     "a WebP of empty chunks": lambda: b"RIFF\xff\xff\xff\xffWEBP" + b"JUNK\0\0\0\0" * 30_000,
 }  # fmt: skip
@@ -659,10 +663,11 @@ def jpeg(*tiff: bytes) -> bytes:
     return b"\xff\xd8" + segments + b"\xff\xda"
 
 
-def overlapping(count: int, size: int) -> list[bytes]:
-    """Build Exif of `size` bytes, in parts, with `count` texts that each take nearly all of it."""
-    entries = b"".join(struct.pack("<HHII", 0x9286, 7, size - 12 * count - 20, 9) for _ in range(count))
-    tiff = (TIFF + struct.pack("<H", count) + entries).ljust(size, b"x")
+def overlapping(count: int, size: int, tag: int = 0x9286, filling: bytes = b"x") -> list[bytes]:
+    """Build Exif of `size` bytes, in parts, with `count` texts that each take nearly all of it, or its filling."""
+    begin = 10 + 12 * count if filling == b"\0" else 9
+    entries = b"".join(struct.pack("<HHII", tag, 7, size - 12 * count - 20, begin) for _ in range(count))
+    tiff = (TIFF + struct.pack("<H", count) + entries).ljust(size, filling)
     return [tiff[at : at + 65_000] for at in range(0, size, 65_000)]
 
 
@@ -764,3 +769,11 @@ def test_parts_can_be_built_alone():
     base = RecipeBase(name="tiny", kind="tiny", sha256=A)
     duck = RecipeConcept(token="<me/duck>", sha256=B, strength=0.5, vectors=True)
     assert recipe(base=base, concepts=(duck,)).concepts[0].token == "<me/duck>"
+
+
+def test_a_subgraph_that_is_used_often_is_bounded():
+    subgraph = {"id": "s", "links": [[number, "a", 0] for number in range(9000)], "nodes": []}
+    canvas = {"nodes": [{"type": "s"}] * 1000, "links": [], "definitions": {"subgraphs": [subgraph]}}
+    began = time.process_time()
+    graph_in(canvas)
+    assert time.process_time() - began < 3

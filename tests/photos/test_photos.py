@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from sdpersonal.errors import UserError
+from sdpersonal.image_metadata.image_text import exif_orientation
 from sdpersonal.photos import loading
 from sdpersonal.photos.decode import UnusablePhoto, decode
 from sdpersonal.photos.loading import load_photos
@@ -934,3 +935,10 @@ def test_real_subjects_are_found_in_strips_of_their_photos(shared_photos, name):
         return recorded / min(side, (right - left) * width)
 
     assert share(start) >= 0.7 and share(start) > share((width - side) / 2)
+
+
+def test_exif_that_repeats_its_signature_is_read_in_linear_time():
+    began = time.process_time()
+    assert exif_orientation(b"Exif\0\0" * 400_000) is None  # 2.4 MB
+    assert exif_orientation(b"Exif\0\0" * 2 + b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0") == 6
+    assert time.process_time() - began < 2

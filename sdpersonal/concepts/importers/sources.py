@@ -197,7 +197,7 @@ def _main_files(folder: Path, names: Mapping[str, Path], weights: Mapping[str, P
     picked = [name for name in lower if _GENERIC.fullmatch(lower[name])]
     if not any(lower[name].startswith("learned_embeds") for name in picked):
         picked += _latest_checkpoints(weights)
-    others = [name for name in lower if name not in picked]
+    others = list(lower.keys() - set(picked))
     if picked and len(others) == 1 and _are_copies([weights[name] for name in picked], weights[others[0]]):
         return others  # the layout of `push`: the other files are a copy for diffusers
     if "special_params.json" in names:
