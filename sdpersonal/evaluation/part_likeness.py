@@ -26,13 +26,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from .scorers import Scorer
+from .part_matching import border_similarity, standardize
+from .scorers import SUBJECT_DEPTH, Scorer
 
-SUBJECT_DEPTH, STYLE_DEPTH = 1 / 2, 2 / 3  # of the vision transformer; on the bench of trials the best of all layers
+STYLE_DEPTH = 2 / 3  # of the vision transformer, for parts of styles; on the bench of trials the best of all layers
 MAX_PHOTOS = 16  # more of them take time and change little
 _SMEAR = 6 / 128  # sigma of the blur that leaves colours only, as a share of the side
 _BACKGROUND_BLUR = 8 / 128  # of the class noun's images, which are the backgrounds that cut-outs are pasted on
-_BORDER_MATCHES = 4  # border patches that a patch is compared with: those most like it
 _CUT_FROM, _CUT_TO = 0.4, 0.7  # distance from the border where cutting begins and ends; 1 is the 95th percentile
 _WORST = 0.3  # share of the subject's weight in its parts that match worst: the details
 _MIN_RANGE = 0.02  # between floor and ceiling; a smaller range is noise
@@ -148,8 +148,7 @@ class _PhotoParts:
         self._scorer, self.pasted = scorer, pasted
         raw = torch.from_numpy(scorer.part_features(photos, SUBJECT_DEPTH) if features is None else features)
         class_features = torch.from_numpy(scorer.part_features(class_images, SUBJECT_DEPTH))
-        sample = torch.cat([raw.flatten(0, 1), class_features.flatten(0, 1)])
-        self._mean, self._deviation = sample.mean(0), sample.std(0).clamp(min=1e-6)
+        self._sample = torch.cat([raw, class_features])
         self._features = self._standardize(raw)
         self.weights = _subject_weights(self._features) if weights is None else weights
         self._colours = _mean_colours(photos, raw.shape[1])
@@ -193,7 +192,7 @@ class _PhotoParts:
         return (cosine * weights).sum(2) / weights.sum(2)
 
     def _standardize(self, features: Tensor) -> Tensor:
-        return F.normalize((features - self._mean) / self._deviation, dim=-1)
+        return standardize(features, self._sample)
 
 
 class _Statistics:
@@ -238,24 +237,14 @@ def _subject_weights(features: Tensor) -> Tensor:
             for a in range(count)
         ]
     )
-    weights = (in_others - _border_similarity(features)).clamp(min=0) ** 2
+    weights = (in_others - border_similarity(features)).clamp(min=0) ** 2
     return torch.where(weights.sum(1, keepdim=True) > 0, weights, torch.ones_like(weights))
-
-
-def _border_similarity(features: Tensor) -> Tensor:
-    """Return the mean cosine of each part to the parts at its own image's border that are most like it, (N, parts)."""
-    side = round(features.shape[1] ** 0.5)
-    border = torch.ones(side, side, dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    cosines = torch.stack([image @ image[border.flatten()].T for image in features])
-    return cosines.sort(2, descending=True).values[:, :, :_BORDER_MATCHES].mean(2)
 
 
 def _cut_out(features: np.ndarray, photos: Images, class_images: Images) -> list[Image.Image]:
     """Return the photos' subjects, cut out by their parts' difference from the border, on blurred class images."""
     raw = torch.from_numpy(features)
-    flat = raw.flatten(0, 1)
-    difference = 1 - _border_similarity(F.normalize((raw - flat.mean(0)) / flat.std(0).clamp(min=1e-6), dim=-1))
+    difference = 1 - border_similarity(standardize(raw, raw))
     relative = difference / difference.quantile(0.95, dim=1, keepdim=True).clamp(min=1e-6)
     covers = ((relative - _CUT_FROM) / (_CUT_TO - _CUT_FROM)).clamp(0, 1)
     side = round(covers.shape[1] ** 0.5)

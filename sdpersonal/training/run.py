@@ -141,7 +141,8 @@ def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: 
         scorer = scorer_for_base(base.kind)
         if scorer:
             scorer.use_device(base.device)
-        findings = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", scorer)
+        clip = scorer if base.kind == "tiny" else Scorer()  # the limits of the checks are those of the built-in CLIP
+        findings = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", clip, base.kind)
         lines = [*photos.report().splitlines(), *(findings.lines() if findings.findings else ())]
         say("\n".join(lines))
     resolved = resolve_preset(settings, base.kind, len(photos.photos))

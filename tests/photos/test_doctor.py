@@ -17,6 +17,7 @@ from sdpersonal.photos.checks.across_photos import edge_histogram
 from sdpersonal.photos.checks.clip_checks import silhouette
 from sdpersonal.photos.checks.each_photo import BLUR_THRESHOLD, exposure, sharpness
 from sdpersonal.photos.checks.findings import make_finding
+from sdpersonal.photos.checks.run_checks import _describe_groups
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
 
@@ -158,6 +159,44 @@ def test_two_real_subjects(shared_photos, clip):
         for a, b in pairs
     ]
     assert sum(result) >= 3  # 70 % of all 105 pairs
+
+
+TRIALS = ROOT / "tests" / "data" / "trials"
+DRAWN = ("owl", "robot", "fox", "helicopter", "teapot", "alarm-clock", "octopus", "lobster")
+
+
+def drawn(subject, count=5):
+    """Photos of a drawn thing, the first before snow, from the bench of trials."""
+    strip = Image.open(TRIALS / subject / "photos.jpg")
+    return [strip.crop((128 * i, 0, 128 * (i + 1), 128)) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "others"), [((1,) * 7, 4), ((4, 1), 1), ((3, 3, 3), 3), ((2, 2, 2), 2), ((1, 1, 1), 1)]
+)
+def test_any_number_of_different_things_is_noticed(counts, others, clip):
+    images = [image for subject, count in zip(DRAWN, counts, strict=False) for image in drawn(subject, count)]
+    assert len(photos_with("two-subjects", images, clip=clip)) >= others
+
+
+def test_a_set_of_many_things_in_words():
+    assert _describe_groups([(0,), (1,), (2,)]) == "No two of these photos seem to show the same thing."
+    assert _describe_groups([(0, 1), (2,)]) == "{} seems to show something else than the rest."
+    assert _describe_groups([(0, 1), (2, 3)]) == "{} seem to show something else than the rest."
+    assert _describe_groups([(0, 1), (2, 3), (4,)]).startswith("These photos seem to show 3 different things: {}")
+
+
+@pytest.mark.parametrize("subject", DRAWN)
+def test_one_drawn_thing_is_one_thing(subject, clip):
+    assert photos_with("two-subjects", drawn(subject), clip=clip) == ()
+    assert photos_with("photographs", drawn(subject), base_kind="tiny") == ()
+
+
+def test_photographs_are_told_from_drawings(shared_photos):
+    sets = {path.name: bad.load_squares(path) for path in sorted(shared_photos.iterdir()) if path.is_dir()}
+    told = {name for name, images in sets.items() if photos_with("photographs", images, base_kind="tiny")}
+    assert told == sets.keys() - {"red_cartoon", "dog6", "vase"}  # the first is drawn, the others are on white
+    assert not photos_with("photographs", sets["dog"], base_kind="sd1")
 
 
 def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, clip):

@@ -52,11 +52,14 @@ NOUNS = tuple(
 
 
 class ClipFeatures(Protocol):
-    """Image and text features. Both methods return float rows of length 1: (N, d), with the same d."""
+    """Image and text features: float rows of length 1, (N, d), with the same d; and how alike the subjects of each two
+    images are, (N, N)."""
 
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray: ...
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def subject_similarity(self, images: Sequence[Image.Image]) -> np.ndarray: ...
 
 
 def two_subjects(squares: Sequence[np.ndarray], clip: ClipFeatures) -> tuple[int, ...]:

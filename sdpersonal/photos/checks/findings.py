@@ -19,6 +19,7 @@ FindingName = Literal[
     "two-subjects",
     "wrong-class",
     "no-captions",
+    "photographs",
 ]
 _MAX_NAMES = 6  # photos listed by name in a line; the others are counted
 
@@ -49,6 +50,10 @@ _ADVICE: dict[FindingName, tuple[str, str]] = {
     "wrong-class": (
         "What the base knows of that class will be mixed into it.",
         "Check --class: the most ordinary word for what the photos show.",
+    ),
+    "photographs": (
+        "Of photographs it will keep colours and rough shapes.",
+        "For a likeness, train on Stable Diffusion: --base sd15.",
     ),
     "no-captions": (
         "The things in the photos will come along with the style.",

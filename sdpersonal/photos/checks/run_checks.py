@@ -8,30 +8,43 @@ from typing import TypeVar
 import numpy as np
 
 from ...config import ConceptKind
+from ...config.base import BaseKind
 from ...errors import printable
 from ..loading import FEW_PHOTOS, PhotoSet
-from .across_photos import shared_background, sideways_photos
+from .across_photos import are_photographs, shared_background, sideways_photos
 from .clip_checks import ClipFeatures, two_subjects, wrong_class
 from .duplicates import near_duplicates
 from .each_photo import BLUR_THRESHOLD, exposure, sharpness
 from .findings import Finding, FindingName, Report, make_finding
+from .subject_groups import subject_groups
 
 T = TypeVar("T")
 _SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly visible
 _FEW_BACKGROUNDS = 3  # photos needed to report one background
 
 
-def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", clip: ClipFeatures | None = None) -> Report:
+def check(
+    photos: PhotoSet,
+    kind: ConceptKind,
+    class_noun: str = "",
+    clip: ClipFeatures | None = None,
+    base_kind: BaseKind | None = None,
+) -> Report:
     """Check for what may go wrong in training on these photos.
 
     The photos are checked as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
-    it is not checked for these. `clip` is needed to detect two subjects or a wrong class; without them these checks
-    are skipped. Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
+    it is not checked for these. Takes about 40 ms a photo and, with n photos, 5 ms times n squared / 2.
+
+    Args:
+        clip: the built-in CLIP, to detect several subjects or a wrong class; without it these checks are skipped.
+        base_kind: the model to train.
     """
     names = [photo.name for photo in photos.photos]
     squares = [photo.square() for photo in photos.photos]
     groups = near_duplicates(squares)
     findings = [*_check_size(photos, len(squares[0]))]
+    if base_kind == "tiny" and kind != "style" and are_photographs(squares):
+        findings.append(make_finding("photographs", names, "The built-in model has seen drawings only."))
     findings += [
         make_finding("near-duplicates", _select(names, group), "{} are nearly the same photo.") for group in groups
     ]
@@ -97,10 +110,22 @@ def _check_set(
         yield make_finding("one-background", _select(names, same), "{} have the same background.")
     if clip is None:
         return
-    if others := two_subjects(squares, clip):
-        yield make_finding("two-subjects", _select(names, others), "{} seem to show something else than the rest.")
+    if len(groups := subject_groups(squares, clip)) > 1:
+        others = sorted(i for group in groups[1:] for i in group)
+        yield make_finding("two-subjects", _select(names, others), _describe_groups(groups))
+    elif others := two_subjects(squares, clip):
+        yield make_finding("two-subjects", _select(names, others), _describe_groups([(), others]))
     elif kind == "object" and wrong_class(squares, class_noun, clip):
         yield make_finding("wrong-class", names, f"Nothing in these photos looks like --class {printable(class_noun)}.")
+
+
+def _describe_groups(groups: Sequence[Sequence[int]]) -> str:
+    """Return the problem of a set with several subjects, largest group first."""
+    if len(groups[0]) == 1:
+        return "No two of these photos seem to show the same thing."
+    if len(groups) == 2:
+        return f"{{}} {'seems' if len(groups[1]) == 1 else 'seem'} to show something else than the rest."
+    return f"These photos seem to show {len(groups)} different things: {{}} are not what most of them show."
 
 
 def _select(items: Sequence[T], indices: Sequence[int]) -> list[T]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from .... import storage
 from ....config import ConceptKind, CropMode
+from ....config.base import BaseKind
 from ....photos.checks import ClipFeatures, Report, check
 from ....photos.checks.across_photos import MIN_PHOTOS, edge_histogram
 from ....photos.checks.contact_sheet import show_crop
@@ -60,14 +61,20 @@ class PhotoReview:
 
 
 def review_photos(
-    uploads: PhotoUploads, workspace: Workspace, page: str, kind: ConceptKind, noun: str, crop: CropMode
+    uploads: PhotoUploads,
+    workspace: Workspace,
+    page: str,
+    kind: ConceptKind,
+    noun: str,
+    crop: CropMode,
+    base_kind: BaseKind | None = None,
 ) -> PhotoReview:
-    """Check a page's photos. Raises UserError."""
+    """Check a page's photos. base_kind: the model to train. Raises UserError."""
     with uploads.lock:
         if not uploads.uploads:
             return PhotoReview([], "", 0, False)
         photos, left_out = uploads.used_photos(crop), uploads.left_out(crop)
-        report = _check_photos(photos, kind, noun)
+        report = _check_photos(photos, kind, noun, base_kind)
         tiles = _make_tiles(uploads, photos, left_out, report, workspace.session_dir(page))
         return PhotoReview(
             tiles,
@@ -85,10 +92,10 @@ def apply_advice(uploads: PhotoUploads, kind: ConceptKind, noun: str, crop: Crop
             uploads.rotate(number, quarters) if quarters else uploads.use(number, False)
 
 
-def _check_photos(photos: PhotoSet | None, kind: ConceptKind, noun: str) -> Report:
+def _check_photos(photos: PhotoSet | None, kind: ConceptKind, noun: str, base_kind: BaseKind | None = None) -> Report:
     if photos is None:
         return Report(0)
-    return check(photos, kind, noun, _clip_features() if kind != "style" else None)
+    return check(photos, kind, noun, _clip_features() if kind != "style" else None, base_kind)
 
 
 @functools.cache

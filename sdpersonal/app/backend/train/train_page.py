@@ -73,7 +73,8 @@ class TrainPage:
     def review_photos(self, page: str, form: FormValues, message: str = "") -> PhotoReview:
         """Review the page's photos; `message` is put before the review's text."""
         try:
-            review = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
+            base_kind = self.generation.base.kind
+            review = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form), base_kind)
         except Exception as error:
             review = PhotoReview([], describe_error(error), 0, False)
         return replace(review, summary="\n".join(filter(None, [message, review.summary])))
