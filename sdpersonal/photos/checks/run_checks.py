@@ -111,8 +111,8 @@ def _check_set(
     if clip is None:
         return
     if len(groups := subject_groups(squares, clip)) > 1:
-        others = sorted(i for group in groups[1:] for i in group)
-        yield make_finding("two-subjects", _select(names, others), _describe_groups(groups))
+        strange = sorted(i for group in groups[1:] for i in group)
+        yield make_finding("two-subjects", _select(names, strange), _describe_groups(groups))
     elif others := two_subjects(squares, clip):
         yield make_finding("two-subjects", _select(names, others), _describe_groups([(), others]))
     elif kind == "object" and wrong_class(squares, class_noun, clip):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+from scipy.cluster.hierarchy import fcluster, linkage  # type: ignore[import-untyped]  # scipy ships no types
+from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
 from .across_photos import border_histogram
 from .clip_checks import ClipFeatures
