@@ -314,8 +314,8 @@ def test_ctrl_c_waits_for_nothing():
 
 
 def test_jobs_end_with_the_app_and_later_ones_do_not_begin(service):
-    form = FORM | {"prompt": "a {cat|dog|fox} on grass"}
-    views = [service.submit(lambda: endless_job(form), page) for page in ("one", "two")]
+    jobs = {"endless": lambda: endless_job(FORM), "long": lambda: generate_job(FORM | {"steps": 150})}
+    views = [service.submit(job, page) for page, job in jobs.items()]
     for running in views:
         next(running)
     service.close()
