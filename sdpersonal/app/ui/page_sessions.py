@@ -91,13 +91,14 @@ class PageSessionMiddleware:
         if len(sessions) > _MAX_SESSIONS:
             sessions.popitem(last=False)
         if is_new:
-            await self._limit_states(scope["app"].state_holder, sessions)
+            await self._limit_states(scope["app"], sessions)
 
-    async def _limit_states(self, states: StateHolder, sessions: OrderedDict[str, bool]) -> None:
+    async def _limit_states(self, app: Any, sessions: OrderedDict[str, bool]) -> None:  # Gradio's App
         """Forget the states of the user's longest unused pages that are closed, to leave room for one more."""
+        states, running = app.state_holder, _running_sessions(app)
         known = [session for session in list(states.session_data) if session in sessions]
         closed = [session for session in known if not self._open_sessions[session]]
-        silent = [session for session in closed if not sessions[session]]
+        silent = [session for session in closed if not sessions[session] and session not in running]
         forgotten = silent[: max(0, len(silent) - MAX_SILENT_PAGES + 1)]
         closed = [session for session in closed if session not in forgotten]
         for session in forgotten + closed[: max(0, len(known) - len(forgotten) - MAX_PAGES + 1)]:
@@ -134,8 +135,7 @@ class PageSessionMiddleware:
             await self._forget(app.state_holder, session)
             queue.pending_messages_per_session.pop(session, None)
             queue.pending_event_ids_session.pop(session, None)
-            running = any(event.session_hash == session for event in queue.event_ids_to_events.values())
-        if running:  # its last step gives the session a state again
+        if session in _running_sessions(app):  # its last step gives the session a state again
             self._watch(app, user, session)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send, user: str, sessions: list[str]) -> None:
@@ -168,6 +168,10 @@ class PageSessionMiddleware:
                 if not self._open_sessions[session]:
                     del self._open_sessions[session]
                 self._watch(scope["app"], user, session)
+
+
+def _running_sessions(app: Any) -> set[str]:
+    return {event.session_hash for event in app.get_blocks()._queue.event_ids_to_events.values()}
 
 
 class PageStates(StateHolder):
