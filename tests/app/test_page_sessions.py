@@ -5,11 +5,21 @@ from collections import OrderedDict
 from types import SimpleNamespace
 
 import anyio
+import anyio.from_thread
+import gradio as gr
 import pytest
+from gradio.state_holder import SessionState
 
 from sdpersonal.app.ui import page_sessions
 from sdpersonal.app.ui.middleware import USER_KEY
-from sdpersonal.app.ui.page_sessions import MAX_HEARTBEATS, MAX_PAGES, MAX_WAITING, PageSessionMiddleware
+from sdpersonal.app.ui.page_sessions import (
+    MAX_HEARTBEATS,
+    MAX_PAGES,
+    MAX_SILENT_PAGES,
+    MAX_WAITING,
+    PageSessionMiddleware,
+    PageStates,
+)
 
 
 class States:
@@ -28,16 +38,24 @@ class Gradio:
     def __init__(self):
         self.state_holder, self.events, self.waiting = States(), {}, []
         self.bodies, self.cleaning, self.most_cleaning = [], 0, 0
+        self.messages, self.ended = {}, []
 
     def get_blocks(self):
         queues = {"on_x": SimpleNamespace(queue=self.waiting)}
         queue = SimpleNamespace(event_ids_to_events=self.events, event_queue_per_concurrency_id=queues)
+        queue.pending_messages_per_session = queue.pending_event_ids_session = self.messages
+        queue.clean_events = self.clean_events
         return SimpleNamespace(_queue=queue, fns={0: "on_x"})
+
+    async def clean_events(self, session_hash):
+        self.ended.append(session_hash)
 
     async def __call__(self, scope, receive, send):
         body = await receive() if scope["method"] == "POST" else {}
         self.bodies.append(body.get("body"))
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        if "queue/data" in scope["path"]:
+            await receive()
         if "heartbeat" in scope["path"]:
             assert (await receive())["type"] == "http.disconnect"
             self.cleaning += 1
@@ -83,7 +101,9 @@ class Pages:
 
         return anyio.run(go)
 
-    def open_page(self, user, session):
+    def open_page(self, user, session, heartbeat=False):
+        if heartbeat:
+            self.ask(user, f"heartbeat/{session}")
         status = self.ask(user, "queue/join", body={"session_hash": session, "fn_index": 0})
         self.gradio.state_holder.session_data[session] = "state"
         return status
@@ -144,14 +164,97 @@ def test_what_needs_no_login_is_let_through(pages):
     assert pages.ask(None, "theme.css") == 200
 
 
-def test_only_a_users_own_old_pages_are_forgotten(pages):
+@pytest.mark.parametrize("heartbeat, most", [(True, MAX_PAGES), (False, MAX_SILENT_PAGES)])
+def test_only_a_users_own_old_pages_are_forgotten(pages, heartbeat, most):
     states = pages.gradio.state_holder.session_data
     pages.open_page("ann", "anns")
-    for number in range(MAX_PAGES + 30):
-        assert pages.open_page("bob", f"bobs{number}") == 200
-    assert "anns" in states and len([name for name in states if name.startswith("bobs")]) == MAX_PAGES
+    for number in range(most + 30):
+        assert pages.open_page("bob", f"bobs{number}", heartbeat) == 200
+    assert "anns" in states and len([name for name in states if name.startswith("bobs")]) == most
     oldest = [f"bobs{number}" for number in range(30)]
-    assert pages.closed == oldest == pages.gradio.state_holder.deleted and f"bobs{MAX_PAGES + 29}" in states
+    assert pages.closed == oldest == pages.gradio.state_holder.deleted and f"bobs{most + 29}" in states
+
+
+def test_pages_without_a_heartbeat_go_before_others(pages):
+    states = pages.gradio.state_holder.session_data
+    for number in range(20):
+        pages.open_page("bob", f"page{number}", heartbeat=True)
+    pages.gradio.events["event"] = SimpleNamespace(session_hash="silent3")  # its answer is on the way
+    for number in range(30):
+        pages.open_page("bob", f"silent{number}")
+    del states["silent3"]
+    assert [name for name in states if name.startswith("page")] == [f"page{number}" for number in range(20)]
+    assert [name for name in states if name.startswith("silent")] == [f"silent{number}" for number in range(22, 30)]
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """A page is abandoned after 0.05 s."""
+    monkeypatch.setattr(page_sessions, "ABANDONED_SECONDS", 0.05)
+    return 0.12
+
+
+JOIN = {"session_hash": "bobs", "fn_index": 0}
+
+
+@pytest.mark.parametrize("stream", ["queue/data", "heartbeat/bobs"])
+def test_jobs_go_on_while_a_connection_is_open_and_end_when_none_comes_back(pages, soon, stream):
+    pages.gradio.messages["bobs"] = pages.gradio.state_holder.session_data["bobs"] = "kept"
+    heartbeat = stream.startswith("heartbeat")
+
+    async def go():
+        query = "" if heartbeat else "session_hash=bobs"
+        await pages.begin("bob", "queue/join", body=JOIN)
+        for seconds in (soon, 0):  # it comes back in time
+            gone = anyio.Event()
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda gone=gone: pages.begin("bob", stream, query, gone=gone))
+                await anyio.sleep(seconds)
+                assert not pages.gradio.ended and "bobs" in pages.gradio.state_holder.session_data
+                gone.set()
+        await anyio.sleep(soon)
+
+    anyio.run(go)
+    assert pages.gradio.ended == ["bobs"]
+    assert ("bobs" in pages.gradio.state_holder.session_data) == ("bobs" in pages.gradio.messages) == heartbeat
+    assert pages.closed == ([] if heartbeat else ["bobs"])
+
+
+def test_a_job_that_nobody_looks_at_ends(pages, soon):
+    states = pages.gradio.state_holder.session_data
+
+    async def go():
+        await pages.begin("bob", "queue/join", body=JOIN)
+        pages.gradio.events["event"] = SimpleNamespace(session_hash="bobs")
+        states["bobs"] = "state"
+        while not pages.closed or not pages.middleware._timers:
+            await anyio.sleep(0.01)
+        assert pages.gradio.ended == ["bobs"] and not states
+        states["bobs"] = "state of its last step"
+        del pages.gradio.events["event"]
+        while states or pages.middleware._timers or pages.middleware._tasks:
+            await anyio.sleep(0.01)
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        portal.start_task_soon(go).result(10)
+    assert set(pages.closed) == {"bobs"}
+
+
+def test_a_state_does_not_copy_the_whole_page():
+    with gr.Blocks(analytics_enabled=False) as page:
+        boxes = [gr.Textbox(label=str(number)) for number in range(20)]
+        counter = gr.State([7])
+    states = PageStates()
+    states.set_blocks(page)
+    state, usual = states["a"], SessionState(page)
+    for used in (state, usual):  # as Gradio's events do
+        used[boxes[0]._id] = gr.Textbox(label="new", render=False)
+        used._update_config(boxes[0]._id)
+        used._update_value_in_config(boxes[1]._id, "text")
+        used[counter._id].append(8)
+        assert used[boxes[0]._id].label == "new" and used[boxes[1]._id] is boxes[1] and used[counter._id] == [7, 8]
+    assert states["a"] is state and counter.value == [7] and states["b"][boxes[0]._id] is boxes[0]
+    assert len(usual.config_values) >= 20 and len(state.config_values) == 0 == len(list(state.components))
 
 
 def test_nobody_takes_the_whole_queue(pages):

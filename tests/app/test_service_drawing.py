@@ -311,3 +311,14 @@ def test_ctrl_c_waits_for_nothing():
     assert running.stdout.readline() == b"under way\n"
     running.send_signal(signal.SIGINT)
     assert running.wait(60) != 0
+
+
+def test_jobs_end_with_the_app_and_later_ones_do_not_begin(service):
+    jobs = {"endless": lambda: endless_job(FORM), "long": lambda: generate_job(FORM | {"steps": 150})}
+    views = [service.submit(job, page) for page, job in jobs.items()]
+    for running in views:
+        next(running)
+    service.close()
+    assert not service._queue.jobs  # nobody is asking for their views
+    assert all(list(running)[-1].message.startswith("Stopped.") for running in views)
+    assert drawn(service, "late")[-1].message == "Stopped."

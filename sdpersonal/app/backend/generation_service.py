@@ -24,6 +24,7 @@ from .workspace import Workspace
 IDLE_MESSAGE = "Write a prompt and press Generate. Your images appear here."
 MAX_JOBS = 24  # jobs in the queue, including the running one
 MAX_USER_JOBS = 3  # of one user, where users log in; a page is only a name that the browser makes up
+_END_SECONDS = 3.0  # that jobs have to end when the app ends: a step of the model takes as long as it takes
 _VIEW_SECONDS = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
 
 LoadGenerator = Callable[[str | None], Generator]
@@ -54,6 +55,7 @@ class GenerationService:
         self._base = ModelInfo.of(self._generator.base)
         self._queue = JobQueue(MAX_JOBS, MAX_USER_JOBS)
         self._stop_events: dict[str, threading.Event] = {}
+        self._closed = threading.Event()
 
     # --- the model ----------------------------------------------------------------------------------------------------
 
@@ -108,6 +110,8 @@ class GenerationService:
             return
         self.stop(page)  # a page has one job at a time
         stop = self._stop_events[page] = threading.Event()
+        if self._closed.is_set():
+            stop.set()
         try:
             yield from self._job_views(work, stop, page, user)
         finally:
@@ -121,9 +125,11 @@ class GenerationService:
             stop.set()
 
     def close(self) -> None:
-        """Stop all jobs when the app ends."""
+        """Stop all jobs when the app ends, and wait a little for them; later ones stop at once."""
+        self._closed.set()
         for stop in list(self._stop_events.values()):
             stop.set()
+        self._queue.wait_until_empty(_END_SECONDS)
 
     def close_session(self, page: str) -> None:
         """Clean up after a closed page."""

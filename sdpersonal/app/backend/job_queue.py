@@ -96,6 +96,11 @@ class JobQueue:
             self._busy = False
             self.condition.notify_all()
 
+    def wait_until_empty(self, seconds: float) -> bool:
+        """Wait until no job is left, at most some seconds; return whether that is so."""
+        with self.condition:
+            return self.condition.wait_for(lambda: not self.jobs, seconds)
+
     def _next(self) -> Job | None:
         exclusive_waits = False  # an exclusive job waits: half-done jobs go on, new ones do not start
         for job in self._waiting_jobs:

@@ -74,7 +74,8 @@ def open_app(settings: AppArgs) -> int:
         App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
     )
     try:
-        serve(page, access, shown, private=[settings.library, settings.out, settings.runs, *_own_folders()], say=say)
+        private = [settings.library, settings.out, settings.runs, *_own_folders()]
+        serve(page, access, shown, private, say, generation.close)
     finally:
         generation.close()
     return 0
