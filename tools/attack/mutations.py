@@ -6,6 +6,7 @@ anew where a forger would make them anew: behind them is what he wants to reach.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
@@ -128,7 +129,7 @@ def spoil_json(rng: random.Random, text: str) -> str:
 def written(tree: object) -> str:
     """Write a tree as compact JSON, with the words that Python does not write."""
     text = json.dumps(tree, separators=(",", ":"))
-    return _RAW.sub(lambda match: _RAW_JSON[int(match[1])], text) if "@@raw" in text else text
+    return _RAW.sub(lambda match: _RAW_JSON[int(match[1][-3:]) % len(_RAW_JSON)], text) if "@@raw" in text else text
 
 
 def _changed(rng: random.Random, node: object, depth: int = 0) -> object:
@@ -174,7 +175,7 @@ def _value(rng: random.Random, old: object) -> object:
         return spoil_text(rng, old)
     if isinstance(old, int | float) and kind < 0.4:
         return rng.choice((old + 1, old - 1, -old, old * 2, old * 1000, rng.randrange(2**33), old / 2))
-    return rng.choice(_VALUES)
+    return copy.deepcopy(rng.choice(_VALUES))  # what is put into a tree is changed there later
 
 
 def spoil_text(rng: random.Random, text: str) -> str:
