@@ -174,7 +174,7 @@ def _value(rng: random.Random, old: object) -> object:
     if isinstance(old, str) and kind < 0.4:
         return spoil_text(rng, old)
     if isinstance(old, int | float) and kind < 0.4:
-        return rng.choice((old + 1, old - 1, -old, old * 2, old * 1000, rng.randrange(2**33), old / 2))
+        return rng.choice((old + 1, old - 1, -old, old * 2, old * 1000, rng.randrange(2**33), old // 2))
     return copy.deepcopy(rng.choice(_VALUES))  # what is put into a tree is changed there later
 
 
