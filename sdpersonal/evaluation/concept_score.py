@@ -64,6 +64,12 @@ class ConceptScores:
         product = min(1.0, max(0.0, self.likeness)) * min(1.0, max(0.0, self.fidelity))
         return math.sqrt(product) * (1 - self.copying)
 
+    @property
+    def aspects(self) -> dict[str, float]:
+        """The aspects of the likeness that exist, by name."""
+        values = {"shape": self.shape, "colour": self.colour, "detail": self.detail}
+        return {name: value for name, value in values.items() if value is not None}
+
     def to_dict(self) -> dict[str, float]:
         """Return all metrics, rounded, for a concept's card."""
         values = asdict(self) | {"score": self.score}
@@ -191,6 +197,12 @@ _EXPLAIN_FIDELITY = {
 }
 
 
+_PRAISE_FIDELITY = {
+    "subject": "the places that prompts ask for are there",
+    "style": "what prompts ask for is recognisable",
+}
+
+
 def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind, praise: bool) -> list[str]:
     """Return a sentence about the likeness. praise: whether to say so if there is nothing to improve."""
     subject = {"style": "The style", "person": "The person", "object": "It"}[kind]
@@ -205,11 +217,10 @@ def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind,
     if scores.likeness >= LIKE:
         if not praise:
             return []
-        subjects = "what prompts ask for is recognisable"
-        asked = subjects if kind == "style" else "the places that prompts ask for are there"
         of = f" in {_join(right)}" if right else ""
         but = f"; {_join(wrong)} could be nearer" if wrong and right else ""
-        return [f"{subject} is like the photos{of}{but}, and {asked}."]
+        fidelity = _PRAISE_FIDELITY["style" if kind == "style" else "subject"]
+        return [f"{subject} is like the photos{of}{but}, and {fidelity}."]
     how = "somewhat" if scores.likeness >= SOME_LIKENESS else "hardly"
     seen = ": " + "; ".join(
         part for part in (right and f"right in {_join(right)}", wrong and f"not yet in {_join(wrong)}") if part
@@ -220,9 +231,8 @@ def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind,
 
 def _aspects(scores: ConceptScores, kind: ConceptKind) -> tuple[list[str], list[str]]:
     """Return the names of the aspects that are as in the photos, and of those that are not."""
-    detail = "texture" if kind == "style" else "detail"
-    named = {"shape": scores.shape, "colour": scores.colour, detail: scores.detail}
-    values = {name: value for name, value in named.items() if value is not None}
+    names = {"detail": "texture"} if kind == "style" else {}
+    values = {names.get(name, name): value for name, value in scores.aspects.items()}
     right = [name for name, value in values.items() if value >= ASPECT_RIGHT]
     return right, [name for name in values if name not in right]
 
@@ -233,8 +243,7 @@ def _join(words: Sequence[str]) -> str:
 
 def format_scores(scores: ConceptScores) -> str:
     """Format the main scores in one line, with their scales."""
-    aspects = {"shape": scores.shape, "colour": scores.colour, "detail": scores.detail}
-    of = ", ".join(f"{name} {value:.2f}" for name, value in aspects.items() if value is not None)
+    of = ", ".join(f"{name} {value:.2f}" for name, value in scores.aspects.items())
     return (
         f"score {scores.score:.2f}: likeness {scores.likeness:.2f} (0 the class noun's or a smear, 1 the photos' own"
         f"{f'; {of}' if of else ''}), prompts followed {scores.fidelity:.0%}, copied {scores.copying:.0%}"

@@ -79,8 +79,8 @@ def check_fits(
         raise ValueError("it has another number of groups")
     for number, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
         _check_group(group, saved)
-        kept = {key: value for key, value in group.items() if isinstance(value, Tensor)}
-        expected |= {f"group.{number}.{key}": TensorSpec.of(value) for key, value in kept.items()}
+        group_tensors = {key: value for key, value in group.items() if isinstance(value, Tensor)}
+        expected |= {f"group.{number}.{key}": TensorSpec.of(value) for key, value in group_tensors.items()}
     for name, spec in tensors.items():
         if spec != expected[name]:
             raise ValueError("a tensor has another shape or type")
@@ -134,8 +134,8 @@ def _try_step(optimizer: torch.optim.Optimizer, group: Mapping[str, object], par
     other = type(optimizer)([{**group, "params": [copy]}])  # type: ignore[call-arg]  # every class takes groups
     other.step()
     state = other.state[copy]
-    kept = {key: TensorSpec.of(value) for key, value in state.items() if isinstance(value, Tensor)}
-    return kept | {key: type(value) for key, value in plain_numbers(state).items()}
+    specs = {key: TensorSpec.of(value) for key, value in state.items() if isinstance(value, Tensor)}
+    return specs | {key: type(value) for key, value in plain_numbers(state).items()}
 
 
 def _check_state(name: str, spec: StateSpec, tensors: Collection[str], numbers: object) -> dict[str, TensorSpec]:

@@ -158,7 +158,7 @@ def test_two_real_subjects(shared_photos, clip):
         )
         for a, b in pairs
     ]
-    assert sum(result) >= 3  # 70 % of all 105 pairs
+    assert sum(result) >= 3  # 84 % of all 105 pairs
 
 
 TRIALS = ROOT / "tests" / "data" / "trials"

@@ -178,12 +178,12 @@ def _steps(work: _Operations) -> list[int]:
     return [0, *checkpoint_folders(work.folder / "run")]
 
 
-def _tell(report: Report, asked: str, results: Counter[str], problems: Counter[str], count: int) -> None:
+def _tell(report: Report, attack: str, results: Counter[str], problems: Counter[str], count: int) -> None:
     for problem, number in problems.most_common(8):
         report.add(f"a full disk ({number} times)", problem, False)
-    came = ", ".join(f"{number} {name}" for name, number in results.most_common())
+    summary = ", ".join(f"{number} {name}" for name, number in results.most_common())
     report.add(
-        asked,
-        f"{came}; nothing lost, damaged or left over" if not problems else came,
+        attack,
+        f"{summary}; nothing lost, damaged or left over" if not problems else summary,
         not problems and results.total() >= count,
     )

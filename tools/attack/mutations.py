@@ -325,12 +325,12 @@ def _programs(data: bytes) -> tuple[tuple[bytes, ...], bytes, tuple[tuple[str, b
     program = data
     if data[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            found = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if not found:
+            programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if not programs:
                 return None
-            program = archive.read(found[0])
-            others = [name for name in archive.namelist() if name != found[0]]
-            members = ((found[0], b""), *((name, archive.read(name)) for name in others))
+            program = archive.read(programs[0])
+            others = [name for name in archive.namelist() if name != programs[0]]
+            members = ((programs[0], b""), *((name, archive.read(name)) for name in others))
     elif data[:1] not in (b"\x80", b"(", b"c", b"]", b"}"):
         return None
     pieces, file = [], io.BytesIO(program)

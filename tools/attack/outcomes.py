@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of a report. asked, came: text; passed: whether it is as it should be."""
+    """One line of a report. attack, result: text; passed: whether it is as it should be."""
 
-    asked: str
-    came: str
+    attack: str
+    result: str
     passed: bool
 
     def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'FAIL'}  {self.asked}: {self.came}"
+        return f"{'pass' if self.passed else 'FAIL'}  {self.attack}: {self.result}"
 
 
 Say = Callable[[Outcome], None]
@@ -28,9 +28,9 @@ class Report:
         self.outcomes: list[Outcome] = []
         self._say = say
 
-    def add(self, asked: str, came: object, passed: bool) -> None:
+    def add(self, attack: str, result: object, passed: bool) -> None:
         """Add an outcome and print it."""
-        self.outcomes.append(Outcome(asked, str(came), bool(passed)))
+        self.outcomes.append(Outcome(attack, str(result), bool(passed)))
         self._say(str(self.outcomes[-1]))
 
     def note(self, text: str) -> None:

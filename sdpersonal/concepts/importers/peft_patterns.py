@@ -142,5 +142,5 @@ def _item(characters: str, repeat: str = "") -> _Item:
 @functools.lru_cache(maxsize=1024)
 def _matching_characters(expression: str) -> frozenset[str]:
     """Return the characters that an expression of one character matches."""
-    one = re.compile(expression, re.ASCII)
-    return frozenset(character for character in (*_ASCII, _OTHER) if one.fullmatch(character))
+    pattern = re.compile(expression, re.ASCII)
+    return frozenset(character for character in (*_ASCII, _OTHER) if pattern.fullmatch(character))
