@@ -17,9 +17,9 @@ from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.app.backend.generation_service import MAX_JOBS
-from sdpersonal.app.ui.login import MAX_FAILED_LOGINS
-from sdpersonal.app.ui.middleware import SECURITY_HEADERS
-from sdpersonal.app.ui.uploads import MAX_UPLOAD
+from sdpersonal.app.server.login import MAX_FAILED_LOGINS
+from sdpersonal.app.server.middleware import SECURITY_HEADERS
+from sdpersonal.app.server.uploads import MAX_UPLOAD
 from support import browser as browsers
 from support.serving import HOSTILE, Server
 from support.stock import small_library

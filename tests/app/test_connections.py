@@ -7,8 +7,8 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from sdpersonal.app.ui import connections
-from sdpersonal.app.ui.connections import MIN_BYTES, BoundedProtocol
+from sdpersonal.app.server import connections
+from sdpersonal.app.server.connections import MIN_BYTES, BoundedProtocol
 
 CHECK = 0.03  # seconds
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"

@@ -7,10 +7,10 @@ import anyio
 import httpx
 import pytest
 
-from sdpersonal.app.ui import login
-from sdpersonal.app.ui.auth import Access, configure_access
-from sdpersonal.app.ui.login import MAX_FAILED_LOGINS, MAX_SHARED_FAILED_LOGINS, MAX_TOKENS
-from sdpersonal.app.ui.middleware import SECURITY_HEADERS, logged_in_user, protect
+from sdpersonal.app.server import login
+from sdpersonal.app.server.auth import Access, configure_access
+from sdpersonal.app.server.login import MAX_FAILED_LOGINS, MAX_SHARED_FAILED_LOGINS, MAX_TOKENS
+from sdpersonal.app.server.middleware import SECURITY_HEADERS, logged_in_user, protect
 from sdpersonal.errors import UserError
 
 PASSWORDS = {"ann": "correct horse", "bob": "battery staple"}

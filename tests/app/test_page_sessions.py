@@ -10,9 +10,9 @@ import gradio as gr
 import pytest
 from gradio.state_holder import SessionState
 
-from sdpersonal.app.ui import page_sessions
-from sdpersonal.app.ui.middleware import USER_KEY
-from sdpersonal.app.ui.page_sessions import (
+from sdpersonal.app.server import page_sessions
+from sdpersonal.app.server.middleware import USER_KEY
+from sdpersonal.app.server.page_sessions import (
     MAX_HEARTBEATS,
     MAX_PAGES,
     MAX_SILENT_PAGES,

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from gradio.route_utils import upload_fn
 
-from sdpersonal.app.ui import request_bodies, uploads
-from sdpersonal.app.ui.request_bodies import LOGIN, MAX_BODY, MAX_FORM_PARTS, UPLOAD, RequestBodyMiddleware
-from sdpersonal.app.ui.uploads import MAX_PARTS, UploadDir
+from sdpersonal.app.server import request_bodies, uploads
+from sdpersonal.app.server.request_bodies import LOGIN, MAX_BODY, MAX_FORM_PARTS, UPLOAD, RequestBodyMiddleware
+from sdpersonal.app.server.uploads import MAX_PARTS, UploadDir
 
 JOIN, CANCEL = "/gradio_api/queue/join", "/gradio_api/cancel"
 

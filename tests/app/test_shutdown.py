@@ -8,8 +8,8 @@ import gradio as gr
 import httpx
 import pytest
 
-from sdpersonal.app.ui.auth import Access
-from sdpersonal.app.ui.server import serve
+from sdpersonal.app.server.auth import Access
+from sdpersonal.app.server.server import serve
 from support import browser as browsers
 
 

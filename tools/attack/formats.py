@@ -325,7 +325,7 @@ def _password_files() -> Format:
 
 
 def _read_passwords(name: str, data: bytes, folder: Path) -> None:
-    from sdpersonal.app.ui.auth import _read_passwords
+    from sdpersonal.app.server.auth import _read_passwords
 
     os.chmod(folder / name, 0o600)
     passwords = _read_passwords(folder / name)

@@ -188,7 +188,7 @@ class AppWork:
     def steps(self, rng: random.Random, log: Log) -> Iterator[None]:
         from sdpersonal.app.backend.train.uploads import UploadsByPage
         from sdpersonal.app.backend.workspace import Workspace
-        from sdpersonal.app.ui.auth import isolate_gradio
+        from sdpersonal.app.server.auth import isolate_gradio
 
         tempfile.tempdir = str(self.temporary)
         served = isolate_gradio()
@@ -254,7 +254,7 @@ class AppWork:
     def _next_start(self) -> list[str]:
         """Start as the app does, make one more image, and return what an earlier process left over."""
         from sdpersonal.app.backend.workspace import Workspace
-        from sdpersonal.app.ui.auth import isolate_gradio
+        from sdpersonal.app.server.auth import isolate_gradio
         from sdpersonal.outputs import write_page
 
         tempfile.tempdir = str(self.temporary)

@@ -1,10 +1,11 @@
-"""The app without its page: the work of every button is a function or a method in this package."""
+"""The app without its page: the work behind every route is a function or a method in this package."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from .events import EventHub
 from .generation_service import GenerationService, JobView
 from .workspace import Workspace
 
@@ -14,13 +15,15 @@ class App:
     """The services of a running app.
 
     workspace: its folders; generation: generates images and knows which model is loaded; fixed_base: the page cannot
-    switch the model, because several users share it; bases: folder of further models to choose from.
+    switch the model, because several users share it; bases: folder of further models to choose from; events: tells
+    open pages what has changed.
     """
 
     workspace: Workspace
     generation: GenerationService
     fixed_base: bool = False
     bases: Path | None = None
+    events: EventHub = field(default_factory=EventHub)
 
 
-__all__ = ["App", "GenerationService", "JobView", "Workspace"]
+__all__ = ["App", "EventHub", "GenerationService", "JobView", "Workspace"]

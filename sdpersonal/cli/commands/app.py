@@ -48,7 +48,7 @@ def open_app(settings: AppArgs) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     from ... import storage
-    from ...app.ui.auth import configure_access, isolate_gradio
+    from ...app.server.auth import configure_access, isolate_gradio
 
     _check_installed()
     for folder in (settings.library, settings.out, settings.runs):
@@ -58,8 +58,7 @@ def open_app(settings: AppArgs) -> int:
     access = configure_access(settings.port, settings.listen, settings.host, settings.password_file, settings.proxy)
     shown = isolate_gradio()  # before Gradio is imported
     from ...app.backend import App, GenerationService, Workspace
-    from ...app.ui.page import build_page
-    from ...app.ui.server import serve
+    from ...app.server.server import build_server, serve
     from ...concepts.library import Library
     from ...generation import Generator
     from ...models import load_base
@@ -70,12 +69,11 @@ def open_app(settings: AppArgs) -> int:
     workspace = Workspace(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
     generation = GenerationService(load, workspace, settings.base)
     say(generation.describe_base())
-    page = build_page(
-        App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
-    )
+    app = App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
+    server = build_server(app, shown)
     try:
         private = [settings.library, settings.out, settings.runs, *_own_folders()]
-        serve(page, access, shown, private, say, generation.close)
+        serve(server, access, shown, private, say, generation.close)
     finally:
         generation.close()
     return 0

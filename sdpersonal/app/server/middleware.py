@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from ..routes.requests import USER_KEY
 from .auth import Access
 from .login import LoginMiddleware
 
-USER_KEY = "sdpersonal.user"  # the user's name in the ASGI scope, "" if nobody logs in
 
 SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
@@ -32,10 +32,10 @@ SECURITY_HEADERS = {
 
 # What the login page consists of. Any other path needs a login, and those that the page never asks for are closed.
 _PUBLIC_PATHS = re.compile(
-    r"/|/login/?|/(assets|static|svelte)/.+|/favicon\.ico|/manifest\.json|/robots\.txt|(/gradio_api)?/theme\.css", re.S
+    r"/|/login/?|/page/.+|/favicon\.ico|/robots\.txt", re.S
 )
 _USER_PATHS = re.compile(
-    r"/config/?|/logout|/gradio_api/(app_id|info/?|queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+"
+    r"/logout|/app/.+|/gradio_api/(app_id|info/?|queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+"
     r"|upload|upload_progress|file=.+)",
     re.S,
 )

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .uploads import MAX_UPLOAD, Refusal, UploadFolders, UploadParts, forget_progress, request_folder
 
 UPLOAD, LOGIN = "/gradio_api/upload", "/login"
-# What the page sends bodies to. Gradio has more, which keep what they get, or start programs on it.
+PAGE_ROUTES = "/app/"  # the start of the page's own routes
+# What else takes bodies. Gradio has more routes, which keep what they get, or start programs on it.
 ROUTES = frozenset((UPLOAD, LOGIN, *(f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset"))))
 MAX_BODY = 1 << 18  # bytes of a body that is no upload; the largest that the page sends are some thousands
 MAX_VALUES = 20_000  # values of a JSON body or fields of a form
@@ -56,7 +57,7 @@ class RequestBodyMiddleware:
             route = scope["path"].rstrip("/")
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 await self._get(scope, receive, send, route)
-            elif route not in ROUTES:
+            elif route not in ROUTES and not route.startswith(PAGE_ROUTES):
                 raise Refusal(404, "There is nothing to send to here.")
             elif route == UPLOAD:
                 await self._upload(scope, body, send)

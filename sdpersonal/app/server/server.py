@@ -1,4 +1,8 @@
-"""Serve the page, closing what Gradio leaves open by default."""
+"""Serve the page and the HTTP API, closing what Gradio leaves open by default.
+
+Gradio runs in its server mode: it has the queue, the uploads, the logins and the named endpoints of the HTTP API; the
+page and its routes are our own (docs/architecture.md says why).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,35 @@ from time import sleep
 
 import gradio as gr
 from gradio.routes import App as GradioApp
-from starlette.middleware import Middleware
 
+from ..backend import App
+from ..routes import events, page, state
+from ..routes.requests import add_error_handlers
 from .auth import LOCALHOST, Access, port_taken_error
 from .connections import BoundedProtocol, raise_file_limit
 from .middleware import logged_in_user, protect
-from .page_sessions import PageSessionMiddleware, PageStates
 from .request_bodies import RequestBodyMiddleware
-from .theme import CSS, HEAD, THEME
 from .uploads import MAX_UPLOAD, UploadDir
 
-POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
+POLL_SECONDS = 0.1  # seconds between polls of Gradio's queue, which has the HTTP API's events only
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
-END_SECONDS = 1  # that open connections have to end when the app ends: a heartbeat would never
+END_SECONDS = 1  # that open connections have to end when the app ends: a stream of events would never
+ROUTERS = (page.router, state.router, events.router)
+
+
+def build_server(app: App, served_dir: Path) -> gr.Server:
+    """Build the server without starting it. served_dir: folder whose files may be served."""
+    server = gr.Server(title="sdpersonal", docs_url=None, redoc_url=None, openapi_url=None)
+    for router in ROUTERS:
+        server.include_router(router(app))
+    server.mount("/page", page.static_files())
+    add_error_handlers(server)
+    server.add_middleware(RequestBodyMiddleware, served_dir=served_dir)  # type: ignore[arg-type]
+    return server
 
 
 def serve(
-    page: gr.Blocks,
+    server: gr.Server,
     access: Access,
     served_dir: Path,
     private: list[Path],
@@ -39,26 +55,25 @@ def serve(
     Raises UserError if the port is taken.
     """
     try:
-        _launch(page, access, served_dir, private)
+        _launch(server, access, served_dir, private)
     except OSError:
         raise port_taken_error(access.port) from None
+    blocks = server.get_blocks()
     say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
     try:
         with suppress(KeyboardInterrupt):
-            while page.is_running:
+            while blocks.is_running:
                 sleep(0.1)
     finally:
         end_jobs()
-        page._queue.close()
+        blocks._queue.close()
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports each connection that it ends
-        page.server.close()  # waits for the server's thread: Python takes long to end beside one that is at work
+        blocks.server.close()  # waits for the server's thread: Python takes long to end beside one that is at work
 
 
-def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Path]) -> None:
+def _launch(server: gr.Server, access: Access, served_dir: Path, private: list[Path]) -> None:
     raise_file_limit()
-    page.queue(max_size=MAX_QUEUE, default_concurrency_limit=4, api_open=False)
-    page._queue.sleep_when_free = POLL_SECONDS
-    page.launch(
+    server.launch(
         server_name=access.address,
         server_port=access.port,
         auth=access.check,
@@ -75,45 +90,24 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         ssr_mode=False,
         footer_links=[],
         blocked_paths=[str(folder.resolve()) for folder in private],
-        app_kwargs={
-            "lifespan": _protected_by(access, page),
-            "middleware": [
-                Middleware(RequestBodyMiddleware, served_dir=served_dir),
-                Middleware(PageSessionMiddleware, close_page=_page_closer(page)),
-            ],
-        },
-        theme=THEME,
-        css=CSS,
-        head=HEAD,
+        app_kwargs={"lifespan": _protected_by(access)},
     )
-    page.app.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
-    page.server.config.http_protocol_class = BoundedProtocol  # read anew for each connection
-    page.server.config.timeout_graceful_shutdown = END_SECONDS  # read when the server ends
+    blocks = server.get_blocks()
+    blocks._queue.sleep_when_free = POLL_SECONDS
+    server.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
+    blocks.server.config.http_protocol_class = BoundedProtocol  # read anew for each connection
+    blocks.server.config.timeout_graceful_shutdown = END_SECONDS  # read when the server ends
 
 
-def _protected_by(access: Access, page: gr.Blocks) -> Callable[[GradioApp], AbstractAsyncContextManager[None]]:
+def _protected_by(access: Access) -> Callable[[GradioApp], AbstractAsyncContextManager[None]]:
     """Return what runs before the first connection: it puts `protect` around all of Gradio's own middleware, which
-    would answer some requests itself, and replaces Gradio's states of pages."""
+    would answer some requests itself."""
 
     @asynccontextmanager
     async def lifespan(app: GradioApp) -> AsyncIterator[None]:
         if app.middleware_stack is None:
             raise RuntimeError("Starlette has built no middleware to stand in front of.")
         app.middleware_stack = protect(app.middleware_stack, access, logged_in_user)
-        app.state_holder = PageStates()
-        app.state_holder.set_blocks(page)
         yield
 
     return lifespan
-
-
-def _page_closer(page: gr.Blocks) -> Callable[[str], None]:
-    """Return a function that does for a session hash what `page.unload` does when the browser closes the page."""
-    events = page.fns.values()
-    handlers = [event.fn for event in events if event.fn and any(name == "unload" for _, name in event.targets)]
-
-    def close(session: str) -> None:
-        for handler in handlers:
-            handler(gr.Request(session_hash=session))
-
-    return close

@@ -1,0 +1,37 @@
+"""What the page needs when it opens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from ..backend import App
+from .requests import User
+
+
+def router(app: App) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/app/state")
+    def state(user: User) -> dict[str, Any]:
+        """Return the user, the loaded model and the defaults of the form."""
+        base = app.generation.base
+        return {
+            "user": user,
+            "owner": user or "me",
+            "fixed_model": app.fixed_base,
+            "model": {
+                "name": base.name,
+                "kind": base.kind,
+                "resolution": base.resolution,
+                "guidance": base.guidance,
+                "rescale": base.rescale,
+                "device": base.device,
+                "precision": base.precision,
+                "schedulers": list(base.schedulers),
+                "line": base.line(),
+            },
+        }
+
+    return routes

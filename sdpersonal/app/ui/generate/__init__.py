@@ -1,1 +1,0 @@
-"""The Generate tab."""
