@@ -16,7 +16,7 @@ import gradio as gr
 from gradio.routes import App as GradioApp
 
 from ..backend import App
-from ..routes import events, page, state
+from ..routes import events, library, page, state
 from ..routes.requests import add_error_handlers
 from .auth import LOCALHOST, Access, port_taken_error
 from .connections import BoundedProtocol, raise_file_limit
@@ -27,7 +27,7 @@ from .uploads import MAX_UPLOAD, UploadDir
 POLL_SECONDS = 0.1  # seconds between polls of Gradio's queue, which has the HTTP API's events only
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
 END_SECONDS = 1  # that open connections have to end when the app ends: a stream of events would never
-ROUTERS = (page.router, state.router, events.router)
+ROUTERS = (page.router, state.router, events.router, library.router)
 
 
 def build_server(app: App, served_dir: Path) -> gr.Server:
