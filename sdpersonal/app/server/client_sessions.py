@@ -110,7 +110,9 @@ class ClientSessionMiddleware:
         sessions[session] = None
         sessions.move_to_end(session)
         running = _running_sessions(app)
-        unused = [name for name in sessions if name != session and not self._open_sessions[name] and name not in running]
+        unused = [
+            name for name in sessions if name != session and not self._open_sessions[name] and name not in running
+        ]
         for name in unused[: max(0, len(sessions) - MAX_SESSIONS)]:
             self._forget(app, user, name)
 

@@ -167,7 +167,9 @@ class SecurityMiddleware:
         if _USER_PATHS.fullmatch(path):
             return None
         if _API_PATHS.fullmatch(path):
-            return None if self.api else PlainTextResponse("The HTTP API is off: the app was started with --no-api.", 404)
+            return (
+                None if self.api else PlainTextResponse("The HTTP API is off: the app was started with --no-api.", 404)
+            )
         return PlainTextResponse("There is nothing here.", 404)
 
 
