@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..errors import FieldError
 from .text_checks import plain_spaces, text_problem
 
@@ -39,5 +37,7 @@ def _place_subject(prompt: object, token: str, kind: str) -> str:
     if text.count("{}") > 1:
         raise FieldError(_FIELD, f"{_FIELD} may name the concept once in a prompt.", _HINT)
     if "<" in text:
-        raise FieldError(_FIELD, f"{_FIELD} may name no other concept: only this one is there while it is trained.", _HINT)
+        raise FieldError(
+            _FIELD, f"{_FIELD} may name no other concept: only this one is there while it is trained.", _HINT
+        )
     return text

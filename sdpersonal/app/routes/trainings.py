@@ -15,10 +15,9 @@ from ..backend import App
 from ..backend.train.run_commands import keep_step, run_command, set_prompts
 from ..backend.train.run_images import photo_thumbnail, read_image
 from ..backend.train.run_view import run_details, run_summaries
-from .requests import Body, User
+from .requests import DOCUMENT_POLICY, Body, User
 
 _CACHED = {"Cache-Control": "private, max-age=31536000, immutable"}  # addresses change with the content
-_REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox"
 _MAX_REPORT_BYTES = 64 << 20
 Run = Annotated[str, Field(max_length=200)]
 
@@ -96,7 +95,7 @@ def router(app: App) -> APIRouter:
         if status.state != "done":
             raise UserError("This training has no report yet.")
         data = storage.read_bytes(status.folder / REPORT_FILE, _MAX_REPORT_BYTES)
-        headers = {"Content-Security-Policy": _REPORT_POLICY, "Cache-Control": "no-cache"}
+        headers = {"Content-Security-Policy": DOCUMENT_POLICY, "Cache-Control": "no-cache"}
         return Response(data, media_type="text/html; charset=utf-8", headers=headers)
 
     return routes

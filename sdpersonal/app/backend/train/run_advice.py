@@ -19,8 +19,9 @@ _FLAG = re.compile(r"--(?:no-)?([a-z][a-z-]*)")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _LEARNING_RATE = re.compile(r"--lr ([0-9.]+(?:e[-+]?[0-9]+)?)")
 _RESOLUTION = re.compile(r"--resolution ([0-9]+)")
-_PAGE_LABELS = {"steps": "steps", "lr": "learning rate", "class": "class noun", "method lora": "the method DreamBooth LoRA"}
-_PAGE_LABELS |= {"photos": "photos", "base": "model", "run": "training", "seed": "seed", "init": "class noun"}
+_LORA = "the method DreamBooth LoRA"
+_PAGE_LABELS = {"steps": "steps", "lr": "learning rate", "class": "class noun", "init": "class noun"}
+_PAGE_LABELS |= {"photos": "photos", "base": "model", "run": "training", "seed": "seed"}
 _SMALL_RANK = 4
 _DIVERGED, _NO_MEMORY = re.compile(r"(loss|gradient) became|embeddings diverged"), re.compile(r"memory", re.I)
 _PHOTOS = re.compile(r"photos? .*(unusable|allowed|no photos)|no photos|contains no", re.I)
@@ -48,7 +49,7 @@ def page_text(message: str) -> str:
 
 def name_fields(text: str) -> str:
     """Replace flags by the names of the form's fields: "more --steps" becomes "more steps"."""
-    text = text.replace("--method lora", _PAGE_LABELS["method lora"])
+    text = text.replace("--method lora", _LORA)
     return _FLAG.sub(lambda match: _label(match[1]), text)
 
 
@@ -67,7 +68,9 @@ def advice_after(status: RunStatus) -> list[Advice]:
     if _NO_MEMORY.search(message):
         return _less_memory(message, status.settings)
     if "are too few" in message and "pivotal" in message:
-        return [Advice("The embeddings alone take that many steps. Leave Steps empty, or train a LoRA at once.", {"steps": ""})]
+        return [
+            Advice("Leave Steps empty: before its LoRA, pivotal tuning trains the embeddings alone.", {"steps": ""})
+        ]
     if re.search(r"disk", message, re.I):
         return [Advice("Free some disk space, then press Resume.")]
     if _PHOTOS.search(message):
@@ -98,5 +101,3 @@ def _less_memory(message: str, settings: Mapping[str, Any]) -> list[Advice]:
             advice.append(Advice(f"Train a smaller LoRA: rank {_SMALL_RANK}.", {"rank": str(_SMALL_RANK)}))
         advice.append(Advice("Train the embedding alone, by textual inversion.", {"method": "textual-inversion"}))
     return advice
-
-

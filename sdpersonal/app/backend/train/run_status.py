@@ -236,7 +236,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def write_process(folder: Path, process: Process, **values: float | bool) -> None:
-    """Write which process a run is, with the other values of its file; when it was made and on how many photos stays."""
+    """Write which process a run is, and these values; when it was made, and on how many photos, stays."""
     info = read_json(folder / PROCESS_FILE)
     lasting = {"created": to_number(info.get("created")), "photos": to_step(info.get("photos"))}
     known = {name: value for name, value in lasting.items() if value}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -77,6 +76,7 @@ def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "noun": _noun(status),
         "model": to_text(settings.get("base")),
         "photos": status.photos,
+        "photo_count": status.photos,
         "created": status.created_at,
         "started": status.started_at,
         "ahead": service.waiting_before(status) if status.state == "waiting" else 0,
@@ -107,7 +107,7 @@ def run_details(status: RunStatus, service: TrainingService) -> dict[str, Any]:
     return run_summary(status, service) | {
         "timeline": timeline,
         "class_images": [{"url": image.url, "prompt": image.prompt} for image in class_images(status)],
-        "photo_thumbs": [{"thumb": url} for url in photo_urls(status)],
+        "photos": [{"thumb": url} for url in photo_urls(status)],
         "curve": loss_curve(status.points),
         "verdict": verdict,
         "prompts": own_prompts(status),
@@ -133,7 +133,9 @@ def can_keep(status: RunStatus, step: int) -> bool:
 
 def kept_tokens(run: Path) -> dict[str, str]:
     """Return what was made of a run's snapshots after its end: {step: token}."""
-    return {step: text for step, token in read_json(run / KEPT_FILE).items() if (text := to_text(token)) and step.isdigit()}
+    return {
+        step: text for step, token in read_json(run / KEPT_FILE).items() if (text := to_text(token)) and step.isdigit()
+    }
 
 
 def own_prompts(status: RunStatus) -> list[str]:
@@ -232,7 +234,7 @@ def _starting_text(status: RunStatus) -> tuple[str, str]:
 
 
 def _training_text(status: RunStatus) -> tuple[str, str]:
-    left = f"; at most about {format_minutes(status.seconds_left)} left" if status.seconds_left is not None else ""
+    left = f", {format_minutes(status.seconds_left)} left at most" if status.seconds_left is not None else ""
     text = f"Step {status.step:,} of at most {status.steps:,}{left}. It stops earlier if the loss has converged."
     command = status.pending_command.partition(" ")[0]
     text += {"sample": " Samples come after this step.", "keep": " It stops after this step."}.get(command, "")
@@ -274,5 +276,3 @@ def _modified_at(path: Path) -> int:
     with suppress(OSError):
         return path.stat().st_mtime_ns
     return 0
-
-

@@ -41,7 +41,9 @@ def move_waiting(waiting: Sequence[Path], run: str, before: str | None) -> None:
     ordered = [*others[:index], moved, *others[index:]]
     for folder, place in zip(ordered, places, strict=True):
         if _place(folder) != place:
-            write_process(folder, NO_PROCESS, began=to_number(read_json(folder / PROCESS_FILE).get("began")), queued=place)
+            write_process(
+                folder, NO_PROCESS, began=to_number(read_json(folder / PROCESS_FILE).get("began")), queued=place
+            )
 
 
 def _place(folder: Path) -> float:
