@@ -31,9 +31,7 @@ SECURITY_HEADERS = {
 }
 
 # What the login page consists of. Any other path needs a login, and those that the page never asks for are closed.
-_PUBLIC_PATHS = re.compile(
-    r"/|/login/?|/page/.+|/favicon\.ico|/robots\.txt", re.S
-)
+_PUBLIC_PATHS = re.compile(r"/|/login/?|/page/.+|/favicon\.ico|/robots\.txt", re.S)
 _USER_PATHS = re.compile(
     r"/logout|/app/.+|/gradio_api/(app_id|info/?|queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+"
     r"|upload|upload_progress|file=.+)",
