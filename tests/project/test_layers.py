@@ -1,8 +1,8 @@
 """What holds for the source as a whole: imports go one way, light modules stay light, and no dangerous call is made."""
 
 import ast
-import re
 import importlib.util
+import re
 import subprocess
 import sys
 
