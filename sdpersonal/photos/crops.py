@@ -37,7 +37,9 @@ class OwnCrop(NamedTuple):
     def box(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (left, top, side) in pixels of a photo of this size; the square is always inside."""
         side = max(1, min(round(self.side * min(width, height)), width, height))
-        left, top = (min(round(a), b) for a, b in ((self.left * width, width - side), (self.top * height, height - side)))
+        left, top = (
+            min(round(a), b) for a, b in ((self.left * width, width - side), (self.top * height, height - side))
+        )
         return left, top, side
 
     def check(self, width: int, height: int) -> None:

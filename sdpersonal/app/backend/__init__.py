@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .events import EventHub
 from .generation_service import GenerationService, JobView
+from .train.drafts import Drafts
 from .train.training_service import TrainingService
 from .train.training_watcher import TrainingWatcher
 from .workspace import Workspace
@@ -19,7 +20,8 @@ class App:
 
     workspace: its folders; generation: generates images and knows which model is loaded; fixed_base: the page cannot
     switch the model, because several users share it; bases: folder of further models to choose from; events: tells
-    open pages what has changed; trainings: runs them, one at a time; training_watcher: starts the next one.
+    open pages what has changed; trainings: runs them, one at a time; training_watcher: starts the next one;
+    drafts: trainings that are prepared.
     """
 
     workspace: Workspace
@@ -29,12 +31,14 @@ class App:
     events: EventHub = field(default_factory=EventHub)
     trainings: TrainingService = field(init=False)
     training_watcher: TrainingWatcher = field(init=False)
+    drafts: Drafts = field(init=False)
 
     def __post_init__(self) -> None:
         trainings = TrainingService(self.workspace, self._free_gpu_memory, lambda: self.generation.base.name)
         watcher = TrainingWatcher(trainings, self.events)
         object.__setattr__(self, "trainings", trainings)
         object.__setattr__(self, "training_watcher", watcher)
+        object.__setattr__(self, "drafts", Drafts(self.workspace, self.generation, self.events, trainings))
         trainings.on_work = watcher.wake
         watcher.wake()  # trainings that waited when the app ended start by themselves
 

@@ -102,6 +102,8 @@ def router(app: App) -> APIRouter:
 
     @routes.get("/{draft_id}/photos/{photo}.jpg")
     def photo_file(user: User, draft_id: str, photo: str, thumb: Literal["0", "1"] = "0") -> Response:
-        return Response(drafts.photo_jpeg(user, draft_id, photo, thumb == "1"), media_type="image/jpeg", headers=_CACHED)
+        return Response(
+            drafts.photo_jpeg(user, draft_id, photo, thumb == "1"), media_type="image/jpeg", headers=_CACHED
+        )
 
     return routes

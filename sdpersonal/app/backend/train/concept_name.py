@@ -20,12 +20,12 @@ _LATIN = str.maketrans(
 _CYRILLIC = dict(
     zip(
         "абвгдежзийклмнопрстуфхцчшщъыьэюяіїєґёў",
-        "a b v g d e zh z i y k l m n o p r s t u f kh ts ch sh shch - y - e yu ya i yi ye g yo u".split(),
+        ["a", "b", "v", "g", "d", "e", "zh", "z", "i", "y", "k", "l", "m", "n", "o", "p", "r", "s", "t", "u", "f", "kh", "ts", "ch", "sh", "shch", "-", "y", "-", "e", "yu", "ya", "i", "yi", "ye", "g", "yo", "u"],
         strict=True,
     )
 )
 _GREEK = dict(
-    zip("αβγδεζηθικλμνξοπρστυφχψως", "a v g d e z i th i k l m n x o p r s t y f ch ps o s".split(), strict=True)
+    zip("αβγδεζηθικλμνξοπρστυφχψως", ["a", "v", "g", "d", "e", "z", "i", "th", "i", "k", "l", "m", "n", "x", "o", "p", "r", "s", "t", "y", "f", "ch", "ps", "o", "s"], strict=True)
 )
 _LETTERS = str.maketrans({letter: text.replace("-", "") for letter, text in (_CYRILLIC | _GREEK).items()})
 # Scripts whose letters are syllables, named by their sound: "KATAKANA LETTER RA", "HANGUL SYLLABLE GA".

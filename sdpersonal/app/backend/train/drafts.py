@@ -91,7 +91,9 @@ class Drafts:
             for draft in drafts[:-1]:
                 if draft.is_empty and draft.created < time.time() - _MAX_EMPTY_SECONDS:
                     self._remove(draft)
-            drafts = [draft for draft in drafts if draft.folder in self._open_drafts] or [self._create(user, TrainForm())]
+            drafts = [draft for draft in drafts if draft.folder in self._open_drafts] or [
+                self._create(user, TrainForm())
+            ]
         return [self.view(user, draft) for draft in drafts]
 
     def create(self, user: str | None, from_run: str | None = None) -> dict[str, Any]:
@@ -103,7 +105,9 @@ class Drafts:
                 raise UserError(f"There are {MAX_DRAFTS} drafts already.", "Delete one that you do not need.")
             draft = self._create(user, form)
         if run and (run / PHOTOS_FOLDER).is_dir() and not (run / PHOTOS_FOLDER).is_symlink():
-            files = [path for path in sorted((run / PHOTOS_FOLDER).iterdir()) if path.is_file() and not path.is_symlink()]
+            files = [
+                path for path in sorted((run / PHOTOS_FOLDER).iterdir()) if path.is_file() and not path.is_symlink()
+            ]
             if files:
                 draft.photos.add(files)
         self._events.publish(user, "drafts", {})
@@ -258,7 +262,9 @@ class Drafts:
         from .concept_name import make_token
 
         names = (name, *(f"{name} {number}" for number in range(2, 1000)))
-        return next(n for n in names if not self.workspace.library.versions(make_token(owner, n, user or DEFAULT_OWNER)))
+        return next(
+            n for n in names if not self.workspace.library.versions(make_token(owner, n, user or DEFAULT_OWNER))
+        )
 
     # --- folders ------------------------------------------------------------------------------------------------------
 

@@ -89,4 +89,5 @@ class Reviewer:
 
 def _key(photos: list[StoredPhoto], options: ReviewOptions) -> tuple[tuple[Hashable, ...], ReviewOptions]:
     """Return what a review depends on."""
-    return tuple((p.name, p.version, p.used, p.crop, bool(p.captions)) for p in photos), options
+    captions = options.kind == "style"  # nothing else looks at them
+    return tuple((p.name, p.version, p.used, p.crop, captions and bool(p.captions)) for p in photos), options

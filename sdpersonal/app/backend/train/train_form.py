@@ -11,8 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from ....concepts.library import Library
-from ....config import ConceptKind, CropMode, DreamboothSettings, SettingsBase, TextualInversionSettings, TrainingSettings
+from ....config import (
+    ConceptKind,
+    CropMode,
+    DreamboothSettings,
+    SettingsBase,
+    TextualInversionSettings,
+    TrainingSettings,
+)
 from ....config.base import MayBeEmpty
+from ....config.sample_prompts import MAX_SAMPLE_PROMPTS
+from ....config.text_checks import is_blank
 from ....errors import FieldError, UserError, printable
 from ....prompts import Token
 from ..error_text import labelled
@@ -23,7 +32,6 @@ from .training_cost import cost_key, duration_text, memory_text
 Method = Literal["lora", "pivotal", "textual-inversion"]
 Prior = Literal["none", "predicted", "generated"]
 PRIORS: dict[str, str] = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "generated"}
-MAX_SAMPLE_PROMPTS = 8
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 _METHOD_EFFECTS = {
     "lora": "a LoRA and the embedding of its token, in a file of a few megabytes",
@@ -44,7 +52,19 @@ def _empty_to_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else _to_text(value)
 
 
+def _without_blanks(value: object) -> object:
+    """Return a list without its blank texts: an empty line of the page's field is no prompt."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [item for item in value if not (isinstance(item, str) and is_blank(item))]
+
+
 TypedNumber = Annotated[str | None, Field(max_length=40), BeforeValidator(_empty_to_none)]
+SamplePrompts = Annotated[
+    tuple[Annotated[str, Field(max_length=1000)], ...],
+    Field(max_length=MAX_SAMPLE_PROMPTS),
+    BeforeValidator(_without_blanks),
+]
 ShortText = Annotated[str, Field(max_length=200), MayBeEmpty()]
 
 
@@ -67,9 +87,7 @@ class TrainForm(SettingsBase):
     rank: TypedNumber = None
     resolution: TypedNumber = None
     seed: TypedNumber = None
-    sample_prompts: Annotated[
-        tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=MAX_SAMPLE_PROMPTS)
-    ] = ()
+    sample_prompts: SamplePrompts = ()
     continue_from: Annotated[str, Field(max_length=200)] | None = None
 
     def with_values(self, values: Mapping[str, Any]) -> TrainForm:
@@ -133,9 +151,12 @@ def parse_settings(form: TrainForm, base: ModelInfo, owner: str = DEFAULT_OWNER)
         "consent": "yes" if form.kind == "person" else "unknown",
     }
     values |= {name: number for name in _NUMBERS if (number := typed_number(getattr(form, name))) is not None}
-    for name in ("sample_prompts", "continue_from"):
-        if getattr(form, name):
-            values[name] = getattr(form, name)
+    if form.sample_prompts:
+        values["sample_prompts"] = form.sample_prompts
+    if form.continue_from:
+        if "continue_from" not in TrainingSettings.model_fields:
+            raise FieldError("continue_from", "A concept cannot be trained further yet.", "Start from the model.")
+        values["continue_from"] = form.continue_from
     try:
         return _build(form, noun, values)
     except UserError as error:
@@ -160,7 +181,12 @@ def _name_field(error: UserError) -> UserError:
 
 
 def make_plan(
-    form: TrainForm, photos: int, base: ModelInfo, library: Library, costs: Mapping[str, Any], owner: str = DEFAULT_OWNER
+    form: TrainForm,
+    photos: int,
+    base: ModelInfo,
+    library: Library,
+    costs: Mapping[str, Any],
+    owner: str = DEFAULT_OWNER,
 ) -> Plan:
     """Summarize what Start would do: the method, the longest time, the memory. costs: as `MeasuredCosts.read`."""
     from ....training.methods.factory import resolve_preset
