@@ -56,7 +56,7 @@ def router(app: App) -> APIRouter:
 
     @routes.get("")
     def all_drafts(user: User) -> dict[str, Any]:
-        return {"drafts": drafts.list(user)}
+        return {"drafts": drafts.all(user)}
 
     @routes.post("")
     def new_draft(user: User, body: NewDraft | None = None) -> dict[str, Any]:

@@ -17,17 +17,19 @@ _VERSION = re.compile(r"(?:-v[0-9]+)+$")  # at the end of a name
 _LATIN = str.maketrans(
     {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "'": "", "’": ""}
 )
-_CYRILLIC = dict(
-    zip(
-        "абвгдежзийклмнопрстуфхцчшщъыьэюяіїєґёў",
-        ["a", "b", "v", "g", "d", "e", "zh", "z", "i", "y", "k", "l", "m", "n", "o", "p", "r", "s", "t", "u", "f", "kh", "ts", "ch", "sh", "shch", "-", "y", "-", "e", "yu", "ya", "i", "yi", "ye", "g", "yo", "u"],
-        strict=True,
-    )
+_SOUNDS = (  # of Cyrillic and Greek letters; "-": none
+    ("абвгдежзийклмноп", "a b v g d e zh z i y k l m n o p"),
+    ("рстуфхцчшщъыьэюя", "r s t u f kh ts ch sh shch - y - e yu ya"),
+    ("іїєґёў", "i yi ye g yo u"),
+    ("αβγδεζηθικλμνξοπρστυφχψως", "a v g d e z i th i k l m n x o p r s t y f ch ps o s"),
 )
-_GREEK = dict(
-    zip("αβγδεζηθικλμνξοπρστυφχψως", ["a", "v", "g", "d", "e", "z", "i", "th", "i", "k", "l", "m", "n", "x", "o", "p", "r", "s", "t", "y", "f", "ch", "ps", "o", "s"], strict=True)
+_LETTERS = str.maketrans(
+    {
+        letter: sound.replace("-", "")
+        for letters, sounds in _SOUNDS
+        for letter, sound in zip(letters, sounds.split(), strict=True)
+    }
 )
-_LETTERS = str.maketrans({letter: text.replace("-", "") for letter, text in (_CYRILLIC | _GREEK).items()})
 # Scripts whose letters are syllables, named by their sound: "KATAKANA LETTER RA", "HANGUL SYLLABLE GA".
 _SYLLABLES = re.compile(r"(?:(?:HIRAGANA|KATAKANA) LETTER (?:SMALL )?|HANGUL SYLLABLE )([A-Z]+)")
 

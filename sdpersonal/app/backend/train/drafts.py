@@ -84,7 +84,7 @@ class Drafts:
         self._open_drafts: dict[Path, Draft] = {}
         self._mutex = threading.RLock()
 
-    def list(self, user: str | None) -> list[dict[str, Any]]:
+    def all(self, user: str | None) -> list[dict[str, Any]]:
         """Return the user's drafts, oldest first: at least one."""
         with self._mutex:
             drafts = self._read_all(user)
@@ -97,7 +97,7 @@ class Drafts:
         return [self.view(user, draft) for draft in drafts]
 
     def create(self, user: str | None, from_run: str | None = None) -> dict[str, Any]:
-        """Create a draft. from_run: of a run's settings, and of its photos if they are still there. Raises UserError."""
+        """Create a draft. from_run: of a run's settings, and of its photos if they are there yet."""
         run = self._run(user, from_run) if from_run is not None else None
         form = form_of_settings(settings_from_json(read_json(run / SETTINGS_FILE))) if run else TrainForm()
         with self._mutex:

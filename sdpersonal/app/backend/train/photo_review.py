@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -70,7 +70,7 @@ class PhotoReview:
     advice: Mapping[str, int] = field(default_factory=dict)
     crops: Mapping[str, OwnCrop] = field(default_factory=dict)
 
-    def without(self, names: set[str]) -> PhotoReview:
+    def without(self, names: Set[object]) -> PhotoReview:
         """Return what still holds of the review when these photos have changed or are left out."""
         kept = [replace(f, photos=tuple(name for name in f.photos if name not in names)) for f in self.findings]
         return PhotoReview(

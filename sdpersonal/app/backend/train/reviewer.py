@@ -11,6 +11,7 @@ from pathlib import Path
 from .photo_review import PhotoReview, ReviewOptions, review_photos
 from .uploads import PhotoUploads, StoredPhoto
 
+Key = tuple[tuple[tuple[Hashable, ...], ...], ReviewOptions]  # states of the photos, each with its name first
 log = logging.getLogger(__name__)
 _MAX_REVIEWS = 200  # remembered ones
 
@@ -19,7 +20,7 @@ class Reviewer:
     """Remembers the newest review of each draft's photos, and what it is of."""
 
     def __init__(self) -> None:
-        self._reviews: OrderedDict[Path, tuple[Hashable, PhotoReview]] = OrderedDict()
+        self._reviews: OrderedDict[Path, tuple[Key | None, PhotoReview]] = OrderedDict()
         self._pending: OrderedDict[Path, tuple[PhotoUploads, ReviewOptions, Callable[[], None]]] = OrderedDict()
         self._mutex, self._reviewing = threading.Lock(), threading.Lock()
         self._thread: threading.Thread | None = None
@@ -40,8 +41,7 @@ class Reviewer:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="photo-review", daemon=True)
                 self._thread.start()
-        same = set(key[0]) & set(old_key[0]) if isinstance(old_key, tuple) else set()
-        unchanged = {state[0] for state in same}
+        unchanged = {state[0] for state in set(key[0]) & set(old_key[0] if old_key else ())}
         return review.without({*review.marks, *review.crops} - unchanged), True
 
     def now(self, uploads: PhotoUploads, options: ReviewOptions) -> PhotoReview:
@@ -87,7 +87,7 @@ class Reviewer:
                 log.warning("the photos of %s were not reviewed", uploads.folder.name, exc_info=True)
 
 
-def _key(photos: list[StoredPhoto], options: ReviewOptions) -> tuple[tuple[Hashable, ...], ReviewOptions]:
+def _key(photos: list[StoredPhoto], options: ReviewOptions) -> Key:
     """Return what a review depends on."""
     captions = options.kind == "style"  # nothing else looks at them
     return tuple((p.name, p.version, p.used, p.crop, captions and bool(p.captions)) for p in photos), options
