@@ -1,4 +1,4 @@
-"""Read requests of the page and word its errors: every error is {"error": text, "hint": text, "field": name or null}."""
+"""Read requests of the page and word its errors: each is {"error": text, "hint": text, "field": name or null}."""
 
 from __future__ import annotations
 
