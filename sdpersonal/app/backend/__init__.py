@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,15 @@ class App:
     fixed_base: bool = False
     bases: Path | None = None
     events: EventHub = field(default_factory=EventHub)
+
+    def close(self) -> None:
+        """Tell the open pages that the app ends, then end all work, at the same time."""
+        self.events.publish_to_all("closing", {})
+        threads = [threading.Thread(target=work, daemon=True) for work in (self.generation.close,)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 __all__ = ["App", "EventHub", "GenerationService", "JobView", "Workspace"]

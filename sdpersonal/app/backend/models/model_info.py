@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from ....config.base import BaseKind
 from ....config.scheduler_table import SCHEDULERS
@@ -48,6 +49,20 @@ class ModelInfo:
             safety=base.safety_note,
             schedulers=_schedulers_of(base),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts that the page shows."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "resolution": self.resolution,
+            "guidance": self.guidance,
+            "rescale": self.rescale,
+            "device": self.device,
+            "precision": self.precision,
+            "schedulers": list(self.schedulers),
+            "line": self.line(),
+        }
 
     def line(self) -> str:
         """Describe the model in one line."""
