@@ -18,8 +18,9 @@ from support import browser as browsers
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
     """A server with the stream of events, and an endpoint that ends when it is told to."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")  # as `isolate_gradio` does
     stop, hub = threading.Event(), EventHub()
     server = gr.Server(docs_url=None, openapi_url=None)
     server.include_router(events.router(SimpleNamespace(events=hub)))
