@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .events import EventHub
+from .events import CLOSING, EventHub
 from .generation_service import GenerationService, JobView
 from .train.drafts import Drafts
 from .train.training_service import TrainingService
@@ -48,7 +48,7 @@ class App:
 
     def close(self) -> None:
         """Tell the open pages that the app ends, then end all work, at the same time."""
-        self.events.publish_to_all("closing", {})
+        self.events.publish_to_all(CLOSING, {})
         work = (self.generation.close, self._close_trainings)
         threads = [threading.Thread(target=end, daemon=True) for end in work]
         for thread in threads:
