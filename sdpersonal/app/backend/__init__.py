@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from .events import EventHub
 from .generate.gallery import Gallery
 from .generate.image_files import ImageFiles
 from .generation_service import GenerationService
+from .train.training_service import TrainingService
+from .train.training_watcher import TrainingWatcher
 from .user_jobs import UserJobs
 from .workspace import Workspace
 
@@ -19,7 +22,8 @@ class App:
 
     workspace: its folders; generation: generates images and knows which model is loaded; fixed_base: the page cannot
     switch the model, because several users share it; bases: folder of further models to choose from; events: tells
-    open pages what has changed; gallery, images: the users' saved images; jobs: what is generated for users.
+    open pages what has changed; trainings: runs them, one at a time; training_watcher: starts the next one;
+    gallery, images: the users' saved images, and their files; jobs: what is generated for users.
     """
 
     workspace: Workspace
@@ -30,16 +34,38 @@ class App:
     gallery: Gallery = field(init=False)
     images: ImageFiles = field(init=False)
     jobs: UserJobs = field(init=False)
+    trainings: TrainingService = field(init=False)
+    training_watcher: TrainingWatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__  # the fields are frozen for all others
-        set_field(self, "gallery", Gallery(self.workspace))
-        set_field(self, "images", ImageFiles(self.gallery))
-        set_field(self, "jobs", UserJobs(self.generation, self.gallery, self.events))
+        gallery = Gallery(self.workspace)
+        object.__setattr__(self, "gallery", gallery)
+        object.__setattr__(self, "images", ImageFiles(gallery))
+        object.__setattr__(self, "jobs", UserJobs(self.generation, gallery, self.events))
+        trainings = TrainingService(self.workspace, self._free_gpu_memory, lambda: self.generation.base.name)
+        watcher = TrainingWatcher(trainings, self.events)
+        object.__setattr__(self, "trainings", trainings)
+        object.__setattr__(self, "training_watcher", watcher)
+        trainings.on_work = watcher.wake
+        watcher.wake()  # trainings that waited when the app ended start by themselves
+
+    def _free_gpu_memory(self) -> None:
+        if self.generation.base.device == "cuda":  # generation and training share the GPU
+            self.generation.release()
 
     def close(self) -> None:
-        """End all jobs, when the app ends."""
-        self.jobs.close()
+        """Tell the open pages that the app ends, then end all work, at the same time."""
+        self.events.publish_to_all("closing", {})
+        work = (self.jobs.close, self._close_trainings)
+        threads = [threading.Thread(target=end, daemon=True) for end in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _close_trainings(self) -> None:
+        self.training_watcher.close()
+        self.trainings.close()
 
 
 __all__ = ["App", "EventHub", "GenerationService", "Workspace"]

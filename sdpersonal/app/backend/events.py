@@ -68,6 +68,11 @@ class EventHub:
         """Return whether a page of the user is open."""
         return bool(self._subscriptions.get(user))
 
+    def watching_users(self) -> list[str | None]:
+        """Return the users who have a page open."""
+        with self._lock:
+            return [user for user, subscriptions in self._subscriptions.items() if subscriptions]
+
     def publish(self, user: str | None, kind: str, data: Any, key: str = "") -> None:
         """Send an event to the user's pages. data: for JSON; key: of the thing that it is about, if there are many."""
         with self._lock:
