@@ -7,7 +7,6 @@ device (`JobQueue`), so that a user with fifty jobs delays the others no more th
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field

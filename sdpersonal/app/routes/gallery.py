@@ -147,5 +147,6 @@ def _file(read: Callable[[], bytes], media_type: str, headers: dict[str, str]) -
 
 
 def _file_name(day: str, stem: str) -> str:
-    """Return the name of a downloaded file; the parts are those of an id, and else no file is sent."""
-    return f"{day}-{stem}.png" if all(part.replace("-", "").isalnum() and part.isascii() for part in (day, stem)) else ""
+    """Return the name of a downloaded file, "" where the parts are not those of an id."""
+    is_plain = all(part.isascii() and part.replace("-", "").isalnum() for part in (day, stem))
+    return f"{day}-{stem}.png" if is_plain else ""

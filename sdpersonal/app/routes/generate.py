@@ -48,7 +48,7 @@ class PresetPromptBody(PromptBody):
 
 class JobBody(Body):
     kind: JobKind
-    form: Form = {}
+    form: Form = Field(default_factory=dict)
     image: ImageId | None = None
     strength: float | None = None
     count: int | None = None

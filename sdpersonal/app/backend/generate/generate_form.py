@@ -13,7 +13,6 @@ from ....config.generation import DEFAULT_STEPS
 from ....errors import FieldError, UserError
 from ....prompts import MAX_PROMPT
 from ..models.model_info import ModelInfo
-from ..workspace import Workspace
 from .gallery import Gallery
 from .init_images import FORMATS, MAX_SIDE, InitImages
 
@@ -123,11 +122,11 @@ def form_values(fields: Mapping[str, Any]) -> dict[str, Any]:
         values["seed"] = str(values["seed"])
     if match := re.fullmatch(r"(\d+)x(\d+)", str(values.pop("size", ""))):
         values |= {"width": int(match[1]), "height": int(match[2])}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None or name == "variation_strength"}
 
 
 def save_init_image(source: object, gallery: Gallery, user: str | None) -> dict[str, Any]:
-    """Return an init image that outlives its upload, as the form has it, with its size and address. Raises UserError."""
+    """Return an init image that outlives its upload, as the form has it, with its size and address."""
     init_images = InitImages(gallery.workspace, user)
     if not isinstance(source, Mapping) or "upload" not in source:
         path = _init_path(source, gallery, user)

@@ -43,7 +43,8 @@ def redo_job(library: Library, image: SavedImage, count: int | None = None) -> J
     request = _request(recipe)
     if count is not None:
         request = _changed(request, num_images=count, seed=read_seed(None), variation_strength=None)
-        return _requests_job("redo", f"{count_text(count)} more like {quoted(request.prompt)}", recipe, library, [request])
+        title = f"{count_text(count)} more like {quoted(request.prompt)}"
+        return _requests_job("redo", title, recipe, library, [request])
     if isinstance(recipe, Foreign):
         return _requests_job("redo", f"{quoted(request.prompt)} again", recipe, library, [request])
     concepts = PinnedConcepts(recipe, library, allow_mismatch=True)
@@ -55,9 +56,7 @@ def redo_job(library: Library, image: SavedImage, count: int | None = None) -> J
     return JobPlan("redo", f"{quoted(recipe.prompt)} again", 1, work)
 
 
-def variation_job(
-    library: Library, image: SavedImage, strength: object = None, count: object = None
-) -> JobPlan:
+def variation_job(library: Library, image: SavedImage, strength: object = None, count: object = None) -> JobPlan:
     """Plan the same prompt from noise near the image's own. Raises UserError if its recipe allows no variations."""
     strength = DEFAULT_VARIATION_STRENGTH if strength is None else strength
     count = DEFAULT_COUNT if count is None else count
@@ -68,8 +67,8 @@ def variation_job(
         problem = f"This image is itself a variation of another one, of seed {request.seed}."
         raise UserError(problem, "Vary that one, or use this one as init image.")
     requests = vary_seed(request, valid.variation_strength or DEFAULT_VARIATION_STRENGTH, valid.num_images)
-    noun = "variation" if valid.num_images == 1 else "variations"
-    return _requests_job("variations", f"{valid.num_images} {noun} of {quoted(request.prompt)}", recipe, library, requests)
+    title = f"{valid.num_images} variation{'s' if valid.num_images > 1 else ''} of {quoted(request.prompt)}"
+    return _requests_job("variations", title, recipe, library, requests)
 
 
 def change_job(library: Library, image: SavedImage, change: object) -> JobPlan:
@@ -90,9 +89,7 @@ def hires_job(library: Library, image: SavedImage, strength: object = None, scal
     recipe = read_image(image)
     if isinstance(recipe, Recipe) and recipe.init_image:
         raise UserError("This image was made from an init image.", "Use it as init image, with a larger size.")
-    request = _changed(
-        recipe.request(), hires_scale=scale, strength=HIRES_STRENGTH if strength is None else strength
-    )
+    request = _changed(recipe.request(), hires_scale=scale, strength=HIRES_STRENGTH if strength is None else strength)
     return _requests_job("hires", f"{quoted(request.prompt)}, {scale:g} times as large", recipe, library, [request])
 
 

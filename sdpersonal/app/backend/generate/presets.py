@@ -86,8 +86,11 @@ def _is_valid(entry: object) -> bool:
 def _is_value(value: object) -> bool:
     if isinstance(value, float):
         return value == value and abs(value) < 1e9
-    return value is None or isinstance(value, bool) or _is_text(value, MAX_PROMPT) or (
-        isinstance(value, int) and abs(value) < 2**64
+    return (
+        value is None
+        or isinstance(value, bool)
+        or _is_text(value, MAX_PROMPT)
+        or (isinstance(value, int) and abs(value) < 2**64)
     )
 
 
