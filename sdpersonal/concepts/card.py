@@ -141,11 +141,19 @@ def with_token(card: Card, token: Token) -> Card:
     """Return the card with that token, which replaces the former one in its prompts too."""
     updates: dict[str, object] = {"token": str(token)}
     with suppress(UserError):  # a card without a token, or with text that is none
-        old, new = (str(name.unversioned())[1:-1] for name in (Token.parse(card.token), token))
-        mention = re.compile(rf"(?<=[<+]){old}(?=[>:@+]|-v[0-9])")
-        renamed = ((prompt, mention.sub(new, prompt)) for prompt in card.prompts)
-        updates["prompts"] = tuple(text if len(text) <= MAX_CARD_PROMPT else prompt for prompt, text in renamed)
+        old = Token.parse(card.token).unversioned()
+        if old != (new := token.unversioned()):
+            updates["prompts"] = tuple(_with_renamed(prompt, old, new) for prompt in card.prompts)
     return card.model_copy(update=updates)
+
+
+def _with_renamed(prompt: str, old: Token, new: Token) -> str:
+    """Return the prompt with another name for the concept `old`, written with its owner or without; the same prompt if
+    it would be too long for a card."""
+    owner = f"(?:{old.owner}/)?" if old.owner else ""
+    mention = re.compile(rf"(?<=[<+]){owner}{old.name}(?=[>:@+]|-v[0-9])")
+    renamed = mention.sub(str(new)[1:-1], prompt)
+    return renamed if len(renamed) <= MAX_CARD_PROMPT else prompt
 
 
 def _as_mapping(key: str, value: object) -> Mapping[str, object]:

@@ -227,10 +227,10 @@ def test_renaming_moves_every_version_and_keeps_identity(library):
 
 def test_renaming_renames_the_concept_in_its_prompts(library):
     """Else the prompts to try would name a concept that is gone."""
-    prompts = ("a <me/duck:0.8> and <me/duckling>", "<me/cat+me/duck@0-0.5> at home/duck", "<me/duck-v1>")
+    prompts = ("a <me/duck:0.8> and <me/duckling>", "<me/cat+me/duck@0-0.5> at home/duck", "<me/duck-v1> <duck>")
     library.add(dataclasses.replace(concept(), card=card(prompts=prompts)))
     library.rename(T("<duck>"), T("<you/toy>"))
-    renamed = ("a <you/toy:0.8> and <me/duckling>", "<me/cat+you/toy@0-0.5> at home/duck", "<you/toy-v1>")
+    renamed = ("a <you/toy:0.8> and <me/duckling>", "<me/cat+you/toy@0-0.5> at home/duck", "<you/toy-v1> <you/toy>")
     assert library["<you/toy>"].card.prompts == library.entries()[0].card.prompts == renamed
 
 

@@ -96,6 +96,21 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=size)
 
+    def set_theme(self, name: str) -> None:
+        """The theme that the system asks for: "light" or "dark"."""
+        features = [
+            {"name": "prefers-color-scheme", "value": name},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
+        self.call("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": features})
+
+    def set_network(self, bytes_per_second: float, latency_ms: float) -> None:
+        """Slow the network down; -1 is no limit."""
+        speed = {"downloadThroughput": bytes_per_second, "uploadThroughput": bytes_per_second}
+        self.call("goog/cdp/execute", cmd="Network.enable", params={})
+        limits = {"offline": False, "latency": latency_ms, **speed}
+        self.call("goog/cdp/execute", cmd="Network.emulateNetworkConditions", params=limits)
+
     def open(self, url: str) -> None:
         self.call("url", url=url)
 

@@ -1,4 +1,4 @@
-"""Read requests of the page and word its errors: every error is {"error": text, "hint": text, "field": name or null}."""
+"""Read requests of the page and word its errors: each is {"error": text, "hint": text, "field": name or null}."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from ...errors import FieldError, UserError
 from ..backend.error_text import describe_error, labelled
 
 USER_KEY = "sdpersonal.user"  # the user's name in the ASGI scope, "" if nobody logs in
+# The Content-Security-Policy of an answer that is an HTML document of its own, such as a training's report: its styles,
+# scripts and images are inside it, and it runs as a stranger to the app. A route sets it as a header; all other answers
+# get the page's policy.
+DOCUMENT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-popups allow-downloads"
+)
 
 
 class Body(BaseModel):

@@ -16,22 +16,7 @@ def router(app: App) -> APIRouter:
     @routes.get("/app/state")
     def state(user: User) -> dict[str, Any]:
         """Return the user, the loaded model and the defaults of the form."""
-        base = app.generation.base
-        return {
-            "user": user,
-            "owner": user or "me",
-            "fixed_model": app.fixed_base,
-            "model": {
-                "name": base.name,
-                "kind": base.kind,
-                "resolution": base.resolution,
-                "guidance": base.guidance,
-                "rescale": base.rescale,
-                "device": base.device,
-                "precision": base.precision,
-                "schedulers": list(base.schedulers),
-                "line": base.line(),
-            },
-        }
+        model = app.generation.base.to_json()
+        return {"user": user, "owner": user or "me", "fixed_model": app.fixed_base, "model": model}
 
     return routes

@@ -1,11 +1,12 @@
 """Refuse requests before Gradio sees them: other hosts and sites, people who are not logged in.
 
-`protect` puts this around the whole of Gradio's program; `login` stands behind it, `request_bodies` and `page_sessions`
-stand inside.
+`protect` puts this around the whole of Gradio's program; `login` stands behind it, `request_bodies` and
+`client_sessions` stand inside.
 """
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Callable
 
@@ -16,39 +17,44 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from ..routes.requests import USER_KEY
+from ..routes.requests import DOCUMENT_POLICY, USER_KEY
 from .auth import Access
 from .login import LoginMiddleware
 
-
+# Scripts and styles come from the page's folder only, so that text that became HTML by mistake could do nothing.
+CONTENT_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-# What the login page consists of. Any other path needs a login, and those that the page never asks for are closed.
-_PUBLIC_PATHS = re.compile(
-    r"/|/login/?|/page/.+|/favicon\.ico|/robots\.txt", re.S
-)
-_USER_PATHS = re.compile(
-    r"/logout|/app/.+|/gradio_api/(app_id|info/?|queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+"
-    r"|upload|upload_progress|file=.+)",
-    re.S,
+MIN_COMPRESSED = 1000  # bytes of an answer in JSON that is worth compressing
+
+# What everybody gets: the login page, and the page's own scripts and styles, which hold nothing of a user.
+_PUBLIC_PATHS = re.compile(r"/|/login/?|/page/.+|/favicon\.(ico|svg)|/robots\.txt", re.S)
+_USER_PATHS = re.compile(r"/logout|/app/.+|/gradio_api/(upload|upload_progress)", re.S)
+# The HTTP API for programs; all but `call` is what Gradio's Python client asks for.
+_API_PATHS = re.compile(
+    r"/config|/gradio_api/(info|queue/(join|data)|cancel|heartbeat/[^/]+|file=.+|call/(v2/)?\w+(/\w+)?)", re.S
 )
 _STARTUP_PATH = "/gradio_api/startup-events"  # which Gradio itself asks for when it starts, and then nobody any more
 
 UserOf = Callable[[Scope], str | None]
 
 
-def protect(app: ASGIApp, access: Access, user_of: UserOf) -> ASGIApp:
-    """Wrap Gradio's program. user_of: function that returns the name of who is logged in, None if nobody is."""
+def protect(app: ASGIApp, access: Access, user_of: UserOf, api: bool = True) -> ASGIApp:
+    """Wrap Gradio's program. user_of: function that returns the name of who is logged in, None if nobody is; api:
+    whether the HTTP API is open."""
     if access.passwords:
         app = LoginMiddleware(app, access)
-    app = SecurityMiddleware(app, bool(access.passwords), user_of)
+    app = SecurityMiddleware(app, bool(access.passwords), user_of, api)
     app = TrustedHostMiddleware(app, sorted(access.names), www_redirect=False)
     # uvicorn has types of its own for what Starlette types as mappings.
     app = ProxyHeadersMiddleware(app, list(access.proxies))  # type: ignore[assignment, arg-type]
@@ -72,11 +78,47 @@ class SecurityHeadersMiddleware:
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=[*message.get("headers", ())])
+                own_policy = headers.get("content-security-policy")
                 headers.update(SECURITY_HEADERS)
+                if own_policy == DOCUMENT_POLICY:
+                    headers["content-security-policy"] = own_policy
                 message = {**message, "headers": _same_site_cookies(headers.raw, scope["scheme"] == "https")}
             await send(message)
 
         await self.app(scope, receive, send_secured if scope["type"] == "http" else send)
+
+
+class JsonCompressionMiddleware:
+    """Compress what the page's routes answer in JSON, whole and long. Streams pass at once."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or "gzip" not in Headers(scope=scope).get("accept-encoding", ""):
+            await self.app(scope, receive, send)
+            return
+        start: Message | None = None
+
+        async def send_compressed(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                headers = Headers(raw=message["headers"])
+                if headers.get("content-type") == "application/json" and "content-encoding" not in headers:
+                    start = message  # until the first part tells whether it is the whole body
+                    return
+            elif start is not None:
+                head, start = start, None
+                if not message.get("more_body") and len(message.get("body", b"")) >= MIN_COMPRESSED:
+                    message = {**message, "body": gzip.compress(message["body"], 5)}
+                    headers = MutableHeaders(raw=[*head["headers"]])
+                    headers["content-encoding"], headers["vary"] = "gzip", "Accept-Encoding"
+                    headers["content-length"] = str(len(message["body"]))
+                    head = {**head, "headers": headers.raw}
+                await send(head)
+            await send(message)
+
+        await self.app(scope, receive, send_compressed)
 
 
 def _same_site_cookies(headers: list[tuple[bytes, bytes]], https: bool) -> list[tuple[bytes, bytes]]:
@@ -92,10 +134,11 @@ def _same_site_cookies(headers: list[tuple[bytes, bytes]], https: bool) -> list[
 
 
 class SecurityMiddleware:
-    """ASGI middleware that decides for each request whether Gradio may answer it. login: whether people log in."""
+    """ASGI middleware that decides for each request whether it is answered at all. login: whether people log in; api:
+    whether the HTTP API is open."""
 
-    def __init__(self, app: ASGIApp, login: bool, user_of: UserOf):
-        self.app, self.login, self.user_of = app, login, user_of
+    def __init__(self, app: ASGIApp, login: bool, user_of: UserOf, api: bool = True):
+        self.app, self.login, self.user_of, self.api = app, login, user_of, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -108,19 +151,26 @@ class SecurityMiddleware:
             await response(scope, receive, send)
             return
         scope["headers"] = [header for header in scope["headers"] if not header[0].startswith(b"x-forwarded-")]
-        if scope["path"] == "/":
+        if scope["path"] == "/config":
             scope["query_string"] = b""  # it names saved states and other pages, and there are none
         await self.app(scope, receive, send)
 
     def _path_refusal(self, scope: Scope) -> Response | None:
         path = scope["path"]
+        user = self.user_of(scope) if self.login else ""
+        if user is not None:
+            scope[USER_KEY] = user
         if _PUBLIC_PATHS.fullmatch(path) or (path == _STARTUP_PATH and not scope["app"].startup_events_triggered):
             return None
-        user = self.user_of(scope) if self.login else ""
         if user is None:
-            return JSONResponse({"detail": {"error": "Log in first.", "auth_message": None}}, 401)
-        scope[USER_KEY] = user
-        return None if _USER_PATHS.fullmatch(path) else PlainTextResponse("The API is disabled; use the page.", 404)
+            return JSONResponse({"error": "Log in first.", "hint": "", "field": None}, 401)
+        if _USER_PATHS.fullmatch(path):
+            return None
+        if _API_PATHS.fullmatch(path):
+            return (
+                None if self.api else PlainTextResponse("The HTTP API is off: the app was started with --no-api.", 404)
+            )
+        return PlainTextResponse("There is nothing here.", 404)
 
 
 def _site_refusal(scope: Scope) -> Response | None:

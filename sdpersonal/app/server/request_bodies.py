@@ -14,16 +14,16 @@ from urllib.parse import parse_qs
 import anyio
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..routes.requests import USER_KEY
 from .uploads import MAX_UPLOAD, Refusal, UploadFolders, UploadParts, forget_progress, request_folder
 
-UPLOAD, LOGIN = "/gradio_api/upload", "/login"
-PAGE_ROUTES = "/app/"  # the start of the page's own routes
-# What else takes bodies. Gradio has more routes, which keep what they get, or start programs on it.
-ROUTES = frozenset((UPLOAD, LOGIN, *(f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset"))))
+UPLOAD, LOGIN, FILE = "/gradio_api/upload", "/login", "/gradio_api/file="
+# What takes bodies. Gradio has more routes, which keep what they get, or start programs on it.
+_ROUTES = re.compile(rf"{UPLOAD}|{LOGIN}|/app/.+|/gradio_api/(queue/join|cancel|call/(v2/)?\w+)", re.S)
 MAX_BODY = 1 << 18  # bytes of a body that is no upload; the largest that the page sends are some thousands
 MAX_VALUES = 20_000  # values of a JSON body or fields of a form
 MAX_FORM_PARTS = 16  # parts of a form; the login has two
@@ -37,11 +37,11 @@ _VALUE_MARKS = re.compile(rb"[\[{,:&]")
 
 
 class RequestBodyMiddleware:
-    """ASGI middleware. served_dir: folder of the files that the page may serve; uploads are stored below it."""
+    """ASGI middleware. uploads: the folders that uploads are stored in."""
 
-    def __init__(self, app: ASGIApp, served_dir: Path):
-        self.app, self.served_dir = app, served_dir
-        self.uploads = UploadFolders(served_dir)
+    def __init__(self, app: ASGIApp, uploads: UploadFolders):
+        self.app, self.uploads = app, uploads
+        self.served_dir = uploads.served_dir
         self._pending = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class RequestBodyMiddleware:
             route = scope["path"].rstrip("/")
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 await self._get(scope, receive, send, route)
-            elif route not in ROUTES and not route.startswith(PAGE_ROUTES):
+            elif scope["method"] != "POST" or not _ROUTES.fullmatch(route):
                 raise Refusal(404, "There is nothing to send to here.")
             elif route == UPLOAD:
                 await self._upload(scope, body, send)
@@ -71,8 +71,9 @@ class RequestBodyMiddleware:
             pass
 
     async def _get(self, scope: Scope, receive: Receive, send: Send, route: str) -> None:
-        if route == "/gradio_api/deep_link":  # which stores the page's whole state for good
-            raise Refusal(404, "The page has no such link.")
+        path = scope["path"]
+        if path.startswith(FILE) and not self._is_usable(path.removeprefix(FILE), _owner(scope)):
+            raise Refusal(404, "There is no such file, or it is gone.")
         if route != "/gradio_api/upload_progress":
             await self.app(scope, receive, send)
             return
@@ -111,28 +112,27 @@ class RequestBodyMiddleware:
         return body.replay(whole)
 
     def _check_paths(self, body: bytes, owner: str) -> None:
-        """Raise Refusal unless every path among an event's inputs is a regular file of this app, and an upload of this
-        user if it is one.
+        """Raise Refusal unless every uploaded file that a body names is a regular file and this user's.
 
-        Gradio only compares names: it keeps any path below the folder in a set of files to delete later, a folder too,
+        Names are {"upload": path} and {"uploads": [paths]} of the page, {"path": path} of Gradio, at any depth. Gradio
+        itself only compares names: it keeps any path below its folder in a set of files to delete later, a folder too,
         and would fetch a URL.
         """
         try:
-            event = json.loads(body)
+            values = [json.loads(body)]
         except (ValueError, RecursionError):
             raise Refusal(400, "That is not JSON.") from None
-        values = [event.get("data")] if isinstance(event, dict) else []
         while values:
             value = values.pop()
             if isinstance(value, list):
                 values += value
             elif isinstance(value, dict):
                 values += value.values()
-                if isinstance(path := value.get("path"), str) and path and not self._is_usable(path, owner):
-                    raise Refusal(400, "A file of this page is gone; choose it again.")
+                if not all(self._is_usable(path, owner) for path in _named_files(value)):
+                    raise Refusal(400, "An uploaded file is gone; choose it again.")
 
-    def _is_usable(self, path: str, owner: str) -> bool:
-        if len(path) > _MAX_PATH:
+    def _is_usable(self, path: object, owner: str) -> bool:
+        if not isinstance(path, str) or len(path) > _MAX_PATH:
             return False
         try:
             relative = Path(path).relative_to(self.served_dir)
@@ -225,13 +225,16 @@ def _upload_id(scope: Scope) -> str:
     return name
 
 
+def _named_files(value: dict[str, object]) -> list[object]:
+    """Return what stands where an object of JSON names uploaded files; nothing and an empty text name none."""
+    uploads = value.get("uploads")
+    named = [value.get("path"), value.get("upload"), *(uploads if isinstance(uploads, list) else [uploads])]
+    return [path for path in named if path not in (None, "")]
+
+
 def _owner(scope: Scope) -> str:
-    """Return who sends: the user who is logged in, else the address."""
-    app = scope.get("app")
-    tokens, name = getattr(app, "tokens", None) or {}, getattr(app, "cookie_id", "")
-    cookies = Request(scope).cookies
-    token = cookies.get(f"access-token-{name}") or cookies.get(f"access-token-unsecure-{name}")
-    return f"user {tokens[token]}" if token in tokens else f"address {(scope.get('client') or [''])[0]}"
+    """Return whose the request is: "" for everybody where nobody logs in."""
+    return scope.get(USER_KEY) or ""
 
 
 def _check_length(headers: Headers, max_bytes: int) -> None:

@@ -16,28 +16,44 @@ import gradio as gr
 from gradio.routes import App as GradioApp
 
 from ..backend import App
-from ..routes import events, page, state
+from ..routes import drafts, events, library, models, page, state, trainings
 from ..routes.requests import add_error_handlers
+from .api import add_endpoints
 from .auth import LOCALHOST, Access, port_taken_error
+from .client_sessions import ClientSessionMiddleware
 from .connections import BoundedProtocol, raise_file_limit
-from .middleware import logged_in_user, protect
+from .middleware import JsonCompressionMiddleware, logged_in_user, protect
 from .request_bodies import RequestBodyMiddleware
-from .uploads import MAX_UPLOAD, UploadDir
+from .uploads import MAX_UPLOAD, UploadDir, UploadFolders
 
 POLL_SECONDS = 0.1  # seconds between polls of Gradio's queue, which has the HTTP API's events only
-MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
+PROGRESS_SECONDS = 0.5  # seconds between Gradio's looks for progress to tell, also while nothing runs
+MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have a queue of their own
 END_SECONDS = 1  # that open connections have to end when the app ends: a stream of events would never
-ROUTERS = (page.router, state.router, events.router)
+ROUTERS = (
+    page.router,
+    state.router,
+    events.router,
+    library.router,
+    models.router,
+    trainings.router,
+    drafts.router,
+)
 
 
-def build_server(app: App, served_dir: Path) -> gr.Server:
-    """Build the server without starting it. served_dir: folder whose files may be served."""
+def build_server(app: App, served_dir: Path, api: bool = True) -> gr.Server:
+    """Build the server without starting it. served_dir: folder whose files may be served; api: whether programs may
+    use the HTTP API."""
     server = gr.Server(title="sdpersonal", docs_url=None, redoc_url=None, openapi_url=None)
+    uploads = UploadFolders(served_dir)
     for router in ROUTERS:
         server.include_router(router(app))
-    server.mount("/page", page.static_files())
+    if api:
+        add_endpoints(server, app, uploads)
     add_error_handlers(server)
-    server.add_middleware(RequestBodyMiddleware, served_dir=served_dir)  # type: ignore[arg-type]
+    server.add_middleware(JsonCompressionMiddleware)  # type: ignore[arg-type]  # mypy cannot match the protocol
+    server.add_middleware(ClientSessionMiddleware)  # type: ignore[arg-type]
+    server.add_middleware(RequestBodyMiddleware, uploads=uploads)  # type: ignore[arg-type]
     return server
 
 
@@ -48,14 +64,16 @@ def serve(
     private: list[Path],
     say: Callable[[str], None],
     end_jobs: Callable[[], None] = lambda: None,
+    api: bool = True,
 ) -> None:
     """Serve until interrupted. served_dir: folder whose files may be served; private: folders that must never be
-    served; say: called with a line once the page is up; end_jobs: ends all jobs, before the connections are closed.
+    served; say: called with a line once the page is up; end_jobs: ends all jobs, before the connections are closed;
+    api: whether the HTTP API is open.
 
     Raises UserError if the port is taken.
     """
     try:
-        _launch(server, access, served_dir, private)
+        _launch(server, access, served_dir, private, api)
     except OSError:
         raise port_taken_error(access.port) from None
     blocks = server.get_blocks()
@@ -71,7 +89,7 @@ def serve(
         blocks.server.close()  # waits for the server's thread: Python takes long to end beside one that is at work
 
 
-def _launch(server: gr.Server, access: Access, served_dir: Path, private: list[Path]) -> None:
+def _launch(server: gr.Server, access: Access, served_dir: Path, private: list[Path], api: bool) -> None:
     raise_file_limit()
     server.launch(
         server_name=access.address,
@@ -90,16 +108,19 @@ def _launch(server: gr.Server, access: Access, served_dir: Path, private: list[P
         ssr_mode=False,
         footer_links=[],
         blocked_paths=[str(folder.resolve()) for folder in private],
-        app_kwargs={"lifespan": _protected_by(access)},
+        app_kwargs={"lifespan": _protected_by(access, api)},
     )
     blocks = server.get_blocks()
     blocks._queue.sleep_when_free = POLL_SECONDS
+    blocks._queue.progress_update_sleep_when_free = PROGRESS_SECONDS
+    blocks._queue.max_size = MAX_QUEUE
+    blocks._queue.active_jobs = [None] * MAX_QUEUE  # an event that waits for its images takes no thread
     server.uploaded_file_dir = UploadDir(served_dir)  # type: ignore[assignment]  # Gradio takes any path there
     blocks.server.config.http_protocol_class = BoundedProtocol  # read anew for each connection
     blocks.server.config.timeout_graceful_shutdown = END_SECONDS  # read when the server ends
 
 
-def _protected_by(access: Access) -> Callable[[GradioApp], AbstractAsyncContextManager[None]]:
+def _protected_by(access: Access, api: bool) -> Callable[[GradioApp], AbstractAsyncContextManager[None]]:
     """Return what runs before the first connection: it puts `protect` around all of Gradio's own middleware, which
     would answer some requests itself."""
 
@@ -107,7 +128,7 @@ def _protected_by(access: Access) -> Callable[[GradioApp], AbstractAsyncContextM
     async def lifespan(app: GradioApp) -> AsyncIterator[None]:
         if app.middleware_stack is None:
             raise RuntimeError("Starlette has built no middleware to stand in front of.")
-        app.middleware_stack = protect(app.middleware_stack, access, logged_in_user)
+        app.middleware_stack = protect(app.middleware_stack, access, logged_in_user, api)
         yield
 
     return lifespan

@@ -115,10 +115,10 @@ class UploadFolders:
                 self._remove(upload)
 
     def is_owner(self, relative: Path, owner: str) -> bool:
-        """Return whether a file may be used by `owner`: no upload, or their own. relative: its path in served_dir."""
+        """Return whether a file is an upload of `owner`. relative: its path in served_dir."""
         with self._lock:
-            upload = self._uploads.get(relative.parts[0])
-        return upload.owner == owner if upload else not relative.parts[0].startswith("upload-")
+            upload = self._uploads.get(relative.parts[0]) if relative.parts else None
+        return upload is not None and upload.owner == owner
 
     def _excess(self) -> int:
         return sum(upload.size for upload in self._uploads.values()) - MAX_UPLOAD

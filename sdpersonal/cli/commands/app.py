@@ -41,6 +41,8 @@ class AppArgs(SettingsBase):
     """More host names of this machine."""
     proxy: tuple[Annotated[str, Field(max_length=60)], ...] = ()
     """Address of a proxy whose X-Forwarded-For and X-Forwarded-Proto are believed; needs --password-file."""
+    api: bool = True
+    """Let programs use the HTTP API at the page's address; docs/http-api.md describes it."""
 
 
 def open_app(settings: AppArgs) -> int:
@@ -70,12 +72,12 @@ def open_app(settings: AppArgs) -> int:
     generation = GenerationService(load, workspace, settings.base)
     say(generation.describe_base())
     app = App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
-    server = build_server(app, shown)
+    server = build_server(app, shown, settings.api)
+    private = [settings.library, settings.out, settings.runs, *_own_folders()]
     try:
-        private = [settings.library, settings.out, settings.runs, *_own_folders()]
-        serve(server, access, shown, private, say, generation.close)
+        serve(server, access, shown, private, say, app.close, settings.api)
     finally:
-        generation.close()
+        app.close()
     return 0
 
 

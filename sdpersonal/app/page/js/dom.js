@@ -1,4 +1,4 @@
-// Build elements. Text always goes in as text: nothing here or elsewhere sets innerHTML.
+// Build elements. Text always goes in as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
