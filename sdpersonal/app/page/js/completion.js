@@ -1,7 +1,7 @@
 // Completion of concepts after "<" in the prompt, as a list under the box.
 
 import { concepts, conceptImage } from "./concepts.js";
-import { fill, h, uniqueId } from "./dom.js";
+import { debounce, fill, h, uniqueId } from "./dom.js";
 
 const OPEN = /<([^<>\s:]*)$/; // a concept that is being typed before the cursor
 const MAX = 8;
@@ -34,8 +34,11 @@ export function completion(input, insert) {
   const option = (concept, place) => h("li", {
     role: "option", id: `${id}-${place}`, class: "completion-option", "aria-selected": "false",
     onpointerdown: event => { event.preventDefault(); accept(concept); },
-  }, conceptImage(concept.thumb, concept.token), h("span", { class: "completion-name" }, concepts.plain(concept.token)),
+  }, conceptImage(null, concept.token), h("span", { class: "completion-name" }, concepts.plain(concept.token)),
   h("span", { class: "muted small-text" }, concept.fits ? concept.kind : "for another model"));
+
+  // Small images come when typing pauses: after "<" alone they would be those of all concepts.
+  const showThumbs = debounce(() => found.forEach((concept, place) => root.children[place]?.firstElementChild.replaceWith(conceptImage(concept.thumb, concept.token))), 250);
 
   const update = () => {
     const typed = input.selectionStart === input.selectionEnd && OPEN.exec(input.value.slice(0, input.selectionStart));
@@ -45,6 +48,7 @@ export function completion(input, insert) {
     if (!found.length) return close();
     fill(root, found.map(option));
     root.hidden = false;
+    showThumbs();
     return mark(0);
   };
   input.addEventListener("input", update);

@@ -20,7 +20,8 @@ export function conceptRows() {
   const root = h("section", { class: "field", "aria-label": "Concepts in the prompt", hidden: true }, list);
   return {
     root,
-    show(found) {
+    show(checked) {
+      const found = checked.filter(concept => concept.kind); // the others do not exist
       root.hidden = !found.length;
       // A row of its own for each kind of change that a row cannot take over.
       updateList(list, found, concept => `${concept.token} ${concept.region === null} ${concept.thumb ?? ""}`, makeRow, updateRow);
@@ -47,12 +48,13 @@ function makeRow(concept) {
   });
   strength.input.setAttribute("aria-label", `Strength of ${name}`);
   const label = strength.root.querySelector("label");
-  label.after(h("span", { class: "concept-kind" }, concept.kind ?? ""));
+  label.append(" ", h("span", { class: "concept-kind" }, concept.kind));
   const place = concept.region === null ? null : select({
     label: `Place of ${name}`, hideLabel: true, className: "place", choices: [...PLACES, ...(concept.region === "box" ? [OWN_BOX] : [])],
     value: concept.region ?? "auto", onChange: value => edit(concept.token, { region: value }),
   });
-  const row = h("div", { class: "concept-row" }, conceptImage(concept.thumb, concept.token), strength.root, place?.root);
+  if (place) strength.root.append(place.root);
+  const row = h("div", { class: "concept-row" }, conceptImage(concept.thumb, concept.token), strength.root);
   rows.set(row, { strength, place });
   return row;
 }

@@ -69,6 +69,7 @@ export const form = {
     for (const name of NAMES) body[name] = NUMBERS.includes(name) ? amount(values[name]) : values[name];
     for (const name of ["fast", "scheduler"]) body[name] = values[name] || null;
     body.seed = values.new_seed || !String(values.seed).trim() ? null : String(values.seed).trim();
+    if (!body.variation_strength) for (const name of ["variation_strength", "variation_seed"]) delete body[name];
     body.init = initReference(values.init);
     body.mask = body.init && values.mask ? { saved: values.mask } : null;
     if (body.init) Object.assign(body, { hires_scale: 1 });

@@ -90,7 +90,7 @@ function generateButton(onclick) {
 }
 
 function promptButtons(prompt) {
-  const add = button("Add a concept", { small: true, iconName: "plus", onclick: async () => {
+  const add = button("Concept", { small: true, iconName: "plus", "aria-label": "Add a concept", title: "Add a concept at the cursor", onclick: async () => {
     const token = await pickConcept();
     if (token) prompt.insert(token);
   } });

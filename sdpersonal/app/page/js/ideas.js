@@ -1,7 +1,7 @@
 // Ready prompts, own presets that the server keeps, and the prompts used before.
 
 import { api, app, saved } from "./api.js";
-import { fill, h, icon } from "./dom.js";
+import { fill, h } from "./dom.js";
 import { segmented, textField } from "./fields.js";
 import { form } from "./form.js";
 import { busy, button, menuButton, openDialog, showError, toast } from "./ui.js";
@@ -118,6 +118,6 @@ function formValues() {
   return rest;
 }
 
-/** Icon buttons are small; this one opens the presets. */
-export const presetsButton = () => button("Presets", { small: true, onclick: openPresets });
-export const ideasButton = () => h("button", { type: "button", class: "button small", onclick: openIdeas }, icon("shuffle"), h("span", {}, "Prompt ideas"));
+/** The buttons that open these dialogs. */
+export const presetsButton = () => button("Presets", { small: true, busyWhile: false, onclick: openPresets });
+export const ideasButton = () => button("Prompt ideas", { small: true, busyWhile: false, onclick: openIdeas });

@@ -3,10 +3,11 @@
 import { saved } from "./api.js";
 import { jobs } from "./jobs.js";
 import { addMenuItems } from "./main.js";
-import { countText, toast } from "./ui.js";
+import { announce, countText, toast } from "./ui.js";
 
 const TITLE = "sdpersonal";
 const notify = saved("notify", false), sound = saved("sound", false);
+const PLAIN = /^\d+ images? in [\d.]+ (s|min)\.?$/; // a message that tells no more than the gallery shows
 const RUNS = new Set(["starting", "training", "finishing"]);
 
 /** Add the menu items and listen to the jobs. */
@@ -40,7 +41,7 @@ function showTitle() {
 
 function tellEnd(job) {
   if (job.state === "failed") toast(job.message || "That failed.", { kind: "error" });
-  else if (job.state === "done" && job.message) toast(job.message, { seconds: 6 });
+  else if (job.state === "done" && job.message) (PLAIN.test(job.message) ? announce : toast)(job.message);
   if (job.state === "stopped" || jobs.active.length > 1) return; // others go on
   const text = job.state === "done" ? `${countText(job.images?.length ?? 0, "image")} done` : "Generating failed";
   tell(text, job.title ?? "");

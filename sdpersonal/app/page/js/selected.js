@@ -114,7 +114,7 @@ function actions(entry, favourite, onLeave) {
     action("Inpaint", "brush", () => { onLeave("init"); return inpaintImage(entry); }, { title: "Paint the part to generate again" }),
     action("Use settings", "copy", () => useSettings(entry, onLeave), { title: "Put its prompt and all its settings into the form" }),
     action("Change…", "edit", () => openChange(entry), { title: "Other words or other strengths, all else the same" }),
-    action("Generate again", "undo", () => start(entry, "redo", "Generate again", 1), { title: "The same settings and the same seed" }),
+    action("Generate again", null, () => start(entry, "redo", "Generate again", 1), { title: "The same settings and the same seed" }),
     deleteButton(entry));
 }
 
