@@ -7,6 +7,8 @@ import threading
 from collections import defaultdict
 from typing import Any
 
+CLOSING = "closing"  # the kind of the last event: the app ends
+
 
 class Subscription:
     """What one open page has yet to be told: of each event only the newest version, so that a slow page falls no

@@ -42,9 +42,9 @@ function query(params) {
 export const api = {
   /** GET a path with parameters; signal: of an AbortController. */
   get: (path, params, { signal } = {}) => send(path + query(params), { signal }),
-  /** POST a JSON body. */
-  post: (path, body = {}) =>
-    send(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+  /** POST a JSON body. keepalive: also if the page is being closed. */
+  post: (path, body = {}, { keepalive = false } = {}) =>
+    send(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), keepalive }),
   /** Upload Files or Blobs; onProgress(share from 0 to 1). Returns the paths by which requests name them. */
   upload(files, onProgress = () => {}) {
     const form = new FormData();
