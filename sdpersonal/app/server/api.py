@@ -5,17 +5,16 @@ of the parameters when the server starts, so that they are values here, not text
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Iterator
+from typing import Any
 
 import anyio
 import gradio as gr
 
 from ...errors import UserError
-from ...prompts import Token
 from ..backend import App
 from ..backend.error_text import describe_error
 from ..backend.generate.generate_form import form_defaults, request_fields
