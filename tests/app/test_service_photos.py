@@ -238,7 +238,7 @@ def test_paths_from_a_page_are_files_of_uploads(workspace, tmp_path):
             refusal = train_page.add_photos("page", [path])
             assert re.match("That is not an uploaded file|The uploaded file is gone|.* is not inside", refusal), path
             with pytest.raises(UserError):
-                import_uploads(workspace, "page", [path])
+                import_uploads(workspace, [path])
         for path in (None, 7, {"path": str(shown)}, b"x", "result.png"):
             with pytest.raises(UserError, match="not"):
                 workspace.uploaded_file(path)
