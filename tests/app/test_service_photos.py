@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sdpersonal.app.backend.train.train_page import TrainPage
 
 from sdpersonal import storage
 from sdpersonal.app.backend import Workspace
@@ -14,7 +15,6 @@ from sdpersonal.app.backend.library.import_export import import_uploads
 from sdpersonal.app.backend.train import uploads
 from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, sample_sets
 from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
-from sdpersonal.app.backend.train.train_page import TrainPage
 from sdpersonal.app.backend.train.uploads import PhotoUploads, UploadsByPage
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import DiskFull, UserError

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
 
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
-from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
 from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader
 from sdpersonal.app.backend.train.run_view import run_view
 from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -184,7 +185,9 @@ def test_a_real_endless_job_goes_on_where_it_stepped_aside(tiny, tmp_path):
     from sdpersonal.image_metadata import read_recipe
 
     library = Library(tmp_path / "concepts")
-    app = Jobs(lambda name: Generator(tiny, library), Workspace(library, tmp_path / "o", tmp_path / "r", tmp_path / "s"))
+    app = Jobs(
+        lambda name: Generator(tiny, library), Workspace(library, tmp_path / "o", tmp_path / "r", tmp_path / "s")
+    )
     form = {"prompt": "a {cat|dog|fox}", "steps": 1, "seed": 7}
     endless = app.jobs.submit(None, endless_job(form))
     until(lambda: endless.image_count >= 1)
@@ -293,7 +296,7 @@ def test_open_pages_are_told_of_jobs_previews_and_images_and_not_too_often(app, 
     view = app.run(plan("x", images=3, steps=60))
     until(lambda: page.of("jobs") and page.of("jobs")[-1]["jobs"][0]["state"] == "done")
     times = [at for at, kind, _ in page.told if kind == "jobs"]
-    assert len(times) > 2 and min(b - a for a, b in zip(times, times[1:], strict=False)) > 0.08
+    assert len(times) > 2 and min(b - a for a, b in pairwise(times)) > 0.08
     shares = [job["jobs"][0]["done"] for job in page.of("jobs")]
     assert shares == sorted(shares) and shares[-1] == 180
     assert [event["image"] for event in page.of("image")] == view["images"]
@@ -329,7 +332,7 @@ def test_a_throttle_loses_no_call():
         throttle()
         time.sleep(0.001)
     until(lambda: calls[-1][1] == 199)
-    assert len(calls) < 12 and all(b[0] - a[0] > 0.045 for a, b in zip(calls, calls[1:], strict=False))
+    assert len(calls) < 12 and all(b[0] - a[0] > 0.045 for a, b in pairwise(calls))
 
 
 def test_images_that_are_deleted_or_marked_are_so_in_jobs_too(app):
