@@ -47,7 +47,7 @@ export function trainingView(id) {
   const stop = events.on("training", data => { if (data.id === id) load().catch(showError); });
   const onLists = () => {
     const summary = findTraining(id), before = state.details;
-    state.details = { ...before, ...summary };
+    state.details = { ...before, ...summary, photos: before.photos };
     if (before.state !== summary.state || curveIsOld(before, summary)) load().catch(showError);
     else show();
   };
@@ -73,7 +73,7 @@ function trainingHead() {
       title.textContent = now.token;
       chip.textContent = stateText(now);
       chip.dataset.state = now.state;
-      about.textContent = [METHODS[now.method], now.photos ? countText(now.photos, "photo") : "", now.created ? dateText(now.created) : ""].filter(Boolean).join(", ");
+      about.textContent = [METHODS[now.method], now.photo_count ? countText(now.photo_count, "photo") : "", now.created ? dateText(now.created) : ""].filter(Boolean).join(", ");
       const usable = actions.buttons(now);
       inMenu = usable.filter(action => action.inMenu);
       more.hidden = !inMenu.length;
