@@ -17,7 +17,7 @@ from support.stock import small_library
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())]
 CONTROL, ENTER, ESCAPE, UP, RIGHT, DELETE = "\ue009", "\ue007", "\ue00c", "\ue013", "\ue014", "\ue017"
 STEPS = 4  # images that are quick, and good enough to tell one from another
-SELECTED = "document.querySelector('.selected').dataset.id"
+SELECTED = "document.querySelector('.selected-image').dataset.id"
 IDLE = "!document.querySelector('.job-cell') && document.querySelector('.queue-row.idle')"
 
 
@@ -42,14 +42,16 @@ class Page:
 
     def press(self, name: str, within: str = "body") -> None:
         """Press the visible button, or choose the field, of that name."""
-        self.run(
-            "const part = document.querySelector(arguments[1]);"
+        script = (
+            "const part = document.querySelector(arguments[1]) ?? document.createElement('div');"
             "const named = [...part.querySelectorAll('button, summary, label, [role=menuitem]')].filter("
             "  e => e.getClientRects().length && (e.getAttribute('aria-label') ?? e.innerText).trim() === arguments[0]);"
-            "if (!named.length) throw new Error(`no button ${arguments[0]}`); named[0].click()",
-            name,
-            within,
+            "named[0]?.click(); return named.length"
         )
+        until = time.monotonic() + 10
+        while not self.run(script, name, within):
+            assert time.monotonic() < until, f"no button {name}"
+            time.sleep(0.1)
 
     def put(self, selector: str, value: str) -> None:
         """Replace what a field holds."""
@@ -89,22 +91,31 @@ class Page:
     def finished(self, before: list[str], seconds: float = 90) -> list[str]:
         time.sleep(0.2)
         self.wait(IDLE, seconds)
-        return [image for image in self.ids() if image not in before]
+        new = [image for image in self.ids() if image not in before]
+        assert new, self.run("return [...document.querySelectorAll('.toast, .field-error')].map(e => e.innerText).join('|')")
+        return new
 
     def ids(self) -> list[str]:
         return self.run("return [...document.querySelectorAll('.cell[data-id]')].map(cell => cell.dataset.id)")
 
     def select(self, image: str) -> None:
-        self.run("document.querySelector(`.cell[data-id='${arguments[0]}']`).click()", image)
+        self.click_cell(image)
         assert self.shown() == image
+
+    def click_cell(self, image: str) -> None:
+        self.run(
+            "document.querySelector(`.cell[data-id='${arguments[0]}']`).dispatchEvent("
+            " new MouseEvent('click', {bubbles: true, detail: 1}))",  # without detail it is that of the Enter key
+            image,
+        )
 
     def shown(self) -> str:
         """Return the id of the image that is shown large; it is the one that is marked in the gallery."""
-        self.wait("!document.querySelector('.selected .stage img') || document.querySelector('.selected .stage img').src")
+        self.wait("!document.querySelector('.selected-image .stage img') || document.querySelector('.selected-image .stage img').src")
         large, mark, source = self.run(
             f"await new Promise(done => setTimeout(done, 250)); return [{SELECTED},"
             " document.querySelector('.cell.selected')?.dataset.id,"
-            " document.querySelector('.selected .stage img')?.src ?? '']"
+            " document.querySelector('.selected-image .stage img')?.src ?? '']"
         )
         assert large == mark and f"/{large}.png" in source, (large, mark, source)
         return large
@@ -182,49 +193,49 @@ def test_every_action_uses_the_image_that_is_shown(page, pixels):
     assert len(first) == 2 and page.shown() in first  # the first one of a job from this tab
     a, b = first
     page.select(b)
-    page.press("Favourite", ".selected")
+    page.press("Favourite", ".selected-image")
     page.wait(f"document.querySelector(\".cell.favourite[data-id='{b}']\")")
     assert page.favourites() == {b.replace("/", "-")}
 
     page.run("HTMLAnchorElement.prototype.click = function() { window.downloaded = this.href }")
-    page.press("Download", ".selected")
+    page.press("Download", ".selected-image")
     page.press("With its recipe")
     url = page.run("return window.downloaded")
     assert page.server.http.get(url).content == page.file(b).read_bytes()
-    page.press("Download", ".selected")
+    page.press("Download", ".selected-image")
     page.press("Nothing but pixels")
     plain = page.server.http.get(page.run("return window.downloaded")).content
     assert "sdpersonal" not in Image.open(io.BytesIO(plain)).info
     assert np.array_equal(pixels(io.BytesIO(plain)), pixels(page.file(b)))
 
     before = page.ids()
-    page.press("Variations", ".selected")
+    page.press("Variations", ".selected-image")
     page.press("Generate", "dialog")
     near = page.finished(before)
     recipe = page.recipe(b)
     assert {(other.seed, other.variation_strength) for other in page.recipes(near)} == {(recipe.seed, 0.15)}
     shown = page.shown()  # one of the new ones, and from now on all actions use it
     assert len(near) == 4 and shown in near
-    page.press("Favourite", ".selected")
+    page.press("Favourite", ".selected-image")
     page.wait(f"document.querySelector(\".cell.favourite[data-id='{shown}']\")")
     assert page.favourites() == {image.replace("/", "-") for image in (b, shown)}
 
     before = page.ids()
     page.select(b)
-    page.press("Upscale 2×", ".selected")
+    page.press("Upscale 2×", ".selected-image")
     page.select(a)  # a choice while it works stays
     (large,) = page.finished(before)
     assert page.shown() == a and page.recipe(large).hires_scale == 2 and page.recipe(large).seed == recipe.seed
     assert Image.open(page.file(large)).size == (256, 256)
 
     before = page.ids()
-    page.press("Generate again", ".selected")
+    page.press("Generate again", ".selected-image")
     (again,) = page.finished(before)
     assert np.abs(pixels(page.file(again)) - pixels(page.file(a))).max() <= 1  # the kernels' rounding
 
     before = page.ids()
     page.select(a)
-    page.press("Change…", ".selected")
+    page.press("Change…", ".selected-image")
     page.put_labelled("Words in its prompt", "grass")
     page.put_labelled("Instead of them", "snow|sand")
     page.press("Generate", "dialog")
@@ -237,7 +248,7 @@ def test_settings_of_an_image_deletion_and_undo(page):
     image = page.ids()[-1]
     page.select(image)
     page.prompt("something else")
-    page.press("Use settings", ".selected")
+    page.press("Use settings", ".selected-image")
     page.toast("Its settings are in the form")
     recipe = page.recipe(image)
     assert page.window.text("#prompt") == recipe.prompt
@@ -248,7 +259,7 @@ def test_settings_of_an_image_deletion_and_undo(page):
 
     before = page.ids()
     page.select(before[1])
-    page.press("Delete", ".selected")
+    page.press("Delete", ".selected-image")
     page.wait(f"!document.querySelector(\".cell[data-id='{before[1]}']\")")
     assert not page.file(before[1]).exists() and page.shown() == before[2]
     page.press("Undo", ".toast:last-child")
@@ -261,7 +272,7 @@ def test_a_starting_image_is_seen_and_can_be_removed(page, tmp_path, pixels):
     page.select(image)
     page.prompt("a house")
     page.settings(count=1)
-    page.press("Start from it", ".selected")
+    page.press("Start from it", ".selected-image")
     page.wait("document.querySelector('.init-chip img')?.naturalWidth > 0")
     assert page.run("return document.querySelector('.init-chip img').src").endswith(f"{image}.jpg")
     (new,) = page.generate()
@@ -272,7 +283,7 @@ def test_a_starting_image_is_seen_and_can_be_removed(page, tmp_path, pixels):
     assert not page.recipe(new).init_image
 
     page.select(image)
-    page.press("Inpaint", ".selected")
+    page.press("Inpaint", ".selected-image")
     page.wait("document.querySelector('.paint-canvas')")
     page.run(
         "const canvas = document.querySelector('.paint-canvas');"
@@ -317,7 +328,7 @@ def test_all_is_in_view_and_the_grid_uses_the_width(page):
     page.select(page.ids()[0])
     bottom, actions, scrolls = page.run(
         "return [document.querySelector('#queue').getBoundingClientRect().top,"
-        " [...document.querySelectorAll('#prompt, .generate-button, .selected .stage img, .actions .button')]"
+        " [...document.querySelectorAll('#prompt, .generate-button, .selected-image .stage img, .actions .button')]"
         "  .map(e => e.getBoundingClientRect().bottom), document.documentElement.scrollHeight > innerHeight]"
     )
     assert len(actions) >= 13 and max(actions) <= bottom and not scrolls
@@ -329,7 +340,7 @@ def test_all_is_in_view_and_the_grid_uses_the_width(page):
         " images.filter(e => getComputedStyle(e).objectFit !== 'scale-down').length]"
     )
     assert cells > 0.9 * width and not enlarged
-    large = page.run("const e = document.querySelector('.selected .stage img'); return [e.clientWidth, e.naturalWidth]")
+    large = page.run("const e = document.querySelector('.selected-image .stage img'); return [e.clientWidth, e.naturalWidth]")
     assert large[0] <= large[1]
 
 
@@ -385,13 +396,13 @@ def test_the_gallery_searches_selects_and_compares(page):
     page.press_generate()
     page.wait("document.querySelector('.job-cell')")
     page.wait(f"{IDLE} && document.querySelectorAll('.cell[data-id]').length == {total + 1}")
-    page.wait("document.querySelector('.selected .facts')?.innerText.includes('a green tree')")
-    page.wait("/Seed\\s+\\d+/.test(document.querySelector('.selected .facts').innerText)")
+    page.wait("document.querySelector('.selected-image .facts')?.innerText.includes('a green tree')")
+    page.wait("/Seed\\s+\\d+/.test(document.querySelector('.selected-image .facts').innerText)")
 
     page.press("Select", ".gallery-tools")
     a, b = page.ids()[:2]
     for image in (a, b):
-        page.run("document.querySelector(`.cell[data-id='${arguments[0]}']`).click()", image)
+        page.click_cell(image)
     page.press("Compare", ".select-bar")
     page.put("dialog input[type=range]", "20")
     assert "20%" in page.run("return document.querySelector('.compare-over').style.clipPath")
@@ -452,8 +463,8 @@ def test_a_phone_has_generate_under_the_thumb_and_images_in_a_sheet(page):
         )
         assert 700 < foot <= queue and wide == 390
         image = page.ids()[1]
-        page.run("document.querySelector(`.cell[data-id='${arguments[0]}']`).click()", image)
-        page.wait(f"document.querySelector('dialog.sheet .selected')?.dataset.id == '{image}'")
+        page.click_cell(image)
+        page.wait(f"document.querySelector('dialog.sheet .selected-image')?.dataset.id == '{image}'")
         page.press("Start from it", "dialog.sheet")
         page.wait("!document.querySelector('dialog.sheet') && document.querySelector('.init-chip')")
     finally:
