@@ -2,7 +2,7 @@
 
 import { h, icon, updateList } from "./dom.js";
 import { go } from "./main.js";
-import { command, deleteDraft, emptyDraft, isRunning, isUntouched, moveTraining, store, waitingTrainings } from "./train_data.js";
+import { command, deleteDraft, emptyDraft, isRunning, isUntouched, moveTraining, plainToken, store, waitingTrainings } from "./train_data.js";
 import { busy, button, confirmDialog, countText, dateText, timeText } from "./ui.js";
 
 const STATES = {
@@ -106,7 +106,7 @@ function trainingItem(training) {
 function fillTraining(element, training) {
   const { parts } = element;
   showThumb(parts, training.thumb);
-  parts.title.textContent = training.token;
+  parts.title.textContent = plainToken(training);
   parts.detail.textContent = detailText(training);
   element.dataset.state = training.state;
   parts.bar.hidden = !isRunning(training);
