@@ -326,56 +326,6 @@ def test_a_curve_is_numbers_and_our_own_words():
     )
 
 
-def test_a_form_becomes_settings_or_a_sentence():
-    made = parse_settings(FORM, Base)
-    assert (made.token, made.class_noun, made.method, made.base) == ("<me/bear>", "bear", "lora", "tiny")
-    assert made.steps is None and made.consent == "unknown"
-    for text in ("0,001", "1,5", "1,00"):  # in other places of the world a comma is no mark of thousands
-        with pytest.raises(UserError, match="lr must be"):
-            parse_settings(FORM | {"lr": text}, Base)
-    typed = parse_settings(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
-    assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
-    person = parse_settings(FORM | {"kind": "Person", "agrees": True}, Base)
-    assert person.consent == "yes" and person.kind == "person"
-    for change, words in (
-        ({"noun": "  "}, "what it is"),
-        ({"noun": None}, "class noun is empty"),
-        ({"noun": 5}, "class_noun must be"),
-        ({"noun": "x" * 101}, "class_noun must be"),
-        ({"name": ""}, "name is empty"),
-        ({"name": None}, "name is empty"),
-        ({"name": "My Cat"}, "<me/my-cat>"),
-        ({"name": "cat-v2"}, "has a version"),
-        ({"name": "a/b"}, "not a concept's token"),
-        ({"kind": "Person"}, "consent of this person is not ticked"),
-        ({"kind": "Person", "agrees": "yes"}, "consent of this person is not ticked"),
-        ({"kind": "x"}, "not one of the choices"),
-        ({"kind": ["x"]}, "not one of the choices"),
-        ({"steps": float("nan")}, "steps must be"),
-        ({"steps": 2.5}, "steps must be"),
-        ({"lr": -1}, "lr must be"),
-        ({"rank": "x"}, "rank must be"),
-        ({"rank": "1e999"}, "rank must be"),
-        ({"lr": "nan"}, "lr must be"),
-        ({"resolution": 100}, "resolution must be"),
-        ({"flip": "maybe"}, "flip must be"),
-        ({"seed": 2**64}, "seed must be"),
-        ({"prior": "/etc/passwd"}, "not one of the choices"),
-    ):
-        with pytest.raises(UserError, match=words):
-            parse_settings(FORM | change, Base)
-
-
-def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(workspace):
-    text = plan_text(FORM, 5, Base, workspace.library, {})
-    assert "At most 320 steps" in text and "an estimate" in text and "GB of memory" in text
-    assert "At most 640 steps" in plan_text(FORM, 20, Base, workspace.library, {})
-    assert "photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
-    assert "Missing before training: The concept name is empty" in plan_text(
-        FORM | {"name": ""}, 5, Base, workspace.library, {}
-    )
-
-
 def test_a_run_of_the_command_line_is_none_of_the_apps(workspace, tmp_path):
     (tmp_path / "runs" / "me-cat-dreambooth-lora").mkdir(parents=True)
     assert TrainingService(workspace).shown_run(None) is None
