@@ -138,7 +138,7 @@ def test_a_training_starts_with_what_was_sent_and_can_be_cancelled(server, ann, 
             client.predict(training["id"], api_name=f"/{name}")
     folder = server.place / "runs/ann" / training["id"]
     assert sorted(path.read_text().strip() for path in folder.rglob("photos/*.txt")) == sorted(captions)
-    assert len([*folder.rglob("photos/*.png"), *folder.rglob("photos/*.jpg")]) == 3
+    assert len([path for path in folder.glob("photos/*") if path.suffix != ".txt"]) == 3
     assert not list((server.place / "runs/ann/.drafts").glob("*/*.png"))  # nothing of the refused ones is left
     assert ann.predict(training["id"], api_name="/cancel")["message"]
 
