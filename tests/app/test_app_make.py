@@ -208,6 +208,7 @@ def test_a_failed_training_offers_the_change(server, window):
     )
     make_tab(window, server, failed.name)
     says(window, "#run-text", "The loss became NaN.")
+    says(window, "#run-advice", "Lower the learning rate to 0.0001")
     assert "--" not in window.text("#run-text") + window.text("#run-advice")
     press(window, "Lower the learning rate to 0.0001 and start again")
     window.wait(f"location.hash.startsWith('#train/me-vase') && !location.hash.includes('{failed.name}')", SLOW)
