@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from .importers.read_folders import join_concepts, read_path
 from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
+_MAX_REMEMBERED = 16_384  # entries, of 2 kB each, that a long-lived process need not read again
 TAKEN_HINT = (
     "Give it another name with --as '<owner/name>', overwrite it with --replace, or keep both: "
     "--duplicates versions (or filenames)"
@@ -350,7 +352,9 @@ class Library:
     def _entry(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Entry | None:
         """Return the entry, or None if the file has vanished since it was listed."""
         try:
-            return _read_entry(token, self._safe_path(token, dir_entry))
+            path = self._safe_path(token, dir_entry)
+            status = os.stat(path)
+            return _read_entry(token, path, (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size))
         except Exception as error:  # one file must not end the listing of the others
             with suppress(OSError):
                 return Entry(token, path := self._path(token), path.lstat().st_size, _damage(error))
@@ -428,7 +432,9 @@ class Library:
         )
 
 
-def _read_entry(token: Token, path: Path) -> Entry:
+@functools.lru_cache(_MAX_REMEMBERED)
+def _read_entry(token: Token, path: Path, stamp: tuple[int, ...]) -> Entry:
+    """Read an entry once for each state of its file. stamp: what changes when the file does."""
     header = read_header(path, thumbnail=False)
     card = header.card
     if card.token != str(token):  # a file may have been renamed by hand

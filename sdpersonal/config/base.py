@@ -6,7 +6,8 @@ Values are validated here, once, with the same messages for a Python call, a com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -216,12 +217,19 @@ def as_validator(check: Callable[[Any], Any]) -> BeforeValidator:
     """Make a validator of a function that raises UserError, keeping its message and hint."""
 
     def validate(value: Any) -> Any:
-        try:
+        with raise_for_pydantic():
             return check(value)
-        except UserError as error:
-            raise PydanticCustomError("personal", "refused", {"problem": error.message, "fix": error.hint}) from None
 
     return BeforeValidator(validate)
+
+
+@contextmanager
+def raise_for_pydantic() -> Iterator[None]:
+    """Raise a UserError in a validator so that pydantic passes on its message and hint."""
+    try:
+        yield
+    except UserError as error:
+        raise PydanticCustomError("personal", "refused", {"problem": error.message, "fix": error.hint}) from None
 
 
 def _words(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from ..errors import UserError
 from ..prompts import Token
@@ -21,7 +21,9 @@ from .base import (
     Words,
     as_validator,
     check_whole_number,
+    raise_for_pydantic,
 )
+from .sample_prompts import check_sample_prompts
 
 IDENTIFIER = "sks"  # a full DreamBooth's word: three letters that mean nothing to CLIP (Ruiz et al. 2023, section 3.2)
 
@@ -105,10 +107,18 @@ class TrainingSettings(SettingsBase):
     """Steps between checkpoints."""
     samples: bool = True
     """Generate samples: at milestones, to score and keep the best, and a grid and a thumbnail at the end."""
+    sample_prompts: tuple[str, ...] = ()
+    """Up to 8 prompts of your own to generate a sample of at each milestone; {} is the subject's place. Not scored."""
     early_stop: bool = True
     """Stop when the loss has converged (DVAR); --no-early-stop runs all steps."""
     report_to: Literal["tensorboard", "wandb"] | None = None
     """Also log the loss and the learning rates to this tracker."""
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _place_subject(cls, value: Any, info: ValidationInfo) -> Any:
+        with raise_for_pydantic():
+            return check_sample_prompts(value, info.data.get("token", ""), info.data.get("kind", "object"))
 
 
 class TextualInversionSettings(TrainingSettings):

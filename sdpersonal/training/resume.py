@@ -28,6 +28,7 @@ _NOT_IN_IDENTITY = {"photos", "base", "revision", "steps", "lr", "batch", "accum
     "resume",
     "save_every",
     "samples",
+    "sample_prompts",
     "early_stop",
     "report_to",
     "consent",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,6 +21,11 @@ PROGRESS_FILE = "progress.jsonl"  # a line for each step
 VALIDATIONS_FILE = "trials.jsonl"  # a line for each validation
 VALIDATIONS_FOLDER = "trials"  # images of each validation
 CLASS_NOUN_IMAGE = "class-noun.png"  # in VALIDATIONS_FOLDER
+CLASS_NOUN_FOLDER = "class-noun"  # in VALIDATIONS_FOLDER: single images
+IMAGES_FILE = "images.json"  # in a folder of single images: the prompt and the seed of each
+SNAPSHOT_FILE = "concept.safetensors"  # in a validation's folder: the concept as it was then
+PROMPTS_FILE = "prompts.json"  # the user's own sample prompts, read at each validation
+KEPT_FILE = "kept.json"  # what was made from snapshots after the run's end: {step: token}
 COST_FILE = "cost.json"  # measurements of the dry run
 COMMAND_FILE = "ask"  # a command that the run has not read yet
 RESULT_FILE = "result.json"  # written by a finished run
@@ -34,8 +41,10 @@ CONVERGED_LINE = "The loss has converged: ended after step"
 KEPT_LINE = "Ended after step"
 ENDING_LINES = (CONVERGED_LINE, KEPT_LINE, "There is no more to learn")  # the last: of former versions
 
+MAX_SAMPLE_IMAGES = 50  # of a validation
 MAX_STEP = 999_999_999  # the largest that a checkpoint's folder can be named by
 _CHECKPOINT = re.compile(r"step-([0-9]{6,9})")
+_SAMPLE_NAME = re.compile(r"[0-9]{1,2}\.png")
 _MAX_JSON_BYTES = 1 << 20
 _MAX_PROGRESS_BYTES = 64 << 20  # the file of 100,000 steps has 10 MB
 _MAX_DEPTH = 20  # of nested lists and objects; a deep value can be read, but not be shown or compared
@@ -78,6 +87,55 @@ def validation_images(run: Path) -> dict[int, Path]:
     """Return the images of all validations by step, ascending."""
     matches = ((_CHECKPOINT.fullmatch(path.stem), path) for path in (run / VALIDATIONS_FOLDER).glob("step-*.png"))
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def validation_folder(run: Path, step: int) -> Path:
+    """Return the folder of a validation's single images and its snapshot."""
+    return run / VALIDATIONS_FOLDER / f"step-{step:06d}"
+
+
+def validation_folders(run: Path) -> dict[int, Path]:
+    """Return the folders of all validations by step, ascending; runs of former versions have none."""
+    matches = ((_CHECKPOINT.fullmatch(path.name), path) for path in (run / VALIDATIONS_FOLDER).glob("step-*"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match and path.is_dir()))
+
+
+def snapshot_file(run: Path, step: int) -> Path:
+    return validation_folder(run, step) / SNAPSHOT_FILE
+
+
+def has_snapshot(run: Path, step: int) -> bool:
+    return 0 < step <= MAX_STEP and snapshot_file(run, step).is_file()
+
+
+@dataclass(frozen=True)
+class SampleImage:
+    """A single image of a validation. prompt: with {} for the subject; is_own: of one of the user's own prompts."""
+
+    path: Path
+    prompt: str
+    seed: int
+    is_own: bool = False
+
+
+def write_sample_images(folder: Path, images: Sequence[SampleImage]) -> None:
+    """Write the list of a folder's images."""
+    entries = [
+        {"file": image.path.name, "prompt": image.prompt, "seed": image.seed, "own": image.is_own} for image in images
+    ]
+    storage.write_json(folder / IMAGES_FILE, {"images": entries})
+
+
+def read_sample_images(folder: Path) -> list[SampleImage]:
+    """Read the list of a folder's images; [] if there is none, without entries that are none of ours."""
+    entries = read_json(folder / IMAGES_FILE).get("images")
+    images = []
+    for entry in entries[:MAX_SAMPLE_IMAGES] if isinstance(entries, list) else ():
+        if not isinstance(entry, dict) or not _SAMPLE_NAME.fullmatch(str(entry.get("file"))):
+            continue
+        prompt, seed = to_text(entry.get("prompt")), int(to_number(entry.get("seed"), 2**64))
+        images.append(SampleImage(folder / entry["file"], prompt, seed, entry.get("own") is True))
+    return images
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,10 +7,16 @@ import anyio
 import httpx
 import pytest
 
+from sdpersonal.app.routes.requests import DOCUMENT_POLICY, USER_KEY
 from sdpersonal.app.server import login
 from sdpersonal.app.server.auth import Access, configure_access
 from sdpersonal.app.server.login import MAX_FAILED_LOGINS, MAX_SHARED_FAILED_LOGINS, MAX_TOKENS
-from sdpersonal.app.server.middleware import SECURITY_HEADERS, logged_in_user, protect
+from sdpersonal.app.server.middleware import (
+    SECURITY_HEADERS,
+    JsonCompressionMiddleware,
+    logged_in_user,
+    protect,
+)
 from sdpersonal.errors import UserError
 
 PASSWORDS = {"ann": "correct horse", "bob": "battery staple"}
@@ -49,10 +55,10 @@ class Program:
 class Door:
     """The program behind its door, and how to knock."""
 
-    def __init__(self, **access):
+    def __init__(self, api=True, **access):
         access = Access(7860, hosts=("cellar.example",), **access)
         self.program = Program()
-        self._protected = protect(self.program, access, logged_in_user)
+        self._protected = protect(self.program, access, logged_in_user, api)
 
     async def __call__(self, scope, receive, send):
         await self._protected(scope | {"app": self.program}, receive, send)
@@ -98,7 +104,9 @@ def test_another_sites_page_is_refused_whatever_it_asks(door, origin):
     assert door.ask("POST", headers={"Origin": "http://127.0.0.1:7860"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/logout", "/config", "/gradio_api/heartbeat/x", "/gradio_api/file=x", "/robots.txt"])
+@pytest.mark.parametrize(
+    "path", ["/logout", "/config", "/app/state", "/gradio_api/heartbeat/x", "/gradio_api/file=x", "/robots.txt"]
+)
 def test_a_link_elsewhere_leads_to_the_page_and_to_nothing_else(door, path):
     link = {"Sec-Fetch-Mode": "navigate"}
     for site in ("cross-site", "same-site"):  # the same site is any port of this machine
@@ -112,32 +120,63 @@ def test_a_link_elsewhere_leads_to_the_page_and_to_nothing_else(door, path):
 
 # --- who needs a login ------------------------------------------------------------------------------------------------
 
-PUBLIC = ["/", "/assets/x.js", "/static/img/logo.svg", "/theme.css", "/gradio_api/theme.css", "/robots.txt"]
-FOR_USERS = ["/config", "/logout", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/heartbeat/x"]
-FOR_USERS += ["/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/file=/x\n", "/gradio_api/upload"]
-CLOSED = ["/openapi.json", "/gradio_api/openapi.json", "/gradio_api/startup-events", "/gradio_api/token", "/x"]
+PUBLIC = ["/", "/page/js/main.js", "/page/v-0123456789ab/css/base.css", "/favicon.ico", "/favicon.svg", "/robots.txt"]
+FOR_USERS = ["/logout", "/app/state", "/app/images/2026-11-28/1.png", "/app/x\n", "/gradio_api/upload"]
+FOR_PROGRAMS = ["/config", "/gradio_api/info", "/gradio_api/queue/data", "/gradio_api/queue/join", "/gradio_api/cancel"]
+FOR_PROGRAMS += ["/gradio_api/heartbeat/x", "/gradio_api/file=/x\n", "/gradio_api/call/x", "/gradio_api/call/v2/x/e1"]
+CLOSED = ["/openapi.json", "/gradio_api/openapi.json", "/gradio_api/startup-events", "/gradio_api/token", "/x", "/docs"]
+CLOSED += [f"/gradio_api/{name}" for name in ("component_server", "deep_link", "run/x", "reset", "stream/x", "runs")]
 CLOSED += [
-    "/gradio_api/component_server",
-    "/gradio_api/deep_link",
-    "/gradio_api/run/x",
-    "/gradio_api/call/x",
-    "/gradio_api/stream/x",
     "/gradio_api/proxy=http://x",
     "/static",
+    "/gradio_api/call/x/y/z",
+    "/gradio_api/heartbeat/x/y",
+    "/app",
+    "/app/",
 ]
-CLOSED += ["/gradio_api/heartbeat/x/y", "//gradio_api/heartbeat/x", "/GRADIO_API/heartbeat/x", "/monitoring/x", "/\n"]
+CLOSED += ["//gradio_api/heartbeat/x", "//app/state", "/APP/state", "/GRADIO_API/heartbeat/x", "/monitoring/x", "/\n"]
+CLOSED += [
+    "/assets/x.js",
+    "/svelte/x.js",
+    "/static/img/logo.svg",
+    "/theme.css",
+    "/gradio_api/theme.css",
+    "/manifest.json",
+]
 
 
-@pytest.mark.parametrize("path", PUBLIC + FOR_USERS + CLOSED)
+@pytest.mark.parametrize("path", PUBLIC + FOR_USERS + FOR_PROGRAMS + CLOSED)
 def test_only_the_login_page_is_for_everybody(door, locked, path):
-    open_to_all, open_to_users = path in PUBLIC, path in PUBLIC + FOR_USERS
-    assert locked.ask(path=path.replace("\n", "%0A")).status_code == (200 if open_to_all else 401)
-    assert locked.ask(path=path.replace("\n", "%0A"), headers={"Cookie": "access-token-id=x"}).status_code != 404
+    open_to_all, open_to_users = path in PUBLIC, path not in CLOSED
+    asked = path.replace("\n", "%0A")
+    assert locked.ask(path=asked).status_code == (200 if open_to_all else 401)
+    assert locked.ask(path=asked, headers={"Cookie": "access-token-id=x"}).status_code != 404
     locked.log_in()
     cookie = {"Cookie": "access-token-unsecure-id=token1"}
     expected = 200 if open_to_users else 404
-    assert locked.ask(path=path.replace("\n", "%0A"), headers=cookie).status_code == expected
-    assert door.ask(path=path.replace("\n", "%0A")).status_code == expected
+    assert locked.ask(path=asked, headers=cookie).status_code == expected
+    assert door.ask(path=asked).status_code == expected
+
+
+@pytest.mark.parametrize("path", FOR_PROGRAMS + FOR_USERS)
+def test_without_the_api_programs_get_nothing(path):
+    answer = Door(api=False).ask(path=path.replace("\n", "%0A"))
+    assert answer.status_code == (404 if path in FOR_PROGRAMS else 200)
+    assert ("--no-api" in answer.text) == (path in FOR_PROGRAMS)
+
+
+def test_the_program_learns_who_is_logged_in(door, locked):
+    def user_of(asked):
+        return asked.program.scopes[-1].get(USER_KEY)
+
+    door.ask()
+    assert user_of(door) == ""
+    locked.ask()
+    assert user_of(locked) is None
+    locked.log_in()
+    for path in ("/", "/app/state"):
+        locked.ask(path=path, headers={"Cookie": "access-token-unsecure-id=token1"})
+        assert user_of(locked) == "ann"
 
 
 def test_gradio_may_start(locked):
@@ -171,6 +210,63 @@ def test_every_answer_can_be_framed_by_nobody(locked):
     assert {answer.status_code for answer in answers} == {200, 400, 401, 403, 413, 429}
     for answer in answers:
         assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
+def test_the_policy_lets_nothing_in_but_the_apps_own(locked):
+    policy = dict(part.split(" ", 1) for part in locked.ask().headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["object-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert not any(word in " ".join(policy.values()) for word in ("unsafe", "*", "http"))
+
+
+@pytest.mark.parametrize("own, kept", [(DOCUMENT_POLICY, True), ("default-src *", False), ("", False)])
+def test_a_document_may_have_the_policy_for_documents_and_no_other(own, kept):
+    async def program(scope, receive, send):
+        headers = [(b"content-security-policy", own.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"<html>"})
+
+    protected = protect(program, Access(7860), logged_in_user)
+
+    async def go():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(protected), base_url="http://127.0.0.1") as client:
+            return await client.get("/app/x")
+
+    policies = anyio.run(go).headers.get_list("content-security-policy")
+    assert policies == [own if kept else SECURITY_HEADERS["Content-Security-Policy"]]
+    assert "sandbox" in DOCUMENT_POLICY and "allow-same-origin" not in DOCUMENT_POLICY
+
+
+def test_long_json_is_compressed_and_streams_pass_at_once():
+    sent = []
+
+    def program(kind, *parts):
+        async def answer(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+            for number, part in enumerate(parts, 1):
+                sent.append("part")
+                await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+
+        return JsonCompressionMiddleware(answer)
+
+    async def ask(program, **headers):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(program), base_url="http://x") as client:
+            return await client.get("/app/x", headers=headers)
+
+    async def sending(message):
+        sent.append(message["type"])
+
+    long = b"[" + b"1," * 5000 + b"1]"
+    for headers, zipped in [({"Accept-Encoding": "gzip"}, True), ({"Accept-Encoding": "identity"}, False)]:
+        answer = anyio.run(lambda headers=headers: ask(program(b"application/json", long), **headers))
+        assert answer.content == long and ("content-encoding" in answer.headers) == zipped
+    for parts in ([b"[1]"], [long, b" "]):
+        answered = program(b"application/json", *parts)
+        assert "content-encoding" not in anyio.run(ask, answered).headers
+    sent.clear()
+    scope = {"type": "http", "headers": [(b"accept-encoding", b"gzip")]}
+    anyio.run(lambda: program(b"text/event-stream", b"a", b"b")(scope, None, sending))
+    assert sent == ["http.response.start", "part", "http.response.body", "part", "http.response.body"]
 
 
 # --- guessed passwords ------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ import httpx
 import pytest
 from gradio.route_utils import upload_fn
 
+from sdpersonal.app.routes.requests import USER_KEY
 from sdpersonal.app.server import request_bodies, uploads
-from sdpersonal.app.server.request_bodies import LOGIN, MAX_BODY, MAX_FORM_PARTS, UPLOAD, RequestBodyMiddleware
+from sdpersonal.app.server.request_bodies import FILE, LOGIN, MAX_BODY, MAX_FORM_PARTS, UPLOAD, RequestBodyMiddleware
 from sdpersonal.app.server.uploads import MAX_PARTS, UploadDir
 
 JOIN, CANCEL = "/gradio_api/queue/join", "/gradio_api/cancel"
+JOBS = "/app/jobs"  # a route of the page
 
 
 @pytest.fixture
@@ -31,7 +33,6 @@ def served(tmp_path):
 def guarded(served):
     """Gradio's own reading of an upload, and a program that takes anything else, behind the limits."""
     inner, folder = fastapi.FastAPI(), UploadDir(served)
-    inner.tokens, inner.cookie_id = {"a": "ann", "b": "bob"}, "x"
 
     @inner.post(UPLOAD)
     async def upload(request: fastapi.Request):
@@ -41,7 +42,7 @@ def guarded(served):
     async def anything(request: fastapi.Request):
         return {"bytes": len(await request.body()), "range": request.headers.get("range")}
 
-    inner.add_middleware(RequestBodyMiddleware, served_dir=served)
+    inner.add_middleware(RequestBodyMiddleware, uploads=uploads.UploadFolders(served))
     return inner
 
 
@@ -56,10 +57,11 @@ def run(app, work):
 
 @pytest.fixture
 def ask(guarded):
-    def asked(method="GET", path="/", user="a", **more):
-        cookies = {"access-token-x": user}
-        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())} | more.pop("headers", {})
-        return run(guarded, lambda client: client.request(method, path, headers=headers, **more))
+    def asked(method="GET", path="/", user="ann", **more):
+        async def by_user(scope, receive, send):  # as `SecurityMiddleware` has it
+            await guarded({**scope, USER_KEY: user}, receive, send)
+
+        return run(by_user, lambda client: client.request(method, path, **more))
 
     return asked
 
@@ -116,22 +118,23 @@ END = b"--B--\r\n"
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask):
-    announced = ask("POST", JOIN, headers={"Content-Length": "10000000000"}, content=b"x")
+@pytest.mark.parametrize("path", [JOIN, JOBS, "/gradio_api/call/v2/generate"])
+def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask, path):
+    announced = ask("POST", path, headers={"Content-Length": "10000000000"}, content=b"x")
     assert announced.status_code == 413
 
     async def slowly():
         for _ in range(MAX_BODY // 50_000 + 2):
             yield b"1" * 50_000
 
-    assert ask("POST", JOIN, content=slowly()).status_code == 413
+    assert ask("POST", path, content=slowly()).status_code == 413
     for wrong in ("-1", "\u00b2", "9" * 5000):
-        assert ask("POST", JOIN, headers={"Content-Length": wrong.encode("utf-8")}, content=b"").status_code in (
+        assert ask("POST", path, headers={"Content-Length": wrong.encode("utf-8")}, content=b"").status_code in (
             400,
             413,
         )
-    assert ask("POST", JOIN, content=b'{"data": ["' + b"x" * 100_000 + b'"]}').json()["bytes"] > 100_000
-    assert ask("POST", JOIN, content=b"1" * (MAX_BODY + 1)).status_code == 413
+    assert ask("POST", path, content=b'{"data": ["' + b"x" * 100_000 + b'"]}').json()["bytes"] > 100_000
+    assert ask("POST", path, content=b"1" * (MAX_BODY + 1)).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,7 @@ def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask):
         (JOIN, b'{"data": [' + b"{}," * 80_000 + b"0]}"),
         (JOIN, b'{"data": [' + b"0," * 100_000 + b"0]}"),
         (JOIN, b'{"data": ' + b"[" * 100_000),
+        (JOBS, b'{"form": [' + b"0," * 100_000 + b"0]}"),
         (CANCEL, b'{"data": {' + b'"a":[],' * 30_000 + b'"b":0}}'),
         (LOGIN, b"a&" * 100_000),
     ],
@@ -166,13 +170,16 @@ def test_whatever_its_type_says_a_body_is_checked_as_json(ask, content_type):
         "profiling/clear",
         "upload/x",
         "x/upload",
+        "reset",
+        "call/x/y",
     ],
 )
 def test_nothing_else_takes_a_body(ask, path):
     for method in ("POST", "PUT", "DELETE"):
         assert ask(method, f"/gradio_api/{path}", content=b"{}").status_code == 404
-    assert ask("GET", "/gradio_api/deep_link?session_hash=x").status_code == 404
-    assert ask("GET", f"/gradio_api/{path}").status_code == 200
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert ask(method, JOBS, content=b"{}").status_code == 404
+    assert ask("POST", JOBS, content=b"").status_code == 200
 
 
 def test_a_body_that_is_cut_or_stops_never_arrives(guarded, monkeypatch):
@@ -206,39 +213,64 @@ def file_data(path):
     return {"data": [None, [{"path": path, "meta": {"_type": "gradio.FileData"}}]], "fn_index": 1}
 
 
+# How a body names an uploaded file.
+NAMED = {
+    "an event": (JOIN, file_data),
+    "a call": ("/gradio_api/call/v2/generate", lambda path: {"prompt": "a cat", "init_image": {"path": path}}),
+    "a job": (JOBS, lambda path: {"kind": "generate", "form": {"init": {"upload": path}}}),
+    "photos": ("/app/drafts/x/photos", lambda path: {"uploads": [path]}),
+    "deep": (JOBS, lambda path: [[{"a": {"uploads": [path]}}]]),
+}
+
+
 def sent(answer):
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def test_an_event_may_name_an_own_upload_and_nothing_else(ask, served, tmp_path):
+@pytest.mark.parametrize("how", NAMED)
+def test_a_body_may_name_an_own_upload_and_nothing_else(ask, served, tmp_path, how):
+    address, body = NAMED[how]
     files = {"files": ("a.png", b"ann's")}
     (mine,), (same,) = sent(ask("POST", UPLOAD, files=files)), sent(ask("POST", UPLOAD, files=files))
     assert mine != same  # the names tell nothing about another's upload of the same file
     (served / "page").mkdir()
     (served / "page" / "result.png").write_bytes(b"x")
-    (served / "page" / "link.png").symlink_to(tmp_path / "outside")
-    (tmp_path / "outside").write_bytes(b"x")
-    assert ask("POST", JOIN, json=file_data(mine)).status_code == 200
-    assert ask("POST", JOIN, json=file_data(str(served / "page" / "result.png"))).status_code == 200
-    assert ask("POST", JOIN, json=file_data(mine), user="b").status_code == 400
-    assert ask("POST", JOIN, json=file_data(mine), user="").status_code == 400
     folder = re.sub("[^/]*/[^/]*$", "", mine)
-    refused = [str(served), str(served / "page"), folder, f"{folder}/../../page/result.png", str(tmp_path / "outside")]
-    refused += [str(served / "page" / "link.png"), "http://127.0.0.1/x.png", "https://example.org/x.png", "a\0b"]
+    Path(folder, "link.png").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside").write_bytes(b"x")
+    assert ask("POST", address, json=body(mine)).status_code == 200
+    assert ask("POST", address, json=body(None)).status_code == ask("POST", address, json=body("")).status_code == 200
+    for other in ("bob", ""):
+        assert ask("POST", address, json=body(mine), user=other).status_code == 400
+    refused = [str(served), str(served / "page"), folder, f"{folder}/../page/result.png", str(tmp_path / "outside")]
+    refused += [str(served / "page" / "result.png"), str(Path(folder, "link.png")), f"{folder}/../{Path(folder).name}"]
+    refused += ["http://127.0.0.1/x.png", "https://example.org/x.png", "a\0b", "x" * 100_000, "/etc/passwd", "page"]
     refused += [
         str(served / "page" / "gone.png"),
-        "x" * 100_000,
         f"{served}/{'x' * 5000}",
         "/" * 5000 + mine,
-        "/etc/passwd",
-        "page",
+        7,
+        {"a": 1},
+        [mine],
+        True,
     ]
     for path in refused:
-        assert ask("POST", JOIN, json=file_data(path)).status_code == 400, path
-    escaped = json.dumps(file_data(str(served / "page"))).replace('"path"', '"\\u0070ath"')
-    assert ask("POST", JOIN, content=escaped.encode()).status_code == 400
-    assert ask("POST", JOIN, content=b'{"data":').status_code == 400
+        assert ask("POST", address, json=body(path)).status_code == 400, path
+    escaped = json.dumps(body(str(served / "page")))
+    for name in ("path", "upload", "uploads"):
+        escaped = escaped.replace(f'"{name}"', f'"\\u00{ord(name[0]):02x}{name[1:]}"')
+    assert ask("POST", address, content=escaped.encode()).status_code == 400
+    assert ask("POST", address, content=b'{"data":').status_code == 400
+
+
+def test_only_its_user_gets_a_file(ask, served):
+    (mine,) = sent(ask("POST", UPLOAD, files={"files": ("a b.png", b"ann's")}))
+    (served / "other.png").write_bytes(b"x")
+    assert ask(path=f"{FILE}{mine}").status_code == 200
+    assert ask(path=f"{FILE}{mine}", user="bob").status_code == ask(path=f"{FILE}{mine}", user="").status_code == 404
+    for path in (served / "other.png", served, Path(mine).parent, "/etc/passwd", "http://127.0.0.1/", "", "C:\\x"):
+        assert ask(path=f"{FILE}{path}").status_code == 404
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------
@@ -359,16 +391,16 @@ def test_what_an_upload_took_is_free_again_when_its_file_is_used_or_old(ask, ser
     monkeypatch.setattr(uploads, "MAX_UPLOAD", 1_000_000)
     big, small = {"files": ("a", b"x" * 900_000)}, {"files": ("a", b"x" * 200_000)}
     (path,) = sent(ask("POST", UPLOAD, files=big))
-    assert ask("POST", UPLOAD, files=small, user="b").status_code == 507
+    assert ask("POST", UPLOAD, files=small, user="bob").status_code == 507
     Path(path).unlink()
-    (theirs,) = sent(ask("POST", UPLOAD, files=small, user="b"))
+    (theirs,) = sent(ask("POST", UPLOAD, files=small, user="bob"))
     sent(ask("POST", UPLOAD, files={"files": ("a", b"x" * 700_000)}))
     clock = time.monotonic() + 100
     monkeypatch.setattr(uploads, "time", SimpleNamespace(monotonic=lambda: clock))
-    sent(ask("POST", UPLOAD, files=small, user="b"))  # whoever has most makes room
+    sent(ask("POST", UPLOAD, files=small, user="bob"))  # whoever has most makes room
     assert Path(theirs).exists()
     clock += 4000
-    sent(ask("POST", UPLOAD, files=small, user="b"))
+    sent(ask("POST", UPLOAD, files=small, user="bob"))
     assert len(stored(served)) == 1
 
 

@@ -1,59 +1,75 @@
-"""The app ends when it is asked to, whatever is open and whoever waits."""
+"""The app ends when it is asked to, whatever is open and whoever waits; open pages are told."""
 
 import _thread
-import json
 import threading
+import time
+from contextlib import suppress
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
 import pytest
 
+from sdpersonal.app.backend import EventHub
+from sdpersonal.app.routes import events
 from sdpersonal.app.server.auth import Access
 from sdpersonal.app.server.server import serve
 from support import browser as browsers
 
 
 @pytest.fixture
-def page():
-    """A page with a job that ends when it is told to."""
-    stop = threading.Event()
+def server(monkeypatch):
+    """A server with the stream of events, and an endpoint that ends when it is told to."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")  # as `isolate_gradio` does
+    stop, hub = threading.Event(), EventHub()
+    server = gr.Server(docs_url=None, openapi_url=None)
+    server.include_router(events.router(SimpleNamespace(events=hub)))
 
-    def on_endless():
-        for number in range(10**6):
-            if stop.wait(0.05):
-                return
-            yield str(number)
+    @server.api(name="endless")
+    def endless(start: int) -> int:
+        number = start
+        while not stop.wait(0.05):
+            yield (number := number + 1)
 
-    with gr.Blocks(analytics_enabled=False) as page:
-        box = gr.Textbox()
-        gr.Button().click(on_endless, None, box)
-    page.end_jobs = stop.set
-    yield page
-    page.close(verbose=False)
+    def end_jobs():
+        hub.publish_to_all("closing", {})
+        stop.set()
+
+    server.end_jobs = end_jobs
+    return server
 
 
-def test_the_app_ends_beside_open_heartbeats_streams_and_jobs(page, tmp_path):
+def test_the_app_ends_beside_open_pages_heartbeats_streams_and_jobs(server, tmp_path):
     """Ctrl-C; SIGTERM is the same to the program."""
-    port, opened = browsers.free_port(), []
+    port, opened, told = browsers.free_port(), [], []
+
+    def watch(http, ready):
+        with suppress(httpx.HTTPError), http.stream("GET", "/app/events") as stream:
+            for line in stream.iter_lines():
+                told.append(line)
+                ready.set()
 
     def visit():
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as http:
-            (number,) = (entry["id"] for entry in http.get("/config").json()["dependencies"])
-            http.post("/gradio_api/queue/join", json={"data": [], "fn_index": number, "session_hash": "a"})
+            ready = threading.Event()
+            threading.Thread(target=watch, args=(http, ready), daemon=True).start()
+            event = http.post("/gradio_api/call/endless", json={"data": [1]}).json()["event_id"]
             with (
                 http.stream("GET", "/gradio_api/heartbeat/a") as heartbeat,
-                http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a"}) as stream,
+                http.stream("GET", f"/gradio_api/call/endless/{event}") as stream,
                 http.stream("GET", "/gradio_api/heartbeat/b"),
             ):
                 opened.append(heartbeat.status_code)
-                for line in stream.iter_lines():
-                    if "process_generating" in line:
-                        opened.append(json.loads(line[6:])["success"])
-                        break
+                opened.append(next(line for line in stream.iter_lines() if line.startswith("data: [")))
+                ready.wait(10)
+                began = time.monotonic()
                 _thread.interrupt_main()
-                page.server.thread.join(30)
+                server.get_blocks().server.thread.join(30)
+                opened.append(time.monotonic() - began < 4)
 
     visitor = threading.Thread(target=visit, daemon=True)
-    serve(page, Access(port), tmp_path, [], lambda line: visitor.start(), page.end_jobs)
-    assert opened == [200, True] and not page.server.thread.is_alive()
+    serve(server, Access(port), tmp_path, [], lambda line: visitor.start(), server.end_jobs)
     visitor.join(10)
+    assert not server.get_blocks().server.thread.is_alive()
+    assert opened[0] == 200 and opened[1].startswith("data: [") and opened[2]
+    assert told[:2] == ["event: hello", "data: {}"] and "event: closing" in told

@@ -25,10 +25,16 @@ HOSTILE = {
     "GRADIO_ANALYTICS_ENABLED": "True",
 }
 
-
-LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "num_images", "Steps": "steps"}
-LABELS |= {"Guidance scale": "guidance", "Size": "size", "Seed": "seed"}
-LABELS |= {"Init image": "init_image", "New seed each time": "fresh"}
+FORM = {
+    "prompt": "a cat on grass",
+    "num_images": 1,
+    "steps": 2,
+    "guidance": 4,
+    "width": 128,
+    "height": 128,
+    "seed": "0",
+}
+_ENDED = ("done", "stopped", "failed")
 
 
 class Server:
@@ -68,25 +74,25 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
-    def config(self) -> dict:
-        return self.http.get("/config").json()
-
-    def handler(self, name: str) -> dict:
-        return _handler(self.config(), name)
-
-    def join(self, session: str, handler: str = "on_generate", **form: str) -> httpx.Response:
-        """Ask as the page does. form: raw JSON by the labels of what the handler takes, because JSON proper has no NaN;
-        of the rest what stands there when the page opens."""
-        config = self.config()
-        called = _handler(config, handler)
-        parts = {part["id"]: part["props"] for part in config["components"]}
-        given = [(parts[number].get("label"), json.dumps(parts[number].get("value"))) for number in called["inputs"]]
-        data = ", ".join(form.get(LABELS.get(label, label), usual) for label, usual in given)
-        body = f'{{"data": [{data}], "fn_index": {called["id"]}, "session_hash": "{session}"}}'
-        return self.post("/gradio_api/queue/join", body)
-
     def post(self, path: str, body: str) -> httpx.Response:
+        """Send raw text as JSON."""
         return self.http.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    def post_json(self, path: str, body: object = None) -> httpx.Response:
+        """Send a value as the page does; NaN is written as such, which is no JSON proper."""
+        return self.post(path, json.dumps({} if body is None else body))
+
+    def get_json(self, path: str, **params: object) -> dict:
+        """What a route answers; other answers than 200 are errors."""
+        answer = self.http.get(path, params=params)
+        answer.raise_for_status()
+        return answer.json()
+
+    def upload(self, *files: tuple[str, bytes]) -> list[str]:
+        """Upload files, (name, content) each; return the paths by which requests name them."""
+        answer = self.http.post("/gradio_api/upload", files=[("files", file) for file in files])
+        answer.raise_for_status()
+        return answer.json()
 
     def log_in(self, name: str, password: str) -> int:
         """The status of the answer; whoever was logged in before is not any more where it is 200."""
@@ -94,41 +100,29 @@ class Server:
         self.last_cookies = answer.headers.get_list("set-cookie")
         return answer.status_code
 
-    def ask(self, handler: str, **form: str) -> str:
-        """What a handler answers, as text."""
-        session = f"a{time.monotonic_ns()}"
-        self.join(session, handler, **form)
-        return self.ending(session)
+    def submit(self, kind: str = "generate", **form: object) -> httpx.Response:
+        """Queue a job on the usual form with these fields changed."""
+        return self.post_json("/app/jobs", {"kind": kind, "form": FORM | form})
 
-    def draw(self, **form: str) -> dict:
-        """The last message about a drawing, or {"refused": status}."""
-        session = f"s{time.monotonic_ns()}"
-        usual = {
-            "prompt": '"a cat on grass"',
-            "num_images": "1",
-            "steps": "2",
-            "guidance": "4",
-            "size": '"128x128"',
-            "seed": "0",
-        }
-        joined = self.join(session, **(usual | {"fresh": "false"} | form))
-        if joined.status_code != 200:
-            return {"refused": joined.status_code}
-        return self.last(session)
+    def draw(self, **form: object) -> dict:
+        """The job of a small image when it has ended, or {"refused": status, "error": text}."""
+        answer = self.submit(**form)
+        if answer.status_code != 200:
+            text = answer.json().get("error", "") if "json" in answer.headers.get("content-type", "") else answer.text
+            return {"refused": answer.status_code, "error": text}
+        return self.wait_for_job(answer.json()["id"])
 
-    def last(self, session: str) -> dict:
-        """The last message that a session gets."""
-        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line[6:]) if line.startswith("data: ") else {}
-                if message.get("msg") == "process_completed":
-                    return message
-        raise RuntimeError("the stream ended early")
+    def wait_for_job(self, job_id: str, seconds: float = 120, client: httpx.Client | None = None) -> dict:
+        """The job when it has ended. client: of the user whose job it is."""
+        return self.wait_for_jobs([job_id], seconds, client)[0]
 
-    def ending(self, session: str) -> str:
-        """As text."""
-        return json.dumps(self.last(session))
-
-
-def _handler(config: dict, name: str) -> dict:
-    return next(handler for handler in config["dependencies"] if handler["api_name"].startswith(name))
+    def wait_for_jobs(self, job_ids: list[str], seconds: float = 120, client: httpx.Client | None = None) -> list[dict]:
+        """The jobs when all have ended: each is asked for until then, since only the last ended ones stay listed."""
+        until, ended = time.monotonic() + seconds, {}
+        while time.monotonic() < until:
+            jobs = (client or self.http).get("/app/jobs").json()["jobs"]
+            ended |= {job["id"]: job for job in jobs if job["state"] in _ENDED}
+            if all(job_id in ended for job_id in job_ids):
+                return [ended[job_id] for job_id in job_ids]
+            time.sleep(0.1)
+        raise RuntimeError(f"{[job_id for job_id in job_ids if job_id not in ended]} did not end in {seconds} s")

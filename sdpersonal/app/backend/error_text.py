@@ -39,6 +39,7 @@ LABELS = {
     "lr": "Learning rate",
     "rank": "LoRA rank",
     "resolution": "Resolution",
+    "sample_prompts": "Sample prompts",
 }
 
 

@@ -7,6 +7,8 @@ import threading
 from collections import defaultdict
 from typing import Any
 
+CLOSING = "closing"  # the kind of the last event: the app ends
+
 
 class Subscription:
     """What one open page has yet to be told: of each event only the newest version, so that a slow page falls no
@@ -67,6 +69,11 @@ class EventHub:
     def is_watched(self, user: str | None) -> bool:
         """Return whether a page of the user is open."""
         return bool(self._subscriptions.get(user))
+
+    def watching_users(self) -> list[str | None]:
+        """Return the users who have a page open."""
+        with self._lock:
+            return [user for user, subscriptions in self._subscriptions.items() if subscriptions]
 
     def publish(self, user: str | None, kind: str, data: Any, key: str = "") -> None:
         """Send an event to the user's pages. data: for JSON; key: of the thing that it is about, if there are many."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from ..backend import App
+from ..backend.events import CLOSING
 from .requests import User
 
 _KEEP_ALIVE_SECONDS = 20.0  # between comments that show that the connection is alive
@@ -33,3 +34,5 @@ async def _stream(app: App, user: str | None) -> AsyncIterator[str]:
         while True:
             for kind, data in await subscription.next(_KEEP_ALIVE_SECONDS) or [("", None)]:
                 yield f"event: {kind}\ndata: {json.dumps(data)}\n\n" if kind else ": alive\n\n"
+                if kind == CLOSING:
+                    return  # the server would wait for the stream otherwise

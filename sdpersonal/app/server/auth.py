@@ -186,5 +186,7 @@ def isolate_gradio() -> Path:
     served = storage.make_folder(folder / "served")
     os.environ["GRADIO_TEMP_DIR"] = str(served)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # of the API, whose times it would keep
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # and sum up after each
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe every program on this machine; see `protect`
     return served

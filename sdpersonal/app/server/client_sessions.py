@@ -80,7 +80,8 @@ class ClientSessionMiddleware:
         for session in sessions:
             self._remember(scope["app"], user, session)
         if posts:
-            await self.app(scope, receive, self._reader_of_id(scope["app"], user, send) if begins else send)
+            calls = path.startswith(_CALL)
+            await self.app(scope, receive, self._reader_of_id(scope["app"], user, send) if calls else send)
             for session in sessions:
                 self._watch(scope["app"], user, session)
         else:

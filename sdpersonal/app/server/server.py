@@ -16,7 +16,7 @@ import gradio as gr
 from gradio.routes import App as GradioApp
 
 from ..backend import App
-from ..routes import events, library, page, state
+from ..routes import events, library, models, page, state, trainings
 from ..routes.requests import add_error_handlers
 from .api import add_endpoints
 from .auth import LOCALHOST, Access, port_taken_error
@@ -30,7 +30,14 @@ POLL_SECONDS = 0.1  # seconds between polls of Gradio's queue, which has the HTT
 PROGRESS_SECONDS = 0.5  # seconds between Gradio's looks for progress to tell, also while nothing runs
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have a queue of their own
 END_SECONDS = 1  # that open connections have to end when the app ends: a stream of events would never
-ROUTERS = (page.router, state.router, events.router, library.router)
+ROUTERS = (
+    page.router,
+    state.router,
+    events.router,
+    library.router,
+    models.router,
+    trainings.router,
+)
 
 
 def build_server(app: App, served_dir: Path, api: bool = True) -> gr.Server:

@@ -100,6 +100,14 @@ def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
         return None
 
 
+def download_folder(hub_id: str) -> Path:
+    """Return the folder of the cache in which the bytes of a model arrive."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="model") / "blobs"
+
+
 def _to_user_error(error: Exception, name: str, hub_id: str, missing: str | None, hint: str) -> UserError:
     kind = type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

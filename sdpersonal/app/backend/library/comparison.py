@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from ....concepts.compare import PARALLEL_COSINE, UNRELATED_COSINE, Similarity, advise, compare
 from ....concepts.library import Entry, Library
 from ....errors import UserError
-from .concept_details import entry_facts, parse_token
-from .tiles import thumbnail_data_url
+from .card_text import main_facts, score_facts, settings_facts
+from .concept_details import parse_token
+from .thumbnails import thumb_url
 
 MAX_CONCEPTS = 4  # concepts in one check
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two concepts side by side. tokens, thumbnails (data URLs or ""): of both; rows: (fact, first's value, second's);
-    sentences: how similar their weights are."""
+def compare_concepts(library: Library, first: object, second: object) -> dict[str, Any]:
+    """Compare two concepts, or two versions of one.
 
-    tokens: tuple[str, str]
-    thumbnails: tuple[str, str]
-    rows: tuple[tuple[str, str, str], ...]
-    sentences: tuple[str, ...]
-
-
-def compare_concepts(library: Library, first: object, second: object) -> Comparison:
-    """Compare two concepts, or two versions of one. Raises UserError."""
+    Returns {tokens, images: of both; rows: [[fact, first's value, second's]]; sentences: how similar their weights
+    are}. Raises UserError.
+    """
     a, b = (_find_undamaged(library, token) for token in (first, second))
     if a.token == b.token:
         raise UserError("Both are the same concept.", "Choose two different ones.")
-    first_facts, second_facts = dict(entry_facts(a)), dict(entry_facts(b))
-    rows = tuple(
-        (name, first_facts[name], second_facts[name]) for name in first_facts if first_facts[name] or second_facts[name]
-    )
-    return Comparison(
-        (str(a.token), str(b.token)),
-        (thumbnail_data_url(a, 256), thumbnail_data_url(b, 256)),
-        rows,
-        _similarity_sentences(library, a, b),
-    )
+    first_facts, second_facts = _all_facts(a), _all_facts(b)
+    rows = [
+        (name, first_facts.get(name, ""), second_facts.get(name, ""))
+        for name in dict.fromkeys([*first_facts, *second_facts])
+    ]
+    return {
+        "tokens": (str(a.token), str(b.token)),
+        "images": (thumb_url(a, "large"), thumb_url(b, "large")),
+        "rows": rows,
+        "sentences": _similarity_sentences(library, a, b),
+    }
 
 
-def check_conflicts(library: Library, tokens: object) -> str:
+def check_conflicts(library: Library, tokens: object) -> list[str]:
     """Describe how these concepts are mixed in one prompt, their conflicts, and strengths to try. Raises UserError."""
     if not isinstance(tokens, list | tuple) or not 2 <= len(tokens) <= MAX_CONCEPTS:
         raise UserError(f"Choose 2 to {MAX_CONCEPTS} concepts.")
@@ -51,7 +46,12 @@ def check_conflicts(library: Library, tokens: object) -> str:
     sentences = [pair.text for pair in pairs]
     if not any(pair.conflict for pair in pairs):
         sentences.append("No conflicts: they can be used in one prompt.")
-    return "\n".join(sentences)
+    return sentences
+
+
+def _all_facts(entry: Entry) -> dict[str, str]:
+    card = entry.card
+    return dict([*main_facts(entry), *(settings_facts(card) + score_facts(card) if card else ())])
 
 
 def _find_undamaged(library: Library, token_text: object) -> Entry:
@@ -61,12 +61,12 @@ def _find_undamaged(library: Library, token_text: object) -> Entry:
     return entry
 
 
-def _similarity_sentences(library: Library, a: Entry, b: Entry) -> tuple[str, ...]:
+def _similarity_sentences(library: Library, a: Entry, b: Entry) -> list[str]:
     if a.card and b.card and a.card.base != b.card.base:
-        return ("They are made for different kinds of models, so their weights cannot be compared.",)
+        return ["They are made for different kinds of models, so their weights cannot be compared."]
     if a.identity == b.identity:
-        return ("Their embeddings and weights are identical.",)
-    return tuple(_format_similarity(compare(library.get(a.token), library.get(b.token))))
+        return ["Their embeddings and weights are identical."]
+    return _format_similarity(compare(library.get(a.token), library.get(b.token)))
 
 
 def _format_similarity(similarity: Similarity) -> list[str]:

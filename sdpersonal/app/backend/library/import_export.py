@@ -15,7 +15,8 @@ from .... import storage
 from ....concepts.exporters import FORMATS, Export, Format, export
 from ....concepts.importers.sources import DROPPED, STEPS, find_concepts
 from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, join_parts
-from ....concepts.library import OTHER_PART_HINT, TAKEN_HINT
+from ....concepts.library import OTHER_PART_HINT, TAKEN_HINT, Library
+from ....display.units import format_bytes
 from ....errors import UserError, printable
 from ....prompts import Token
 from ..workspace import Workspace
@@ -32,6 +33,7 @@ PROGRAMS = {
     "onetrainer": "OneTrainer",
     "sd-concepts-library": "sd-concepts-library (old notebooks)",
 }
+_IMPORT_STEP = "Drop the file on the Library tab of the other sdpersonal."
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _PAGE_HINTS = {  # the command line's hints in the page's words
     TAKEN_HINT: "Enter another name, or choose what to do if the name is taken, and drop it again.",
@@ -42,6 +44,7 @@ _FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
     "--base FOLDER": "Its folder may be a model.",
     "--base FILE": "Start the app with --bases and the file's folder, and choose it on the Models tab.",
     "--base": "It is a model, not a concept.",
+    "--format native": "Export it for sdpersonal, and generate with it here.",
 }
 
 
@@ -58,7 +61,6 @@ class ImportedFile:
 
 def import_uploads(
     workspace: Workspace,
-    page: str,
     dropped: object,
     as_: object = "",
     replace: object = False,
@@ -66,13 +68,13 @@ def import_uploads(
 ) -> list[ImportedFile]:
     """Import uploaded files, then delete the uploads; parts of one concept that were dropped together are joined.
 
-    as_: the token of a single concept; replace: whether to replace the concept of that name; duplicates: as in
+    as_: the token of a single concept, or ""; replace: whether to replace the concept of that name; duplicates: as in
     `importing.import_all`. Raises UserError.
     """
     paths = _check_uploads(workspace, dropped)
     if duplicates not in DUPLICATES:
         raise UserError("Choose what to do if the name is taken.", f"One of {', '.join(DUPLICATES)}.")
-    folder = storage.make_folder(workspace.session_dir(page) / f"arrivals-{secrets.token_hex(4)}")
+    folder = storage.make_folder(workspace.served_dir / f"arrivals-{secrets.token_hex(16)}")
     try:
         token = _parse_token(as_)
         moved = _group_files(paths, folder)
@@ -91,29 +93,53 @@ def import_uploads(
             workspace.remove_empty_folders(path)
 
 
+def import_message(files: Sequence[ImportedFile]) -> str:
+    """Say in one sentence how many were imported."""
+    counts = {status: sum(file.status == status for file in files) for status in ("imported", "here already")}
+    parts = [f"{count} {status}" for status, count in counts.items() if count]
+    refused = len(files) - sum(counts.values())
+    parts += [f"{refused} not imported"] if refused else []
+    return f"{', '.join(parts)}.".capitalize()
+
+
 @dataclass(frozen=True)
 class ExportDownload:
-    """A concept for another program. path: the single file, or a zip with README; steps: how to install it."""
+    """A concept for another program. name, data: the single file, or a zip with README; steps: how to install it."""
 
-    path: Path
+    name: str
+    data: bytes
     program: str
     places: tuple[tuple[str, str], ...]  # (file, where in the program it goes)
     steps: tuple[str, ...]
     typed: str
     notes: tuple[str, ...]
 
+    def as_json(self) -> dict[str, object]:
+        """Return all but the data, with its size in words."""
+        return {
+            "name": self.name,
+            "size": format_bytes(len(self.data)),
+            "program": self.program,
+            "places": self.places,
+            "steps": self.steps,
+            "typed": self.typed,
+            "notes": self.notes,
+        }
 
-def make_export_download(workspace: Workspace, page: str, token: object, format: object) -> ExportDownload:
-    """Export a concept into the session folder for download. Raises UserError."""
+
+def make_export(library: Library, token: object, format: object) -> ExportDownload:
+    """Export a concept for download. Raises UserError."""
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
-    concept = workspace.library.get(parse_token(token))
-    exported = export(concept, cast(Format, format))
+    concept = library.get(parse_token(token))
+    try:
+        exported = export(concept, cast(Format, format))
+    except UserError as error:
+        raise UserError(error.message, page_hint(error.hint)) from None
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
-    target = workspace.session_dir(page) / name
-    storage.write_bytes(target, data)
     places = tuple((name, destination) for name, destination in exported.destinations.items() if name != "README.md")
-    return ExportDownload(target, exported.program, places, exported.install, exported.prompt_text, exported.notes)
+    steps = tuple(_IMPORT_STEP if step.startswith("sdpersonal ") else step for step in exported.install)
+    return ExportDownload(name, data, exported.program, places, steps, exported.prompt_text, exported.notes)
 
 
 def _pack(exported: Export, stem: str) -> tuple[str, bytes]:

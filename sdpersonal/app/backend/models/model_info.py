@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ....config.base import BaseKind
@@ -50,10 +51,15 @@ class ModelInfo:
             schedulers=_schedulers_of(base),
         )
 
+    @property
+    def title(self) -> str:
+        """The name without the folders that it is in, which are nobody's business on a page."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
     def to_json(self) -> dict[str, Any]:
         """Return the facts that the page shows."""
         return {
-            "name": self.name,
+            "name": self.title,
             "kind": self.kind,
             "resolution": self.resolution,
             "guidance": self.guidance,
@@ -67,7 +73,7 @@ class ModelInfo:
     def line(self) -> str:
         """Describe the model in one line."""
         place = "GPU" if self.device == "cuda" else "CPU"
-        text = f"Model: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
+        text = f"Model: {self.title}, {self.resolution}x{self.resolution} pixels, on the {place}."
         if self.kind == "tiny":
             text += " It is built in: small and fast, with toy-like images."
         return f"{text} {self.safety}"

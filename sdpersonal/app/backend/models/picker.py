@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .... import storage
 from ....concepts.card import BASE_TITLES
@@ -16,7 +17,7 @@ from ....display.units import GB
 from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
-from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
+from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, download_folder, files_to_fetch
 from .. import App
 from .hardware import MODEL_SIZES, Hardware, check_fit, training_memory_text
 from .model_info import ModelInfo
@@ -36,24 +37,60 @@ FIXED_BASE = "Whoever started this app chose the model; all users share it."
 @dataclass(frozen=True)
 class ModelChoice:
     """A model on offer. name: what it is chosen by; download_gb: GB to download first; fits: whether this machine can
-    generate with it, None if unknown; requirements: a sentence on disk and memory."""
+    generate with it, None if unknown; requirements: sentences on disk and memory; path: what is loaded for it."""
 
     name: str
     title: str
     download_gb: float
     fits: bool | None
-    requirements: str
+    requirements: tuple[str, ...]
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class ModelDownload:
+    """What has to be downloaded of a model. folder: where the bytes arrive."""
+
+    name: str
+    gigabytes: float
+    folder: Path
 
     @property
-    def label(self) -> str:
-        return self.name if self.title == self.name else f"{self.name}: {self.title}"
+    def question(self) -> str:
+        """What to ask before it is downloaded."""
+        return (
+            f"{printable(self.name)} is not on this machine. "
+            f"Download {self.gigabytes:.1f} GB from the Hugging Face Hub?"
+        )
+
+
+def models_page(app: App) -> dict[str, Any]:
+    """Return what the Models tab shows: {facts, reproducing: of the loaded model, machine, fixed: why nobody can switch,
+    or "", models: those on offer}."""
+    return {
+        "facts": model_facts(app.generation.base),
+        "reproducing": [("Fingerprint (SHA-256)", app.generation.base.version)],
+        "machine": Hardware.detect().describe(),
+        "fixed": FIXED_BASE if app.fixed_base else "",
+        "models": [
+            {
+                "name": model.name,
+                "title": model.title,
+                "download": model.download_gb,
+                "fits": model.fits,
+                "requirements": list(model.requirements),
+                "is_loaded": app.generation.base.name in (model.name, model.path),
+            }
+            for model in list_models(app)
+        ],
+    }
 
 
 def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
     """Return the facts of the loaded model as (name, text)."""
     place = "GPU" if facts.device == "cuda" else "CPU"
     return [
-        ("Model", facts.name),
+        ("Model", facts.title),
         ("Architecture", BASE_TITLES[facts.kind]),
         ("Image size", f"{facts.resolution} x {facts.resolution} pixels"),
         ("Parameters", f"{facts.parameters / 1e6:,.0f} million in {facts.precision}"),
@@ -61,7 +98,6 @@ def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
         ("Scheduler", facts.sampler),
         ("Guidance scale", f"{facts.guidance:g}"),
         ("Safety checker", facts.safety),
-        ("Version", facts.version[:16]),
     ]
 
 
@@ -73,41 +109,41 @@ def list_models(app: App) -> list[ModelChoice]:
         TITLES[BUILT_IN],
         0.0,
         True,
-        "On this machine. Generates in seconds and trains in minutes, even on a CPU.",
+        ("On this machine.", "Generates in seconds and trains in minutes, even on a CPU."),
     )
     return [built_in, *(_known_model(name, machine) for name in MODEL_SIZES), *_models_in_folder(app.bases)]
 
 
-def download_question(app: App, name: object) -> str:
-    """Return the question to confirm before a model is downloaded; "" if it is on this machine already.
+def find_download(app: App, name: object) -> ModelDownload | None:
+    """Return what has to be downloaded before a model can be loaded; None if it is on this machine already.
 
-    Raises UserError if the name cannot be a model, or may not be chosen here.
+    Raises UserError if the name cannot be a model, may not be chosen here, or needs more disk than is free.
     """
-    name = _check_name(app, name)
+    name = check_name(app, name)
     if name not in MODEL_SIZES and not HUB_ID.fullmatch(name):
-        return ""
+        return None
     hub_id = SHORT_NAMES.get(name, name)
     if cached_folder(hub_id, None, missing_file):
-        return ""
+        return None
     size, free = _DOWNLOADS.get(name) or _download_size(hub_id), Hardware.detect().disk / GB
     if size > free:
         raise UserError(
             f"{printable(name)} takes {size:.1f} GB, and {free:.1f} GB of disk are free.", "Free some disk space first."
         )
-    return f"{printable(name)} is not on this machine. Download {size:.1f} GB from the Hugging Face Hub?"
+    return ModelDownload(name, size, download_folder(hub_id))
 
 
 def switch_model(app: App, name: object, agreed: object = False) -> str:
-    """Load another model once no job is half done; return its description. agreed: the answer to `download_question`.
+    """Load another model once no job is half done; return its description. agreed: to a download, if one is needed.
 
     Raises UserError if it cannot be loaded; the next job then uses the former one.
     """
-    if agreed is not True and (question := download_question(app, name)):
-        raise UserError(question, "Nothing was downloaded.")
-    return app.generation.switch_base(_model_path(app, _check_name(app, name)))
+    if agreed is not True and (download := find_download(app, name)):
+        raise UserError(download.question, "Nothing was downloaded.")
+    return app.generation.switch_base(_model_path(app, check_name(app, name)))
 
 
-def _check_name(app: App, name: object) -> str:
+def check_name(app: App, name: object) -> str:
     """Return the name if it is on offer or a Hub id, never a path that a page sent. Raises UserError."""
     if app.fixed_base:
         raise UserError(FIXED_BASE)
@@ -144,14 +180,15 @@ def _known_model(name: str, machine: Hardware) -> ModelChoice:
         f"{TITLES[name]}, {size.side} x {size.side}",
         fetch,
         fits,
-        f"{disk} {fit_text} {training_memory_text(size, machine)}",
+        (disk, fit_text, training_memory_text(size, machine)),
+        SHORT_NAMES[name],
     )
 
 
 def _models_in_folder(folder: Path | None) -> list[ModelChoice]:
     return [
-        ModelChoice(name, name, 0.0, None, "On this machine, in the folder of --bases.")
-        for name, _ in _model_paths(folder)
+        ModelChoice(name, name, 0.0, None, ("On this machine, in the folder of models.",), str(path))
+        for name, path in _model_paths(folder)
     ]
 
 

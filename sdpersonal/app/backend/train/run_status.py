@@ -18,19 +18,18 @@ from ....training.run_dir import (
     PROGRESS_FILE,
     RESULT_FILE,
     latest_step,
-    parse_progress,
     read_json,
     to_number,
     to_step,
     to_text,
 )
+from .run_progress import LossPoints, ProgressReader
 from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
 
 PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
-RunState = Literal["starting", "training", "finishing", "done", "stopped", "failed", "damaged"]
+RunState = Literal["waiting", "starting", "training", "finishing", "done", "stopped", "failed", "damaged"]
 RUNNING_STATES = ("starting", "training", "finishing")
-_TEXT, _LINES = 200_000, 64 << 20  # bytes read at most; the log of 100,000 steps has 10 MB
-_MAX_POINTS = 200_000  # more than a run may have steps
+_TEXT = 200_000  # bytes of a log read at most
 _MAX_LEFT = 1e8  # seconds, three years
 _MAX_AHEAD = 86_400.0  # seconds by which a run may have begun after the present time: the clock was set back
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
@@ -38,18 +37,12 @@ _KILLED_MESSAGE = "The process ended without a message: it was killed, or the ma
 
 
 @dataclass(frozen=True)
-class LossPoints:
-    """Losses of the steps as (step, loss); fixed_batch_losses: those of the fixed batch."""
-
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    fixed_batch_losses: list[tuple[int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """Status of a run. started_at: seconds since 1970; step of steps; points: the loss curve; message: the trainer's
     last line that is worth showing, or what is damaged; cost: measurements of the dry run ({} before it); token,
-    seconds: of the finished concept; pending_command: one that the trainer has not read yet, else ""."""
+    seconds: of the finished concept; best: its step; pending_command: one that the trainer has not read yet, else "";
+    queued_at: of a waiting run, the place in the line; created_at: seconds since 1970, also after a resume; photos:
+    their number, 0 if unknown; is_dismissed: whether the finished run is no longer shown."""
 
     folder: Path
     state: RunState
@@ -63,7 +56,17 @@ class RunStatus:
     cost: dict[str, float] = field(default_factory=dict)
     token: str = ""
     seconds: float = 0.0
+    best: int = 0
     pending_command: str = ""
+    queued_at: float = 0.0
+    created_at: float = 0.0
+    photos: int = 0
+    is_dismissed: bool = False
+
+    @property
+    def id(self) -> str:
+        """The run's name among its user's runs."""
+        return self.folder.name
 
     @property
     def running(self) -> bool:
@@ -73,42 +76,6 @@ class RunStatus:
     def can_resume(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return self.state == "stopped"
-
-
-@dataclass
-class ProgressReader:
-    """Incremental reader of a run's `progress.jsonl`; `offset`: bytes read so far."""
-
-    path: Path
-    offset: int = 0
-    last: dict[str, Any] = field(default_factory=dict)
-    points: LossPoints = field(default_factory=LossPoints)
-
-    def update(self) -> None:
-        try:
-            with storage.open_to_read(self.path) as file:
-                size = file.seek(0, 2)
-                if size > _LINES:  # no log of ours
-                    return
-                if size < self.offset:  # a resumed run truncates the file to its checkpoint
-                    self.offset, self.last, self.points = 0, {}, LossPoints()
-                file.seek(self.offset)
-                data = file.read(_LINES)
-        except UserError:
-            return
-        complete_lines = data[: data.rfind(b"\n") + 1]
-        self.offset += len(complete_lines)
-        for line in complete_lines.splitlines():
-            self._add_line(line)
-
-    def _add_line(self, line: bytes) -> None:
-        entry = parse_progress(line)
-        if entry is None or len(self.points.losses) >= _MAX_POINTS:
-            return
-        self.last = entry
-        self.points.losses.append((entry["step"], entry["loss"]))
-        if "fixed" in entry:
-            self.points.fixed_batch_losses.append((entry["step"], entry["fixed"]))
 
 
 class RunStatusReader:
@@ -135,13 +102,25 @@ class RunStatusReader:
         alive = parse_process(process_info).is_alive()
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.update()
-        status = RunStatus(folder, "done", settings, began, points=progress.points, cost=read_json(folder / COST_FILE))
+        status = RunStatus(
+            folder,
+            "done",
+            settings,
+            began,
+            points=progress.points,
+            cost=read_json(folder / COST_FILE),
+            queued_at=to_number(process_info.get("queued")),
+            created_at=to_number(process_info.get("created"), time.time() + _MAX_AHEAD) or began,
+            photos=to_step(process_info.get("photos")),
+            is_dismissed=process_info.get("away") is True,
+        )
         if alive:
             return _running_status(status, progress.last)
         if result:
             return replace(
                 status,
                 step=to_step(result.get("steps")),
+                best=to_step(result.get("best")),
                 token=to_text(result.get("token")) or to_text(settings.get("token")),
                 seconds=to_number(result.get("seconds"), _MAX_LEFT),
             )
@@ -188,6 +167,8 @@ def _ended_status(status: RunStatus, last: dict[str, Any], damaged_file: str) ->
     status = replace(status, step=to_step(last.get("step")), steps=to_step(last.get("steps")))
     if damaged_file:
         return replace(status, state="damaged", message=f"Its file {damaged_file} is damaged or missing.")
+    if status.queued_at:
+        return replace(status, state="waiting", step=latest_step(status.folder) or 0)
     status = replace(status, state="failed", message=_last_message(_read_tail(status.folder / ERRORS_FILE)))
     saved = latest_step(status.folder)
     return replace(status, state="stopped", step=saved) if saved else status
@@ -252,6 +233,14 @@ def list_folders(folder: Path) -> list[Path]:
     except OSError:
         return []
     return [folder / name for name in names if not name.startswith(".") and os.path.isdir(folder / name)]
+
+
+def write_process(folder: Path, process: Process, **values: float | bool) -> None:
+    """Write which process a run is, and these values; when it was made, and on how many photos, stays."""
+    info = read_json(folder / PROCESS_FILE)
+    lasting = {"created": to_number(info.get("created")), "photos": to_step(info.get("photos"))}
+    known = {name: value for name, value in lasting.items() if value}
+    storage.write_json(folder / PROCESS_FILE, known | {"pid": process.pid, "born": process.create_time} | values)
 
 
 def list_runs(folder: Path) -> Sequence[Path]:

@@ -1,125 +1,268 @@
-"""Build the view of a training for the page: texts, a progress bar, a loss curve, sample images."""
+"""Describe a training for the page: a summary for the list, and its details, as JSON."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from .... import storage
 from ....config import CONCEPT_KINDS
 from ....display.units import GB, format_minutes
 from ....errors import UserError, printable
+from ....prompts import Token
+from ....training.own_prompts import read_own_prompts
 from ....training.run_dir import (
-    CLASS_NOUN_IMAGE,
+    KEPT_FILE,
+    PROMPTS_FILE,
     REPORT_FILE,
-    SAMPLES_FILE,
+    VALIDATIONS_FILE,
     VALIDATIONS_FOLDER,
+    checkpoint_steps,
+    has_snapshot,
+    read_json,
     to_number,
+    to_step,
     to_text,
+    validation_folders,
     validation_images,
 )
-from ..workspace import Workspace
-from .loss_plot import loss_svg, progress_html
+from .loss_curve import loss_curve
+from .run_advice import advice_after, name_fields, page_text
+from .run_images import ShownImage, class_images, photo_urls, samples_url, timeline_images
 from .run_status import RunStatus
+from .training_service import TrainingService
 
-_LARGEST = 64 << 20  # bytes of an image or a report
-_PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a PNG
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A training as the page shows it. title, text: its status; bar, curve: HTML made of numbers; images: (file in
-    the session folder, caption); score: the best validation so far; stamp: changes with the images only."""
-
-    title: str
-    text: str
-    bar: str = ""
-    curve: str = ""
-    images: tuple[tuple[str, str], ...] = ()
-    score: str = ""
-    stamp: str = ""
-    prompts: tuple[str, ...] = ()
-    report: str = ""
+_MAX_RUNS = 100  # in the list
+_MAX_TIMELINE = 200  # validations
+_COMMANDS: dict[str, tuple[str, ...]] = {
+    "waiting": ("cancel",),
+    "starting": ("cancel",),
+    "training": ("sample", "keep", "pause", "cancel"),
+    "finishing": ("cancel",),
+    "done": ("dismiss", "discard"),
+    "stopped": ("resume", "discard"),
+    "failed": ("resume", "discard"),
+    "damaged": ("discard",),
+}
 
 
-def run_view(status: RunStatus, workspace: Workspace, page: str, seen: str = "") -> RunView:
-    """Build the view of a run. seen: stamp of the images that the page shows already, which are not copied again."""
+# --- the list ---------------------------------------------------------------------------------------------------------
+
+
+def run_summaries(runs: Sequence[RunStatus], service: TrainingService) -> list[dict[str, Any]]:
+    """Describe the runs for the list."""
+    return [run_summary(run, service) for run in runs[:_MAX_RUNS]]
+
+
+def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
+    """Describe a run in one line, with its progress."""
+    title, text = _words(status, service)
+    losses = status.points.losses
+    settings = status.settings
+    return {
+        "id": status.id,
+        "token": printable(status.token or _token(status), 100),
+        "state": status.state,
+        "step": status.step,
+        "steps": status.steps or to_step(settings.get("steps")),
+        "left": round(status.seconds_left) if status.seconds_left is not None else None,
+        "message": title,
+        "text": text,
+        "thumb": _thumb(status),
+        "method": to_text(settings.get("method")) or "textual-inversion",
+        "kind": to_text(settings.get("kind")) or "object",
+        "noun": _noun(status),
+        "model": to_text(settings.get("base")),
+        "photos": status.photos,
+        "photo_count": status.photos,
+        "created": status.created_at,
+        "started": status.started_at,
+        "ahead": service.waiting_before(status) if status.state == "waiting" else 0,
+        "loss": losses[-1][1] if losses and status.running else None,
+    }
+
+
+def timeline_stamp(status: RunStatus) -> tuple[object, ...]:
+    """Return what changes with the run's timeline, and with nothing else of it."""
+    names = (VALIDATIONS_FOLDER, VALIDATIONS_FILE, KEPT_FILE, PROMPTS_FILE, REPORT_FILE)
+    return status.state, *(_modified_at(status.folder / name) for name in names)
+
+
+def _thumb(status: RunStatus) -> str | None:
+    steps = sorted({*validation_folders(status.folder), *validation_images(status.folder)}, reverse=True)
+    step = status.best if status.best in steps else next(iter(steps), None)
+    if step is not None and (images := timeline_images(status, step)):
+        return images[0].url
+    return next(iter(photo_urls(status)), None)
+
+
+# --- the details ------------------------------------------------------------------------------------------------------
+
+
+def run_details(status: RunStatus, service: TrainingService) -> dict[str, Any]:
+    """Describe a run with its timeline, curve and verdict."""
+    timeline, verdict = _timeline(status)
+    return run_summary(status, service) | {
+        "timeline": timeline,
+        "class_images": [{"url": image.url, "prompt": image.prompt} for image in class_images(status)],
+        "photos": [{"thumb": url} for url in photo_urls(status)],
+        "curve": loss_curve(status.points),
+        "verdict": verdict,
+        "prompts": own_prompts(status),
+        "can_set_prompts": status.state in ("waiting", "starting", "training", "stopped", "failed"),
+        "try_prompts": list(_ready_prompts(status, service)) if status.state == "done" else [],
+        "samples": samples_url(status),
+        "report": _report_url(status),
+        "advice": [asdict(advice) for advice in advice_after(status)],
+        "commands": list(_COMMANDS[status.state]),
+        "kept": kept_tokens(status.folder),
+    }
+
+
+def can_keep(status: RunStatus, step: int) -> bool:
+    """Return whether the concept can be made from the state after this step: of LoRAs and embeddings each validation
+    keeps one; all weights of a model are too large for that, so of these only the newest and the best are there."""
+    if str(step) in kept_tokens(status.folder) or (status.state == "done" and step == status.best):
+        return False
+    if status.state == "training":
+        return has_snapshot(status.folder, step) or step in checkpoint_steps(status.folder)
+    return status.state in ("done", "stopped", "failed") and has_snapshot(status.folder, step)
+
+
+def kept_tokens(run: Path) -> dict[str, str]:
+    """Return what was made of a run's snapshots after its end: {step: token}."""
+    return {
+        step: text for step, token in read_json(run / KEPT_FILE).items() if (text := to_text(token)) and step.isdigit()
+    }
+
+
+def own_prompts(status: RunStatus) -> list[str]:
+    """Return the user's own sample prompts, with the token in them."""
+    saved, token, kind = status.settings.get("sample_prompts", ()), _token(status), to_text(status.settings.get("kind"))
+    prompts = read_own_prompts(status.folder, saved if isinstance(saved, list) else (), token, kind)
+    return [prompt.replace("{}", token) for prompt in prompts]
+
+
+def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the entries of the timeline, and the sentences about the best one."""
+    from ....evaluation import explain_scores, format_scores
+    from ....training.validation import best_validation, read_validations
+
+    validations = read_validations(status.folder)
+    scores = {validation.step: validation.scores for validation in validations}
+    best = best_validation(validations)
+    best_step = status.best or (best.step if best else 0)
+    kinds = [kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")]
+    steps = sorted({*validation_folders(status.folder), *validation_images(status.folder), *scores})[-_MAX_TIMELINE:]
+    entries = []
+    verdict: list[str] = []
+    for step in steps:
+        scored = scores.get(step)
+        explained = explain_scores(scored, _noun(status), *kinds) if scored else []
+        sentences = [name_fields(printable(sentence, 400)) for sentence in explained]
+        if step == best_step and scored:
+            verdict = [*sentences, format_scores(scored)]
+        entries.append(
+            {
+                "step": step,
+                "images": [_image_json(image) for image in timeline_images(status, step)],
+                "scores": scored.to_dict() if scored else None,
+                "sentences": sentences,
+                "best": step == best_step,
+                "can_keep": can_keep(status, step),
+            }
+        )
+    return entries, verdict
+
+
+def _image_json(image: ShownImage) -> dict[str, Any]:
+    return {"url": image.url, "prompt": image.prompt, "seed": image.seed, "own": image.is_own}
+
+
+def _ready_prompts(status: RunStatus, service: TrainingService) -> tuple[str, ...]:
+    try:
+        card = service.workspace.library.find(Token.parse(status.token)).card
+    except UserError:  # deleted or renamed since
+        return ()
+    return card.prompts[:4] if card else ()
+
+
+def _report_url(status: RunStatus) -> str | None:
+    path = status.folder / REPORT_FILE
+    exists = status.state == "done" and path.is_file()
+    return f"/app/trainings/{status.id}/report?v={_modified_at(path):x}" if exists else None
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _words(status: RunStatus, service: TrainingService) -> tuple[str, str]:
+    """Return the status as a title and a sentence or two."""
+    if status.state == "waiting":
+        return f"{_token(status)} waits", _waiting_text(status, service)
     formatters = {
         "starting": _starting_text,
         "training": _training_text,
         "finishing": _finishing_text,
         "done": _done_text,
     }
-    title, text, share = formatters.get(status.state, _ended_text)(status)
-    stamp, images = _find_images(status)
-    stamp = f"{status.folder.name} {stamp}"
-    images_changed = stamp != seen
-    return RunView(
-        title,
-        text,
-        progress_html(share) if status.running else "",
-        loss_svg(status.points, status.steps),
-        _publish_images(images, workspace, page) if images_changed else (),
-        _score_text(status),
-        stamp,
-        _prompts(status, workspace) if status.state == "done" else (),
-        _report(status, workspace, page) if status.state == "done" and images_changed else "",
-    )
+    return formatters.get(status.state, _ended_text)(status)
 
 
 def _token(status: RunStatus) -> str:
     return to_text(status.settings.get("token"))
 
 
-def _starting_text(status: RunStatus) -> tuple[str, str, float | None]:
-    waited = min(max(0, round(time.time() - status.started_at)), 86_400)
-    text = "Loading the model, checking the photos, testing one step"
+def _noun(status: RunStatus) -> str:
+    nouns = (to_text(status.settings.get(name)) for name in ("class_noun", "init"))
+    return next(filter(None, nouns), "the class")
+
+
+def _waiting_text(status: RunStatus, service: TrainingService) -> str:
+    if before := service.waiting_before(status):
+        return f"It starts by itself; {before} {'training starts' if before == 1 else 'trainings start'} before it."
+    return "It starts by itself when the training before it has ended."
+
+
+def _starting_text(status: RunStatus) -> tuple[str, str]:
+    text = "Loading the model, checking the photos, testing one step …"
     if cost := _cost_text(status):
-        text = f"The dry run is done. {cost}"
-    return f"Preparing to train {_token(status)}", f"{text} … ({waited} s)", None
+        text = f"The dry run is done. {cost} …"
+    return f"Preparing to train {_token(status)}", text
 
 
-def _training_text(status: RunStatus) -> tuple[str, str, float | None]:
-    left = f"at most about {format_minutes(status.seconds_left)} left" if status.seconds_left is not None else ""
-    text = f"Step {status.step:,} of at most {status.steps:,}; {left}. It stops earlier if the loss has converged."
-    if status.pending_command:
-        text += {"sample": " Samples come after this step.", "keep": " It stops after this step."}.get(
-            status.pending_command, ""
-        )
-    return f"Training {_token(status)}", text, status.step / max(status.steps, 1)
+def _training_text(status: RunStatus) -> tuple[str, str]:
+    left = f", {format_minutes(status.seconds_left)} left at most" if status.seconds_left is not None else ""
+    text = f"Step {status.step:,} of at most {status.steps:,}{left}. It stops earlier if the loss has converged."
+    command = status.pending_command.partition(" ")[0]
+    text += {"sample": " Samples come after this step.", "keep": " It stops after this step."}.get(command, "")
+    return f"Training {_token(status)}", text
 
 
-def _finishing_text(status: RunStatus) -> tuple[str, str, float | None]:
+def _finishing_text(status: RunStatus) -> tuple[str, str]:
     text = f"Trained for {status.step:,} steps. Choosing the best checkpoint and generating its samples …"
-    return f"Finishing {_token(status)}", text, None
+    return f"Finishing {_token(status)}", text
 
 
-def _done_text(status: RunStatus) -> tuple[str, str, float | None]:
+def _done_text(status: RunStatus) -> tuple[str, str]:
     duration = f", after {format_minutes(status.seconds)}" if status.seconds else ""
     text = f"It is in your library{duration}. Use {status.token} in a prompt, or try one of these."
-    return f"{status.token} is ready", text, None
+    return f"{status.token} is ready", text
 
 
-def _ended_text(status: RunStatus) -> tuple[str, str, float | None]:
+def _ended_text(status: RunStatus) -> tuple[str, str]:
     if status.state == "damaged":
         title = f"The training of {_token(status)} is damaged" if _token(status) else "A training is damaged"
         folder = printable(str(status.folder), 300)
-        return title, f"{status.message}\nIt cannot be resumed. Discard deletes its folder, {folder}.", None
-    if status.can_resume:
-        next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: press Resume to continue."
-    else:
-        next_ = "Nothing was added. Press Resume to try again, or Discard and start with other settings."
-    title = f"{_token(status)} is not finished"
-    return title, f"{page_text(status.message)}\n{next_}", None
-
-
-def page_text(message: str) -> str:
-    """Remove the trainer's command-line hints that the page has buttons for."""
-    lines = [line for line in message.splitlines() if line.strip() not in ("Add --resume to go on.",)]
-    return "\n".join(lines)
+        return title, f"{status.message}\nIt cannot be resumed. Discard deletes its folder, {folder}."
+    title, message = f"{_token(status)} is not finished", page_text(status.message)
+    if status.state == "stopped":
+        if not message.startswith("Stopped after step"):
+            message += f"\nIt is saved up to step {status.step:,} of {status.steps:,}."
+        return title, f"{message}\nPress Resume to go on."
+    return title, f"{message}\nNothing was added. Press Resume to try again, or start again with other settings."
 
 
 def _cost_text(status: RunStatus) -> str:
@@ -129,86 +272,7 @@ def _cost_text(status: RunStatus) -> str:
     return f"At most {format_minutes(seconds)}, with {memory / GB:.1f} GB of memory"
 
 
-def _read_validations(status: RunStatus) -> list:
-    from ....training.validation import read_validations
-
-    return read_validations(status.folder)
-
-
-def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
-    """Return the stamp and images: the newest samples or the finished concept's, and the class noun's to compare."""
-    if status.state == "done":
-        images = [(status.folder / SAMPLES_FILE, f"{status.token}: samples")]
-        stamp = "done"
-    else:
-        sample_sheets = validation_images(status.folder)
-        if not sample_sheets:
-            return "", []
-        step, newest = max(sample_sheets.items())
-        images = [(newest, f"After step {step:,}")]
-        stamp = f"{step} {_modified_at(newest)}"
-    class_noun_image = status.folder / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE
-    images.append((class_noun_image, f"For comparison: {printable(_noun(status), 40)} without the concept"))
-    return stamp, images
-
-
 def _modified_at(path: Path) -> int:
-    try:
+    with suppress(OSError):
         return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _noun(status: RunStatus) -> str:
-    nouns = (to_text(status.settings.get(name)) for name in ("class_noun", "init"))
-    return next(filter(None, nouns), "the class")
-
-
-def _publish_images(images: Sequence[tuple[Path, str]], workspace: Workspace, page: str) -> tuple[tuple[str, str], ...]:
-    """Copy the images into the page's folder, without those that are missing or no images."""
-    published = []
-    for path, caption in images:
-        with suppress(UserError):
-            if storage.read_head(path, len(_PNG))[0] == _PNG:
-                published.append((_publish(path, workspace, page), caption))
-    return tuple(published)
-
-
-def _publish(path: Path, workspace: Workspace, page: str) -> str:
-    run_folder = path.parent.parent if path.parent.name == VALIDATIONS_FOLDER else path.parent
-    folder = storage.make_folder(workspace.session_dir(page) / run_folder.name)
-    data = storage.read_bytes(path, _LARGEST)
-    target = folder / f"{path.stem}-{storage.sha256(data)[:8]}{path.suffix}"
-    if not target.exists():
-        storage.write_bytes(target, data)
-    return str(target)
-
-
-def _score_text(status: RunStatus) -> str:
-    from ....evaluation import explain_scores, format_scores
-    from ....training.validation import best_validation
-
-    best = best_validation(_read_validations(status))
-    if best is None or best.scores is None:
-        return ""
-    prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
-    kinds = [kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")]
-    sentences = explain_scores(best.scores, _noun(status), *kinds)
-    explanation = " ".join(printable(line, 400) for line in sentences)
-    return f"{prefix}{explanation}\n{format_scores(best.scores)}"
-
-
-def _prompts(status: RunStatus, workspace: Workspace) -> tuple[str, ...]:
-    from ....prompts import Token
-
-    try:
-        card = workspace.library.find(Token.parse(status.token)).card
-    except UserError:  # deleted or renamed since
-        return ()
-    return card.prompts[:4] if card else ()
-
-
-def _report(status: RunStatus, workspace: Workspace, page: str) -> str:
-    with suppress(UserError):
-        return _publish(status.folder / REPORT_FILE, workspace, page)
-    return ""  # it is missing or too large
+    return 0

@@ -60,6 +60,9 @@ class Process:
         return not self.is_alive()
 
 
+NO_PROCESS = Process(0, 0.0)  # of a run that has none yet
+
+
 def start_process(argv: Sequence[str], folder: Path) -> tuple[Process, subprocess.Popen]:
     """Start `sdpersonal ARGV` with its output in files of `folder`. argv: each flag with its value in one word."""
     root = str(Path(__file__).parents[4])
@@ -79,9 +82,10 @@ def start_process(argv: Sequence[str], folder: Path) -> tuple[Process, subproces
 
 
 def settings_to_argv(settings: TrainingSettings) -> list[str]:
-    """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
+    """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag. The
+    sample prompts, which are many words, are in the run's folder."""
     arguments = []
-    for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
+    for name, value in settings.model_dump(mode="json", exclude={"sample_prompts"}, exclude_defaults=True).items():
         flag = flag_of(type(settings), name)
         if isinstance(value, bool):
             arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")

@@ -1,4 +1,7 @@
-"""Run trainings for pages: one at a time on the machine, each in its own process, recovered from its folder on disk."""
+"""Run trainings for pages: one at a time on the machine, each in its own process, recovered from its folder on disk.
+
+A training that cannot start at once waits in line; `training_watcher` starts the next one when the machine is free.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .... import storage
 from ....config import DreamboothSettings, TrainingSettings
@@ -19,7 +23,8 @@ from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
 from ....prompts import Token
-from ....training.run_dir import COST_FILE, RESULT_FILE, read_json
+from ....training.own_prompts import write_own_prompts
+from ....training.run_dir import COST_FILE, RESULT_FILE, latest_step, read_json
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
 from .run_status import (
@@ -34,10 +39,12 @@ from .run_status import (
     list_folders,
     list_runs,
     parse_process,
+    write_process,
 )
 from .train_form import PRIORS
 from .trainer_process import (
     ERRORS_FILE,
+    NO_PROCESS,
     OUTPUT_FILE,
     Process,
     command_name,
@@ -46,10 +53,12 @@ from .trainer_process import (
     start_process,
 )
 from .training_cost import MeasuredCosts
+from .training_queue import MAX_WAITING, move_waiting, next_place, waiting_runs
 from .uploads import PhotoUploads
 
-RUN_COMMANDS = ("sample", "keep")
 _END_SECONDS = 30.0  # seconds for a step and its checkpoint when the app ends
+_LOCK_SECONDS = 10.0  # that another app on the same folder may take to start a training
+_GONE = "That training does not exist any more."
 
 
 @dataclass(frozen=True)
@@ -61,21 +70,31 @@ class RunningTraining:
     left: float | None
 
     def message(self) -> str:
-        """Explain to a user why no other training can start."""
+        """Tell a user that the machine is busy; a training that is started now waits."""
         who = "You are already training" if self.is_own else "Another user is training"
         left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
-        where = ", in another tab" if self.is_own else ""
-        return f"{who}, since {format_start(self.began)}{where}{left}."
+        return f"{who}, since {format_start(self.began)}{left}: this one waits in line."
 
 
 class TrainingService:
-    """Start, observe and stop trainings. release: called before a start, to free the memory of generation."""
+    """Start, observe and stop trainings.
 
-    def __init__(self, workspace: Workspace, release: Callable[[], None] = lambda: None):
-        self.workspace, self._release = workspace, release
+    release: called before a start, to free the memory of generation; loaded_model: returns the name of the model that
+    the page generates with.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        release: Callable[[], None] = lambda: None,
+        loaded_model: Callable[[], str | None] = lambda: None,
+    ):
+        self.workspace, self._release, self._loaded_model = workspace, release, loaded_model
         self.measured_costs = MeasuredCosts(workspace.runs / "pace.json")
-        self._reader, self._mutex = RunStatusReader(), threading.RLock()
-        self._current = self._find()
+        self.on_work: Callable[[], None] = lambda: None  # called when a training was started or waits
+        self._reader, self._mutex, self._closed = RunStatusReader(), threading.RLock(), False
+        self._own_settings: dict[Path, TrainingSettings] = {}  # of waiting runs that this app made
+        self._current = self._find_running()
         for runs_folder in self._runs_folders():
             with suppress(OSError, UserError):  # what cannot be read or deleted does not keep the app from starting
                 storage.remove_leftovers(runs_folder)
@@ -86,66 +105,111 @@ class TrainingService:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def start(self, settings: TrainingSettings, uploads: PhotoUploads, user: str | None) -> Path:
-        """Start a training on the uploaded photos; return its folder. settings: photos, library and run are set here.
+        """Start a training on the uploaded photos, or let it wait in line; return its folder. settings: photos, library
+        and run are set here.
 
-        Raises UserError if a training runs already or the photos cannot be used, DiskFull.
+        Raises UserError if the photos cannot be used or too many trainings wait, DiskFull.
         """
-        self._check_can_start(user)
+        self._free_memory_if_idle()
         with self._mutex:
-            self._check_free(user)
             runs_folder = self.workspace.user_runs(user).resolve()
+            if len(waiting_runs(list_runs(runs_folder))) >= MAX_WAITING:
+                raise UserError(f"{MAX_WAITING} of your trainings are waiting already.", "Cancel one of them first.")
             if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
                 raise DiskFull("The disk is nearly full, so training was not started.", "Free some disk space first.")
             folder = runs_folder / _folder_name(settings)
+            settings = settings.model_copy(update=self._own_paths(folder))
             try:
-                paths = {
-                    "photos": folder / PHOTOS_FOLDER,
-                    "library": self.workspace.library.folder.resolve(),
-                    "run": folder,
-                }
-                settings = settings.model_copy(update=paths)
-                # After a crash at any moment the page lists the run, so that it can be discarded, or it is swept.
-                with storage.new_folder(folder) as staged:
-                    uploads.copy_to(staged / PHOTOS_FOLDER)
-                    saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
-                    storage.write_json(staged / SETTINGS_FILE, saved)
-                    storage.write_json(staged / PROCESS_FILE, {"pid": 0, "born": 0.0, "began": time.time()})
-                self._launch(folder, settings)
+                self._write_run(folder, settings, uploads)
+                self._own_settings[folder] = settings
+                self._launch_if_next(folder, settings)
             except BaseException:
+                self._own_settings.pop(folder, None)
                 if folder.exists():
                     storage.remove(folder)
                 raise
-            return folder
+        self.on_work()
+        return folder
 
-    def resume(self, user: str | None, base: str | None = None) -> str:
-        """Resume the unfinished run that the user's page shows; return a note on the settings that were not taken from
-        its file, "" if all were.
-
-        base: name of the model that the page generates with. Raises UserError.
-        """
-        self._check_can_start(user)
+    def resume(self, user: str | None, run: str) -> str:
+        """Resume an unfinished run, or let it wait in line; return a note on the settings that were not taken from its
+        file, "" if all were. Raises UserError."""
+        self._free_memory_if_idle()
         with self._mutex:
-            self._check_free(user)
-            status = self.shown_run(user)
-            if status is None or status.state == "done":
-                raise UserError("There is no training to resume.", "Start a new one.")
+            status = self.find(user, run)
             if status.state == "damaged":
                 raise UserError(f"This training cannot be resumed. {status.message}", "Discard it, and start anew.")
-            if os.path.islink(status.folder / PHOTOS_FOLDER):
-                raise UserError("This training cannot be resumed: its folder of photos is a link to another folder.")
+            if status.state not in ("stopped", "failed"):
+                raise UserError("This training is not one to resume.")
             saved = settings_from_json(status.settings)
-            replaced = self._untrusted_settings(saved, status.folder, base)
-            self._launch(status.folder, saved.model_copy(update=replaced | {"resume": status.can_resume}))
-            return _replaced_note(replaced)
+            replaced = self._untrusted_settings(saved, status.folder)
+            settings = saved.model_copy(update=replaced)
+            self._own_settings[status.folder] = settings
+            write_process(status.folder, NO_PROCESS, began=time.time(), queued=next_place(self._all()))
+            self._launch_if_next(status.folder, settings)
+        self.on_work()
+        return _replaced_note(replaced)
 
-    def _untrusted_settings(self, saved: TrainingSettings, folder: Path, base: str | None) -> dict[str, object]:
-        """Return the values to use in place of those of a run's file which the page could not have set there: the run
-        may be somebody else's, and these name what is read, written or sent."""
-        own: dict[str, object] = {
+    def start_next(self) -> Path | None:
+        """Start the training that has waited longest, if none runs; return its folder. What keeps it from starting is
+        written to its log, and it has failed then."""
+        with self._mutex:
+            if self._closed or self.running_training(None) is not None or not (line := waiting_runs(self._all())):
+                return None
+        self._release()  # may wait for a generation job: outside the lock, so that users' pages are not blocked
+        with self._mutex:
+            if self._closed or not (line := waiting_runs(self._all())):
+                return None
+            folder = line[0]
+            try:
+                settings = self._own_settings.get(folder) or self._settings_on_disk(folder)
+                return folder if self._launch_if_next(folder, settings) else None
+            except (UserError, OSError) as error:
+                message = error.message if isinstance(error, UserError) else "Its process could not be started."
+                storage.append_line(folder / ERRORS_FILE, f"{RUN_SEPARATOR}\nerror: {message}\n")
+                write_process(folder, NO_PROCESS, began=time.time())
+                return folder
+
+    def has_work(self) -> bool:
+        """Return whether a training runs or waits on this machine."""
+        with self._mutex:
+            return not self._closed and (self.running_training(None) is not None or bool(waiting_runs(self._all())))
+
+    def _write_run(self, folder: Path, settings: TrainingSettings, uploads: PhotoUploads) -> None:
+        # After a crash at any moment the page lists the run, so that it can be discarded, or it is swept.
+        with storage.new_folder(folder) as staged:
+            uploads.copy_to(staged / PHOTOS_FOLDER)
+            photos = [name for name in os.listdir(staged / PHOTOS_FOLDER) if not name.endswith(".txt")]
+            saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
+            storage.write_json(staged / SETTINGS_FILE, saved)
+            if settings.sample_prompts:
+                write_own_prompts(staged, settings.sample_prompts)
+            now = time.time()
+            info = {"pid": 0, "born": 0.0, "began": now, "created": now, "queued": next_place(self._all())}
+            storage.write_json(staged / PROCESS_FILE, info | {"photos": len(photos)})
+
+    def _own_paths(self, folder: Path) -> dict[str, object]:
+        return {
             "photos": folder / PHOTOS_FOLDER,
             "library": self.workspace.library.folder.resolve(),
             "run": folder,
-            "base": saved.base if saved.base == BUILT_IN or _is_cached(saved.base) else base,
+        }
+
+    def _settings_on_disk(self, folder: Path) -> TrainingSettings:
+        """Return the settings of a run that waited when the app started. Raises UserError if its model is not one that
+        this app may load by that name."""
+        saved = settings_from_json(read_json(folder / SETTINGS_FILE))
+        replaced = self._untrusted_settings(saved, folder)
+        if "base" in replaced:
+            raise UserError("The model of this training has to be chosen again: Resume takes the loaded one.")
+        return saved.model_copy(update=replaced)
+
+    def _untrusted_settings(self, saved: TrainingSettings, folder: Path) -> dict[str, object]:
+        """Return the values to use in place of those of a run's file which the page could not have set there: the run
+        may be somebody else's, and these name what is read, written or sent."""
+        is_ours = saved.base == BUILT_IN or _is_cached(saved.base)
+        own = self._own_paths(folder) | {
+            "base": saved.base if is_ours else self._loaded_model(),
             "revision": None,
             "vae": None,
             "report_to": None,
@@ -154,53 +218,67 @@ class TrainingService:
             own["prior"] = saved.prior if saved.prior in PRIORS.values() else "none"
         return {name: value for name, value in own.items() if getattr(saved, name) != value}
 
-    def _check_can_start(self, user: str | None) -> None:
-        self._check_free(user)
-        self._release()  # may wait for a generation job: outside the lock, so that other users' pages are not blocked
+    def _free_memory_if_idle(self) -> None:
+        if self.running_training(None) is None:
+            self._release()  # may wait for a generation job: outside the lock, so that other users are not blocked
 
-    def _check_free(self, user: str | None) -> None:
-        if busy := self.running_training(user):
-            raise UserError(
-                busy.message(), "Wait until it is done." if not busy.is_own else "Watch it there, or reload this page."
-            )
+    def _launch_if_next(self, folder: Path, settings: TrainingSettings) -> bool:
+        """Start a waiting run if none runs and none waits before it; return whether it was started."""
+        with storage.lock(self.workspace.runs.resolve(), "The folder of trainings", _LOCK_SECONDS):  # of another app
+            if self.running_training(None) is not None or waiting_runs(self._all())[:1] != [folder]:
+                return False
+            self._launch(folder, settings)
+            return True
 
     def _launch(self, folder: Path, settings: TrainingSettings) -> None:
+        if os.path.islink(folder / PHOTOS_FOLDER):
+            raise UserError("This training cannot be started: its folder of photos is a link to another folder.")
+        settings = settings.model_copy(update={"resume": latest_step(folder) is not None})
         for log in (OUTPUT_FILE, ERRORS_FILE):
             storage.append_line(folder / log, RUN_SEPARATOR)
         process, child = start_process(settings_to_argv(settings), folder)
-        process_info = {"pid": process.pid, "born": process.create_time, "began": time.time()}
         try:
-            storage.write_json(folder / PROCESS_FILE, process_info)
+            write_process(folder, process, began=time.time())
         except BaseException:
             process.terminate(at_once=True)  # without the file the process could not be found again
             raise
         self._current = folder
+        self._own_settings.pop(folder, None)
         threading.Thread(target=self._wait_for, args=(child, folder), daemon=True).start()
 
-    def _wait_for(self, child, folder: Path) -> None:
+    def _wait_for(self, child: Any, folder: Path) -> None:
         child.wait()
         with suppress(UserError):
             self._tidy(folder)
 
     # --- status -------------------------------------------------------------------------------------------------------
 
-    def shown_run(self, user: str | None) -> RunStatus | None:
-        """Return the run that the user's page shows: the running one, else the newest that was not dismissed."""
+    def runs(self, user: str | None) -> list[RunStatus]:
+        """Return the user's runs: the running one, those that wait in their order, the others newest first; without
+        those that were dismissed."""
         with self._mutex:
-            runs_folder = self.workspace.user_runs(user).resolve()
-            current = self._current
-            if current and current.parent == runs_folder and (status := self._reader.read(current)):
-                return status
-            for folder in list_runs(runs_folder):
-                if read_json(folder / PROCESS_FILE).get("away") is not True and (status := self._reader.read(folder)):
-                    return status
-            return None
+            folders = list_runs(self.workspace.user_runs(user).resolve())
+            found = [status for folder in folders if (status := self._reader.read(folder))]
+        running = [status for status in found if status.running]
+        waiting = sorted((status for status in found if status.state == "waiting"), key=lambda run: run.queued_at)
+        ended = [status for status in found if not status.running and status.state != "waiting"]
+        return [*running, *waiting, *(status for status in ended if not status.is_dismissed)]
+
+    def find(self, user: str | None, run: str) -> RunStatus:
+        """Return the status of one of the user's runs. run: the name of its folder. Raises UserError."""
+        with self._mutex:
+            folders = list_runs(self.workspace.user_runs(user).resolve())
+            folder = next((folder for folder in folders if folder.name == run), None)
+            status = self._reader.read(folder) if folder else None
+        if status is None:
+            raise UserError(_GONE)
+        return status
 
     def running_training(self, user: str | None) -> RunningTraining | None:
         """Return the training that runs on this machine, of any user."""
         with self._mutex:
             if self._current is None or not _read_process(self._current).is_alive():
-                self._current = self._find()  # another app on the same folders may have started one
+                self._current = self._find_running()  # another app on the same folders may have started one
             if self._current is None:
                 return None
             status = self._reader.read(self._current)
@@ -209,55 +287,65 @@ class TrainingService:
             is_own = self._current.parent == self.workspace.user_runs(user).resolve()
             return RunningTraining(is_own, status.started_at, status.seconds_left)
 
-    # --- while it runs ------------------------------------------------------------------------------------------------
+    def waiting_before(self, status: RunStatus) -> int:
+        """Return how many trainings, of anybody, start before this one which waits."""
+        with self._mutex:
+            line = waiting_runs(self._all())
+            return line.index(status.folder) if status.folder in line else 0
 
-    def send_command(self, user: str | None, command: str) -> None:
-        """Send the command "sample" or "keep" to the user's running training. Raises UserError if none runs."""
-        status = self._own_run(user)
-        if command not in RUN_COMMANDS:
-            raise UserError("The command must be sample or keep.")
-        storage.write_text(status.folder / "ask", command + "\n")
+    # --- changing -----------------------------------------------------------------------------------------------------
 
-    def cancel(self, user: str | None) -> str:
-        """Stop the user's training, or discard an unfinished one, and delete its folder; return the message.
+    def move(self, user: str | None, run: str, before: str | None) -> None:
+        """Move a waiting run before another of the user's, or to the end of these. Raises UserError."""
+        with self._mutex:
+            mine = waiting_runs(list_runs(self.workspace.user_runs(user).resolve()))
+            move_waiting(mine, run, before)
 
-        Raises UserError if there is none, or its process does not exit.
+    def cancel(self, user: str | None, run: str) -> str:
+        """Stop a training, take it out of the line, or discard an ended one, and delete its folder; return the message.
+
+        Raises UserError if its process does not exit.
         """
         with self._mutex:
-            status = self.shown_run(user)
-            if status is None:
-                raise UserError("There is no training to cancel.")
+            status = self.find(user, run)
+            was_done = status.state == "done"
             if not _read_process(status.folder).terminate(at_once=True):
                 raise UserError("The training process did not exit.", "Try again in a minute.")
-            if read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
+            if not was_done and read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
                 self._tidy(status.folder)
                 return "Training had just finished, so the concept is in your library."
-            self._drop(status.folder)
-            return "Cancelled: nothing was added, and its copies of your photos were deleted."
-
-    def dismiss(self, user: str | None) -> None:
-        """Stop showing the finished run. Its report stays."""
-        with self._mutex:
-            status = self.shown_run(user)
-            if status and status.state == "done":
-                process = _read_process(status.folder)
-                info = {"pid": process.pid, "born": process.create_time, "began": status.started_at, "away": True}
-                storage.write_json(status.folder / PROCESS_FILE, info)
+            self._reader.forget(status.folder)
+            self._own_settings.pop(status.folder, None)
+            storage.remove(status.folder)
+            if self._current == status.folder:
                 self._current = None
+        self.on_work()
+        if was_done:
+            return "Discarded: its samples and its report were deleted; the concept stays in your library."
+        return "Cancelled: nothing was added, and its copies of your photos were deleted."
+
+    def pause(self, user: str | None, run: str) -> None:
+        """Let a running training finish its step, save and stop; it can be resumed."""
+        status = self.find(user, run)
+        if not status.running:
+            raise UserError("This training does not run.")
+        _read_process(status.folder).terminate(wait=0.0)
+
+    def dismiss(self, user: str | None, run: str) -> None:
+        """Stop showing a finished run. Its report stays."""
+        with self._mutex:
+            status = self.find(user, run)
+            if status.state == "done":
+                write_process(status.folder, _read_process(status.folder), began=status.started_at, away=True)
 
     def close(self) -> None:
         """Stop a running training when the app ends: it finishes its step, saves, and can be resumed."""
         with self._mutex:
+            self._closed = True
             if self._current:
                 _read_process(self._current).terminate(wait=_END_SECONDS)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _own_run(self, user: str | None) -> RunStatus:
-        status = self.shown_run(user)
-        if status is None or not status.running:
-            raise UserError("You have no running training.")
-        return status
 
     def _runs_folders(self) -> list[Path]:
         """Return the folders that may hold runs: the common one, and those of users in it."""
@@ -267,7 +355,7 @@ class TrainingService:
     def _all(self) -> list[Path]:
         return [folder for runs_folder in self._runs_folders() for folder in list_runs(runs_folder)]
 
-    def _find(self) -> Path | None:
+    def _find_running(self) -> Path | None:
         """Return the folder of the running training, of any user."""
         return next((folder for folder in self._all() if _read_process(folder).is_alive()), None)
 
@@ -279,12 +367,6 @@ class TrainingService:
         if read_json(folder / RESULT_FILE) and (folder / PHOTOS_FOLDER).exists():
             self.measured_costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
             storage.remove(folder / PHOTOS_FOLDER)
-
-    def _drop(self, folder: Path) -> None:
-        self._reader.forget(folder)
-        storage.remove(folder)
-        if self._current == folder:
-            self._current = None
 
 
 def _is_cached(base: str | None) -> bool:

@@ -42,9 +42,9 @@ function query(params) {
 export const api = {
   /** GET a path with parameters; signal: of an AbortController. */
   get: (path, params, { signal } = {}) => send(path + query(params), { signal }),
-  /** POST a JSON body. */
-  post: (path, body = {}) =>
-    send(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+  /** POST a JSON body. keepalive: also if the page is being closed. */
+  post: (path, body = {}, { keepalive = false } = {}) =>
+    send(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), keepalive }),
   /** Upload Files or Blobs; onProgress(share from 0 to 1). Returns the paths by which requests name them. */
   upload(files, onProgress = () => {}) {
     const form = new FormData();
@@ -101,8 +101,15 @@ export function emit(kind, data) {
   }
 }
 
-/** Everything of GET /app/state, once `main.js` has loaded it. */
-export const app = { state: null };
+/** state: everything of GET /app/state, once `main.js` has loaded it. pendingPrompt: see `usePrompt`. */
+export const app = { state: null, pendingPrompt: null };
+
+/** Put a prompt into the form of the Generate tab. That tab takes it from the event, or from `app.pendingPrompt` when it
+ * is opened first, and sets that to null. generate: start at once. */
+export function usePrompt(prompt, generate = false) {
+  app.pendingPrompt = { prompt, generate };
+  emit("use-prompt", app.pendingPrompt);
+}
 
 /** A value kept in this browser, by user. `.value` reads it, `.set(value)` keeps it; `.onChange(listener)` is called
  * when another tab changes it. Values are JSON. */

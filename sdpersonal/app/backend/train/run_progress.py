@@ -1,0 +1,58 @@
+"""Read a run's `progress.jsonl` while it grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .... import storage
+from ....errors import UserError
+from ....training.run_dir import parse_progress
+
+_LINES = 64 << 20  # bytes read at most; the log of 100,000 steps has 10 MB
+_MAX_POINTS = 200_000  # more than a run may have steps
+
+
+@dataclass(frozen=True)
+class LossPoints:
+    """Losses of the steps as (step, loss); fixed_batch_losses: those of the fixed batch."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    fixed_batch_losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass
+class ProgressReader:
+    """Incremental reader of a run's `progress.jsonl`; `offset`: bytes read so far."""
+
+    path: Path
+    offset: int = 0
+    last: dict[str, Any] = field(default_factory=dict)
+    points: LossPoints = field(default_factory=LossPoints)
+
+    def update(self) -> None:
+        try:
+            with storage.open_to_read(self.path) as file:
+                size = file.seek(0, 2)
+                if size > _LINES:  # no log of ours
+                    return
+                if size < self.offset:  # a resumed run truncates the file to its checkpoint
+                    self.offset, self.last, self.points = 0, {}, LossPoints()
+                file.seek(self.offset)
+                data = file.read(_LINES)
+        except UserError:
+            return
+        complete_lines = data[: data.rfind(b"\n") + 1]
+        self.offset += len(complete_lines)
+        for line in complete_lines.splitlines():
+            self._add_line(line)
+
+    def _add_line(self, line: bytes) -> None:
+        entry = parse_progress(line)
+        if entry is None or len(self.points.losses) >= _MAX_POINTS:
+            return
+        self.last = entry
+        self.points.losses.append((entry["step"], entry["loss"]))
+        if "fixed" in entry:
+            self.points.fixed_batch_losses.append((entry["step"], entry["fixed"]))

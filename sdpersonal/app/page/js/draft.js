@@ -1,0 +1,173 @@
+// Preparing a training: photos at the left, the form at the right, the plan and the button that starts it below.
+
+import { app, api } from "./api.js";
+import { debounce, fill, h } from "./dom.js";
+import { draftFields, setContinue, toField, toServer } from "./draft_fields.js";
+import { go } from "./main.js";
+import { photosSection } from "./photos.js";
+import { presetMenu } from "./train_presets.js";
+import { draftRequests, findDraft, isRunning, putDraft, startDraft, store } from "./train_data.js";
+import { filesOfDrop } from "./uploads.js";
+import { announce, button, dropTarget, showError } from "./ui.js";
+
+const SAVE_AFTER = 350; // milliseconds without a key
+
+/** Show a draft. Returns {kind, id, root, hide(), end(), onLists(), refresh()}. */
+export function draftView(id) {
+  const draft = () => findDraft(id);
+  const requests = draftRequests(id, () => {});
+  const photos = photosSection({ requests, draft });
+  const touched = new Set();
+  const form = draftFields((name, value, isTyped) => { if (!isTyped) touched.add(name); saver.set(name, toServer(name, value)); });
+  const saver = formSaver(requests);
+  const foot = draftFoot({ start: () => start(), draft });
+  const view = { kind: "draft", id, root: layOut(photos, form, foot, saver, draft), leaving: false };
+
+  const start = async () => {
+    await saver.flush();
+    photos.flush();
+    await requests.settled();
+    for (const name of Object.keys(form.fields)) touched.add(name);
+    view.onLists();
+    const { problem, field } = draft().plan;
+    if (problem) return showProblem(view.root, form, problem, field);
+    view.leaving = true;
+    try {
+      const run = await startDraft(id);
+      announce("The training is in the queue");
+      go("train", run);
+    } catch (error) {
+      view.leaving = false;
+      if (error.field && form.fields[error.field]) return showProblem(view.root, form, error.text, error.field);
+      throw error;
+    }
+  };
+
+  view.onLists = () => {
+    const now = draft();
+    photos.update(now);
+    showForm(form, now, saver, touched);
+    foot.update(now);
+  };
+  view.refresh = async () => { putDraft((await api.get("/app/drafts")).drafts.find(other => other.id === id) ?? draft()); };
+  view.hide = () => { saver.flush().catch(showError); photos.flush(); };
+  const onLeave = () => view.hide();
+  addEventListener("pagehide", onLeave);
+  view.end = () => { photos.end(); removeEventListener("pagehide", onLeave); };
+  const tab = document.getElementById("tab-train");
+  if (!tab.dataset.takesFiles) takeDrops(tab);
+  dropTo = photos.add;
+  view.onLists();
+  return view;
+}
+
+let dropTo = null; // where files go that are dropped anywhere on the tab
+
+function takeDrops(tab) {
+  tab.dataset.takesFiles = "yes";
+  const accepts = event => event.dataTransfer?.types.includes("Files") && Boolean(tab.querySelector(".draft"));
+  dropTarget(tab, (files, event) => filesOfDrop(event).then(found => dropTo(found)).catch(showError), accepts);
+}
+
+function layOut(photos, form, foot, saver, draft) {
+  const { fields } = form;
+  fields.token = h("p", { class: "token-note", "aria-live": "polite" });
+  const apply = values => { for (const [name, value] of Object.entries(values)) setField(fields, name, value); form.show(values); saver.setAll(values); };
+  const column = h("div", { class: "draft-form" },
+    h("div", { class: "draft-fields" },
+      fields.kind.root, fields.noun.root, h("div", { class: "field" }, fields.name.root, fields.token), fields.consent.root, fields.method.root,
+      h("details", { class: "draft-advanced", id: "train-advanced" },
+        h("summary", {}, "Advanced"),
+        h("div", { class: "stack" }, presetMenu({ form: () => ({ ...draft().form, ...saver.pending() }), apply }), form.advanced))),
+    foot.root);
+  return h("div", { class: "draft" }, h("div", { class: "draft-photos" }, photos.root), column);
+}
+
+/** Send the form's changed values together, some time after the last one. */
+function formSaver(requests) {
+  let pending = {}, sending = null;
+  const send = async () => {
+    if (!Object.keys(pending).length) return sending;
+    const values = pending;
+    pending = {};
+    sending = requests.send("form", { values }, { keepalive: true });
+    return sending;
+  };
+  const later = debounce(() => send().catch(showError), SAVE_AFTER);
+  return {
+    set(name, value) { pending[name] = value; later(); },
+    setAll(values) { Object.assign(pending, values); later(); },
+    pending: () => pending,
+    waits: name => name in pending,
+    async flush() { later.cancel(); await send(); },
+  };
+}
+
+function setField(fields, name, value) {
+  const shown = toField(name, value);
+  if (!fields[name] || fields[name].value === shown) return;
+  if (name === "continue_from") setContinue(fields[name], shown);
+  else fields[name].value = shown;
+}
+
+/** Show the server's values, but for what is being typed or has yet to be saved. */
+function showForm({ fields, show }, now, saver, touched) {
+  for (const [name, value] of Object.entries(now.form)) {
+    const typing = fields[name]?.input === document.activeElement;
+    if (!typing && !saver.waits(name)) setField(fields, name, value);
+  }
+  show(Object.fromEntries(["kind", "method"].filter(name => !saver.waits(name)).map(name => [name, now.form[name]])));
+  const { token, note, problem } = now.name ?? {};
+  showToken(fields.token, token, problem || note, now.form.owner);
+  const { problem: planProblem, field } = now.plan ?? {};
+  for (const [name, entry] of Object.entries(fields)) {
+    if (name !== "token") entry.error(name === field && touched.has(name) ? planProblem : "");
+  }
+}
+
+function showToken(place, token, note, owner) {
+  const text = `${token} ${note} ${owner}`;
+  if (place.dataset.text === text) return;
+  place.dataset.text = text;
+  const sentence = note || (token ? "" : "A name of your own makes the word for prompts.");
+  const parts = token && !sentence.includes(token) ? ["Write ", h("code", {}, token), " in prompts. ", sentence] : withCode(sentence, token);
+  fill(place, parts, owner && owner !== app.state.owner ? h("span", { class: "muted" }, ` The owner is ${owner}.`) : null);
+}
+
+function withCode(sentence, token) {
+  if (!token || !sentence.includes(token)) return [sentence];
+  const [before, after] = [sentence.slice(0, sentence.indexOf(token)), sentence.slice(sentence.indexOf(token) + token.length)];
+  return [before, h("code", {}, token), after];
+}
+
+function showProblem(root, form, problem, field) {
+  const entry = form.fields[field];
+  entry?.error?.(problem);
+  const target = entry?.input?.matches?.("input, select, textarea") ? entry.input : entry?.input?.querySelector?.("input") ?? root.querySelector(field === "photos" ? ".drop-zone button, .photos button" : "#train-problem");
+  target?.closest("details")?.setAttribute("open", "");
+  target?.focus();
+  announce(problem);
+}
+
+/** The plan, what is missing, and the button. */
+function draftFoot({ start, draft }) {
+  const lines = h("ul", { class: "plan-lines", id: "train-plan", "aria-live": "polite" });
+  const problem = h("p", { class: "plan-problem", id: "train-problem", tabindex: -1 });
+  const begin = button("Start training", { kind: "primary", id: "train-start", onclick: start, "aria-describedby": "train-problem" });
+  const root = h("div", { class: "draft-foot" }, lines, problem, begin);
+  return {
+    root,
+    update(now) {
+      const { lines: texts = [], problem: text = "" } = now.plan ?? {};
+      if (lines.dataset.text !== texts.join("\n")) {
+        lines.dataset.text = texts.join("\n");
+        fill(lines, texts.map(line => h("li", {}, line)));
+      }
+      problem.textContent = text;
+      problem.hidden = !text;
+      const busyNow = store.trainings.some(training => isRunning(training) || training.state === "waiting");
+      const label = begin.querySelector("span"), words = busyNow ? "Add to the queue" : "Start training";
+      if (label.textContent !== words) label.textContent = words;
+    },
+  };
+}

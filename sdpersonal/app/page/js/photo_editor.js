@@ -1,0 +1,73 @@
+// The dialog in which one photo is cropped, rotated, captioned or left out.
+
+import { events } from "./api.js";
+import { captionSaver, insertButton } from "./captions.js";
+import { cropEditor } from "./crop.js";
+import { fill, h } from "./dom.js";
+import { checkbox, textField } from "./fields.js";
+import { announce, button, openDialog, showError } from "./ui.js";
+
+/** Open the dialog at a photo's id; it follows the draft while it is open. */
+export function openPhotoEditor({ requests, draft, photo: first }) {
+  const state = { id: first };
+  const saver = captionSaver(requests);
+  const current = () => draft().photos.find(photo => photo.id === state.id);
+  const send = body => requests.send("photo", { photo: state.id, ...body }).catch(showError);
+  const crop = cropEditor({ onChange: square => send({ crop: square }) });
+  const showsMask = checkbox({ label: "Show the mask", help: "What is dark in it is not trained on.", onChange: () => update() });
+  const caption = textField({ label: "Caption", rows: 3, maxLength: 4000, placeholder: "{} on a table", help: "{} stands for the concept." });
+  caption.input.addEventListener("input", () => saver.set(state.id, caption.value));
+  caption.input.addEventListener("blur", () => saver.flush());
+  const toggle = button("Leave out", { id: "photo-leave-out", onclick: () => send({ used: !current().used }) });
+  const marks = h("p", { class: "photo-editor-marks", role: "status" }), place = h("span", { class: "muted" });
+  const move = by => {
+    saver.flush();
+    const photos = draft().photos, index = photos.findIndex(photo => photo.id === state.id);
+    state.id = photos[(index + by + photos.length) % photos.length].id;
+    caption.value = current().caption;
+    update();
+    announce(`${current().name}, ${place.textContent}`);
+  };
+  let close = () => {};
+  const update = () => {
+    const photo = current(), photos = draft().photos;
+    if (!photo) return close();
+    crop.set({ url: photo.url, crop: photo.crop, maskUrl: showsMask.value ? photo.mask : null, name: photo.name });
+    crop.root.classList.toggle("left-out", !photo.used);
+    if (document.activeElement !== caption.input && !saver.waits(photo.id)) caption.value = photo.caption;
+    showsMask.root.hidden = !photo.mask;
+    fill(toggle, h("span", {}, photo.used ? "Leave out" : "Put back"));
+    const words = [!photo.used && "left out", ...(photo.marks ?? [])].filter(Boolean).join(", ");
+    if (marks.textContent !== words) marks.textContent = words;
+    place.textContent = `photo ${photos.indexOf(photo) + 1} of ${photos.length}`;
+  };
+  const side = h("div", { class: "photo-editor-side" },
+    h("div", { class: "row nowrap" }, button("Previous photo", { iconName: "left", iconOnly: true, onclick: () => move(-1) }), place,
+      button("Next photo", { iconName: "right", iconOnly: true, onclick: () => move(1) })),
+    marks,
+    h("div", { class: "row" },
+      button("Rotate left", { iconName: "rotateLeft", onclick: () => send({ quarters: 1 }) }),
+      button("Rotate right", { iconName: "rotateRight", onclick: () => send({ quarters: -1 }) })),
+    h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", id: "crop-automatic", onclick: () => send({ crop: null }) }), toggle),
+    showsMask.root, caption.root, h("div", { class: "row" }, insertButton(caption.input)),
+    h("p", { class: "muted small-text" }, "Drag the square or its corners. With the keyboard: arrows move it, + and - resize it, Page Up and Page Down go to the photo before and after."));
+  const stop = events.on("train-list", update);
+  const opened = openDialog({
+    title: "Edit photo", wide: true, className: "photo-editor",
+    content: h("div", { class: "photo-editor-body" }, crop.root, side),
+    onOpen(dialog, end) {
+      close = end;
+      update();
+      crop.box.focus();
+      dialog.addEventListener("keydown", event => {
+        const by = { PageUp: -1, PageDown: 1 }[event.key];
+        if (by) { event.preventDefault(); move(by); }
+      });
+    },
+  });
+  return opened.then(() => {
+    stop();
+    saver.flush();
+    document.querySelector(`.photo-tile[data-photo="${CSS.escape(state.id)}"] .photo-open`)?.focus();
+  });
+}

@@ -1,0 +1,83 @@
+// The timeline of a training: a card for each step at which samples were generated.
+
+import { h, icon, updateList } from "./dom.js";
+import { openSampleViewer } from "./sample_viewer.js";
+import { button } from "./ui.js";
+
+const ASPECTS = { shape: "shape", colour: "colours", detail: "detail", fidelity: "follows the prompt" };
+
+/** The parts of a score that are shown: [[name, share from 0 to 1]]. */
+export function scoreParts(scores) {
+  const parts = Object.entries(ASPECTS).filter(([key]) => typeof scores?.[key] === "number").map(([key, name]) => [name, scores[key]]);
+  if (parts.length || typeof scores?.score !== "number") return parts;
+  return [["likeness", scores.likeness ?? scores.score]];
+}
+
+/** Make the timeline. keep(step): make the concept from that step; details(): the training as the server has it.
+ * Returns {root, update(training)}. */
+export function timeline({ keep, details }) {
+  const list = h("ol", { class: "timeline", id: "timeline" });
+  const hint = h("p", { class: "muted small-text" });
+  const title = h("h3", {}, "Samples");
+  const root = h("section", { class: "timeline-section", "aria-label": "Samples" }, h("div", { class: "row spread" }, title, hint), list);
+  const open = (step, index) => openSampleViewer({ training: details(), step, index });
+  return {
+    root,
+    update(training) {
+      const entries = training.timeline ?? [];
+      root.hidden = !entries.length;
+      hint.textContent = entries.some(entry => entry.best) ? "The star marks the step that would be kept. Click an image to compare." : "Click an image to compare.";
+      const atEnd = list.scrollLeft + list.clientWidth >= list.scrollWidth - 40;
+      const before = list.childElementCount;
+      updateList(list, entries, entry => entry.step, entry => makeCard(entry, open, keep, training), (card, entry) => fillCard(card, entry, open, training));
+      if (atEnd && list.childElementCount > before) list.scrollLeft = list.scrollWidth;
+    },
+  };
+}
+
+function makeCard(entry, open, keep, training) {
+  const images = h("div", { class: "timeline-images" });
+  const star = h("span", { class: "timeline-star", hidden: true }, icon("star", { filled: true }), h("span", { class: "visually-hidden" }, "the best so far"));
+  const scores = h("dl", { class: "timeline-scores" });
+  const keeper = button("", { small: true, class: "button small timeline-keep", dataset: { step: entry.step }, onclick: () => keep(entry.step) });
+  const card = h("li", { class: "timeline-card", "aria-label": `Step ${entry.step}` },
+    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), star), scores, keeper);
+  card.parts = { images, star, scores, keeper };
+  fillCard(card, entry, open, training);
+  return card;
+}
+
+function fillCard(card, entry, open, training) {
+  const { images, star, scores, keeper } = card.parts;
+  updateList(images, entry.images.map((image, index) => ({ ...image, index })), image => image.url, image => makeImage(image, entry.step, open));
+  images.classList.toggle("single", entry.images.length === 1);
+  star.hidden = !entry.best;
+  card.classList.toggle("best", entry.best);
+  updateList(scores, scoreParts(entry.scores), ([name]) => name, makeScore, fillScore);
+  const running = training.state === "training";
+  keeper.hidden = !entry.can_keep;
+  const words = running ? "Keep this one and stop" : "Make the concept from this step";
+  const label = keeper.querySelector("span");
+  if (label.textContent !== words) label.textContent = words;
+  keeper.setAttribute("aria-label", `${words}: step ${entry.step}`);
+}
+
+const makeImage = ({ url, prompt, index }, step, open) => h("button", {
+  type: "button", class: "timeline-image", title: prompt || null, "aria-label": `Enlarge image ${index + 1} of step ${step}${prompt ? `: ${prompt}` : ""}`,
+  onclick: () => open(step, index),
+}, h("img", { src: url, alt: "", loading: "lazy" }));
+
+function makeScore(part) {
+  const value = h("span", { class: "score-value" }), fillBar = h("span", { class: "score-fill" });
+  const element = h("div", { class: "score" }, h("dt", {}), h("dd", {}, h("span", { class: "score-bar", "aria-hidden": "true" }, fillBar), value));
+  element.parts = { value, fillBar, name: element.firstChild };
+  fillScore(element, part);
+  return element;
+}
+
+function fillScore({ parts }, [name, share]) {
+  const percent = Math.round(100 * Math.max(0, Math.min(1, share)));
+  parts.name.textContent = name;
+  parts.value.textContent = `${percent} %`;
+  parts.fillBar.style.setProperty("width", `${percent}%`);
+}

@@ -1,0 +1,86 @@
+// The user's drafts and trainings as the server has them, and the requests that change them.
+
+import { api, emit, events } from "./api.js";
+
+export const RUNNING = ["starting", "training", "finishing"];
+export const isRunning = training => RUNNING.includes(training.state);
+
+/** drafts, trainings: as the server lists them, newest first. loaded: whether it has been asked. */
+export const store = { drafts: [], trainings: [], loaded: false };
+
+const changed = () => emit("train-list", {});
+
+/** Ask for both lists. */
+export async function loadLists() {
+  const [drafts, trainings] = await Promise.all([api.get("/app/drafts"), api.get("/app/trainings")]);
+  Object.assign(store, { drafts: drafts.drafts, trainings: trainings.trainings, loaded: true });
+  changed();
+}
+
+/** Listen to the server; call once. */
+export function followLists() {
+  events.on("trainings", data => { store.trainings = data.trainings; changed(); });
+  events.on("draft", data => { if (data.draft) putDraft(data.draft); });
+  events.on("drafts", data => { if (data.drafts) { store.drafts = data.drafts; changed(); } });
+}
+
+/** Put a draft into the list: a new one first. */
+export function putDraft(draft) {
+  const index = store.drafts.findIndex(other => other.id === draft.id);
+  if (index < 0) store.drafts = [draft, ...store.drafts];
+  else store.drafts = store.drafts.with(index, draft);
+  changed();
+  return draft;
+}
+
+export const findDraft = id => store.drafts.find(draft => draft.id === id);
+export const findTraining = id => store.trainings.find(training => training.id === id);
+
+/** Whether nobody has put anything into a draft yet. */
+export const isUntouched = draft => !draft.photos.length && !draft.form.name && !draft.form.noun;
+
+/** Return a draft with nothing in it, made if there is none. */
+export async function emptyDraft() {
+  return store.drafts.find(isUntouched) ?? putDraft(await api.post("/app/drafts"));
+}
+
+/** Make a draft with a training's settings, and its photos where they still exist. change: values that differ. */
+export async function draftFrom(training, change = null) {
+  const draft = putDraft(await api.post("/app/drafts", { from_run: training.id }));
+  return change ? putDraft(await api.post(`/app/drafts/${draft.id}/form`, { values: change })) : draft;
+}
+
+export async function deleteDraft(id) {
+  await api.post(`/app/drafts/${id}/delete`);
+  store.drafts = store.drafts.filter(draft => draft.id !== id);
+  changed();
+}
+
+/** Start a draft's training; returns the training's id. */
+export async function startDraft(id) {
+  const { run } = await api.post(`/app/drafts/${id}/start`);
+  store.drafts = store.drafts.filter(draft => draft.id !== id);
+  store.trainings = (await api.get("/app/trainings")).trainings;
+  changed();
+  return run;
+}
+
+/** Send a command to a training. */
+export const command = (id, name) => api.post(`/app/trainings/${id}/command`, { command: name });
+
+/** Move a waiting training before another one, or to the end. */
+export const moveTraining = (id, before) => api.post("/app/trainings/move", { id, before });
+
+/** The waiting trainings in the order in which they start. */
+export const waitingTrainings = () => store.trainings.filter(training => training.state === "waiting");
+
+/** One draft's requests, one after the other, so that answers come in order. onDraft(draft): for each answer. */
+export function draftRequests(id, onDraft) {
+  let last = Promise.resolve();
+  const send = (action, body, options) => {
+    const request = last.then(() => api.post(`/app/drafts/${id}/${action}`, body, options));
+    last = request.catch(() => {});
+    return request.then(draft => { putDraft(draft); onDraft(draft); return draft; });
+  };
+  return { send, settled: () => last };
+}
