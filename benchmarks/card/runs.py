@@ -141,9 +141,9 @@ _PHASES = {
     "steps": "sdpersonal.training.milestones:fit",
     "checkpoints": "sdpersonal.training.loop:save_checkpoint",
     "validations": "sdpersonal.training.validation:Validator.run",
-    "best checkpoint": "sdpersonal.training.run:_restore_best",
-    "concept and sheet": "sdpersonal.training.run:_save_concept",
-    "sheet": "sdpersonal.training.run:add_sample_sheet",
+    "best checkpoint": "sdpersonal.training.run_ending:restore_best",
+    "concept and sheet": "sdpersonal.training.run_ending:save_concept",
+    "sheet": "sdpersonal.training.run_ending:add_sample_sheet",
 }
 
 

@@ -108,6 +108,14 @@ def encode_png(image: Image.Image, text: PngInfo | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def encode_jpeg(image: Image.Image, quality: int = 80) -> bytes:
+    """Encode as JPEG, without metadata."""
+    buffer = io.BytesIO()
+    bare = image.convert("RGB")
+    Image.frombytes("RGB", bare.size, bare.tobytes()).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def _fit_tile(image: Image.Image, tile: int) -> Image.Image:
     scale = tile / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))

@@ -1,6 +1,8 @@
-"""The outputs folder: saved images, one subfolder a day, and an HTML page of them."""
+"""The outputs folder: saved images, one subfolder a day, an index of them, an HTML page, and a trash."""
 
 from .folder import Outputs
 from .html_page import write_page
+from .index import ImageIndex, SavedImage
+from .trash import OutputsTrash
 
-__all__ = ["Outputs", "write_page"]
+__all__ = ["ImageIndex", "Outputs", "OutputsTrash", "SavedImage", "write_page"]

@@ -26,12 +26,16 @@ Facts = Mapping[str, Any]
 """prompt, negative: text; width, height: pixels; facts: pairs of texts. Without a recipe all texts are empty."""
 
 
-def load_facts(folder: Path, names: Iterable[str]) -> dict[str, Facts]:
-    """Load the facts of images in one folder, by file name. Facts read for the first time are cached."""
+def load_facts(folder: Path, names: Iterable[str], prune: bool = True) -> dict[str, Facts]:
+    """Load the facts of images in one folder, by file name. Facts read for the first time are cached.
+
+    prune: `names` are all images of the folder, so others are removed from the cache.
+    """
     known = _read_cache(folder / CACHE_NAME)
     facts_by_name = {name: known[name] if name in known else read_facts(folder / name) for name in names}
-    if facts_by_name.keys() != known.keys():
-        lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in facts_by_name.items())
+    cached = facts_by_name if prune else known | facts_by_name
+    if cached.keys() != known.keys():
+        lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in cached.items())
         storage.write_text(folder / CACHE_NAME, "".join(f"{line}\n" for line in lines))
     return facts_by_name
 

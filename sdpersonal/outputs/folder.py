@@ -1,7 +1,9 @@
 """The folder where images are saved:
 
     outputs/2026-11-23/00001-abcdef12.png    a number within the day, and the first digits of the file's sha256
+    outputs/2026-11-23/00001-sheet.png       a grid of images, numbered like its first one
     outputs/favourites/2026-11-23-00001-abcdef12.png    a copy
+    outputs/.deleted/20261123T101500Z-01234567/...      deleted images (`Trash`)
     outputs/index.html                       a page of all (`write_page`)
 
 A file name never contains a word of a prompt. Nothing is overwritten; several processes may save at once.
@@ -23,6 +25,7 @@ from ..errors import UserError, printable
 DAY_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 IMAGE_NAME = re.compile(r"([0-9]{5,9})-[0-9a-f]{8}\.png")
 FAVOURITE_NAME = re.compile(rf"({DAY_NAME.pattern})-({IMAGE_NAME.pattern})")
+GRID_NAME = re.compile(r"([0-9]{5,9})-(?:sheet(?:-[0-9]{1,3})?|variations)\.png")
 FAVOURITES_FOLDER = "favourites"
 MAX_IMAGE_BYTES = 200_000_000  # bytes
 _COUNTER_NAME = ".count"  # file in a day's folder with the last number; without it the folder is listed once
@@ -75,6 +78,11 @@ class Outputs:
         return sorted(
             (entry.name for entry in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(entry.name)), key=_number
         )[::-1]
+
+    def grids(self, day: str) -> list[str]:
+        """Return the file names of a day's grids, newest first."""
+        names = (entry.name for entry in _list_entries(self.folder / day) if GRID_NAME.fullmatch(entry.name))
+        return sorted(names, key=_number, reverse=True)
 
     def favourites(self) -> list[str]:
         """Return the file names of the favourites, newest first."""

@@ -4,7 +4,7 @@ Unusable files are reported with the reason, and the others are used. Files are 
 photo that occurs twice is used once. Only pixels, a hash, and the name for display are kept of a file; no EXIF.
 
 A `01.txt` beside `01.jpg` captions what else is in that photo (see `captions`): `{} in the snow`. The concept does not
-absorb what the caption names.
+absorb what the caption names. A `01.crop.json` says which square of it is used (see `crops`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..config import CropMode
 from ..config.text_checks import check_path
 from ..errors import UserError, printable
 from .captions import Captions, Refused
+from .crops import SUFFIX, OwnCrop, OwnCrops, decode_square
 from .decode import FORMATS, MIN_SIDE, UNPACK_HINT, UnusablePhoto, decode, detect_format, shorter_side
 from .smart_crop import find_subject
 
@@ -43,7 +44,7 @@ class Photo:
     name: for display, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
     sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: remarks for the user;
     captions: sentences with `{}` for the subject, if a text file beside the photo has some; original_size:
-    (H, W) before scaling.
+    (H, W) before scaling; own_crop: the crop by hand that `pixels` are, if a file beside the photo has one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Photo:
     notes: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     original_size: tuple[int, int] = (0, 0)
+    own_crop: OwnCrop | None = None
 
     def square(self, left_top: tuple[int, int] | None = None) -> np.ndarray:
         """Return the square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""
@@ -84,8 +86,13 @@ class PhotoSet:
 
     @property
     def identity(self) -> str:
-        """Return the sha256 (hex) of the photos' hashes and captions in order: equal for equal files of any names."""
-        return hashlib.sha256(repr([(photo.sha256, *photo.captions) for photo in self.photos]).encode()).hexdigest()
+        """Return the sha256 (hex) of the photos' hashes, captions and crops by hand in order: equal for equal files of
+        any names."""
+        parts = [
+            (photo.sha256, *photo.captions, *([tuple(photo.own_crop)] if photo.own_crop else []))
+            for photo in self.photos
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def report(self) -> str:
         """Summarize the set in a few lines of plain text."""
@@ -114,12 +121,19 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
     check_path(folder, "photos")
     folder = Path(folder)
     names, sidecars = _list_files(folder)
-    captions = Captions(sidecars, lambda name: _caption_bytes(folder, name), kind)
+    captions = Captions(sidecars, lambda name: _sidecar_bytes(folder, name), kind)
+    crops = OwnCrops(sidecars, lambda name: _sidecar_bytes(folder, name))
     photos, skipped, duplicates = [], [], []
     first_names: dict[str, str] = {}
     for name in names:
         try:
-            photos.append(_load_photo(folder, name, size, crop, first_names, captions))
+            data = _read_photo(folder, name)
+            _check_duplicate(first_names, hashlib.sha256(data).hexdigest())
+            photo = _make_photo(name, data, size, crop, captions, crops)
+            pixels_sha256 = hash_pixels(photo.pixels)
+            _check_duplicate(first_names, pixels_sha256)
+            first_names[photo.sha256] = first_names[pixels_sha256] = photo.name
+            photos.append(photo)
         except UnusablePhoto as reason:
             skipped.append(SkippedFile(printable(name), str(reason)))
         except _Duplicate as reason:
@@ -128,7 +142,7 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
         raise _no_photos_error(folder, skipped)
     if problem := captions.table_problem(names):
         skipped.append(SkippedFile(printable(captions.table), problem))
-    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(sidecars) - captions.used))
+    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(sidecars) - captions.used - crops.used))
 
 
 def count_photos(folder: Path) -> int:
@@ -150,27 +164,39 @@ class _Duplicate(Exception):
     """The same photo was loaded before; holds its earlier name."""
 
 
-def _load_photo(
-    folder: Path, name: str, size: int, crop: str, first_names: dict[str, str], captions: Captions
-) -> Photo:
-    """Load one photo. `first_names` maps the hashes of files and of pixels to the name of their first occurrence."""
-    data = _read_photo(folder, name)
-    sha256 = hashlib.sha256(data).hexdigest()
-    _check_duplicate(first_names, sha256)
-    pixels, notes = decode(data, size)
-    pixels_sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    _check_duplicate(first_names, pixels_sha256)
-    first_names[sha256] = first_names[pixels_sha256] = printable(name)
-    caption = captions.of(name)
-    height, width = pixels.shape[:2]
-    scale = shorter_side(data) / size
-    original_size = round(height * scale), round(width * scale)
-    return Photo(
-        printable(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original_size
-    )
+def load_photo(path: Path, size: int, crop: CropMode = "center", kind: str = "object") -> Photo:
+    """Load one photo with its sidecars, as `load_photos` does. Raises UnusablePhoto."""
+    folder = path.parent
+    sidecars = [path.name + suffix for suffix in (".txt", SUFFIX) if os.path.lexists(f"{path}{suffix}")]
+    captions = Captions(sidecars, lambda name: _sidecar_bytes(folder, name), kind)
+    crops = OwnCrops(sidecars, lambda name: _sidecar_bytes(folder, name))
+    return _make_photo(path.name, _read_photo(folder, path.name), size, crop, captions, crops)
 
 
-def _caption_bytes(folder: Path, name: str) -> bytes:
+def _make_photo(name: str, data: bytes, size: int, crop: str, captions: Captions, crops: OwnCrops) -> Photo:
+    own_crop, crop_notes = crops.of(name)
+    if own_crop:
+        try:
+            square, notes, side = decode_square(data, own_crop, size)
+        except Refused as reason:
+            own_crop, crop_notes = None, (f"its crop is not used: it {reason}",)
+    if own_crop:
+        pixels, left_top, original_size = square, (0, 0), (side, side)
+    else:
+        pixels, notes = decode(data, size)
+        left_top, scale = _CROPS[crop](pixels), shorter_side(data) / size
+        original_size = round(pixels.shape[0] * scale), round(pixels.shape[1] * scale)
+    caption, sha256 = captions.of(name), hashlib.sha256(data).hexdigest()
+    notes = (*notes, *crop_notes, *caption.notes)
+    return Photo(printable(name), pixels, sha256, left_top, notes, caption.lines, original_size, own_crop)
+
+
+def hash_pixels(pixels: np.ndarray) -> str:
+    """Return the sha256 (hex) of a photo's pixels."""
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def _sidecar_bytes(folder: Path, name: str) -> bytes:
     try:
         return _read_photo(folder, name)
     except UnusablePhoto as reason:
@@ -178,6 +204,7 @@ def _caption_bytes(folder: Path, name: str) -> bytes:
 
 
 def _check_duplicate(first_names: dict[str, str], sha256: str) -> None:
+    """Raise _Duplicate if a photo of this hash was loaded. first_names: names by the hashes of files and of pixels."""
     if sha256 in first_names:
         raise _Duplicate(f"is the same photo as {first_names[sha256]}; used once")
 

@@ -10,7 +10,7 @@ from ..errors import UserError, printable
 
 _NAME_PATTERN = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _TOKEN = re.compile(rf"(?:(?P<owner>{_NAME_PATTERN})/)?(?P<name>{_NAME_PATTERN}?)(?:-v(?P<version>[1-9][0-9]{{0,5}}))?")
-_MAX_NAME_LENGTH = 64
+MAX_NAME_LENGTH = 64
 # Device names that Windows reserves in any folder: a concept of that name could not be shared with a Windows user.
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _ALLOWED_CHARACTERS = "a-z, 0-9 and -"
@@ -31,7 +31,7 @@ class Token:
         if inner.startswith("<") and inner.endswith(">"):
             inner = inner[1:-1]
         match = _TOKEN.fullmatch(inner)
-        if not match or max(len(match["owner"] or ""), len(match["name"])) > _MAX_NAME_LENGTH:
+        if not match or max(len(match["owner"] or ""), len(match["name"])) > MAX_NAME_LENGTH:
             raise UserError(f"{printable(text) or '<>'} is not a concept's token.", _suggest_spelling(inner))
         if RESERVED_NAMES & {match["owner"], match["name"]}:
             raise UserError(f"{printable(text)} holds a name that Windows keeps for devices.", "Choose another name.")
@@ -69,7 +69,7 @@ def _suggest_spelling(inner: str) -> str:
     if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
         # A look-alike character cannot be seen by reading the word again, so the message names it.
         return f"Its {printable(alike)!r} is {unicodedata.name(alike, 'no letter')}; tokens use {_ALLOWED_CHARACTERS}."
-    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_NAME_LENGTH].strip("-") for part in plain.split("/")[:2]]
+    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:MAX_NAME_LENGTH].strip("-") for part in plain.split("/")[:2]]
     words = [word for word in words if word]
     if not words:
         return f"Write it like <me/my-cat>; tokens use {_ALLOWED_CHARACTERS}."

@@ -5,6 +5,7 @@ is a word in the file `ask` of the run folder, which the run deletes when it rea
 
     echo sample > runs/me-duck-dreambooth-lora/ask    generate sample images now
     echo keep > runs/me-duck-dreambooth-lora/ask      end here, with the best checkpoint so far
+    echo keep 96 > runs/me-duck-dreambooth-lora/ask   end here, with the concept as it was after step 96
 
 The main process polls once a step; all processes exchange their StopRequests beside the step's losses.
 """
@@ -26,9 +27,10 @@ from typing import Any
 
 from .. import storage
 from ..errors import UserError
-from .run_dir import COMMAND_FILE
+from .run_dir import COMMAND_FILE, checkpoint_steps, has_snapshot
 
 _MAX_BYTES = 100
+_MAX_DIGITS = 9  # of a step
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -45,19 +47,18 @@ class Command(IntEnum):
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A request to leave the training loop: a signal's number, which stops the run, or a command; 0 for none."""
+    """A request to leave the training loop: a signal's number, which stops the run, or a command; 0 for none. step: the
+    one to keep, 0 for the best."""
 
     signal: int = 0
     command: Command = Command.NOTHING
-
-    @classmethod
-    def of(cls, signal_number: int, command: Command) -> StopRequest:
-        """Return the request of this process; after a signal its command no longer counts."""
-        return cls(signal_number) if signal_number else cls(0, command)
+    step: int = 0
 
     def __or__(self, other: StopRequest) -> StopRequest:
-        """Return both as one: a signal if there is any, else the greater command."""
-        return StopRequest.of(self.signal or other.signal, max(self.command, other.command))
+        """Return both as one: a signal if there is any, after which no command counts, else the greater command."""
+        if signal_number := self.signal or other.signal:
+            return StopRequest(signal_number)
+        return StopRequest(0, max(self.command, other.command), max(self.step, other.step))
 
     def __bool__(self) -> bool:
         return bool(self.signal or self.command)
@@ -66,21 +67,29 @@ class StopRequest:
 NO_REQUEST = StopRequest()
 
 
-def send(run: Path, command: Command) -> None:
-    """Send a command to the run in this folder; it replaces one that was not read yet."""
-    storage.write_text(run / COMMAND_FILE, command.name.lower() + "\n")
+def send(run: Path, command: Command, step: int = 0) -> None:
+    """Send a command to the run in this folder; it replaces one that was not read yet. step: the one to keep, 0 for
+    the best."""
+    storage.write_text(run / COMMAND_FILE, command.name.lower() + (f" {step}" if step else "") + "\n")
 
 
-def poll(run: Path) -> Command:
-    """Read and delete the command, if any; without one this costs a `stat`. Unknown words are dropped."""
+def poll(run: Path) -> StopRequest:
+    """Read and delete the command, if any; without one this costs a `stat`. Unknown words are dropped, and so are steps
+    of which there is nothing to keep."""
     path = run / COMMAND_FILE
     if not os.path.lexists(path):
-        return Command.NOTHING
-    word = ""
+        return NO_REQUEST
+    text = ""
     with suppress(UserError):  # it is a folder, or larger than a word
-        word = storage.read_bytes(path, _MAX_BYTES).decode(errors="replace")
+        text = storage.read_bytes(path, _MAX_BYTES).decode(errors="replace")
     storage.remove(path)
-    return Command.__members__.get(word.strip().upper(), Command.NOTHING)
+    word, _, number = text.strip().partition(" ")
+    command = Command.__members__.get(word.upper(), Command.NOTHING)
+    if not number:
+        return StopRequest(0, command)
+    step = int(number) if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS else 0
+    is_kept = command is Command.KEEP and (has_snapshot(run, step) or step in checkpoint_steps(run))
+    return StopRequest(0, command, step) if is_kept else NO_REQUEST
 
 
 class StopSignals:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import DiskFull, Interrupted
 from .checkpoint import save_checkpoint
-from .control import NO_REQUEST, Command, StopRequest, StopSignals, poll
+from .control import NO_REQUEST, StopRequest, StopSignals, poll
 from .distributed import Accelerator, average_gradients
 from .early_stopping import fixed_batch_loss
 from .loss_inputs import prefetch
@@ -24,7 +24,7 @@ from .train_state import LoopConfig, LoopHooks, TrainState
 _REPEAT_WINDOW = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal has sent already
 
 
-def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
+def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> StopRequest:
     """Train to the next milestone, or until a command arrives, which is returned; save a checkpoint there.
 
     The numbers of a step are read after the next one has started, so that reading them does not hold it up.
@@ -42,7 +42,7 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
         closing(inputs_of_steps),
     ):
         for step in range(state.step, end):
-            command = poll(config.run) if accelerator.is_main_process else Command.NOTHING
+            request = poll(config.run) if accelerator.is_main_process else NO_REQUEST
             with state.oom_advice.translate(f"at step {step + 1}"):
                 inputs = next(inputs_of_steps)
                 learning_rates = _set_learning_rates(optimizer, method.learning_rates(step), config.lr_factor(step))
@@ -51,7 +51,7 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
                 grad_norm = state.gradients.apply(optimizer)
                 state.ema.update(step)
                 measured = _measure_fixed_batch(state, config)
-                request = StopRequest.of(signals.signal_number, command)
+                request |= StopRequest(signals.signal_number)
                 pending.append(StepResult.of(accelerator, step, learning_rates, losses, grad_norm, measured, request))
             state.step = step + 1
             # Several processes must stop at the same step: where all of them read the result with the request.
@@ -60,12 +60,12 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> Command:
             while len(pending) > (0 if saving or request else 1):
                 request |= pending.popleft().record(state, config, hooks)
             if saving or request:
-                _save(state, config, hooks)
+                _save(state, config, hooks, request)
             if request.signal and state.step < config.steps:
                 raise _interrupted_error(state.step, config.steps, request.signal)
             if request:
-                return request.command
-    return Command.NOTHING
+                return request
+    return NO_REQUEST
 
 
 def _set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: list[float], factor: float) -> list[float]:
@@ -82,13 +82,13 @@ def _measure_fixed_batch(state: TrainState, config: LoopConfig) -> Tensor | None
         return fixed_batch_loss(state.gradients.loss, config.fixed_batch, state.step)
 
 
-def _save(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> None:
+def _save(state: TrainState, config: LoopConfig, hooks: LoopHooks, request: StopRequest) -> None:
     if not state.accelerator.is_main_process:
         return
     if hooks.log:
         hooks.log.flush()
     best_step = hooks.validator.best_step if hooks.validator else None
-    save_checkpoint(config.run, state.step, state.checkpoint_state(), config.identity, best_step)
+    save_checkpoint(config.run, state.step, state.checkpoint_state(), config.identity, request.step or best_step)
 
 
 def _stop_signals(accelerator: Accelerator) -> StopSignals:

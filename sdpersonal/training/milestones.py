@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .control import Command
+from .control import NO_REQUEST, Command
 from .distributed import broadcast_decision
 from .early_stopping import dvar
 from .loop import fit
@@ -15,10 +15,12 @@ from .validation import is_improving
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The step at which a run ended, and the reason in words; "" after the last step."""
+    """The step at which a run ended, and the reason in words; "" after the last step. chosen_step: the one whose state
+    a user chose for the concept, 0 for the best."""
 
     step: int
     reason: str = ""
+    chosen_step: int = 0
 
 
 def milestone_steps(steps: int, count: int) -> tuple[int, ...]:
@@ -29,22 +31,22 @@ def milestone_steps(steps: int, count: int) -> tuple[int, ...]:
 
 def run_milestones(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> RunEnd:
     """Train from `state.step` to the run's end. Raises as `fit` does."""
-    command = Command.NOTHING
+    request = NO_REQUEST
     while True:
         step, at_milestone = state.step, config.is_milestone(state.step)
-        if hooks.validator and (command or at_milestone):
+        if hooks.validator and (request or at_milestone) and not request.step:
             with state.ema.applied(), state.oom_advice.translate("while generating samples", "Add --no-samples."):
-                hooks.validator.run(state.method, step, on_request=bool(command))
-        if command is Command.KEEP:
+                hooks.validator.run(state.method, step, on_request=bool(request))
+        if request.command is Command.KEEP:
             hooks.say(f"{KEPT_LINE} {step} of {config.steps}, as requested.")
-            return RunEnd(step, "as requested")
+            return RunEnd(step, "as requested", request.step)
         if step >= config.steps:
             return RunEnd(step)
         # The main process decides for all: only it has the losses of the fixed batch and the scores.
         if at_milestone and config.early_stop and broadcast_decision(state.accelerator, _converged(config, hooks)):
             hooks.say(f"{CONVERGED_LINE} {step} of {config.steps} (--no-early-stop runs all of them).")
             return RunEnd(step, "since the loss had converged")
-        command = fit(state, config, hooks)
+        request = fit(state, config, hooks)
 
 
 def _converged(config: LoopConfig, hooks: LoopHooks) -> bool:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from .. import storage
-from ..concepts.library import Library
 from ..config import TrainingSettings
 from ..display.progress import OnProgress
 from ..display.units import format_duration
-from ..errors import UserError
 from ..evaluation import Scorer, explain_scores, scorer_for_base
 from ..evaluation.scorers import FETCH_COMMAND
-from ..models import StableDiffusion, describe_base, load_base
+from ..models import describe_base, load_base
 from ..photos.checks import check
-from ..photos.loading import PhotoSet, load_photos
-from .build_concept import build_concept, check_embeddings
-from .checkpoint import load_step
+from ..photos.loading import load_photos
 from .control import poll
 from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
@@ -34,7 +30,6 @@ from .methods.factory import (
     build_method,
     check_before_loading,
     insert_class_noun,
-    method_name,
     resolve_preset,
     subject_noun,
 )
@@ -42,18 +37,22 @@ from .methods.protocol import Method
 from .milestones import RunEnd, milestone_steps, run_milestones
 from .oom_advice import OomAdvice
 from .optim import EMA, NoEMA, lr_factor, make_optimizer
-from .presets import Preset, lower_rate, preset
+from .own_prompts import read_own_prompts
 from .process_failures import fail_together
 from .progress_log import ProgressLog, ignore_broken_pipe
 from .prompt_templates import CAPTION_TEMPLATES
-from .report import RunSummary, write_report
 from .resume import check_no_earlier_run, check_not_finished, run_folder, run_identity, start_step
-from .run_dir import COST_FILE, CURVES_FILE, RESULT_FILE
-from .sampling import add_sample_sheet
+from .run_dir import (
+    COST_FILE,
+    CURVES_FILE,
+    VALIDATIONS_FOLDER,
+)
+from .run_ending import restore_best, save_concept, save_snapshot
+from .run_inputs import RunInputs
 from .trackers import check_tracker_installed, open_tracker
 from .train_result import TrainResult
 from .train_state import LoopConfig, LoopHooks, TrainState
-from .validation import Validation, Validator
+from .validation import Validator
 
 
 def train(
@@ -78,14 +77,16 @@ def train(
         inputs = _load(settings, run, accelerator, say)
         if accelerator.is_main_process:
             stack.enter_context(storage.lock(run))
-            storage.remove_leftovers(run)
+            for folder in (run, run / VALIDATIONS_FOLDER):
+                if folder.exists():
+                    storage.remove_leftovers(folder)
             poll(run)  # drop a command that an earlier run did not read
         state, config, validator = _setup(inputs, stack)
         end = _fit(inputs, state, config, validator, on_progress)
         if not accelerator.is_main_process:
             return None
-        best = _restore_best(inputs, state, end, validator)
-        result = _save_concept(inputs, state, validator, end, best, started_at)
+        best = restore_best(inputs, state, end, validator)
+        result = save_concept(inputs, state, validator, end, best, started_at)
     for line in explain_scores(best.scores, subject_noun(settings), settings.kind) if best.scores else ():
         say(line)
     duration = format_duration(result.seconds)
@@ -93,43 +94,7 @@ def train(
     return result
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The inputs of a run. scorer: None unless the main process has one; photo_report: lines about the photos."""
-
-    settings: TrainingSettings
-    run: Path
-    accelerator: Accelerator
-    base: StableDiffusion
-    photos: PhotoSet
-    scorer: Scorer | None
-    photo_report: list[str]
-    preset: Preset  # with the user's settings applied
-    say: Callable[[str], None]
-
-    @property
-    def resolution(self) -> int:
-        return self.settings.resolution or self.base.resolution
-
-    @property
-    def preset_lr(self) -> float:
-        return preset(method_name(self.settings), self.base.kind, self.settings.kind).lr
-
-    @property
-    def usual_lr(self) -> float:
-        """The learning rate without --lr; Prodigy's is 1."""
-        return 1.0 if self.settings.optimizer == "prodigy" else self.preset_lr
-
-    @property
-    def lr(self) -> float:
-        return self.settings.lr or self.usual_lr
-
-    @property
-    def photos_per_step(self) -> int:
-        return self.preset.batch * self.settings.accumulate * self.accelerator.num_processes
-
-
-def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: Callable[[str], None]) -> _Inputs:
+def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: Callable[[str], None]) -> RunInputs:
     with OomAdvice(accelerator.device, settings, 0, 1).translate("while loading the model", "Use a smaller --base."):
         base = load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
     say(describe_base(base, settings.base))
@@ -146,10 +111,10 @@ def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: 
         lines = [*photos.report().splitlines(), *(findings.lines() if findings.findings else ())]
         say("\n".join(lines))
     resolved = resolve_preset(settings, base.kind, len(photos.photos))
-    return _Inputs(settings, run, accelerator, base, photos, scorer, lines, resolved, say)
+    return RunInputs(settings, run, accelerator, base, photos, scorer, lines, resolved, say)
 
 
-def _setup(inputs: _Inputs, stack: ExitStack) -> tuple[TrainState, LoopConfig, Validator | None]:
+def _setup(inputs: RunInputs, stack: ExitStack) -> tuple[TrainState, LoopConfig, Validator | None]:
     """Build method, optimizer, data and validator, and dry-run a step.
 
     The method's close() is pushed on `stack`; only the main process gets a validator.
@@ -168,12 +133,12 @@ def _setup(inputs: _Inputs, stack: ExitStack) -> tuple[TrainState, LoopConfig, V
         inputs.say(f"{intro}." if settings.resume else f"{intro}, {_dry_run(inputs, state, validator)}.")
         state.step = start_step(settings, run, state.checkpoint_state(), identity, preset.steps, inputs.say)
         check_same_start(accelerator, inputs.photos, identity, state.step)
-    if validator and validator.scorer_name:
+    if validator:
         validator.resume_from(state.step)
     return state, _loop_config(inputs, state, identity), validator
 
 
-def _build_state(inputs: _Inputs, oom_advice: OomAdvice, stack: ExitStack) -> TrainState:
+def _build_state(inputs: RunInputs, oom_advice: OomAdvice, stack: ExitStack) -> TrainState:
     settings, base, resolved = inputs.settings, inputs.base, inputs.preset
     method = build_method(settings, base, resolved, inputs.accelerator, inputs.say)
     stack.callback(method.close)
@@ -189,16 +154,26 @@ def _build_state(inputs: _Inputs, oom_advice: OomAdvice, stack: ExitStack) -> Tr
     return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema, scaler=scaler, say=inputs.say)
 
 
-def _build_validator(inputs: _Inputs, method: Method) -> Validator:
+def _build_validator(inputs: RunInputs, method: Method) -> Validator:
     settings = inputs.settings
     if inputs.scorer is None:
         inputs.say(f"No CLIP model found to score samples, so the last checkpoint is used. To get one: {FETCH_COMMAND}")
     squares = [Image.fromarray(photo.square()) for photo in inputs.photos.photos]
     noun = subject_noun(settings)
-    return Validator(inputs.run, inputs.base, inputs.scorer, settings.kind, noun, squares, method.autocast_dtype)
+    return Validator(
+        inputs.run,
+        inputs.base,
+        inputs.scorer,
+        settings.kind,
+        noun,
+        squares,
+        method.autocast_dtype,
+        own_prompts=lambda: read_own_prompts(inputs.run, settings.sample_prompts, settings.token, settings.kind),
+        save_snapshot=partial(save_snapshot, inputs),
+    )
 
 
-def _dry_run(inputs: _Inputs, state: TrainState, validator: Validator | None) -> str:
+def _dry_run(inputs: RunInputs, state: TrainState, validator: Validator | None) -> str:
     """Measure the cost of the run and save it; return it in words."""
     preset = inputs.preset
     cost = perform_dry_run(state, preset.batch, inputs.settings.accumulate, inputs.run)
@@ -210,7 +185,7 @@ def _dry_run(inputs: _Inputs, state: TrainState, validator: Validator | None) ->
     return f"about {format_duration(seconds)}; {cost.memory_text()}"
 
 
-def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]) -> LoopConfig:
+def _loop_config(inputs: RunInputs, state: TrainState, identity: dict[str, object]) -> LoopConfig:
     settings, resolved = inputs.settings, inputs.preset
     early_stop = settings.early_stop and can_converge(resolved.steps, resolved.measure_every)
     measures = inputs.accelerator.is_main_process and resolved.steps >= resolved.measure_every
@@ -233,7 +208,7 @@ def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]
 
 
 def _fit(
-    inputs: _Inputs,
+    inputs: RunInputs,
     state: TrainState,
     config: LoopConfig,
     validator: Validator | None,
@@ -255,47 +230,6 @@ def _fit(
     validations = validator.validations if validator else []
     save_curves(config.run / CURVES_FILE, log.losses, log.fixed_batch_losses, validations, config.pivot_steps)
     return end
-
-
-def _restore_best(inputs: _Inputs, state: TrainState, end: RunEnd, validator: Validator | None) -> Validation:
-    """Restore the best checkpoint and return its validation; without one, return the last step's, unscored."""
-    last = Validation(end.step, None)
-    if validator is None or (best := validator.best) is None:
-        return last
-    if best.step != end.step:
-        try:
-            load_step(inputs.run, best.step, state.checkpoint_state())
-        except UserError as error:
-            inputs.say(f"{error.message} The last one is used.")
-            load_step(inputs.run, end.step, state.checkpoint_state())
-            return next(validation for validation in validator.validations if validation.step == end.step)
-    return best
-
-
-def _save_concept(
-    inputs: _Inputs, state: TrainState, validator: Validator | None, end: RunEnd, best: Validation, started_at: float
-) -> TrainResult:
-    """Add the concept to the library, and write the run's report and result."""
-    settings, run, base, method = inputs.settings, inputs.run, inputs.base, state.method
-    with state.ema.applied():
-        check_embeddings(base, method, lower_rate(inputs.lr, inputs.usual_lr))
-        concept = build_concept(settings, base, method, inputs.preset, best, method.finish(run))
-    method.close()
-    concept, sheet = add_sample_sheet(concept, base, run, inputs.say) if settings.samples else (concept, None)
-    seconds = time.monotonic() - started_at
-    scorer_name, validations = (validator.scorer_name, validator.validations) if validator else ("", [])
-    ending = _describe_end(end, inputs.preset.steps, best)
-    write_report(run, concept, validations, RunSummary(inputs.photo_report, ending, scorer_name, seconds))
-    token = Library(settings.library).add(concept)
-    result = {"token": str(token), "sha256": concept.identity, "steps": end.step, "best": best.step}
-    storage.write_json(run / RESULT_FILE, result | {"seconds": round(seconds, 1)})
-    return TrainResult(token, run, sheet, seconds, settings.library)
-
-
-def _describe_end(end: RunEnd, steps: int, best: Validation) -> str:
-    early = f", {end.reason}; {steps} were allowed" if end.reason else ""
-    restored = "" if best.step == end.step else f" The concept is as it was after step {best.step}."
-    return f"It ended after step {end.step}{early}.{restored}"
 
 
 def _discard(_: str) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import Diverged
-from .control import Command, StopRequest
+from .control import NO_REQUEST, Command, StopRequest
 from .distributed import Accelerator, all_gather
 from .presets import lower_rate
 from .run_dir import latest_step
 from .train_state import LoopConfig, LoopHooks, TrainState
 
+_REQUEST_NUMBERS = 3  # of a StopRequest; a step up to 2**24 is exact in fp32
 ABSURD_LOSS = 100.0  # targets have variance 1: a prediction this far off is none
 
 
@@ -25,7 +26,7 @@ class StepResult:
 
     step: int
     learning_rates: list[float]  # of each parameter group
-    per_process: Tensor  # (W, accumulate + 2): losses, then signal and command of its StopRequest
+    per_process: Tensor  # (W, accumulate + 3): losses, then signal, command and step of its StopRequest
     grad_norm: Tensor  # ()
     fixed_batch_loss: Tensor | None  # (), where it was measured
     copied: torch.cuda.Event | None
@@ -42,9 +43,9 @@ class StepResult:
         request: StopRequest,
     ) -> StepResult:
         """Gather the losses and requests of all processes, and begin to copy all numbers to the CPU at once."""
-        numbers = losses[0].new_zeros(2)
+        numbers = losses[0].new_zeros(_REQUEST_NUMBERS)
         if request:  # filled: a copy from the CPU would wait for the device
-            numbers[0], numbers[1] = request.signal, int(request.command)
+            numbers[0], numbers[1], numbers[2] = request.signal, int(request.command), request.step
         gathered = all_gather(accelerator, torch.stack([*losses, *numbers]))
         measured = [] if fixed_batch_loss is None else [fixed_batch_loss]
         shared = torch.stack([grad_norm, *measured]).detach()
@@ -62,14 +63,14 @@ class StepResult:
             self.copied.synchronize()
         self._check_finite(state, config)
         if hooks.log:
-            losses = self.per_process[:, :-2].flatten().tolist()
+            losses = self.per_process[:, :-_REQUEST_NUMBERS].flatten().tolist()
             fixed_batch_loss = None if self.fixed_batch_loss is None else float(self.fixed_batch_loss)
             hooks.log.step(self.step + 1, math.fsum(losses) / len(losses), self.learning_rates, fixed_batch_loss)
-        signal, command = map(int, self.per_process[:, -2:].amax(0).tolist())
-        return StopRequest.of(signal, Command(command))
+        signal, command, step = map(int, self.per_process[:, -_REQUEST_NUMBERS:].amax(0).tolist())
+        return NO_REQUEST | StopRequest(signal, Command(command), step)
 
     def _check_finite(self, state: TrainState, config: LoopConfig) -> None:
-        rows = self.per_process[:, :-2].tolist()
+        rows = self.per_process[:, :-_REQUEST_NUMBERS].tolist()
         losses = {(rank, part): loss for rank, row in enumerate(rows) for part, loss in enumerate(row)}
         bad = [key for key, loss in losses.items() if not (math.isfinite(loss) and loss < ABSURD_LOSS)]
         grad_norm = float(self.grad_norm)

@@ -1,4 +1,5 @@
-"""Validate the concept during a run and choose the best checkpoint: `trials.jsonl`, and a sheet of images for each.
+"""Validate the concept during a run and choose the best checkpoint: `trials.jsonl`, and for each a sheet of images, a
+folder of single ones, and the concept as it was.
 
 The best is the last of those within a twentieth of the highest score. The scorer's own noise is nearly as large; and as
 long as prompts are followed, more steps make better images than a small scorer can tell: an independent classifier
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,21 @@ from ..evaluation.concept_score import PROMPTS, SCORE_SEEDS, class_phrase, promp
 from ..models import StableDiffusion
 from .dataset import CaptionSplitter
 from .methods.protocol import Method
+from .own_prompts import OWN_SEED
 from .run_dir import (
+    CLASS_NOUN_FOLDER,
     CLASS_NOUN_IMAGE,
+    MAX_SAMPLE_IMAGES,
     MAX_STEP,
     VALIDATIONS_FILE,
     VALIDATIONS_FOLDER,
+    SampleImage,
     is_number,
     read_json_lines,
+    validation_folder,
+    validation_folders,
     validation_image,
+    write_sample_images,
 )
 from .sampling import generate_samples
 
@@ -56,8 +65,10 @@ class Validation:
 class Validator:
     """Runs the validations of a training; without a scorer it only generates images, and only on request.
 
-    photos: squares, all of the run's resolution; autocast_dtype: see `Method`. The constructor generates the class
-    noun's images with the untrained base model; `seconds` is the time that took, and that a validation will take.
+    photos: squares, all of the run's resolution; autocast_dtype: see `Method`; own_prompts: returns the user's sample
+    prompts, which are not scored; save_snapshot: saves the concept as it is after a validation in a folder. The
+    constructor generates the class noun's images with the untrained base model; `seconds` is the time that took, and
+    that a validation will take.
     """
 
     def __init__(
@@ -69,7 +80,10 @@ class Validator:
         noun: str,
         photos: list[Image.Image],
         autocast_dtype: torch.dtype | None = None,
+        own_prompts: Callable[[], Sequence[str]] = tuple,
+        save_snapshot: Callable[[Method, Validation, Path], None] = lambda method, validation, folder: None,
     ):
+        self._own_prompts, self._save_snapshot = own_prompts, save_snapshot
         self._run, self._base, self._kind, self._side = run, base, kind, photos[0].width
         self._autocast_dtype = autocast_dtype
         self.scorer_name = scorer.name if scorer else ""
@@ -84,24 +98,43 @@ class Validator:
             base.replayer.clear()  # what a training step takes is not known yet
         self.seconds = time.monotonic() - started_at
         self.evaluation = ConceptEvaluation(scorer, kind, noun, photos, class_images)
-        self._save(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, class_images, class_phrase(kind, noun))
+        phrase = class_phrase(kind, noun)
+        self._save_sheet(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, class_images, phrase)
+        with _replaced_folder(run / VALIDATIONS_FOLDER / CLASS_NOUN_FOLDER) as folder:
+            prompts = [(prompt.format(phrase), seed) for prompt, seed in prompts_and_seeds(kind)]
+            _save_images(folder, prompts, class_images)
 
     def resume_from(self, step: int) -> None:
         """Load the validations up to this step; drop later ones, which the resumed run repeats."""
+        for later_step, folder in validation_folders(self._run).items():
+            if later_step > step:
+                storage.remove(folder)
+        if not self.evaluation:
+            return
         self.validations = [validation for validation in read_validations(self._run) if validation.step <= step]
         lines = [_to_json(step, scores) + "\n" for step, scores in scored(self.validations)]
         storage.write_text(self._run / VALIDATIONS_FILE, "".join(lines))
 
     def run(self, method: Method, step: int, on_request: bool = False) -> None:
         """Validate after this step, unless that was done before. on_request: a user requested the images."""
-        if any(validation.step == step for validation in self.validations) or not (self.evaluation or on_request):
+        if any(validation.step == step for validation in self.validations):
             return
-        images = self.generate(method.caption_pieces)
-        self._save(validation_image(self._run, step), images, "…")
-        if self.evaluation:
-            scores = self.evaluation.score(images)
-            storage.append_line(self._run / VALIDATIONS_FILE, _to_json(step, scores))
-            self.validations.append(Validation(step, scores))
+        own_prompts, images = [(prompt, OWN_SEED) for prompt in self._own_prompts()], []
+        if self.evaluation or on_request:
+            images = self.generate(method.caption_pieces)
+            self._save_sheet(validation_image(self._run, step), images, "…")
+        elif not own_prompts:
+            return
+        # Apart: in another batch the images that are scored could differ in a pixel.
+        own_images = self._generate(method.caption_pieces, own_prompts) if own_prompts else []
+        validation = Validation(step, self.evaluation.score(images) if self.evaluation else None)
+        with _replaced_folder(validation_folder(self._run, step)) as folder:
+            prompts = prompts_and_seeds(self._kind)[: len(images)]
+            _save_images(folder, [*prompts, *own_prompts], [*images, *own_images], len(prompts))
+            self._save_snapshot(method, validation, folder)
+        if validation.scores:
+            storage.append_line(self._run / VALIDATIONS_FILE, _to_json(step, validation.scores))
+            self.validations.append(validation)
 
     @property
     def best(self) -> Validation | None:
@@ -112,10 +145,12 @@ class Validator:
         return self.best.step if self.best else None
 
     def generate(self, caption_pieces: CaptionSplitter) -> list[Image.Image]:
-        images = prompts_and_seeds(self._kind)
-        return generate_samples(self._base, caption_pieces, images, self._side, DENOISING_STEPS, self._autocast_dtype)
+        return self._generate(caption_pieces, prompts_and_seeds(self._kind))
 
-    def _save(self, path: Path, images: list[Image.Image], word: str) -> None:
+    def _generate(self, caption_pieces: CaptionSplitter, prompts: Sequence[tuple[str, int]]) -> list[Image.Image]:
+        return generate_samples(self._base, caption_pieces, prompts, self._side, DENOISING_STEPS, self._autocast_dtype)
+
+    def _save_sheet(self, path: Path, images: list[Image.Image], word: str) -> None:
         storage.make_folder(path.parent)
         storage.write_bytes(path, encode_png(validation_sheet(images, self._kind, word)))
 
@@ -151,6 +186,27 @@ def validation_sheet(images: list[Image.Image], kind: ConceptKind, word: str) ->
     """Build a sheet with a row of images for each prompt. word: the subject in the prompts."""
     rows = [images[first : first + len(SCORE_SEEDS)] for first in range(0, len(images), len(SCORE_SEEDS))]
     return labelled_grid(rows, [prompt.format(word) for prompt in PROMPTS[kind]], tile_size=128)
+
+
+@contextmanager
+def _replaced_folder(path: Path) -> Iterator[Path]:
+    """Create a folder as `storage.new_folder` does, in place of one that a run before a resume left there."""
+    if path.exists():
+        storage.remove(path)
+    with storage.new_folder(path) as folder:
+        yield folder
+
+
+def _save_images(
+    folder: Path, prompts: Sequence[tuple[str, int]], images: Sequence[Image.Image], first_own: int = MAX_SAMPLE_IMAGES
+) -> None:
+    """Write the images of a validation as `1.png`, `2.png`, ... first_own: index of the first of a user's prompt."""
+    listed = []
+    for index, ((prompt, seed), image) in enumerate(zip(prompts, images, strict=True)):
+        path = folder / f"{index + 1}.png"
+        storage.write_bytes(path, encode_png(image))
+        listed.append(SampleImage(path, prompt, seed, index >= first_own))
+    write_sample_images(folder, listed)
 
 
 def _to_json(step: int, scores: ConceptScores) -> str:

@@ -10,7 +10,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.training import train
 from sdpersonal.training.control import NO_REQUEST, Command, StopRequest, poll, send
-from sdpersonal.training.run_dir import COMMAND_FILE
+from sdpersonal.training.run_dir import COMMAND_FILE, snapshot_file
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
 
@@ -41,20 +41,32 @@ def after_lines(child, folder, count):
 
 
 def test_a_wish_is_heard_once_and_nonsense_not_at_all(tmp_path):
-    assert poll(tmp_path) is Command.NOTHING
+    assert poll(tmp_path) == NO_REQUEST
     for sent in (Command.SAMPLE, Command.KEEP):
         send(tmp_path, sent)
-        assert (poll(tmp_path), poll(tmp_path)) == (sent, Command.NOTHING)
+        assert (poll(tmp_path), poll(tmp_path)) == (StopRequest(0, sent), NO_REQUEST)
     send(tmp_path, Command.SAMPLE)
     send(tmp_path, Command.KEEP)
-    assert poll(tmp_path) is Command.KEEP
-    for nonsense in (b"", b"nothing", b"stop\n", b"\xff\xfe", b"keep" * 1000):
+    assert poll(tmp_path) == StopRequest(0, Command.KEEP)
+    for nonsense in (b"", b"nothing", b"stop\n", b"\xff\xfe", b"keep" * 1000, b"keep 0", b"keep -1", b"keep 1e3"):
         (tmp_path / COMMAND_FILE).write_bytes(nonsense)
-        assert poll(tmp_path) is Command.NOTHING and not (tmp_path / COMMAND_FILE).exists()
+        assert poll(tmp_path) == NO_REQUEST and not (tmp_path / COMMAND_FILE).exists()
     (tmp_path / COMMAND_FILE).mkdir()
-    assert poll(tmp_path) is Command.NOTHING and not (tmp_path / COMMAND_FILE).exists()
+    assert poll(tmp_path) == NO_REQUEST and not (tmp_path / COMMAND_FILE).exists()
     (tmp_path / COMMAND_FILE).symlink_to("/dev/zero")
-    assert poll(tmp_path) is Command.NOTHING and not (tmp_path / COMMAND_FILE).is_symlink()
+    assert poll(tmp_path) == NO_REQUEST and not (tmp_path / COMMAND_FILE).is_symlink()
+
+
+def test_only_a_step_whose_state_is_there_can_be_kept(tmp_path):
+    (snapshot_file(tmp_path, 7)).parent.mkdir(parents=True)
+    snapshot_file(tmp_path, 7).touch()
+    (tmp_path / "step-000009").mkdir()
+    (tmp_path / "step-000009" / "manifest.json").touch()
+    for step, expected in ((7, 7), (9, 9), (8, 0), (10**9, 0)):
+        send(tmp_path, Command.KEEP, step)
+        assert poll(tmp_path) == (StopRequest(0, Command.KEEP, step) if expected else NO_REQUEST)
+    (tmp_path / COMMAND_FILE).write_text("sample 7")
+    assert poll(tmp_path) == NO_REQUEST
 
 
 @pytest.mark.slow
@@ -97,7 +109,7 @@ def test_without_a_judge_only_what_is_asked_for_is_drawn(command, tmp_path, samp
     assert child.wait() == 0, child.errors
     last_step = result(tmp_path)["steps"]
     assert result(tmp_path)["best"] == last_step and not (tmp_path / "run" / "trials.jsonl").exists()
-    image_names = sorted(path.name for path in (tmp_path / "run").glob("trials/*"))
+    image_names = sorted(path.name for path in (tmp_path / "run").glob("trials/*.png"))
     assert len(image_names) == (2 if samples else 0) and (not samples or image_names[-1] == f"step-{last_step:06d}.png")
 
 
@@ -113,7 +125,8 @@ def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_pa
                 send(folder / "run", Command.SAMPLE)
 
         train(TextualInversionSettings(**settings, library=folder / "concepts", run=folder / "run"), say)
-    assert len(list((tmp_path / "watched" / "run" / "trials").iterdir())) == 1
+    trials = sorted((tmp_path / "watched" / "run" / "trials").iterdir())
+    assert [path.suffix for path in trials] == ["", ".png"] and trials[0].stem == trials[1].stem
     identities = [Library(tmp_path / name / "concepts").entries()[0].identity for name in ("alone", "watched")]
     assert identities[0] == identities[1]
 
@@ -142,3 +155,5 @@ def test_of_requests_at_two_steps_the_stronger_counts():
     keep, sample, signal = StopRequest(0, Command.KEEP), StopRequest(0, Command.SAMPLE), StopRequest(15)
     assert keep | sample == sample | keep == keep | NO_REQUEST == keep
     assert keep | signal == signal | keep == StopRequest(15) and not NO_REQUEST | NO_REQUEST
+    chosen = StopRequest(0, Command.KEEP, 96)
+    assert chosen | sample == sample | chosen == chosen | keep == chosen and chosen | signal == StopRequest(15)

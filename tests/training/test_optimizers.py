@@ -12,11 +12,11 @@ from torch import nn
 
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.errors import UserError
-from sdpersonal.training import run
 from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from sdpersonal.training.optim import lr_factor, make_optimizer
 from sdpersonal.training.presets import Preset, lower_rate
 from sdpersonal.training.prodigy import Prodigy
+from sdpersonal.training.run_inputs import RunInputs
 
 PRESET = Preset(steps=10, batch=1, lr=1e-3, embedding_lr=5e-3)
 
@@ -198,5 +198,5 @@ def test_prodigys_rates_are_shares_of_the_main_one():
 def test_prodigy_that_diverged_is_told_a_rate_of_its_own_scale(lr, used, proposed):
     settings = TextualInversionSettings(photos="x", token="<me/a>", optimizer="prodigy", lr=lr, base="tiny")
     tiny_kind = SimpleNamespace(kind="tiny", resolution=128)
-    inputs = run._Inputs(settings, Path("run"), None, tiny_kind, None, None, [], None, print)
+    inputs = RunInputs(settings, Path("run"), None, tiny_kind, None, None, [], None, print)
     assert inputs.lr == used and lower_rate(inputs.lr, inputs.usual_lr) == pytest.approx(proposed)

@@ -10,18 +10,22 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from sdpersonal.concepts.concept_file import concept_from_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import UserError
 from sdpersonal.evaluation import ConceptScores
+from sdpersonal.evaluation.concept_score import prompts_and_seeds
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.prompts import Token
-from sdpersonal.training import run, train, validation
+from sdpersonal.training import run, run_dir, run_ending, train, validation
 from sdpersonal.training.checkpoint import CHECKPOINT_LIMIT, CheckpointState, load_step, save_checkpoint
+from sdpersonal.training.control import Command, send
 from sdpersonal.training.milestones import run_milestones
 from sdpersonal.training.optim import EMA
+from sdpersonal.training.own_prompts import write_own_prompts
 from sdpersonal.training.progress_log import ProgressLog
-from sdpersonal.training.run_dir import VALIDATIONS_FILE
+from sdpersonal.training.run_dir import VALIDATIONS_FILE, read_sample_images
 from sdpersonal.training.train_state import LoopHooks
 from sdpersonal.training.validation import (
     SCORE_TOLERANCE,
@@ -42,13 +46,13 @@ def photos(root):
 def quick(monkeypatch, tiny):
     """Pictures of two steps of denoising, one base for all runs: how good a concept is, is not the question here."""
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
-    monkeypatch.setattr(run, "add_sample_sheet", lambda concept, *_: (concept, None))
+    monkeypatch.setattr(run_ending, "add_sample_sheet", lambda concept, *_: (concept, None))
     monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
 
 
 @pytest.fixture
 def begin(photos, quick):
-    def begin(folder, method="inversion", **more):
+    def begin(folder, method="inversion", progress=None, **more):
         common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 6, "batch": 2, "resolution": 64}
         common |= {"library": folder / "concepts", "run": folder / "run"}
         if method == "inversion":
@@ -56,7 +60,7 @@ def begin(photos, quick):
         else:
             settings = DreamboothSettings(**(common | {"class_noun": "bear", "rank": 2, "method": method} | more))
         lines = []
-        train(settings, lines.append)
+        train(settings, lines.append, progress)
         return Library(folder / "concepts").get(Token("me", "teddy")), lines
 
     return begin
@@ -374,15 +378,93 @@ def test_a_new_run_forgets_the_trials_of_one_that_left_no_checkpoint(begin, tmp_
     assert [line["step"] for line in validation_lines(tmp_path)] == [1, 2]
 
 
-def test_pictures_of_every_trial_are_there(begin, tmp_path):
+OWN = ("a painting of <me/teddy>", "on a bike")
+
+
+def single_images(run_folder, step):
+    return read_sample_images(run_dir.validation_folder(run_folder, step))
+
+
+@pytest.fixture(scope="module")
+def watched(photos, tiny, tmp_path_factory):
+    """Two short runs that differ in the user's own prompts only: their folders."""
+    folders = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "DENOISING_STEPS", 2)
+        patch.setattr(run_ending, "add_sample_sheet", lambda concept, *_: (concept, None))
+        patch.setattr(run, "load_base", lambda *_, **__: tiny)
+        for prompts in ((), OWN):
+            folder = tmp_path_factory.mktemp("watched")
+            common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 3, "batch": 2, "resolution": 64}
+            common |= {"library": folder / "concepts", "run": folder / "run", "sample_prompts": prompts}
+            train(DreamboothSettings(**common, class_noun="bear", rank=2), lambda line: None)
+            folders.append(folder)
+    return folders
+
+
+def test_pictures_of_every_trial_are_there(watched):
     from PIL import Image
 
-    begin(tmp_path, steps=3)
-    names = {"class-noun.png", *(f"step-00000{step}.png" for step in (1, 2, 3))}
-    assert {path.name for path in (tmp_path / "run" / "trials").iterdir()} == names
-    for name in names:
-        with Image.open(tmp_path / "run" / "trials" / name) as picture:
-            assert picture.width > 300 and len(set(picture.convert("L").tobytes())) > 20
+    for folder in watched:
+        names = {"class-noun.png", *(f"step-00000{step}.png" for step in (1, 2, 3))}
+        assert {path.name for path in (folder / "run" / "trials").glob("*.png")} == names
+        for name in names:
+            with Image.open(folder / "run" / "trials" / name) as picture:
+                assert picture.width > 300 and len(set(picture.convert("L").tobytes())) > 20
+
+
+def test_each_picture_is_a_file_with_its_prompt_and_seed(watched):
+    """The sheet is made of the same pixels."""
+    from PIL import Image
+
+    for step in (1, 2, 3):
+        images = single_images(watched[0] / "run", step)
+        assert [(image.prompt, image.seed) for image in images] == prompts_and_seeds("object")
+        pictures = [Image.open(image.path).convert("RGB") for image in images]
+        assert {picture.size for picture in pictures} == {(64, 64)} and not any(image.is_own for image in images)
+        with Image.open(watched[0] / "run" / "trials" / f"step-00000{step}.png") as sheet:
+            assert sheet.convert("RGB").tobytes() == validation.validation_sheet(pictures, "object", "…").tobytes()
+    class_images = read_sample_images(watched[0] / "run" / "trials" / "class-noun")
+    assert [image.prompt for image in class_images[:3]] == ["a bear on the beach"] * 2 + ["a bear in the snow"]
+
+
+def test_own_prompts_are_drawn_beside_the_others_and_change_nothing(watched):
+    plain, own = (folder / "run" for folder in watched)
+    assert (plain / VALIDATIONS_FILE).read_bytes() == (own / VALIDATIONS_FILE).read_bytes()
+    identities = [Library(folder / "concepts").entries()[0].identity for folder in watched]
+    assert identities[0] == identities[1]
+    for step in (1, 2, 3):
+        first, second = single_images(plain, step), single_images(own, step)
+        assert [image.path.read_bytes() for image in first] == [image.path.read_bytes() for image in second[:8]]
+        assert [(image.prompt, image.seed) for image in second[8:]] == [("a painting of {}", 0), ("{} on a bike", 0)]
+        assert all(image.is_own for image in second[8:])
+
+
+def test_each_trial_keeps_the_concept_as_it_was(watched):
+    folder = watched[0]
+    snapshots = {}
+    for step in (1, 2, 3):
+        path = run_dir.snapshot_file(folder / "run", step)
+        snapshots[step] = concept_from_bytes(path.read_bytes(), path.name)
+    final = Library(folder / "concepts").get(Token("me", "teddy"))
+    assert snapshots[final.card.steps].identity == final.identity
+    assert len({concept.identity for concept in snapshots.values()}) == 3
+    assert [concept.card.steps for concept in snapshots.values()] == [1, 2, 3]
+    assert snapshots[1].card.scores == read_validations(folder / "run")[0].scores.to_dict()
+
+
+def test_a_step_that_somebody_chose_is_the_concept(begin, tmp_path):
+    """The run ends where it is, with the concept as it was then; its prompts of that moment are drawn."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    wishes = {2: lambda: write_own_prompts(folder, ["{} at sea"]), 4: lambda: send(folder, Command.KEEP, 1)}
+    concept, lines = begin(tmp_path, "lora", steps=8, progress=lambda now: wishes.get(now.step, tuple)())
+    assert "Ended after step" in "".join(lines)
+    assert result(tmp_path)["best"] == concept.card.steps == 1 and 4 <= result(tmp_path)["steps"] < 8
+    first = run_dir.snapshot_file(folder, 1)
+    assert concept.identity == concept_from_bytes(first.read_bytes(), first.name).identity
+    assert single_images(folder, 1)[8:] == [] and single_images(folder, 3)[-1].prompt == "{} at sea"
+    assert "The concept is as it was after step 1" in (folder / "report.html").read_text()
 
 
 def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):

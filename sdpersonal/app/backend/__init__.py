@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .events import CLOSING, EventHub
-from .generation_service import GenerationService, JobView
+from .generate.gallery import Gallery
+from .generate.image_files import ImageFiles
+from .generation_service import GenerationService
+from .train.drafts import Drafts
 from .train.training_service import TrainingService
 from .train.training_watcher import TrainingWatcher
+from .user_jobs import UserJobs
 from .workspace import Workspace
 
 
@@ -19,7 +23,9 @@ class App:
 
     workspace: its folders; generation: generates images and knows which model is loaded; fixed_base: the page cannot
     switch the model, because several users share it; bases: folder of further models to choose from; events: tells
-    open pages what has changed; trainings: runs them, one at a time; training_watcher: starts the next one.
+    open pages what has changed; trainings: runs them, one at a time; training_watcher: starts the next one;
+    drafts: trainings that are prepared; gallery, images: the users' saved images, and their files; jobs: what is
+    generated for users.
     """
 
     workspace: Workspace
@@ -27,14 +33,23 @@ class App:
     fixed_base: bool = False
     bases: Path | None = None
     events: EventHub = field(default_factory=EventHub)
+    gallery: Gallery = field(init=False)
+    images: ImageFiles = field(init=False)
+    jobs: UserJobs = field(init=False)
     trainings: TrainingService = field(init=False)
     training_watcher: TrainingWatcher = field(init=False)
+    drafts: Drafts = field(init=False)
 
     def __post_init__(self) -> None:
+        gallery = Gallery(self.workspace)
+        object.__setattr__(self, "gallery", gallery)
+        object.__setattr__(self, "images", ImageFiles(gallery))
+        object.__setattr__(self, "jobs", UserJobs(self.generation, gallery, self.events))
         trainings = TrainingService(self.workspace, self._free_gpu_memory, lambda: self.generation.base.name)
         watcher = TrainingWatcher(trainings, self.events)
         object.__setattr__(self, "trainings", trainings)
         object.__setattr__(self, "training_watcher", watcher)
+        object.__setattr__(self, "drafts", Drafts(self.workspace, self.generation, self.events, trainings))
         trainings.on_work = watcher.wake
         watcher.wake()  # trainings that waited when the app ended start by themselves
 
@@ -45,7 +60,7 @@ class App:
     def close(self) -> None:
         """Tell the open pages that the app ends, then end all work, at the same time."""
         self.events.publish_to_all(CLOSING, {})
-        work = (self.generation.close, self._close_trainings)
+        work = (self.jobs.close, self._close_trainings)
         threads = [threading.Thread(target=end, daemon=True) for end in work]
         for thread in threads:
             thread.start()
@@ -57,4 +72,4 @@ class App:
         self.trainings.close()
 
 
-__all__ = ["App", "EventHub", "GenerationService", "JobView", "Workspace"]
+__all__ = ["App", "EventHub", "GenerationService", "Workspace"]

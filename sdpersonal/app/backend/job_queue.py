@@ -19,13 +19,10 @@ _POLL_SECONDS = 0.1  # seconds between checks whether a waiting job was stopped
 
 @dataclass(eq=False)
 class Job:
-    """A job in the queue. is_exclusive: it gets its turn only while no other job is half done; user: whose it is;
-    is_stopped(): whether it only has to end."""
+    """A job in the queue. is_exclusive: it gets its turn only while no other job is half done."""
 
     queue: JobQueue
     is_exclusive: bool = False
-    user: str | None = None
-    is_stopped: Callable[[], bool] = lambda: False
     started_at: float = field(default=0.0, init=False)  # time.monotonic() of its first turn
 
     @contextmanager
@@ -44,28 +41,20 @@ class Job:
 
 
 class JobQueue:
-    """A queue of at most `max_jobs` jobs, including the running one, and `max_user_jobs` of one user."""
+    """A queue of at most `max_jobs` jobs, including the running one."""
 
-    def __init__(self, max_jobs: int, max_user_jobs: int | None = None):
-        self.max_jobs, self.max_user_jobs = max_jobs, max_user_jobs
+    def __init__(self, max_jobs: int):
+        self.max_jobs = max_jobs
         self.jobs: list[Job] = []
         self.condition = threading.Condition()
         self._waiting_jobs: deque[Job] = deque()
         self._busy = False
 
     @contextmanager
-    def job(
-        self, alone: bool = False, user: str | None = None, is_stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[Job]:
-        """Hold a place in the queue until the job is done. Raises UserError if the queue is full, or the user's share.
-
-        user: None has no share of their own; is_stopped(): whether the job was stopped, and so counts no longer.
-        """
-        job = Job(self, alone, user, is_stopped)
+    def job(self, alone: bool = False) -> Iterator[Job]:
+        """Hold a place in the queue until the job is done. Raises UserError if the queue is full."""
+        job = Job(self, alone)
         with self.condition:
-            own = sum(other.user == user and not other.is_stopped() for other in self.jobs) if user else 0
-            if self.max_user_jobs is not None and own >= self.max_user_jobs:
-                raise UserError(f"You have {own} jobs in the queue already.", "Wait for one, or stop it.")
             if len(self.jobs) >= self.max_jobs:
                 raise UserError(f"The queue is full: {len(self.jobs)} jobs are waiting.", "Try again in a minute.")
             self.jobs.append(job)

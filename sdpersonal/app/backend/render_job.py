@@ -1,31 +1,47 @@
-"""Provide the context of one generation job: a generator that yields to other jobs, and a way to update the page."""
+"""Provide the context of one generation job: a generator that yields to other jobs, and a listener to report to."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, Protocol
 
 from PIL import Image
 
 from ...config import GenerateRequest
 from ...generation import GeneratedImage, Generator
 from ...generation.prompt_resolution import ConceptSource
+from ...models import StableDiffusion
 from ...outputs import Outputs
 from .device_worker import DeviceWorker
 from .job_queue import Job
-from .workspace import Workspace
+
+JobKind = Literal["generate", "endless", "grid", "variations", "change", "hires", "redo"]
 
 
-@dataclass(frozen=True)
-class SessionImage:
-    """An image on the page. saved: the saved file; served: its copy in the session's folder, which may be served."""
+class StepAside(Exception):
+    """Raised by an endless job that lets another job of its user go first; it is to be run again later."""
 
-    saved: Path
-    served: Path
-    caption: str
+
+class JobListener(Protocol):
+    """Whom a job reports to. Methods are called in several threads, and must not take long."""
+
+    def is_stopped(self) -> bool: ...
+    def must_step_aside(self) -> bool:
+        """Return whether another job of the same user waits."""
+        ...
+
+    def on_wait(self, ahead: int) -> None:
+        """The job waits for its first turn, with so many jobs before it."""
+
+    def on_turn(self) -> None:
+        """The job has the device for its first batch."""
+
+    def on_progress(self, done: int, total: int) -> None: ...
+    def on_preview(self, images: list[Image.Image]) -> None: ...
+    def on_image(self, path: Path) -> None:
+        """An image was saved."""
 
 
 class QueuedGenerator:
@@ -36,23 +52,19 @@ class QueuedGenerator:
         device: DeviceWorker,
         generator: Callable[[], Generator],
         job: Job,
-        stopped: Callable[[], bool],
-        preview: Callable[[list[Image.Image]], None],
-        on_wait: Callable[[int], None],
+        listener: JobListener,
         concepts: ConceptSource | None = None,
     ):
-        self._device, self._get_generator, self._job, self._concepts = device, generator, job, concepts
-        self._stopped, self._preview, self._on_wait = stopped, preview, on_wait
+        self._device, self._get_generator, self._job = device, generator, job
+        self._listener, self._concepts = listener, concepts
 
     @property
-    def base(self):
+    def base(self) -> StableDiffusion:
         return self._device.run(self._get_generator).base
 
     def with_concepts(self, concepts: ConceptSource) -> QueuedGenerator:
         """Return the same generator with other concepts: a recipe's, a run's."""
-        return QueuedGenerator(
-            self._device, self._get_generator, self._job, self._stopped, self._preview, self._on_wait, concepts
-        )
+        return QueuedGenerator(self._device, self._get_generator, self._job, self._listener, concepts)
 
     def generate(
         self,
@@ -60,10 +72,11 @@ class QueuedGenerator:
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedImage]:
-        """Generate images as `Generator.generate` does; raises Interrupted also if the page stopped the job."""
+        """Generate images as `Generator.generate` does; raises Interrupted also if the user stopped the job."""
+        listener = self._listener
 
         def is_stopped() -> bool:
-            return self._stopped() or cancelled()
+            return listener.is_stopped() or cancelled()
 
         images: Iterator[GeneratedImage] | None = None
 
@@ -72,59 +85,57 @@ class QueuedGenerator:
             if images is None:
                 generator = self._get_generator()
                 generator = generator.with_concepts(self._concepts) if self._concepts else generator
-                images = generator.generate(request, progress, is_stopped, self._preview)
+                images = generator.generate(request, progress, is_stopped, listener.on_preview)
             return next(images, None)
 
         while True:
-            with self._job.turn(is_stopped, self._on_wait):
+            is_first = not self._job.started_at
+            with self._job.turn(is_stopped, listener.on_wait):
+                if is_first:
+                    listener.on_turn()
                 image = self._device.run(next_image)
             if image is None:
                 return
             yield image
 
 
-class JobViewUpdate(TypedDict, total=False):
-    """Changed fields of a `JobView`."""
+@dataclass(frozen=True)
+class JobContext:
+    """What a `RenderJob` works with. generator: takes turns with other jobs; outputs: the user's saved images; hidden:
+    of each image, whether the safety checker flagged it; notes: sentences for the final message."""
 
-    message: str
-    results: tuple[SessionImage, ...]
-    progress: float
-    preview: tuple[Image.Image, ...]
+    generator: QueuedGenerator
+    outputs: Outputs
+    listener: JobListener
+    hidden: list[bool] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def stopped(self) -> bool:
+        return self.listener.is_stopped()
+
+    def progress(self, done: int, total: int) -> None:
+        self.listener.on_progress(done, total)
+
+    def save_image(self, image: GeneratedImage) -> None:
+        """Save a finished image and report it."""
+        self.add_image(self.outputs.save(image.to_png()), image.hidden)
+
+    def add_image(self, path: Path, hidden: bool = False) -> None:
+        """Report an image that is already saved."""
+        self.hidden.append(hidden)
+        self.listener.on_image(path)
+
+
+RenderJob = Callable[[JobContext], str | None]
+"""Generate images; return the final message, or None for the default one."""
 
 
 @dataclass(frozen=True)
-class JobContext:
-    """What a `RenderJob` works with. generator: takes turns with other jobs; update_view: sends changed fields of the
-    `JobView`; notes: sentences for the final message."""
+class JobPlan:
+    """A job that a user asks for, checked. title: what it makes, in words; expected: number of images, None for an
+    endless one."""
 
-    generator: QueuedGenerator
-    workspace: Workspace
-    page: str
-    user: str | None
-    stop: threading.Event
-    update_view: Callable[[JobViewUpdate], None]
-    results: list[SessionImage]
-    hidden: list[bool]
-    notes: list[str]
-
-    @property
-    def outputs(self) -> Outputs:
-        return self.workspace.user_outputs(self.user)
-
-    def stopped(self) -> bool:
-        return self.stop.is_set()
-
-    def progress(self, done: int, total: int) -> None:
-        self.update_view({"message": f"Generating: step {done} of {total}", "progress": done / total})
-
-    def save_image(self, image: GeneratedImage) -> None:
-        """Save a finished image and show it."""
-        self.add_image(self.outputs.save(image.to_png()), image.hidden, f"seed {image.seed}")
-
-    def add_image(self, path: Path, hidden: bool = False, caption: str = "") -> None:
-        """Show an image that is already saved."""
-        self.results.append(
-            SessionImage(path, self.workspace.publish(path, self.page), caption or path.stem.partition("-")[0])
-        )
-        self.hidden.append(hidden)
-        self.update_view({"results": tuple(self.results), "preview": ()})
+    kind: JobKind
+    title: str
+    expected: int | None
+    work: RenderJob

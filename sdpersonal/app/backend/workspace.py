@@ -15,7 +15,6 @@ from ...errors import UserError
 from ...outputs import Outputs
 
 TILES = "tiles"  # the folder of the library's tiles, which all pages share
-_LARGEST = 1 << 30  # bytes
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -48,11 +47,10 @@ class Workspace:
         name = self._session_names.setdefault(page, secrets.token_urlsafe(16))
         return storage.make_folder(self.served_dir / name)
 
-    def publish(self, path: Path, page: str) -> Path:
-        """Copy an image's file into the page's session folder."""
-        target = self.session_dir(page) / path.name
-        storage.write_bytes(target, storage.read_bytes(path, _LARGEST))
-        return target
+    def user_dir(self, user: str | None) -> Path:
+        """Return the folder of files made for the user's pages, which are gone when the app ends; its random name
+        cannot be guessed."""
+        return self.session_dir(f"user {user or ''}")
 
     def uploaded_file(self, path: object) -> Path:
         """Return the path of an uploaded file. Raises UserError for any other path, since a page may send any text."""

@@ -16,7 +16,7 @@ import gradio as gr
 from gradio.routes import App as GradioApp
 
 from ..backend import App
-from ..routes import events, library, models, page, state, trainings
+from ..routes import drafts, events, gallery, generate, library, models, page, state, trainings
 from ..routes.requests import add_error_handlers
 from .api import add_endpoints
 from .auth import LOCALHOST, Access, port_taken_error
@@ -34,9 +34,12 @@ ROUTERS = (
     page.router,
     state.router,
     events.router,
+    generate.router,
+    gallery.router,
     library.router,
     models.router,
     trainings.router,
+    drafts.router,
 )
 
 

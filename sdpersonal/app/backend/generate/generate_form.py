@@ -3,140 +3,167 @@
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from ....config import MAX_CLIP_SKIP, MAX_IMAGES, GenerateRequest
+from ....config.generation import DEFAULT_STEPS
+from ....errors import FieldError, UserError
+from ....prompts import MAX_PROMPT
+from ..models.model_info import ModelInfo
+from .gallery import Gallery
+from .init_images import FORMATS, MAX_SIDE, InitImages
 
-from .... import storage
-from ....display.image_grid import encode_png
-from ....errors import UserError
-from ....photos.decode import UnusablePhoto, open_unread
-from ..train.train_form import typed_number
-from ..workspace import Workspace
-
-MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
-_MAX_SIDE = 4096  # pixels of a side
-_MAX_LAYERS = 2  # painted layers that are read
-_MAX_BYTES = 100_000_000  # of a file
-_FORMATS = ("PNG", "JPEG", "WebP")
-_STRIP = 256  # rows
-_MAX_SAVED = 4  # init images of a page, and masks
-_MIN_PAINT = 16  # of 255: fainter paint is only the brush's soft edge
-_decoding = threading.Lock()  # one image at a time: any number of pages may ask at once
+_MAY_STAY_EMPTY = ("fast", "scheduler", "steps", "guidance", "rescale")  # None in a request, "" or null in the form
+_PATHS = ("init_image", "mask")  # fields of a request that no page may give
+_ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
+_SIDES = (64, 2048)  # pixels that a side may have
 
 
-def request_fields(form: Mapping[str, Any], editor: Any, workspace: Workspace, page: str) -> dict[str, Any]:
-    """Return the fields of a `GenerateRequest`. editor: as for `save_init_image`. Raises UserError."""
-    number = typed_number(form["seed"])
-    fields = {**form, **{name: form[name] or None for name in MAY_STAY_EMPTY}}
-    fields["seed"] = "" if number is None else number  # "" is refused by validation
-    init_fields = save_init_image(workspace, page, editor)
-    if init_fields:  # the init image keeps its own size
+def form_defaults(base: ModelInfo) -> dict[str, Any]:
+    """Return the form's values for a model that was just loaded."""
+    return {
+        "prompt": "",
+        "negative": "",
+        "num_images": 4,
+        "steps": DEFAULT_STEPS,
+        "guidance": base.guidance,
+        "rescale": base.rescale,
+        "width": base.resolution,
+        "height": base.resolution,
+        "seed": None,
+        "all_combinations": False,
+        "hires_scale": 1.0,
+        "strength": 0.6,
+        "scheduler": "",
+        "clip_skip": 1,
+        "compose": True,
+        "fast": "",
+        "init": None,
+        "mask": None,
+    }
+
+
+def form_limits() -> dict[str, Any]:
+    """Return the limits of the form's fields, as [least, most] for numbers."""
+    return {
+        "prompt": MAX_PROMPT,
+        "num_images": [1, 100],
+        "all_images": MAX_IMAGES,
+        "steps": [1, 150],
+        "guidance": [1, 30],
+        "rescale": [0, 1],
+        "side": [*_SIDES, 8],
+        "hires_scale": [1, 4],
+        "strength": [0.01, 1],
+        "clip_skip": [1, MAX_CLIP_SKIP],
+        "init_side": MAX_SIDE,
+        "init_formats": list(FORMATS),
+    }
+
+
+def aspect_presets(resolution: int) -> list[dict[str, Any]]:
+    """Return sizes of about a model's area: multiples of 64 pixels, or of 8 for a small one."""
+    unit = 64 if resolution >= 512 else 8
+    presets = []
+    for across, down in _ASPECTS:
+        width = resolution * (across / down) ** 0.5
+        width, height = (max(_SIDES[0], round(side / unit) * unit) for side in (width, resolution**2 / width))
+        presets.append({"label": f"{across}:{down}", "width": width, "height": height})
+    return presets
+
+
+def request_fields(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
+    """Return the fields of a `GenerateRequest`. Raises UserError.
+
+    form: its fields, but width and height for the size, a seed as text or None for a new one, and init and mask as
+    {"upload": path}, {"image": id} or {"saved": name of an init image}, or None. Uploads are saved and deleted.
+    """
+    fields = dict(form)
+    if any(fields.pop(name, None) for name in _PATHS):
+        raise UserError("The form has a path.", "Reload the page.")
+    init, mask = fields.pop("init", None), fields.pop("mask", None)
+    width, height = fields.pop("width", None), fields.pop("height", None)
+    if width is not None or height is not None:
+        fields["size"] = f"{width}x{height}"
+    fields |= {name: None for name in (*_MAY_STAY_EMPTY, "size") if name in fields and fields[name] in ("", None)}
+    fields["seed"] = read_seed(fields.get("seed"))
+    if form.get("mask") and not init:
+        raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
+    init_fields = _init_fields(init, form.get("mask") and mask, gallery, user)
+    if init_fields:  # the init image has its own size
         fields |= {"size": None, "hires_scale": 1.0}
     return fields | init_fields
 
 
+def read_seed(seed: object) -> object:
+    """Return a seed's number; a random one for None. Invalid text is returned as it is, for validation to refuse."""
+    if seed is None:
+        return random.randrange(FRESH_SEEDS)
+    if isinstance(seed, str):
+        text = seed.strip()
+        if not text:
+            raise FieldError("seed", "seed is empty.")
+        return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else text
+    return seed
+
+
 def form_values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's fields as the form shows them; None means that a field of the form stays as it is."""
-    values = {**fields, **{name: fields[name] or "" for name in MAY_STAY_EMPTY if name in fields}}
-    return values | {"seed": str(values["seed"])} if "seed" in values else values
+    """Return a request's fields as the form shows them; fields that are absent stay as they are."""
+    values = {name: value for name, value in fields.items() if name in GenerateRequest.model_fields}
+    values = {name: value for name, value in values.items() if name not in _PATHS}
+    for name in ("fast", "scheduler"):
+        if name in values:
+            values[name] = values[name] or ""
+    if "seed" in values:  # as text: JavaScript's numbers lose digits of seeds above 2**53
+        values["seed"] = str(values["seed"])
+    if match := re.fullmatch(r"(\d+)x(\d+)", str(values.pop("size", ""))):
+        values |= {"width": int(match[1]), "height": int(match[2])}
+    return {name: value for name, value in values.items() if value is not None or name == "variation_strength"}
 
 
-def random_seed() -> str:
-    """Return a new random seed as text for the form."""
-    return str(random.randrange(FRESH_SEEDS))
+def save_init_image(source: object, gallery: Gallery, user: str | None) -> dict[str, Any]:
+    """Return an init image that outlives its upload, as the form has it, with its size and address."""
+    init_images = InitImages(gallery.workspace, user)
+    if not isinstance(source, Mapping) or "upload" not in source:
+        path = _init_path(source, gallery, user)
+        value = dict(source) if isinstance(source, Mapping) else {}
+        url = f"/app/images/{value['image']}.png" if "image" in value else f"/app/init-images/{value['saved']}.png"
+    else:
+        name = init_images.save_image(str(source["upload"]))
+        path, value, url = init_images.path(name), {"saved": name}, f"/app/init-images/{name}.png"
+    width, height = init_images.size(path)
+    return {"init": value, "url": url, "width": width, "height": height}
 
 
-def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, Path]:
-    """Save the editor's image and mask; return the request's fields {"init_image": file, "mask": file}, or {} if empty.
-
-    editor: {"background": an image or None, "layers": images, "composite": ...}, each as `_open_unread` takes it. The
-    mask is white where anything was painted. Uploads are deleted. Raises UserError if an image cannot be used.
-    """
-    if not isinstance(editor, dict):
+def _init_fields(init: object, mask: object, gallery: Gallery, user: str | None) -> dict[str, Path]:
+    if not init:
         return {}
-    background, layers = editor.get("background"), list(editor.get("layers") or ())
-    try:
-        with _decoding:
-            return _save_images(workspace, page, background, layers[:_MAX_LAYERS])
-    finally:
-        for file in (background, *layers, editor.get("composite")):
-            if isinstance(file, Path):
-                workspace.discard_upload(file)
-
-
-def _save_images(workspace: Workspace, page: str, background: object, layers: Sequence[object]) -> dict[str, Path]:
-    image = _open_unread(background)
-    if image is None:
-        return {}
-    if max(image.size) > _MAX_SIDE:
-        raise UserError(
-            f"The init image is {image.width}x{image.height}.", f"Use one of at most {_MAX_SIDE} pixels a side."
-        )
-    fields, size = {"init_image": _save(workspace, page, "start", _flatten(image))}, image.size
-    del image
-    painted = np.zeros(size[::-1], bool)
-    for source in layers:
-        layer = _open_unread(source)
-        if layer is not None and layer.size == size:
-            painted |= _painted(layer)
-    if painted.any():
-        fields["mask"] = _save(workspace, page, "mask", Image.fromarray(painted).convert("RGB"))
+    init_images = InitImages(gallery.workspace, user)
+    path = _init_path(init, gallery, user)
+    fields = {"init_image": path}
+    if isinstance(mask, Mapping) and "upload" in mask:
+        name = init_images.save_mask(str(mask["upload"]), init_images.size(path))
+        if name is not None:
+            fields["mask"] = init_images.path(name)
+    elif mask:
+        fields["mask"] = _saved_path(mask, init_images)
     return fields
 
 
-def _open_unread(source: object) -> Image.Image | None:
-    """Open an image without decoding its pixels; None if it is none. source: its file, or an image."""
-    if isinstance(source, Image.Image):
-        return source
-    try:
-        return open_unread(storage.read_bytes(source, _MAX_BYTES), _FORMATS) if isinstance(source, Path) else None
-    except UnusablePhoto as reason:
-        raise UserError(f"The init image {reason}.", f"Use one of {', '.join(_FORMATS)}.") from None
+def _init_path(init: object, gallery: Gallery, user: str | None) -> Path:
+    init_images = InitImages(gallery.workspace, user)
+    if isinstance(init, Mapping) and "upload" in init:
+        return init_images.path(init_images.save_image(str(init["upload"])))
+    if isinstance(init, Mapping) and "image" in init:
+        return gallery.find(user, init["image"]).path
+    return _saved_path(init, init_images)
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield (top, strip of the image as RGBA), so that a large image is never in memory twice."""
-    try:
-        image.load()
-    except Exception:  # decoders of untrusted bytes raise anything
-        raise UserError("The init image is damaged and cannot be decoded.", "Use another.") from None
-    for top in range(0, image.height, _STRIP):
-        yield top, image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Convert to RGB with transparent parts white."""
-    flat = Image.new("RGB", image.size)
-    for top, strip in _strips(image):
-        white = Image.new("RGBA", strip.size, "white")
-        flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
-    return flat
-
-
-def _painted(layer: Image.Image) -> np.ndarray:
-    """Return where a layer is painted, bool (H, W)."""
-    return np.concatenate([np.asarray(strip)[..., 3] > _MIN_PAINT for _, strip in _strips(layer)])
-
-
-def _save(workspace: Workspace, page: str, name: str, image: Image.Image) -> Path:
-    """Save the image for the page's next job; of earlier ones only the newest few stay, for jobs that still wait."""
-    data, folder = encode_png(image), workspace.session_dir(page)
-    target = folder / f"{name}-{storage.sha256(data)[:16]}.png"
-    storage.write_bytes(target, data)
-    for path in sorted(folder.glob(f"{name}-*.png"), key=_modified)[:-_MAX_SAVED]:
-        with suppress(UserError):  # removed just now by another event
-            storage.remove(path)
-    return target
-
-
-def _modified(path: Path) -> float:
-    with suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0
+def _saved_path(value: object, init_images: InitImages) -> Path:
+    if not isinstance(value, Mapping) or "saved" not in value:
+        raise UserError("That is not an init image.", "Choose it again.")
+    return init_images.path(value["saved"])

@@ -1,20 +1,24 @@
-"""Create the jobs of the Generate tab: images of one request, endless generation, an XYZ grid."""
+"""Plan the jobs that make images from the form: images of one request, endless generation, an XYZ grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ....config import GenerateRequest
 from ....config.scheduler_table import difference
 from ....errors import UserError
+from ....outputs import Outputs
 from ....playground.endless_series import EndlessSeries, generate_endless
 from ....playground.xyz_grid import XyzGridRequest, generate_grid
-from ..generation_service import RenderJob
-from ..render_job import JobContext
+from ....playground.xyz_grid.generate_cells import plan_batches
+from ....prompts import Wildcards, count_prompts
+from ..generation_service import count_text
+from ..render_job import JobContext, JobPlan, StepAside
 
 MAX_ENDLESS = 500  # images; a user who is still there presses Endless again
+_MAX_TITLE = 80  # characters of a prompt in a job's title
 # Axes on offer: label, (axis name, example of its values).
 AXES = {
     "Seed": ("seed", "1..4"),
@@ -29,33 +33,47 @@ AXES = {
 NO_AXIS = "None"
 
 
-def generate_job(form: Mapping[str, Any]) -> RenderJob:
-    """Create a job that generates the images of a `GenerateRequest` with these fields. Raises UserError."""
+def quoted(prompt: str) -> str:
+    """Return a prompt in quotation marks, cut if it is long."""
+    text = " ".join(prompt.split())
+    return f"“{text if len(text) <= _MAX_TITLE else text[: _MAX_TITLE - 1].rstrip() + '…'}”"
+
+
+def generate_job(form: Mapping[str, Any], wildcards: Path | None = None) -> JobPlan:
+    """Plan the images of a `GenerateRequest` with these fields. Raises UserError."""
     request = GenerateRequest(**form)
+    count = request.num_images
+    if request.all_combinations:
+        count *= count_prompts(request.prompt, Wildcards(wildcards))
 
     def work(job: JobContext) -> None:
         job.notes.extend(filter(None, [difference(request.scheduler)]))
         for image in job.generator.generate(request, job.progress):
             job.save_image(image)
 
-    return work
+    return JobPlan("generate", f"{count_text(count)} of {quoted(request.prompt)}", count, work)
 
 
-def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
-    """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
+def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> JobPlan:
+    """Plan endless generation, each image with other alternatives and another seed. Raises UserError."""
     request = GenerateRequest(**{**form, "num_images": 1, "all_combinations": False})
     series = EndlessSeries(request, wildcards)
+    count = 0  # images so far, also before it stepped aside
 
     def work(job: JobContext) -> str:
-        job.notes.extend(filter(None, [difference(request.scheduler)]))
-        saved_images = generate_endless(
-            series, job.generator, job.outputs, MAX_ENDLESS, progress=job.progress, cancelled=job.stopped
+        nonlocal count
+        images = generate_endless(
+            series, job.generator, job.outputs, MAX_ENDLESS - count, progress=job.progress, cancelled=job.stopped
         )
-        for path, hidden in saved_images:
+        for path, hidden in images:
             job.add_image(path, hidden)
+            count += 1
+            if job.listener.must_step_aside() and count < MAX_ENDLESS:
+                raise StepAside
+        job.notes.extend(filter(None, [difference(request.scheduler)]))
         return f"{MAX_ENDLESS} images are enough for now. Press Endless to continue."
 
-    return work
+    return JobPlan("endless", f"Endless: {quoted(request.prompt)}", None, work)
 
 
 def axis_text(kind: object, values: object) -> str | None:
@@ -74,28 +92,40 @@ def axis_text(kind: object, values: object) -> str | None:
     return f"{name} {target}: {rest}".replace(" :", ":")
 
 
-def grid_job(form: dict, x: object, x_values: object, y: object, y_values: object) -> RenderJob:
-    """Create a job that generates a grid. form: as for `generate_job`; its number of images is ignored. Raises
-    UserError."""
+def grid_job(form: Mapping[str, Any], x: object, x_values: object, y: object, y_values: object) -> JobPlan:
+    """Plan a grid. form: as for `generate_job`; its number of images is ignored. Raises UserError."""
     fields = {name: value for name, value in form.items() if name not in ("num_images", "all_combinations")}
     across = axis_text(x, x_values)
     if across is None:
         raise UserError("Choose what changes from column to column.", "For example Seed, 1..4.")
     request = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
+    count = sum(batch.request.num_images for batch in plan_batches(request.cells))
+    pixels = max(1.0, request.work_per_image / request.denoising_steps)
 
     def work(job: JobContext) -> str:
-        grid = generate_grid(request, job.generator, job.outputs, False, _report_progress(job), job.stopped)
+        outputs = _ReportedOutputs(job.outputs, job.add_image)
+
+        def progress(done: int, total: int) -> None:
+            job.progress(round(done / pixels), max(1, round(total / pixels)))
+
+        grid = generate_grid(request, job.generator, outputs, False, progress, job.stopped)
+        job.hidden[:] = grid.hidden
         for image in grid.grids:
-            job.add_image(image)
-        return f"A grid of {len(grid.images)} images, each saved as well. The page with all of them: {grid.page.name}"
+            job.listener.on_image(image)
+        return f"A grid of {count_text(len(grid.images))}, each saved as well."
 
-    return work
+    columns, rows, sheets = request.shape
+    return JobPlan("grid", f"Grid {columns} × {rows} of {quoted(request.prompt)}", count + sheets, work)
 
 
-def _report_progress(job: JobContext):
-    def progress(done: int, total: int) -> None:
-        job.update_view(
-            {"message": f"Generating the grid: {done / max(1, total):.0%}", "progress": done / max(1, total)}
-        )
+class _ReportedOutputs(Outputs):
+    """Outputs that report each image once it is saved."""
 
-    return progress
+    def __init__(self, outputs: Outputs, on_saved: Callable[[Path], None]):
+        super().__init__(outputs.folder)
+        self._on_saved = on_saved
+
+    def save(self, data: bytes) -> Path:
+        path = super().save(data)
+        self._on_saved(path)
+        return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,24 +10,38 @@ from ....config import ConceptKind, GenerateRequest
 from ....errors import UserError
 from ....generation.request_checks import named, references_in
 from ....playground.xyz_grid.prompt_edits import set_region, set_strength
-from ....prompts import MAX_STRENGTH, Region, Token, Wildcards, count_prompts
+from ....prompts import MAX_STRENGTH, Mention, Region, Token, Wildcards, count_prompts
 from ....prompts.concept_options import REGIONS
 from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled
-from ..library.tiles import make_tiles, matches_search, newest_versions
+from ..library.thumbnails import thumb_url
 from ..workspace import Workspace
 
-MAX_STRENGTHS = 6  # concepts that get a slider
+MAX_CONCEPTS = 24  # of a prompt, that the page shows
 ANYWHERE, OWN_BOX = "auto", "box"
 REGION_CHOICES = (ANYWHERE, *REGIONS, OWN_BOX)  # the last only shows that the prompt has a box of its own
 
 
 @dataclass(frozen=True)
-class PromptCheck:
-    """Result of a check. note: what is wrong, or ""; strengths: (token as written, strength) in order."""
+class PromptConcept:
+    """A concept that a prompt names. token: without its options; written: its last mention as it stands in the prompt;
+    kind: "object", "person", "style", "" for an unknown one; region: a name of `REGION_CHOICES`, None for a style;
+    thumb: address of its thumbnail, or ""."""
 
-    note: str
-    strengths: tuple[tuple[str, float], ...]
+    token: str
+    written: str
+    kind: str
+    strength: float
+    region: str | None
+    thumb: str
+
+
+@dataclass(frozen=True)
+class PromptCheck:
+    """Result of a check. problem: what is wrong, or ""; concepts: those that are named, in order."""
+
+    problem: str
+    concepts: tuple[PromptConcept, ...] = ()
 
 
 def check_prompt(prompt: Any, workspace: Workspace, kind: str) -> PromptCheck:
@@ -37,11 +50,37 @@ def check_prompt(prompt: Any, workspace: Workspace, kind: str) -> PromptCheck:
         text = GenerateRequest(prompt=prompt).prompt
         count_prompts(text, Wildcards(workspace.wildcards))
         mentions = named(text)
-        notes = [_concept_problem(mention.token, workspace.library, kind) for mention in mentions]
+        problems = [_concept_problem(mention.token, workspace.library, kind) for mention in mentions]
     except UserError as error:
-        return PromptCheck(str(labelled(error)).replace("\n", " "), ())
-    strengths = tuple((str(mention.token), mention.strength) for mention in mentions)[:MAX_STRENGTHS]
-    return PromptCheck("  ".join(filter(None, notes)), strengths)
+        return PromptCheck(str(labelled(error)).replace("\n", " "))
+    regions = {str(part.token): ref.region for ref in references_in(text) for part in ref.parts}
+    written = _written(text)
+    concepts = tuple(
+        _prompt_concept(mention, regions.get(str(mention.token)), written.get(str(mention.token), ""), workspace)
+        for mention in mentions[:MAX_CONCEPTS]
+    )
+    return PromptCheck("  ".join(filter(None, problems)), concepts)
+
+
+def _prompt_concept(mention: Mention, region: Region | None, written: str, workspace: Workspace) -> PromptConcept:
+    token = str(mention.token)
+    try:
+        entry = workspace.library.find(mention.token)
+    except UserError:
+        return PromptConcept(token, written or token, "", mention.strength, None, "")
+    kind = entry.card.kind if entry.card else ""
+    name = None if kind in ("style", "") else _region_name(region)
+    return PromptConcept(token, written or token, kind, mention.strength, name, thumb_url(entry))
+
+
+def _written(text: str) -> dict[str, str]:
+    """Return the bracketed text of each concept's last mention, by token."""
+    return {
+        str(part.token): match[0]
+        for match in BRACKETED.finditer(text)
+        for reference in references_in(match[0])
+        for part in reference.parts
+    }
 
 
 def change_strength(prompt: str, token: str, strength: Any) -> str:
@@ -50,23 +89,6 @@ def change_strength(prompt: str, token: str, strength: Any) -> str:
         return set_strength(prompt, Token.parse(token), _within(float(strength)))
     except (UserError, TypeError, ValueError):
         return prompt
-
-
-def subject_regions(prompt: str, tokens: Iterable[str], library: Library) -> tuple[str | None, ...]:
-    """Return where each concept of a valid prompt is to be: a name of `REGION_CHOICES`; None for a style.
-
-    Of several mentions of a concept the last counts, as for its strength.
-    """
-    regions = {str(part.token): ref.region for ref in references_in(prompt) for part in ref.parts}
-    return tuple(_region_name(regions.get(token)) if _is_subject(token, library) else None for token in tokens)
-
-
-def _is_subject(token: str, library: Library) -> bool:
-    try:
-        card = library.find(Token.parse(token)).card
-    except UserError:
-        return False
-    return card is not None and card.kind != "style"
 
 
 def _region_name(region: Region | None) -> str:
@@ -83,11 +105,6 @@ def change_region(prompt: str, token: str, name: Any) -> str:
         return set_region(prompt, Token.parse(token), "" if name == ANYWHERE else name)
     except (UserError, TypeError):
         return prompt
-
-
-def append_token(prompt: str, token: str) -> str:
-    """Append the token to the prompt after one space."""
-    return f"{prompt.rstrip()} {token}".lstrip()
 
 
 def _within(strength: float) -> float:
@@ -127,19 +144,28 @@ PROMPT_PRESETS: dict[ConceptKind, dict[str, str]] = {
         "Portraits in this style": "a portrait of a {king|robot|fox|sailor} in the style of {}",
     },
 }
-PRESET_TITLES = [title for prompts in PROMPT_PRESETS.values() for title in prompts]
 
 
-def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
+def prompt_presets() -> list[dict[str, str]]:
+    """Return the prompts on offer, {id, title, kind of the concept}."""
+    return [
+        {"id": f"{kind}-{number}", "title": title, "kind": kind}
+        for kind, prompts in PROMPT_PRESETS.items()
+        for number, title in enumerate(prompts)
+    ]
+
+
+def fill_preset(preset_id: str, prompt: str, library: Library, kind: str) -> str:
     """Fill a preset with a fitting concept: one named in the current prompt, else the library's newest.
 
     kind: of the loaded model. Raises UserError if there is no such preset or no fitting concept.
     """
     for subject, prompts in PROMPT_PRESETS.items():
-        if title in prompts:
-            token = _find_concept(subject, prompt, library, kind)
-            # Not str.format: other braces hold alternatives, only the concept's place is empty.
-            return prompts[title].replace("{}", str(token))
+        for number, template in enumerate(prompts.values()):
+            if preset_id == f"{subject}-{number}":
+                token = _find_concept(subject, prompt, library, kind)
+                # Not str.format: other braces hold alternatives, only the concept's place is empty.
+                return template.replace("{}", str(token))
     raise UserError("There is no such prompt preset.", "Choose one from the list.")
 
 
@@ -152,41 +178,3 @@ def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str
         if match := next((entry for entry in entries if entry.card and entry.card.kind == wanted), None):
             return match.token.unversioned()
     raise UserError(f"There is no {subject} among your concepts for this model yet.", "Train one, or import one.")
-
-
-MAX_TILES = 96  # tiles at once
-
-
-@dataclass(frozen=True)
-class ConceptChoices:
-    """The concepts on offer. tiles: (image path, token), in the library's order; tokens: all that fit the model,
-    whatever is searched for; note: one line about further or damaged concepts."""
-
-    tiles: list[tuple[str, str]]
-    tokens: tuple[str, ...]
-    note: str
-
-
-def concept_choices(workspace: Workspace, kind: str, search: object = "") -> ConceptChoices:
-    """List the newest version of every concept made for models of `kind`, with tiles for those that match `search`."""
-    try:
-        newest = newest_versions(workspace.library.entries())
-    except UserError as error:
-        return ConceptChoices([], (), str(error))
-    fitting = [entry for entry in newest if entry.card and entry.card.base == kind]
-    matching = [entry for entry in fitting if matches_search(entry, search)]
-    damaged = sum(bool(entry.damaged) for entry in newest)
-    note = _choices_note(len(matching), len(newest) - len(fitting) - damaged, damaged)
-    tokens = tuple(str(entry.token.unversioned()) for entry in fitting)
-    return ConceptChoices(make_tiles(workspace, matching[:MAX_TILES], kind), tokens, note)
-
-
-def _choices_note(match_count: int, others: int, damaged: int) -> str:
-    parts = []
-    if match_count > MAX_TILES:
-        parts.append(f"Showing the first {MAX_TILES} of {match_count:,}; search for others, or type them.")
-    if others:
-        parts.append(f"{others:,} more {'is' if others == 1 else 'are'} for other models.")
-    if damaged:
-        parts.append(f"{damaged} damaged; see the Library tab.")
-    return " ".join(parts)

@@ -96,7 +96,7 @@ def _note(newest: Sequence[Entry]) -> str:
     damaged = sum(bool(entry.damaged) for entry in newest)
     parts = []
     if damaged:
-        parts.append(f"{damaged} {'is' if damaged == 1 else 'are'} damaged; click one to see why.")
+        parts.append("1 is damaged." if damaged == 1 else f"{damaged} are damaged.")
     if len(newest) > MAX_CONCEPTS:
         parts.append(f"The first {MAX_CONCEPTS:,} are shown.")
     return " ".join(parts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .... import storage
+from ....config import ConceptKind
 from ....config.text_checks import encoding_problem
 from ....errors import DiskFull, UserError
 from ....photos import SAMPLES
@@ -20,15 +22,26 @@ MAX_UPLOADS = 40  # photos
 MAX_TOTAL = 1 << 30  # bytes of one drop
 MIN_FREE_BYTES = 1 << 30  # bytes free on the disk below which no photos are accepted
 MAX_CAPTION = 200_000  # bytes
-SAMPLE_SETS = {
-    "teddy-bear": "A teddy bear",
-    "cyanotype": "A style: cyanotypes",
-}  # folders of photos.SAMPLES
 
 
-def sample_sets() -> dict[str, Path]:
-    """Return the sample sets of photos as {title: folder}."""
-    return {title: SAMPLES / name for name, title in SAMPLE_SETS.items()}
+@dataclass(frozen=True)
+class SampleSet:
+    """Photos to try with. id: name of their folder in photos.SAMPLES; name: for the concept."""
+
+    id: str
+    title: str
+    kind: ConceptKind
+    noun: str
+    name: str
+
+    def files(self) -> list[Path]:
+        return sorted((SAMPLES / self.id).iterdir())
+
+
+SAMPLE_SETS = (
+    SampleSet("teddy-bear", "A teddy bear", "object", "bear", "teddy"),
+    SampleSet("cyanotype", "A style: cyanotypes", "style", "cyanotype", "cyanotype"),
+)
 
 
 def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:
@@ -74,4 +87,10 @@ def decode_photo(data: bytes, max_side: int) -> np.ndarray:
 def encode_photo(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

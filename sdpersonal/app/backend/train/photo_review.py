@@ -1,29 +1,23 @@
-"""Show the results of the photo checks on the page: a tile for each photo, and a summary."""
+"""Check the photos of a draft as the trainer will see them, and word what was noticed for the page."""
 
 from __future__ import annotations
 
 import functools
-import io
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from .... import storage
 from ....config import ConceptKind, CropMode
 from ....config.base import BaseKind
-from ....photos.checks import ClipFeatures, Report, check
+from ....errors import printable
+from ....photos.checks import ClipFeatures, Finding, Report, check
 from ....photos.checks.across_photos import MIN_PHOTOS, edge_histogram
-from ....photos.checks.contact_sheet import show_crop
-from ....photos.loading import Photo, PhotoSet
-from ..workspace import Workspace
-from .uploads import PhotoUploads
+from ....photos.crops import OwnCrop
+from ....photos.decode import UnusablePhoto
+from ....photos.loading import Photo, PhotoSet, hash_pixels, load_photo
+from .uploads import StoredPhoto
 
-_FRAME, _FRAME_WIDTH = (206, 44, 49), 6  # colour and pixels of the frame around a photo with something wrong
-_PALE = 0.75  # share of white blended into a photo that is left out
 _MARKS = {  # finding's name to the mark beside the photo's name
     "small": "small",
     "near-duplicates": "like another",
@@ -34,68 +28,105 @@ _MARKS = {  # finding's name to the mark beside the photo's name
     "washed-out": "pale",
     "two-subjects": "something else?",
 }
+_SAME_MARK = "the same as another"
 _FIXES = {  # hints that differ from the command line's, since the page has its own way
     "small": "Take larger photos if you have some.",
     "near-duplicates": "Leave out all but the best; take others from another side or in another place.",
     "blurred": "Leave it out, or take it again with more light.",
     "sideways": "Rotate it, or leave it if it was meant so.",
-    "one-background": "Take some elsewhere, or name the background: click a photo and write "
-    "'{} on a white wall' as its caption.",
+    "one-background": "Take some elsewhere, or name the background: write '{} on a white wall' as its caption.",
     "two-subjects": "Make two concepts: leave one of the two out. Ignore this if it is the same one.",
     "wrong-class": "Check the class noun: the most ordinary word is best.",
-    "no-captions": "Say what is in each: click a photo and write 'a house in the style of {}' as its caption.",
+    "no-captions": "Say what is in each: write 'a house in the style of {}' as its caption.",
+    "photographs": "For a likeness, train on Stable Diffusion: choose it on the page Models.",
 }
 _LEAVE_OUT = ("blurred", "dark", "burnt-out", "washed-out")
 _MIN_PHOTOS = 3
 
 
 @dataclass(frozen=True)
+class ReviewOptions:
+    """What a review depends on, beside the photos. side: training resolution in pixels; base_kind: of the model to
+    train."""
+
+    kind: ConceptKind
+    noun: str
+    crop: CropMode
+    side: int
+    base_kind: BaseKind
+
+
+@dataclass(frozen=True)
 class PhotoReview:
-    """Review of a page's photos. tiles: (image, caption) for each photo in upload order; summary: the text below them;
-    count: photos to train on; has_advice: whether `apply_advice` would change anything."""
+    """Review of a draft's photos.
 
-    tiles: list[tuple[str, str]]
-    summary: str
-    count: int
-    has_advice: bool
+    count: photos to train on; findings: worded for the page; marks: of each photo; advice: {name: quarters to rotate
+    it, 0 to leave it out}; crops: the square of each photo that is trained on.
+    """
 
+    count: int = 0
+    findings: tuple[Finding, ...] = ()
+    marks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    advice: Mapping[str, int] = field(default_factory=dict)
+    crops: Mapping[str, OwnCrop] = field(default_factory=dict)
 
-def review_photos(
-    uploads: PhotoUploads,
-    workspace: Workspace,
-    page: str,
-    kind: ConceptKind,
-    noun: str,
-    crop: CropMode,
-    base_kind: BaseKind | None = None,
-) -> PhotoReview:
-    """Check a page's photos. base_kind: the model to train. Raises UserError."""
-    with uploads.lock:
-        if not uploads.uploads:
-            return PhotoReview([], "", 0, False)
-        photos, left_out = uploads.used_photos(crop), uploads.left_out(crop)
-        report = _check_photos(photos, kind, noun, base_kind)
-        tiles = _make_tiles(uploads, photos, left_out, report, workspace.session_dir(page))
+    def without(self, names: Set[object]) -> PhotoReview:
+        """Return what still holds of the review when these photos have changed or are left out."""
+        kept = [replace(f, photos=tuple(name for name in f.photos if name not in names)) for f in self.findings]
         return PhotoReview(
-            tiles,
-            _summary(report, left_out),
-            len(photos.photos) if photos else 0,
-            bool(_find_advice(uploads, photos, report)),
+            self.count,
+            tuple(finding for finding in kept if finding.photos),
+            {name: marks for name, marks in self.marks.items() if name not in names},
+            {name: quarters for name, quarters in self.advice.items() if name not in names},
+            {name: crop for name, crop in self.crops.items() if name not in names},
         )
 
 
-def apply_advice(uploads: PhotoUploads, kind: ConceptKind, noun: str, crop: CropMode) -> None:
-    """Rotate photos that lie on their side; leave out those that are blurred, badly lit or near-duplicates."""
-    with uploads.lock:
-        photos = uploads.used_photos(crop)
-        for number, quarters in _find_advice(uploads, photos, _check_photos(photos, kind, noun)).items():
-            uploads.rotate(number, quarters) if quarters else uploads.use(number, False)
+def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions) -> PhotoReview:
+    """Check photos as the trainer will see them."""
+    loaded: dict[str, Photo] = {}
+    for photo in stored:
+        try:
+            loaded[photo.name] = load_photo(photo.path, options.side, options.crop, options.kind)
+        except UnusablePhoto:  # it was removed meanwhile
+            continue
+    used = [photo for photo in stored if photo.used and photo.name in loaded]
+    photos, same = _without_duplicates([loaded[photo.name] for photo in used])
+    report = _check_photos(PhotoSet(tuple(photos)), options)
+    marks = {photo.name: [_SAME_MARK] if photo.name in same else [] for photo in used}
+    for finding in report.findings:
+        for name in finding.photos if finding.name in _MARKS else ():
+            marks[name].append(_MARKS[finding.name])
+    return PhotoReview(
+        len(photos),
+        tuple(_for_page(finding, options) for finding in report.findings),
+        {name: tuple(texts) for name, texts in marks.items()},
+        _find_advice(photos, report),
+        {name: _crop_of(photo) for name, photo in loaded.items()},
+    )
 
 
-def _check_photos(photos: PhotoSet | None, kind: ConceptKind, noun: str, base_kind: BaseKind | None = None) -> Report:
-    if photos is None:
+def _without_duplicates(photos: Sequence[Photo]) -> tuple[list[Photo], set[str]]:
+    """Return the photos that the trainer uses, and the names of the others, which are identical after a rotation."""
+    first: dict[str, Photo] = {}
+    for photo in photos:
+        first.setdefault(hash_pixels(photo.pixels), photo)
+    used = list(first.values())
+    return used, {photo.name for photo in photos} - {photo.name for photo in used}
+
+
+def _crop_of(photo: Photo) -> OwnCrop:
+    if photo.own_crop:
+        return photo.own_crop
+    height, width = photo.pixels.shape[:2]
+    return OwnCrop(photo.crop[0] / width, photo.crop[1] / height, 1.0)
+
+
+def _check_photos(photos: PhotoSet, options: ReviewOptions) -> Report:
+    if not photos.photos:
         return Report(0)
-    return check(photos, kind, noun, _clip_features() if kind != "style" else None, base_kind)
+    clip = _clip_features() if options.kind != "style" else None
+    return check(photos, options.kind, options.noun, clip, options.base_kind)
 
 
 @functools.cache
@@ -105,19 +136,29 @@ def _clip_features() -> ClipFeatures:
     return Scorer()
 
 
-def _find_advice(uploads: PhotoUploads, photos: PhotoSet | None, report: Report) -> dict[int, int]:
-    """Return {number of a photo: quarters to rotate it, 0 to leave it out}."""
-    numbers = {upload.name: number for number, upload in enumerate(uploads.uploads)}
-    advice: dict[int, int] = {}
+def _for_page(finding: Finding, options: ReviewOptions) -> Finding:
+    """Return the finding with what to do on the page, instead of on a command line."""
+    message = finding.message
+    if finding.name == "wrong-class":
+        message = f"Nothing in these photos looks like: {printable(options.noun)}."
+    return replace(finding, message=message, hint=_FIXES.get(finding.name, finding.hint))
+
+
+# --- advice -----------------------------------------------------------------------------------------------------------
+
+
+def _find_advice(photos: Sequence[Photo], report: Report) -> dict[str, int]:
+    """Return {name of a photo: quarters to rotate it, 0 to leave it out}."""
+    advice: dict[str, int] = {}
     remaining = report.count
     for name in _bad_photos(report):
         if remaining > _MIN_PHOTOS:
-            advice[numbers[name]] = 0
+            advice[name] = 0
             remaining -= 1
     for finding in report.findings:
-        if photos and finding.name == "sideways":
+        if finding.name == "sideways":
             turns = _find_rotations(photos, finding.photos)
-            advice |= {numbers[name]: turns[name] for name in finding.photos if numbers[name] not in advice}
+            advice |= {name: turns[name] for name in finding.photos if name not in advice}
     return advice
 
 
@@ -131,12 +172,12 @@ def _bad_photos(report: Report) -> list[str]:
     return list(dict.fromkeys(bad))
 
 
-def _find_rotations(photos: PhotoSet, sideways: Sequence[str]) -> dict[str, int]:
+def _find_rotations(photos: Sequence[Photo], sideways: Sequence[str]) -> dict[str, int]:
     """Return by how many quarters to rotate each photo so that it lies as the others do."""
-    upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in sideways]
+    upright = [edge_histogram(photo.square()) for photo in photos if photo.name not in sideways]
     if len(upright) < MIN_PHOTOS - 1:
         return dict.fromkeys(sideways, 1)
-    return {photo.name: _best_rotation(photo, upright) for photo in photos.photos if photo.name in sideways}
+    return {photo.name: _best_rotation(photo, upright) for photo in photos if photo.name in sideways}
 
 
 def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
@@ -147,69 +188,3 @@ def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
         return float(sum(rotated @ other for other in upright))
 
     return max((1, 3), key=similarity)
-
-
-def _summary(report: Report, left_out: PhotoSet | None) -> str:
-    left_out_note = f" {len(left_out.photos)} left out." if left_out else ""
-    if not report.count:
-        return f"No photo is used.{left_out_note}"
-    photos = "1 photo" if report.count == 1 else f"{report.count} photos"
-    if not report.findings:
-        return f"{photos}: no problems found.{left_out_note}"
-    lines = [
-        f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in report.findings
-    ]
-    count_text = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    return "\n".join([f"{photos}; {count_text} found, which you may ignore:{left_out_note}", *lines])
-
-
-def _make_tiles(
-    uploads: PhotoUploads, photos: PhotoSet | None, left_out: PhotoSet | None, report: Report, session_dir: Path
-) -> list:
-    photos_by_name = {photo.name: photo for photo_set in (photos, left_out) if photo_set for photo in photo_set.photos}
-    new_folder, old_folders = session_dir / f"photos-{secrets.token_hex(4)}", sorted(session_dir.glob("photos-*"))
-    tiles = []
-    with storage.new_folder(new_folder) as staging_folder:
-        for number, upload in enumerate(uploads.uploads):
-            marks = [
-                _MARKS[finding.name]
-                for finding in report.findings
-                if finding.name in _MARKS and upload.name in finding.photos
-            ]
-            if not upload.used:
-                marks = ["left out"]
-            elif upload.name not in photos_by_name:
-                marks = ["the same as another"]  # identical after its rotation
-            image = (
-                show_crop(photos_by_name[upload.name])
-                if upload.name in photos_by_name
-                else _open_photo(uploads.path(number))
-            )
-            storage.write_bytes(
-                staging_folder / f"{upload.name}.jpg", _jpeg(_add_frame(image, upload.used, bool(marks)))
-            )
-            caption = f"{upload.name.removeprefix('photo ')}: {', '.join(marks)}" if marks else upload.name
-            tiles.append((str(new_folder / f"{upload.name}.jpg"), caption))
-    for folder in old_folders[:-1]:  # the page may still be loading the last one
-        storage.remove(folder)
-    return tiles
-
-
-def _open_photo(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        image.thumbnail((240, 240))
-        return image.convert("RGB")
-
-
-def _add_frame(image: Image.Image, used: bool, marked: bool) -> Image.Image:
-    if not used:
-        return Image.blend(image, Image.new("RGB", image.size, "white"), _PALE)
-    if marked:
-        ImageDraw.Draw(image).rectangle((0, 0, image.width - 1, image.height - 1), outline=_FRAME, width=_FRAME_WIDTH)
-    return image
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()

@@ -1,141 +1,216 @@
-"""Build training settings from the page's form, and summarize them before a training starts."""
+"""The form of a training: its fields, the settings that it means, and what Start would do."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from ....concepts.library import Library
-from ....config import ConceptKind, DreamboothSettings, TextualInversionSettings, TrainingSettings
-from ....errors import UserError, printable
+from ....config import (
+    ConceptKind,
+    CropMode,
+    DreamboothSettings,
+    SettingsBase,
+    TextualInversionSettings,
+    TrainingSettings,
+)
+from ....config.base import MayBeEmpty
+from ....config.sample_prompts import MAX_SAMPLE_PROMPTS
+from ....config.text_checks import is_blank
+from ....errors import FieldError, UserError, printable
 from ....prompts import Token
 from ..error_text import labelled
 from ..models.model_info import ModelInfo
+from .concept_name import DEFAULT_OWNER, make_token, next_version
 from .training_cost import cost_key, duration_text, memory_text
 
-Choice = TypeVar("Choice", bound=str)
+Method = Literal["lora", "pivotal", "textual-inversion"]
+Prior = Literal["none", "predicted", "generated"]
+PRIORS: dict[str, str] = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "generated"}
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
-
-KINDS: dict[str, ConceptKind] = {"Object or animal": "object", "Person": "person", "Style": "style"}
-METHODS = {
-    "DreamBooth LoRA: closest likeness": "lora",
-    "Pivotal tuning: a likeness that mixes well": "pivotal",
-    "Textual inversion: smallest file": "textual-inversion",
-}
-PRIORS = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "generated"}
-START_HINT = "Add photos, then fill in the class noun and the name."
 _METHOD_EFFECTS = {
     "lora": "a LoRA and the embedding of its token, in a file of a few megabytes",
     "pivotal": "first the embedding of its token, then a LoRA",
     "textual-inversion": "the embedding of its token alone, in a file of a few kilobytes",
 }
 _PLACEHOLDER_FOLDER = Path("photos")  # until there is a run
+_FORM_FIELDS = {"class_noun": "noun", "init": "noun", "token": "name"}  # by the field of the settings
+_NUMBERS = ("steps", "lr", "resolution", "seed")
 
 
-def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings:
-    """Build the training settings from the page's form. Raises UserError for invalid fields.
+def _to_text(value: object) -> object:
+    """Return a number as the text that somebody would type."""
+    return f"{value:.12g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
-    form: owner, name, kind, noun, agrees, method, and under "more" steps, lr, rank, resolution, crop, flip, prior,
-    text_encoder, early_stop, seed: numbers as typed text, empty for the default.
-    """
-    kind, method = _parse_choice(KINDS, form["kind"]), _parse_choice(METHODS, form["method"])
-    noun = form["noun"].strip() if isinstance(form["noun"], str) else form["noun"]
-    if not noun:
-        raise UserError(
-            "The class noun is empty.",
-            "Say in a word or two what it is, for example 'toy duck', 'woman' or 'watercolour'.",
-        )
-    if kind == "person" and form["agrees"] is not True:
-        raise UserError("The consent of this person is not ticked.", "It is written on the concept's card.")
-    common: dict[str, Any] = {
-        "photos": _PLACEHOLDER_FOLDER,
-        "token": str(parse_form_token(form)),
-        "kind": kind,
-        "base": base.name,
-        "crop": "subject" if form["crop"] else "center",
-        "flip": form["flip"],
-        "early_stop": form["early_stop"],
+
+def _empty_to_none(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else _to_text(value)
+
+
+def _without_blanks(value: object) -> object:
+    """Return a list without its blank texts: an empty line of the page's field is no prompt."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [item for item in value if not (isinstance(item, str) and is_blank(item))]
+
+
+TypedNumber = Annotated[str | None, Field(max_length=40), BeforeValidator(_empty_to_none)]
+SamplePrompts = Annotated[
+    tuple[Annotated[str, Field(max_length=1000)], ...],
+    Field(max_length=MAX_SAMPLE_PROMPTS),
+    BeforeValidator(_without_blanks),
+]
+ShortText = Annotated[str, Field(max_length=200), MayBeEmpty()]
+
+
+class TrainForm(SettingsBase):
+    """The fields of the form, as the page has them: numbers are typed text, None for the default."""
+
+    kind: ConceptKind = "object"
+    noun: ShortText = ""
+    owner: ShortText = ""
+    name: ShortText = ""
+    consent: bool = False
+    method: Method = "lora"
+    crop: CropMode = "center"
+    flip: bool = False
+    early_stop: bool = True
+    text_encoder: bool = False
+    prior: Prior = "none"
+    steps: TypedNumber = None
+    lr: TypedNumber = None
+    rank: TypedNumber = None
+    resolution: TypedNumber = None
+    seed: TypedNumber = None
+    sample_prompts: SamplePrompts = ()
+    continue_from: Annotated[str, Field(max_length=200)] | None = None
+
+    def with_values(self, values: Mapping[str, Any]) -> TrainForm:
+        """Return the form with these values. Raises FieldError for one that the page cannot have."""
+        return TrainForm(**self.model_dump() | dict(values))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What Start would do, or the first problem that is in its way and the form's field that has it."""
+
+    lines: tuple[str, ...] = ()
+    problem: str = ""
+    field: str | None = None
+
+
+def form_of_settings(settings: TrainingSettings) -> TrainForm:
+    """Return the form that means these settings, as far as it can."""
+    token = Token.parse(settings.token)
+    values: dict[str, Any] = {
+        "kind": settings.kind,
+        "owner": token.owner or "",
+        "name": token.name,
+        "consent": settings.consent == "yes",
+        "crop": settings.crop,
+        "flip": settings.flip,
+        "early_stop": settings.early_stop,
+        "sample_prompts": getattr(settings, "sample_prompts", None) or (),
+        "continue_from": getattr(settings, "continue_from", None),
     }
-    numbers = {name: typed_number(form[name]) for name in ("steps", "lr", "resolution", "seed")}
-    common |= {name: value for name, value in numbers.items() if value is not None}
-    if kind == "person":
-        common["consent"] = "yes"
-    if method == "textual-inversion":
-        return TextualInversionSettings(**common, init=noun)
-    dreambooth: dict[str, Any] = {"class_noun": noun, "method": method, "prior": _parse_choice(PRIORS, form["prior"])}
-    dreambooth["text_encoder"] = form["text_encoder"]
-    if (rank := typed_number(form["rank"])) is not None:
-        dreambooth["rank"] = rank
-    return DreamboothSettings(**common, **dreambooth)
+    values |= {name: getattr(settings, name) for name in _NUMBERS}
+    if isinstance(settings, DreamboothSettings):
+        values |= {"noun": settings.class_noun, "text_encoder": settings.text_encoder, "rank": settings.rank}
+        values["method"] = settings.method if settings.method != "full" else "lora"
+        values["prior"] = settings.prior if settings.prior in PRIORS.values() else "none"
+    else:
+        values |= {"method": "textual-inversion", "noun": getattr(settings, "init", None) or ""}
+    return TrainForm(**values)
 
 
-def parse_kind(title: object) -> ConceptKind:
-    """Return "object", "person" or "style"; "object" for an unknown title."""
-    return KINDS.get(title, "object") if isinstance(title, str) else "object"
-
-
-def parse_form_token(form: Mapping[str, Any]) -> Token:
-    """Build the token from the form's owner and name. Raises UserError, with a spelling that works."""
-    owner, name = (form[part].strip() if isinstance(form[part], str) else "" for part in ("owner", "name"))
-    if not name:
-        raise UserError("The concept name is empty.", "For example: my-cat")
-    token = Token.parse(f"<{owner or 'me'}/{name}>")
-    if token.version:
-        raise UserError(f"{token} has a version; the library counts versions itself.", f"Call it {token.name}.")
-    return token
-
-
-def name_note(form: Mapping[str, Any], library: Library) -> str:
-    """Return the note on the name while it is typed."""
-    if not form["name"]:
-        return "Its token is what you write in prompts."
+def parse_settings(form: TrainForm, base: ModelInfo, owner: str = DEFAULT_OWNER) -> TrainingSettings:
+    """Build the training settings from the form. owner: if the form has none. Raises FieldError, naming the form's
+    field."""
+    noun = form.noun.strip()
+    if not noun:
+        hint = "Say in a word or two what it is, for example 'toy duck', 'woman' or 'watercolour'."
+        raise FieldError("noun", "The class noun is empty.", hint)
+    if not form.name.strip():
+        raise FieldError("name", "The concept name is empty.", "For example: my cat")
+    if form.kind == "person" and not form.consent:
+        hint = "It is written on the concept's card."
+        raise FieldError("consent", "The consent of this person is not ticked.", hint)
+    values: dict[str, Any] = {
+        "photos": _PLACEHOLDER_FOLDER,
+        "token": str(make_token(form.owner, form.name, owner)),
+        "kind": form.kind,
+        "base": base.name,
+        "crop": form.crop,
+        "flip": form.flip,
+        "early_stop": form.early_stop,
+        "consent": "yes" if form.kind == "person" else "unknown",
+    }
+    values |= {name: number for name in _NUMBERS if (number := typed_number(getattr(form, name))) is not None}
+    if form.sample_prompts:
+        values["sample_prompts"] = form.sample_prompts
+    if form.continue_from:
+        if "continue_from" not in TrainingSettings.model_fields:
+            raise FieldError("continue_from", "A concept cannot be trained further yet.", "Start from the model.")
+        values["continue_from"] = form.continue_from
     try:
-        token = parse_form_token(form)
-        versions = library.versions(token)
+        return _build(form, noun, values)
     except UserError as error:
-        return " ".join(str(error).splitlines())
-    if not versions:
-        return f"Write {token} in prompts."
-    return f"{token} is in the library already: this will be version {_next_version(versions)}; the older ones stay."
+        raise _name_field(error) from None
 
 
-def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, costs: Mapping[str, Any]) -> str:
+def _build(form: TrainForm, noun: str, values: dict[str, Any]) -> TrainingSettings:
+    if form.method == "textual-inversion":
+        return TextualInversionSettings(**values, init=noun)
+    values |= {"class_noun": noun, "method": form.method, "prior": form.prior, "text_encoder": form.text_encoder}
+    if (rank := typed_number(form.rank)) is not None:
+        values["rank"] = rank
+    return DreamboothSettings(**values)
+
+
+def _name_field(error: UserError) -> UserError:
+    """Return the error with the form's name of its field, worded with the field's label."""
+    if not isinstance(error, FieldError):
+        return error
+    worded = labelled(error)
+    return FieldError(_FORM_FIELDS.get(error.field, error.field), worded.message, worded.hint)
+
+
+def make_plan(
+    form: TrainForm,
+    photos: int,
+    base: ModelInfo,
+    library: Library,
+    costs: Mapping[str, Any],
+    owner: str = DEFAULT_OWNER,
+) -> Plan:
     """Summarize what Start would do: the method, the longest time, the memory. costs: as `MeasuredCosts.read`."""
     from ....training.methods.factory import resolve_preset
 
-    try:
-        settings = parse_settings(form, base)
-    except UserError as error:
-        return f"Missing before training: {labelled(error)}" if photos else START_HINT
     if not photos:
-        return "Missing before training: photos."
-    method = getattr(settings, "method", "textual-inversion")
-    token = parse_form_token(form)
-    version = _next_version(library.versions(token))
+        return Plan(problem="Add photos first.", field="photos")
+    try:
+        settings = parse_settings(form, base, owner)
+    except UserError as error:
+        return Plan(problem=str(error), field=error.field if isinstance(error, FieldError) else None)
+    token = Token.parse(settings.token)
+    version = next_version(library.versions(token))
     preset = resolve_preset(settings, base.kind, photos)
     measured = costs.get(cost_key(settings.model_dump(mode="json")))
-    lines = [
-        f"Train {token}{f' (version {version})' if version > 1 else ''} for the model {base.name} "
-        f"on {photos} photo{'s' if photos > 1 else ''} of "
-        f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
-        f"{_METHOD_EFFECTS[method]}.",
-        f"At most {preset.steps:,} steps, {duration_text(preset.steps, measured, base)}",
-        memory_text(measured, base, settings, preset.batch),
-    ]
-    return "\n".join(lines)
-
-
-def _next_version(versions: Sequence[Token]) -> int:
-    """Return the version that a concept gets; versions: those in the library, oldest first."""
-    return (versions[-1].version or 0) + 1 if versions else 1
-
-
-def _parse_choice(choices: Mapping[str, Choice], title: object) -> Choice:
-    if not isinstance(title, str) or title not in choices:
-        raise UserError("That is not one of the choices.", f"Choose one of: {', '.join(choices)}.")
-    return choices[title]
+    return Plan(
+        (
+            f"Train {token}{f' (version {version})' if version > 1 else ''} for the model {base.name} "
+            f"on {photos} photo{'s' if photos > 1 else ''} of "
+            f"{'the style ' if settings.kind == 'style' else ''}{printable(form.noun.strip(), 60)}: "
+            f"{_METHOD_EFFECTS[form.method]}.",
+            f"At most {preset.steps:,} steps, {duration_text(preset.steps, measured, base)}",
+            memory_text(measured, base, settings, preset.batch),
+        )
+    )
 
 
 def typed_number(typed: object) -> object:

@@ -22,6 +22,7 @@ from ....errors import DiskFull, UserError
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
+from ....photos.loading import is_sidecar
 from ....prompts import Token
 from ....training.own_prompts import write_own_prompts
 from ....training.run_dir import COST_FILE, RESULT_FILE, latest_step, read_json
@@ -179,7 +180,7 @@ class TrainingService:
         # After a crash at any moment the page lists the run, so that it can be discarded, or it is swept.
         with storage.new_folder(folder) as staged:
             uploads.copy_to(staged / PHOTOS_FOLDER)
-            photos = [name for name in os.listdir(staged / PHOTOS_FOLDER) if not name.endswith(".txt")]
+            photos = [name for name in os.listdir(staged / PHOTOS_FOLDER) if not is_sidecar(name)]
             saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
             storage.write_json(staged / SETTINGS_FILE, saved)
             if settings.sample_prompts:

@@ -2,7 +2,7 @@
 
 import { fill, h, svg } from "./dom.js";
 
-const WIDTH = 720, HEIGHT = 200, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 26;
+const WIDTH = 720, HEIGHT = 164, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 26;
 const Y_MARKS = 4, X_MARKS = 6;
 
 /** Make the plot. Returns {root, update({curve, steps, samples: [step], best})}. */

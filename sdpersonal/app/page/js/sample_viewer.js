@@ -2,6 +2,7 @@
 
 import { fill, h } from "./dom.js";
 import { segmented } from "./fields.js";
+import { thumbs } from "./training_side.js";
 import { announce, button, openDialog } from "./ui.js";
 
 /** Open the viewer at an image of a step. Left and right: the images of the step; up and down: the same image at the
@@ -61,7 +62,7 @@ export function openSampleViewer({ training, step, index }) {
 
 /** What a sample can be compared with: [{value, label, images(index)}]. */
 function comparisons(training, before) {
-  const photos = (training.photo_thumbs ?? []).map(photo => photo.thumb), classImages = (training.class_images ?? []).map(image => image.url);
+  const photos = thumbs(training), classImages = (training.class_images ?? []).map(image => image.url);
   return [
     photos.length && { value: "photos", label: "The photos", images: () => photos.slice(0, 6) },
     classImages.length && { value: "class", label: `Any ${training.noun || "other"}`, images: index => [classImages[index % classImages.length]] },

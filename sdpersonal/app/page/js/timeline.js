@@ -4,7 +4,7 @@ import { h, icon, updateList } from "./dom.js";
 import { openSampleViewer } from "./sample_viewer.js";
 import { button } from "./ui.js";
 
-const ASPECTS = { shape: "shape", colour: "colours", detail: "detail", fidelity: "follows the prompt" };
+const ASPECTS = { shape: "shape", colour: "colours", detail: "detail", fidelity: "prompt" };
 
 /** The parts of a score that are shown: [[name, share from 0 to 1]]. */
 export function scoreParts(scores) {
@@ -40,20 +40,24 @@ function makeCard(entry, open, keep, training) {
   const star = h("span", { class: "timeline-star", hidden: true }, icon("star", { filled: true }), h("span", { class: "visually-hidden" }, "the best so far"));
   const scores = h("dl", { class: "timeline-scores" });
   const keeper = button("", { small: true, class: "button small timeline-keep", dataset: { step: entry.step }, onclick: () => keep(entry.step) });
+  const kept = h("p", { class: "small-text timeline-kept", hidden: true });
   const card = h("li", { class: "timeline-card", "aria-label": `Step ${entry.step}` },
-    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), star), scores, keeper);
-  card.parts = { images, star, scores, keeper };
+    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), star), scores, kept, keeper);
+  card.parts = { images, star, scores, kept, keeper };
   fillCard(card, entry, open, training);
   return card;
 }
 
 function fillCard(card, entry, open, training) {
-  const { images, star, scores, keeper } = card.parts;
+  const { images, star, scores, kept, keeper } = card.parts;
   updateList(images, entry.images.map((image, index) => ({ ...image, index })), image => image.url, image => makeImage(image, entry.step, open));
   images.classList.toggle("single", entry.images.length === 1);
   star.hidden = !entry.best;
   card.classList.toggle("best", entry.best);
   updateList(scores, scoreParts(entry.scores), ([name]) => name, makeScore, fillScore);
+  const token = training.kept?.[entry.step];
+  kept.hidden = !token;
+  kept.textContent = token ? `In the library as ${token}` : "";
   const running = training.state === "training";
   keeper.hidden = !entry.can_keep;
   const words = running ? "Keep this one and stop" : "Make the concept from this step";

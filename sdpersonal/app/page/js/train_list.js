@@ -9,7 +9,6 @@ const STATES = {
   waiting: "Waiting", starting: "Getting ready", training: "Training", finishing: "Finishing", done: "Done",
   stopped: "Stopped", failed: "Failed", damaged: "Damaged",
 };
-const KINDS = { object: "object or animal", person: "person", style: "style" };
 
 export const stateText = training => STATES[training.state] ?? training.state;
 
@@ -36,7 +35,11 @@ export function mountTrainingList() {
   };
   return {
     root,
-    update() { for (const part of groups) part.update(); mark(); },
+    update() {
+      for (const part of groups) part.update();
+      prepare.hidden = !store.trainings.length && store.drafts.every(isUntouched);
+      mark();
+    },
     select(id) { state.selected = id; mark(); root.querySelector("a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); },
   };
 }
@@ -91,7 +94,7 @@ function fillDraft(element, draft) {
   const { parts } = element;
   showThumb(parts, draft.photos.find(photo => photo.used)?.thumb);
   parts.title.textContent = draft.name?.token || (draft.form.noun ? `A ${draft.form.noun}` : "New concept");
-  parts.detail.textContent = [countText(draft.photos.length, "photo"), KINDS[draft.form.kind]].filter(Boolean).join(", ");
+  parts.detail.textContent = draft.photos.length ? countText(draft.photos.length, "photo") : "No photos yet";
 }
 
 function trainingItem(training) {
@@ -120,6 +123,7 @@ function detailText(training) {
     const left = training.left === null || training.left === undefined ? "" : `, ${timeText(training.left)} left`;
     return `Step ${training.step} of ${training.steps}${left}`;
   }
+  if (training.state === "waiting") return "Waiting";
   const when = training.created ? `, ${dateText(training.created)}` : "";
   return isRunning(training) ? stateText(training) : `${stateText(training)}${when}`;
 }

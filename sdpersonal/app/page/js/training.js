@@ -6,11 +6,12 @@ import { fill, h, updateList } from "./dom.js";
 import { go } from "./main.js";
 import { timeline } from "./timeline.js";
 import { stateText } from "./train_list.js";
-import { command, draftFrom, emptyDraft, findTraining, isRunning, putDraft, startDraft } from "./train_data.js";
+import { command, draftFrom, findTraining, isRunning, putDraft, startDraft } from "./train_data.js";
 import { trainingSide } from "./training_side.js";
-import { announce, button, confirmDialog, countText, dateText, progressBar, showError, timeText, toast } from "./ui.js";
+import { announce, button, confirmDialog, countText, dateText, menuButton, progressBar, showError, timeText, toast } from "./ui.js";
 
 const METHODS = { lora: "DreamBooth LoRA", pivotal: "Pivotal tuning", "textual-inversion": "Textual inversion", full: "Full fine-tuning" };
+const FIELD_NAMES = { lr: "learning rate", steps: "max steps", rank: "rank", resolution: "resolution", method: "method", seed: "seed" };
 
 /** Show a training. Returns {kind, id, root, end(), onLists(), refresh()}. */
 export function trainingView(id) {
@@ -46,7 +47,7 @@ export function trainingView(id) {
   const stop = events.on("training", data => { if (data.id === id) load().catch(showError); });
   const onLists = () => {
     const summary = findTraining(id), before = state.details;
-    state.details = { ...before, ...summary };
+    state.details = { ...before, ...summary, photos: before.photos };
     if (before.state !== summary.state || curveIsOld(before, summary)) load().catch(showError);
     else show();
   };
@@ -64,14 +65,19 @@ function curveIsOld(before, summary) {
 function trainingHead() {
   const title = h("h2", { id: "run-title" }), about = h("p", { class: "muted" });
   const chip = h("span", { class: "state-chip", id: "run-state" }), buttons = h("div", { class: "row training-buttons" });
+  let inMenu = [];
+  const more = menuButton("More about this training", () => inMenu);
   return {
-    root: h("div", { class: "training-head" }, h("div", { class: "grow" }, h("div", { class: "row" }, title, chip), about), buttons),
+    root: h("div", { class: "training-head" }, h("div", { class: "row training-title" }, title, chip, about), h("div", { class: "row nowrap training-actions" }, buttons, more)),
     update(now, actions) {
       title.textContent = now.token;
       chip.textContent = stateText(now);
       chip.dataset.state = now.state;
-      about.textContent = [METHODS[now.method], now.model, now.photos ? countText(now.photos, "photo") : "", now.created ? dateText(now.created) : ""].filter(Boolean).join(", ");
-      updateList(buttons, actions.buttons(now), action => action.name, makeAction);
+      about.textContent = [METHODS[now.method], now.photo_count ? countText(now.photo_count, "photo") : "", now.created ? dateText(now.created) : ""].filter(Boolean).join(", ");
+      const usable = actions.buttons(now);
+      inMenu = usable.filter(action => action.inMenu);
+      more.hidden = !inMenu.length;
+      updateList(buttons, usable.filter(action => !action.inMenu), action => `${action.name} ${action.kind}`, makeAction);
     },
   };
 }
@@ -91,13 +97,12 @@ function trainingActions(id, details) {
     resume: { label: "Resume", kind: "primary", iconName: "play", run: send("resume") },
     sample: { label: "Sample now", run: send("sample") },
     keep: { label: "Keep the best and stop", run: send("keep") },
-    pause: { label: "Pause", run: send("pause") },
+    pause: { label: "Pause and go on later", iconName: "stop", inMenu: true, run: send("pause") },
     variant: { label: "Train a variant", iconName: "copy", run: () => prepare(null) },
-    continue: { label: "Continue this concept", run: () => prepare({ continue_from: details().token }) },
-    another: { label: "Prepare the next one", iconName: "plus", run: async () => go("train", "draft", (await emptyDraft()).id) },
+    continue: { label: "Continue this concept", iconName: "play", inMenu: true, run: () => prepare({ continue_from: details().token }) },
     cancel: { label: "Cancel", kind: "danger", run: ask("cancel", { title: "Cancel this training?", text: "Nothing is added to the library; its work and its copies of the photos are deleted.", yes: "Cancel the training", no: "Go on training" }) },
     discard: { label: "Discard", kind: "danger", run: ask("discard", { title: "Discard this training?", text: "Its folder with the samples, the checkpoints and its copies of the photos is deleted. What is in the library stays.", yes: "Discard it" }) },
-    dismiss: { label: "Remove from the list", run: send("dismiss") },
+    dismiss: { label: "Remove from the list", iconName: "close", inMenu: true, run: send("dismiss") },
   };
   const prepare = async change => go("train", "draft", (await draftFrom(details(), change)).id);
   const generate = prompt => { usePrompt(prompt, true); go("generate"); };
@@ -111,13 +116,20 @@ function trainingActions(id, details) {
     else if (["stopped", "failed"].includes(now.state)) names.push("variant");
     const order = Object.keys(all);
     const usable = order.filter(name => names.includes(name));
-    const adviseFirst = now.state === "failed" && hasChange(now); // then the advice has the primary button
-    return usable.map(name => ({ name, ...all[name], kind: name === "resume" && adviseFirst ? "" : all[name].kind ?? "" }));
+    const adviseFirst = now.state === "failed" && (now.advice ?? []).some(hasChange); // then the advice has the primary button
+    const inMenu = name => all[name].inMenu || (name === "discard" && now.state === "done");
+    return usable.map(name => ({ name, ...all[name], inMenu: inMenu(name), danger: all[name].kind === "danger", kind: name === "resume" && adviseFirst ? "" : all[name].kind ?? "" }));
   };
   return { buttons, keep, generate };
 }
 
-const hasChange = now => (now.advice ?? []).some(advice => Object.keys(advice.change ?? {}).length);
+const hasChange = advice => Object.keys(advice.change ?? {}).length > 0;
+
+/** Say what a change does, for a button: "Set the rank to 4 and start again". */
+function changeText(change) {
+  const words = Object.entries(change).map(([name, value]) => `${name === "lr" ? "Lower" : "Set"} the ${FIELD_NAMES[name] ?? name} to ${METHODS[value] ?? (value || "automatic")}`);
+  return `${words.join(", ")} and start again`;
+}
 
 function progress() {
   const bar = progressBar("Progress of the training"), text = h("p", { class: "training-text", id: "run-text" });
@@ -157,11 +169,9 @@ function adviceBox(details) {
     update(now) {
       const items = now.advice ?? [];
       root.hidden = !items.length;
-      const first = items.findIndex(item => Object.keys(item.change ?? {}).length);
+      const first = items.findIndex(hasChange);
       updateList(root, items, item => item.text, item => h("li", { class: "row spread" }, h("span", { class: "grow" }, item.text),
-        Object.keys(item.change ?? {}).length > 0 && button("Change it and start again", {
-          kind: items.indexOf(item) === first ? "primary" : "", "aria-label": `Change it and start again: ${item.text}`, onclick: () => apply(item.change),
-        })));
+        hasChange(item) && button(changeText(item.change), { kind: items.indexOf(item) === first ? "primary" : "", onclick: () => apply(item.change) })));
     },
   };
 }

@@ -1,0 +1,94 @@
+// The user's own jobs for the device: all tabs and browsers show the same. What was sent and is not yet answered is among
+// them as a placeholder, so that a click shows at once.
+
+import { api, events } from "./api.js";
+import { images } from "./images.js";
+import { selection } from "./selection.js";
+
+const ENDED = new Set(["done", "stopped", "failed"]);
+const listeners = new Set(), endings = new Set();
+const previews = new Map(); // job id -> data URLs
+const started = new Map(); // id of a job of this tab -> `selection.choices` when it was started
+const firstImages = new Map(); // job id -> id of its first image
+let list = [], placeholders = [], trainings = [], count = 0;
+
+const notify = () => { for (const listener of listeners) listener(); };
+
+/** Whether a job waits or runs. */
+export const isActive = job => !ENDED.has(job.state);
+
+function take(fresh) {
+  const known = new Map(list.map(job => [job.id, job]));
+  for (const job of fresh) {
+    const before = known.get(job.id);
+    if (!before && isActive(job) && placeholders.length) placeholders.shift();
+    if (before && isActive(before) && !isActive(job)) end(job);
+  }
+  list = fresh;
+  notify();
+}
+
+function end(job) {
+  previews.delete(job.id);
+  if (job.images?.some(image => !images.get(image.id))) images.refresh();
+  for (const listener of endings) listener(job);
+}
+
+/** Select the first image of a job of this tab, once it is known, unless the user has chosen another since. */
+function follow(job) {
+  const image = firstImages.get(job);
+  if (image === undefined || !started.has(job)) return;
+  selection.offer(image, started.get(job));
+  started.delete(job);
+}
+
+export const jobs = {
+  /** Placeholders and jobs, those of the server in its order: the running one first. */
+  get all() { return [...list.filter(isActive), ...placeholders, ...list.filter(job => !isActive(job))]; },
+  get active() { return [...list.filter(isActive), ...placeholders]; },
+  get running() { return list.find(job => job.state === "running") ?? null; },
+  get waiting() { return [...list.filter(job => job.state === "waiting"), ...placeholders]; },
+  get trainings() { return trainings; },
+  previews: id => previews.get(id) ?? [],
+  onChange(listener) { listeners.add(listener); },
+  /** Listen to jobs that end: listener(job). */
+  onEnd(listener) { endings.add(listener); },
+  refresh: async () => take((await api.get("/app/jobs")).jobs),
+  async refreshTrainings() {
+    trainings = (await api.get("/app/trainings")).trainings;
+    notify();
+  },
+  /** Start a job. placeholder: {title, expected} shown meanwhile; makeBody: a function that returns the request. */
+  async submit(placeholder, makeBody) {
+    const since = selection.choices;
+    const waiting = { id: `placeholder-${++count}`, state: "waiting", done: 0, total: 0, images: [], isPlaceholder: true, ...placeholder };
+    placeholders.push(waiting);
+    notify();
+    try {
+      const job = await api.post("/app/jobs", await makeBody());
+      if (job.images?.length && !firstImages.has(job.id)) firstImages.set(job.id, job.images[0].id);
+      started.set(job.id, since);
+      if (!list.some(other => other.id === job.id)) list = [...list, job];
+      follow(job.id);
+      return job;
+    } finally {
+      placeholders = placeholders.filter(other => other !== waiting);
+      notify();
+    }
+  },
+  cancel: id => api.post(`/app/jobs/${encodeURIComponent(id)}/cancel`),
+  move: (id, before) => api.post("/app/jobs/move", { id, before }),
+  stopAll: () => api.post("/app/jobs/stop"),
+};
+
+events.on("jobs", data => take(data.jobs));
+events.on("preview", data => { previews.set(data.job, data.images); notify(); });
+events.on("image", ({ job, image }) => {
+  if (!firstImages.has(job)) firstImages.set(job, image.id);
+  follow(job);
+});
+events.on("trainings", data => { trainings = data.trainings; notify(); });
+events.on("connected", () => {
+  jobs.refresh().catch(() => {});
+  jobs.refreshTrainings().catch(() => {});
+});

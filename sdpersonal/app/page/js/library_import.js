@@ -1,0 +1,80 @@
+// Import files that were dropped on the Library tab or chosen, and say of each how it went.
+
+import { api } from "./api.js";
+import { fieldChoices } from "./concept_dialogs.js";
+import { fill, h, icon } from "./dom.js";
+import { select, textField } from "./fields.js";
+import { button, openDialog, progressBar, toast } from "./ui.js";
+
+const DUPLICATES = [
+  { value: "refuse", label: "Do not import it" },
+  { value: "versions", label: "Add it as the next version" },
+  { value: "replace", label: "Replace the one in the library" },
+  { value: "filenames", label: "Name it after its file" },
+];
+
+/** Upload and import files, and show the results. open(token): shows a concept. */
+export async function importFiles(files, open) {
+  const { max_files: most } = await fieldChoices();
+  if (files.length > most) return void toast(`These are ${files.length} files; ${most} can be imported at once.`, { kind: "error" });
+  const content = h("div", { class: "stack" });
+  let finished = false, last = null;
+  const dialog = openDialog({
+    title: "Import", wide: true, content,
+    buttons: close => [button("Close", { kind: "primary", onclick: () => close() })],
+  });
+  const work = async options => {
+    const result = await send(files, options, content);
+    finished = true;
+    if (!result) return;
+    last = result.files.find(file => file.token)?.token ?? last;
+    fill(content, results(result, work));
+  };
+  await work({});
+  await dialog;
+  if (finished && last) open(last);
+}
+
+async function send(files, options, content) {
+  const bar = progressBar("Upload"), text = h("p", { role: "status" }, files.length === 1 ? `Uploading ${files[0].name}` : `Uploading ${files.length} files`);
+  fill(content, text, bar.root);
+  bar.set(0);
+  try {
+    const uploads = await api.upload(files, share => {
+      bar.set(share < 1 ? share : null);
+      if (share >= 1) text.textContent = "Reading what is in them";
+    });
+    return await api.post("/app/concepts/import", { uploads, ...options });
+  } catch (error) {
+    fill(content, h("p", { class: "notice error", role: "alert" }, error.text ?? String(error)));
+    return null;
+  }
+}
+
+const STATUS = {
+  imported: { iconName: "check", label: "Imported", look: "good-text" },
+  "here already": { iconName: "check", label: "Here already", look: "muted" },
+  refused: { iconName: "warning", label: "Not imported", look: "error-text" },
+};
+
+function results({ files, message }, again) {
+  const refused = files.some(file => file.status === "refused");
+  return [
+    h("p", { role: "status" }, message),
+    h("ul", { class: "import-results" }, files.map(file => {
+      const { iconName, label, look } = STATUS[file.status] ?? STATUS.refused;
+      return h("li", {}, h("span", { class: ["import-status", look] }, icon(iconName), label),
+        h("div", { class: "grow" }, h("strong", {}, file.name), h("p", { class: "small-text" }, file.message)));
+    })),
+    refused && againPart(again),
+  ];
+}
+
+/** Choices for another try with the same files, where a name was taken or missing. */
+function againPart(again) {
+  const name = textField({ label: "Name of the concept", placeholder: "me/duck", maxLength: 200, help: "Empty: as the file says. For one concept only." });
+  const duplicates = select({ label: "If the name is taken", choices: DUPLICATES, value: "versions" });
+  return h("details", { class: "import-again" }, h("summary", {}, "Import again, with another name or beside the one here"),
+    h("div", { class: "edit-pair" }, name.root, duplicates.root),
+    button("Import again", { onclick: () => again({ name: name.value.trim(), duplicates: duplicates.value }) }));
+}

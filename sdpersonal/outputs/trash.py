@@ -1,0 +1,144 @@
+"""The trash of an outputs folder: each deletion is a folder with the images' files, to be restored for 30 days.
+
+    outputs/.deleted/20261123T101500Z-01234567/2026-11-23/00001-abcdef12.png
+    outputs/.deleted/20261123T101500Z-01234567/favourites/2026-11-23-00001-abcdef12.png    if it was a favourite
+
+Deleting and restoring rename one file after the other on one disk. After a crash half-way each file is in one of the
+two places, and deleting or restoring again moves the others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from .. import storage
+from ..errors import UserError, printable
+from .folder import DAY_NAME, FAVOURITE_NAME, FAVOURITES_FOLDER, GRID_NAME, IMAGE_NAME, Outputs
+
+TRASH_FOLDER = ".deleted"
+RETENTION = timedelta(days=30)
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+_DELETION_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+
+
+class OutputsTrash:
+    """The deleted images of one outputs folder. Every method raises UserError."""
+
+    def __init__(self, outputs: Outputs):
+        self.outputs = outputs
+        self.folder = outputs.folder / TRASH_FOLDER
+
+    def delete(self, images: Sequence[tuple[str, str]]) -> str:
+        """Move images, each a day and a file name, and their copies in the favourites to the trash; return the
+        deletion's name. Those that are gone already are passed over; raises UserError if all are."""
+        name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
+        with self._lock():
+            files = [file for day, image in images for file in self._files_of(day, image)]
+            if not files:
+                raise UserError("These images are gone already.")
+            for file in files:
+                _move(self.outputs.folder / file, self.folder / name / file)
+        return name
+
+    def restore(self, name: str) -> int:
+        """Move a deletion's files back; return how many images came back. Files whose place is taken stay in the
+        trash."""
+        with self._lock():
+            folder, count = self._deletion(name), 0
+            for file in _files_in(folder):
+                if not os.path.lexists(self.outputs.folder / file):
+                    _move(folder / file, self.outputs.folder / file)
+                    count += file.parts[0] != FAVOURITES_FOLDER
+            for subfolder in [*(folder / part.parts[0] for part in _files_in(folder)), *_folders(folder), folder]:
+                storage.remove_empty_folder(subfolder)
+        return count
+
+    def purge(self) -> int:
+        """Delete for good what was deleted `RETENTION` ago; return the number of deletions.
+
+        Nothing is purged if the clock is `RETENTION` ahead of all other traces of use: it may be wrong.
+        """
+        now, last_used = datetime.now(UTC), self._last_used()
+        if last_used is None or now - last_used >= RETENTION:
+            return 0
+        with self._lock():
+            storage.remove_leftovers(self.folder)
+            old = [name for name in self._names() if now - _deletion_time(name) >= RETENTION]
+            for name in old:
+                storage.remove(self.folder / name)
+        return len(old)
+
+    def _lock(self):
+        return storage.lock(self.outputs.folder, "The outputs folder", storage.LOCK_TIMEOUT)
+
+    def _files_of(self, day: str, name: str) -> Iterator[Path]:
+        """Yield the files of an image that exist, relative to the outputs folder."""
+        if not (DAY_NAME.fullmatch(day) and (IMAGE_NAME.fullmatch(name) or GRID_NAME.fullmatch(name))):
+            raise UserError("That is not an image of the outputs folder.")
+        page = Path(name).with_suffix(".html").name  # of a grid
+        for file in (Path(day, name), Path(day, page), Path(FAVOURITES_FOLDER, f"{day}-{name}")):
+            if (self.outputs.folder / file).is_file():
+                yield file
+
+    def _deletion(self, name: str) -> Path:
+        if not _DELETION_NAME.fullmatch(name) or not (folder := self.folder / name).is_dir():
+            raise UserError(f"{printable(name, 40)} is not in the trash any more.")
+        return storage.resolve_inside(self.outputs.folder, TRASH_FOLDER, folder.name)
+
+    def _names(self) -> list[str]:
+        return sorted(folder.name for folder in _folders(self.folder) if _DELETION_NAME.fullmatch(folder.name))
+
+    def _last_used(self) -> datetime | None:
+        """Return when images were saved or deleted last, as far as names of folders tell."""
+        days = [datetime.fromisoformat(day).replace(tzinfo=UTC) for day in self.outputs.days()[:1] if _is_day(day)]
+        return max([*days, *map(_deletion_time, self._names()[-1:])], default=None)
+
+
+def _move(source: Path, target: Path) -> None:
+    storage.make_folder(target.parent)
+    storage.rename(source, target)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of a deletion that are images or grids, relative to its folder."""
+    files = []
+    for subfolder in _folders(folder):
+        is_favourites = subfolder.name == FAVOURITES_FOLDER
+        if not (is_favourites or DAY_NAME.fullmatch(subfolder.name)):
+            continue
+        with os.scandir(subfolder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        files += [Path(subfolder.name, name) for name in names if _is_image_file(name, is_favourites)]
+    return files
+
+
+def _is_image_file(name: str, is_favourite: bool) -> bool:
+    if is_favourite:
+        return bool(FAVOURITE_NAME.fullmatch(name))
+    png = name.removesuffix(".html") + ".png" if name.endswith(".html") else name
+    return bool(GRID_NAME.fullmatch(png) or IMAGE_NAME.fullmatch(name))
+
+
+def _folders(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _deletion_time(name: str) -> datetime:
+    """Return the time in a deletion's name; the latest time for an impossible one, which is thus never purged."""
+    with suppress(ValueError):
+        return datetime.strptime(name[:16], _TIME_FORMAT).replace(tzinfo=UTC)
+    return datetime.max.replace(tzinfo=UTC)
+
+
+def _is_day(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(datetime.fromisoformat(text))
+    return False
