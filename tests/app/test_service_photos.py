@@ -1,5 +1,6 @@
 """The photos of a page before a training: copied, stripped, looked at, turned, left out, delivered."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -9,15 +10,14 @@ import pytest
 from PIL import Image
 
 from sdpersonal import storage
-from sdpersonal.app.backend import Workspace
-from sdpersonal.app.backend.library.import_export import import_uploads
-from sdpersonal.app.backend.train import uploads
-from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, sample_sets
-from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
-from sdpersonal.app.backend.train.train_page import TrainPage
-from sdpersonal.app.backend.train.uploads import PhotoUploads, UploadsByPage
-from sdpersonal.concepts.library import Library
-from sdpersonal.errors import DiskFull, UserError
+from sdpersonal.app.backend.train import photo_review, uploads
+from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, SAMPLE_SETS
+from sdpersonal.app.backend.train.photo_review import _FIXES, ReviewOptions, review_photos
+from sdpersonal.app.backend.train.uploads import PhotoUploads
+from sdpersonal.errors import DiskFull, FieldError, UserError
+from sdpersonal.photos.checks import Finding
+from sdpersonal.photos.crops import OwnCrop
+from sdpersonal.photos.decode import decode
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
 
@@ -37,12 +37,6 @@ def photo_uploads(tmp_path):
 
 
 @pytest.fixture
-def workspace(tmp_path):
-    (tmp_path / "shown").mkdir()
-    return Workspace(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
-
-
-@pytest.fixture
 def bear(photo_uploads):
     photo_uploads.add(sorted(BEAR.iterdir()))
     return photo_uploads
@@ -59,17 +53,17 @@ def test_what_is_kept_of_a_photo_is_its_pixels_and_no_more(photo_uploads, tmp_pa
     source = picture(tmp_path / "at my SECRET place.jpg", exif=exif, quality=95)
     assert photo_uploads.add([source]) == []
     assert b"SECRET" not in everything(photo_uploads.folder)
-    assert [path.name for path in (photo_uploads.folder / "used").iterdir()] == ["photo 01"]
-    with Image.open(photo_uploads.path(0)) as photo:
+    assert [path.name for path in (photo_uploads.folder / "photos").iterdir()] == ["photo 01"]
+    with Image.open(photo_uploads.path("photo 01")) as photo:
         assert photo.size == (280, 320) and not photo.getexif()  # upright
 
 
 def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
-    assert [snap.name for snap in bear.uploads] == [f"photo {n:02d}" for n in range(1, 6)]
+    assert [photo.name for photo in bear.photos()] == [f"photo {n:02d}" for n in range(1, 6)]
     first = (BEAR / "01.txt").read_text().strip()
-    assert bear.captions(0) == first
-    bear.set_caption(1, "{} at home\n\n{} on a chair")
-    bear.set_caption(2, "")
+    assert bear.photo("photo 01").captions == first
+    bear.set_captions("photo 02", "{} at home\n\n{} on a chair")
+    bear.set_captions("photo 03", "")
     for wrong, reason in (
         ("no place for it", "needs {} once"),
         ("{} and {}", "has {} 2 times in line 1"),
@@ -78,12 +72,12 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
         ("{} \ud83d", "not valid Unicode"),
     ):
         with pytest.raises(UserError, match=re.escape(reason)):
-            bear.set_caption(1, wrong)
-    bear.set_caption(1, "{}\u00a0at\u200b home")
-    assert bear.captions(1) == "{} at home"
-    bear.set_caption(1, "{} at home\n\n{} on a chair")
+            bear.set_captions("photo 02", wrong)
+    bear.set_captions("photo 02", "{}\u00a0at\u200b home")
+    assert bear.photo("photo 02").captions == "{} at home"
+    bear.set_captions("photo 02", "{} at home\n\n{} on a chair")
     for wrong in (None, 5, ["{}"]):
-        bear.set_caption(3, wrong)
+        bear.set_captions("photo 04", wrong)
     bear.copy_to(tmp_path / "photos")
     captions = {photo.name: photo.captions for photo in load_photos(tmp_path / "photos", 128).photos}
     assert captions["photo 01"] == tuple(first.splitlines())
@@ -131,147 +125,144 @@ def test_too_much_at_once_is_refused_before_anything_is_read(photo_uploads, tmp_
 
 
 def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
-    before = np.asarray(Image.open(bear.path(0)))
-    bear.rotate(0, 1)
-    assert np.array_equal(np.asarray(Image.open(bear.path(0))), np.rot90(before))
-    bear.rotate(0, 3)
-    assert np.array_equal(np.asarray(Image.open(bear.path(0))), before)
-    bear.use(0, False)
-    assert len(bear.used_photos().photos) == 4 and [photo.name for photo in bear.left_out().photos] == ["photo 01"]
-    bear.use(0, True)
-    assert bear.left_out() is None and bear.used_photos().photos[0].captions
-    for number in (-1, 5, 1.0, True, None, "0", [0]):
-        for act in (lambda n: bear.rotate(n, 1), lambda n: bear.use(n, False), bear.captions):
+    path = bear.path("photo 01")
+    before, version = np.asarray(Image.open(path)), bear.photo("photo 01").version
+    bear.rotate("photo 01", 1)
+    assert np.array_equal(np.asarray(Image.open(path)), np.rot90(before))
+    assert bear.photo("photo 01").version != version
+    bear.rotate("photo 01", 3)
+    assert np.array_equal(np.asarray(Image.open(path)), before)
+    bear.use("photo 01", False)
+    assert [photo.name for photo in bear.photos() if not photo.used] == ["photo 01"]
+    bear.use("photo 01", True)
+    assert all(photo.used for photo in bear.photos()) and bear.photo("photo 01").captions
+    for name in ("photo 06", "photo 1", "", "photo 01.txt", "../photos/photo 01", "photos.json", "photo 01\0", None, 0):
+        for act in (
+            lambda n: bear.rotate(n, 1),
+            lambda n: bear.use(n, False),
+            bear.photo,
+            lambda n: bear.jpeg(n, True),
+        ):
             with pytest.raises(UserError, match="does not exist any more"):
-                act(number)
+                act(name)
     bear.clear()
-    assert bear.used_photos() is None and bear.left_out() is None and bear.uploads == []
+    assert bear.photos() == [] and list((bear.folder / "photos").iterdir()) == []
+    bear.add([BEAR / "02.jpg"])
+    assert [photo.name for photo in bear.photos()] == ["photo 01"]  # counted anew
 
 
-def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, workspace):
-    review = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert review.count == 5 and not review.has_advice and "no problems found" in review.summary
-    bear.use(2, False)
-    bear.rotate(0, 1)
-    review = review_photos(bear, workspace, "page", "object", "bear", "subject")
-    assert len(review.tiles) == 5 and review.count == 4
-    assert review.tiles[2][1] == "03: left out" and "01" in review.tiles[0][1]
-    pale = [np.asarray(Image.open(path)).mean() for path, _ in review.tiles]
-    assert pale[2] > 180
-    assert all(Path(path).is_relative_to(workspace.session_dir("page")) for path, _ in review.tiles)
-    for _ in range(3):
-        review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert len(list(workspace.session_dir("page").iterdir())) == 2  # what is shown, and what was just before
-    for number in range(5):
-        bear.use(number, False)
-    assert review_photos(bear, workspace, "page", "object", "bear", "center").summary.startswith(
-        "No photo is used. 5 left out"
-    )
+def test_photos_are_kept_as_they_are_after_a_restart_and_a_crash(bear):
+    """What the list names is there; of what a crash left half done, nothing is."""
+    bear.use("photo 02", False)
+    bear.set_crop("photo 03", OwnCrop(0.25, 0.25, 0.5))
+    bear.set_captions("photo 04", "{} at home")
+    photos = bear.folder / "photos"
+    shutil.copy(photos / "photo 01", photos / "photo 06")  # written, but not yet listed
+    (photos / "photo 06.txt").write_text("{}")
+    (photos / "photo 05").unlink()
+    (bear.folder / "thumbs" / next(path.name for path in (bear.folder / "thumbs").iterdir())).unlink()
+    again = PhotoUploads(bear.folder, 128)
+    assert [(p.name, p.used, p.crop, p.captions) for p in again.photos()] == [
+        (p.name, p.used, p.crop, p.captions) for p in map(bear.photo, [f"photo {n:02d}" for n in range(1, 5)])
+    ]
+    assert not list(photos.glob("photo 06*")) and not list(photos.glob("photo 05*"))
+    for photo in again.photos():  # a thumbnail that is missing is made anew
+        thumb = Image.open(io.BytesIO(again.jpeg(photo.name, thumb=True)))
+        assert thumb.format == "JPEG" and max(thumb.size) == 384 and not thumb.getexif()
+        assert Image.open(io.BytesIO(again.jpeg(photo.name, thumb=False))).size == photo.size
+    (bear.folder / "photos.json").write_text("damaged")
+    assert [p.name for p in PhotoUploads(bear.folder, 128).photos()] == [f"photo {n:02d}" for n in range(1, 5)]
 
 
-def test_the_doctors_advice_is_followed_by_a_click(bear, workspace, tmp_path):
-    """A dark photo and a second one of the same are left out; one on its side is turned upright again."""
+def test_a_crop_by_hand_reaches_the_trainers_square_exactly(photo_uploads, tmp_path):
+    photo_uploads.add([picture(tmp_path / "a.png", 1, (900, 600)), picture(tmp_path / "b.png", 2, (600, 900))])
+    wide, tall = (np.asarray(Image.open(photo_uploads.path(f"photo 0{n}"))) for n in (1, 2))
+    assert wide.shape[:2] == (512, 768) and tall.shape[:2] == (768, 512)
+    photo_uploads.set_crop("photo 01", OwnCrop(480 / 768, 100 / 512, 128 / 512))
+    photo_uploads.set_crop("photo 02", OwnCrop(0.0, 640 / 768, 128 / 512))
+    photo_uploads.copy_to(tmp_path / "run")
+    first, second = load_photos(tmp_path / "run", 128, "subject").photos
+    assert np.array_equal(first.square(), wide[100:228, 480:608])
+    assert np.array_equal(second.square(), tall[640:768, 0:128])
+    smaller = load_photos(tmp_path / "run", 64).photos[0]  # the photo at half its size, and the square of that
+    half, _ = decode((tmp_path / "run" / "photo 01").read_bytes(), 256)
+    assert np.array_equal(smaller.square(), half[50:114, 240:304])
+    photo_uploads.rotate("photo 01", 1)
+    assert photo_uploads.photo("photo 01").crop is None and photo_uploads.photo("photo 02").crop is not None
+    photo_uploads.set_crop("photo 02", None)
+    assert photo_uploads.photo("photo 02").crop is None
+    for crop in (OwnCrop(0.6, 0, 0.5), OwnCrop(0, 0.8, 0.5), OwnCrop(0, 0, 0.1), OwnCrop(0, 0, 0)):
+        with pytest.raises(FieldError, match="The crop has a square"):
+            photo_uploads.set_crop("photo 02", crop)
+
+
+# --- the review -------------------------------------------------------------------------------------------------------
+
+
+def options(kind="object", noun="bear", crop="center"):
+    return ReviewOptions(kind, noun, crop, 128, "tiny")
+
+
+def test_a_review_has_marks_and_the_crop_of_each_photo(bear):
+    review = review_photos(bear.photos(), options())
+    assert review.count == 5 and review.advice == {} and review.findings == ()
+    bear.use("photo 03", False)
+    bear.rotate("photo 01", 1)
+    bear.set_crop("photo 02", OwnCrop(0.1, 0.2, 0.5))
+    review = review_photos(bear.photos(), options(crop="subject"))
+    assert review.count == 4 and set(review.marks) == {"photo 01", "photo 02", "photo 04", "photo 05"}
+    assert review.crops["photo 02"] == (0.1, 0.2, 0.5) and set(review.crops) == {p.name for p in bear.photos()}
+    for photo in bear.photos():
+        bear.use(photo.name, False)
+    assert review_photos(bear.photos(), options()).count == 0
+
+
+def test_the_advice_leaves_out_what_is_dark_or_there_twice(bear, tmp_path):
+    """A dark photo and a second one of the same are left out."""
     dark = Image.open(BEAR / "02.jpg").point(lambda level: level * 0.04)
     dark.save(tmp_path / "dark.png")
     again = Image.open(BEAR / "03.jpg")
     again.crop((6, 6, again.width, again.height)).save(tmp_path / "again.png")
     bear.add([tmp_path / "dark.png", tmp_path / "again.png"])
-    review = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert review.has_advice and "too dark" in review.summary and "nearly the same" in review.summary
-    marks = [caption for _, caption in review.tiles]
-    assert [mark for mark in marks if "dark" in mark] == ["07: like another, dark"]
-    assert sum("like another" in mark for mark in marks) == 4
-    apply_advice(bear, "object", "bear", "center")
-    review = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert (
-        review.count == 5 and not review.has_advice and [snap.used for snap in bear.uploads] == [True] * 5 + [False] * 2
-    )
-    apply_advice(bear, "object", "bear", "center")  # nothing more to do
-    assert review_photos(bear, workspace, "page", "object", "bear", "center").count == 5
+    review = review_photos(bear.photos(), options())
+    messages = " ".join(finding.message for finding in review.findings)
+    assert "too dark" in messages and "nearly the same" in messages
+    assert [name for name, marks in review.marks.items() if "dark" in marks] == ["photo 07"]
+    assert review.marks["photo 07"] == ("like another", "dark")
+    assert sum("like another" in marks for marks in review.marks.values()) == 4
+    assert review.advice == {"photo 06": 0, "photo 07": 0}
+    for name in review.advice:
+        bear.use(name, False)
+    assert review_photos(bear.photos(), options()).advice == {}
 
 
 @pytest.mark.parametrize("clockwise", [True, False])
-def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, workspace, tmp_path, clockwise):
+def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, tmp_path, clockwise):
     upright = bad.in_one_place(seed=0)
     photo_uploads.add(sorted(bad.save_all(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
-    assert "on its side?" in review_photos(photo_uploads, workspace, "page", "object", "", "center").tiles[2][1]
-    apply_advice(photo_uploads, "object", "", "center")
-    now = np.asarray(Image.open(photo_uploads.path(2)).resize((64, 64)), np.float32)
+    review = review_photos(photo_uploads.photos(), options(noun=""))
+    assert "on its side?" in review.marks["photo 03"]
+    photo_uploads.rotate("photo 03", review.advice["photo 03"])
+    now = np.asarray(Image.open(photo_uploads.path("photo 03")).resize((64, 64)), np.float32)
     then = np.asarray(upright[2].convert("RGB").resize((64, 64)), np.float32)
     assert np.abs(now - then).mean() < 8 < np.abs(now - np.rot90(then, 2)).mean()
 
 
-def test_trays_are_of_one_page_and_go_with_it(monkeypatch):
-    monkeypatch.setattr(uploads, "MAX_PAGES", 50)
-    trays = UploadsByPage()
-    tray, other = trays.get("mine", 128), trays.get("other", 128)
-    assert tray.folder != other.folder and tray.folder.stat().st_mode & 0o777 == 0o700
-    tray.add([BEAR / "01.jpg"])
-    assert other.uploads == [] and trays.get("mine", 512).uploads and trays.get("mine", 512).side == 512
-    for n in range(60):  # a client that calls itself by ever new names
-        trays.get(f"page {n}", 128)
-    assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES and trays.get("mine", 128) is tray
-    other = trays.get("other", 128)
-    trays.close_session("mine")
-    assert not tray.folder.exists() and other.folder.exists()
-    trays.close()
-    assert not other.folder.exists() and trays._uploads_by_page == {}
+def test_seven_different_things_are_noticed(photo_uploads, shared_photos):
+    things = ("backpack", "can", "cat", "clock", "dog", "teapot", "vase")
+    photo_uploads.add([sorted((shared_photos / thing).iterdir())[0] for thing in things])
+    findings = {finding.name for finding in review_photos(photo_uploads.photos(), options(noun="dog")).findings}
+    assert "two-subjects" in findings
 
 
-class Studio:
-    class base:
-        resolution, kind, device, name = 128, "tiny", "cpu", "tiny"
-
-
-def test_paths_from_a_page_are_files_of_uploads(workspace, tmp_path):
-    """Not folders, links, what all pages share, or what another page shows."""
-    train_page = TrainPage(workspace, Studio())
-    try:
-        shown = picture(workspace.session_dir("other") / "result.png")
-        tile = picture(storage.make_folder(workspace.served_dir / "tiles") / "tile.png")
-        folder = storage.make_folder(workspace.served_dir / "upload-x" / "sum")
-        (folder / "link.png").symlink_to(tile)
-        (folder / "outside.png").symlink_to(picture(tmp_path / "private.png"))
-        refused = [shown, shown.parent, tile, tile.parent, folder, folder / "link.png", folder / ".." / ".." / "tiles"]
-        refused += [folder / ".." / ".." / "tiles" / "tile.png", folder / "outside.png", folder / "gone.png"]
-        for path in map(str, refused):
-            refusal = train_page.add_photos("page", [path])
-            assert re.match("That is not an uploaded file|The uploaded file is gone|.* is not inside", refusal), path
-            with pytest.raises(UserError):
-                import_uploads(workspace, "page", [path])
-        for path in (None, 7, {"path": str(shown)}, b"x", "result.png"):
-            with pytest.raises(UserError, match="not"):
-                workspace.uploaded_file(path)
-        assert shown.exists() and tile.exists() and folder.is_dir() and (tmp_path / "private.png").exists()
-        for name in ("link.png", "outside.png"):
-            (folder / name).unlink()
-        assert train_page.add_photos("page", [str(picture(folder / "mine.png"))]) == ""
-        assert not folder.parent.exists() and workspace.served_dir.is_dir()
-    finally:
-        train_page.close()
-
-
-def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path):
-    train_page = TrainPage(workspace, Studio())
-    try:
-        outside = picture(tmp_path / "private.png")
-        for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(workspace.served_dir)):
-            assert "not inside" in train_page.add_photos("page", [place])
-        assert outside.exists() and train_page.uploads_by_page.get("page", 128).uploads == []
-        sent = picture(workspace.served_dir / "a.png")
-        (workspace.served_dir / "evil.gif").write_bytes(b"GIF89a")
-        assert "a GIF" in train_page.add_photos("page", [str(sent), str(workspace.served_dir / "evil.gif")])
-        assert (
-            not list(workspace.served_dir.glob("*.*")) and len(train_page.uploads_by_page.get("page", 128).uploads) == 1
-        )
-        assert train_page.add_photos("page", None) == "" == train_page.add_photos("page", [])
-        form = {"kind": "nonsense", "noun": None, "crop": "yes"}
-        assert train_page.review_photos("page", form).count == 1
-        assert "does not exist any more" in train_page.rotate_photo("page", 7, 1)
-        assert train_page.select_photo("page", None).name == "" == train_page.select_photo("page", -9).name
-    finally:
-        train_page.close()
+def test_the_review_speaks_of_the_page_and_not_of_a_command_line():
+    things = [Finding(name, ("photo 01",), "Nothing looks like --class x.", "e", "use --class") for name in _FIXES]
+    for finding in things:
+        shown = photo_review._for_page(finding, options(noun="bear"))
+        assert "--" not in shown.hint and "01.txt" not in shown.hint
+        assert "--" not in shown.message or finding.name != "wrong-class"
 
 
 def test_the_sample_photos_are_there():
-    assert len(sample_sets()) == 2
+    for samples in SAMPLE_SETS:
+        assert len([path for path in samples.files() if path.suffix == ".jpg"]) == 5

@@ -47,10 +47,6 @@ class Samples(Body):
     set: Id
 
 
-class Nothing(Body):
-    pass
-
-
 def router(app: App) -> APIRouter:
     routes, drafts = APIRouter(prefix="/app/drafts"), app.drafts
 
@@ -63,7 +59,7 @@ def router(app: App) -> APIRouter:
         return drafts.create(user, body.from_run if body else None)
 
     @routes.post("/{draft_id}/delete")
-    def delete(user: User, draft_id: str, body: Nothing | None = None) -> dict[str, Any]:
+    def delete(user: User, draft_id: str) -> dict[str, Any]:
         drafts.delete(user, draft_id)
         return {}
 
@@ -85,11 +81,11 @@ def router(app: App) -> APIRouter:
         return drafts.set_captions(user, draft_id, body.captions)
 
     @routes.post("/{draft_id}/advice")
-    def apply_advice(user: User, draft_id: str, body: Nothing | None = None) -> dict[str, Any]:
+    def apply_advice(user: User, draft_id: str) -> dict[str, Any]:
         return drafts.apply_advice(user, draft_id)
 
     @routes.post("/{draft_id}/clear")
-    def clear(user: User, draft_id: str, body: Nothing | None = None) -> dict[str, Any]:
+    def clear(user: User, draft_id: str) -> dict[str, Any]:
         return drafts.clear(user, draft_id)
 
     @routes.post("/{draft_id}/samples")
@@ -97,7 +93,7 @@ def router(app: App) -> APIRouter:
         return drafts.use_samples(user, draft_id, body.set)
 
     @routes.post("/{draft_id}/start")
-    def start(user: User, draft_id: str, body: Nothing | None = None) -> dict[str, Any]:
+    def start(user: User, draft_id: str) -> dict[str, Any]:
         return {"run": drafts.start(user, draft_id)}
 
     @routes.get("/{draft_id}/photos/{photo}.jpg")

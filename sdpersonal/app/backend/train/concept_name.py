@@ -97,6 +97,8 @@ def make_word(text: str) -> str:
 def _to_latin(character: str) -> str:
     if character.isascii():
         return character
+    if (digit := unicodedata.digit(character, None)) is not None:
+        return str(digit)
     if match := _SYLLABLES.match(unicodedata.name(character, "")):
         return match[1].lower()
     sound = character.translate(_LETTERS)

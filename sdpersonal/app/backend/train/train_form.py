@@ -19,7 +19,7 @@ from ....config import (
     TextualInversionSettings,
     TrainingSettings,
 )
-from ....config.base import MayBeEmpty
+from ....config.base import AnyText, MayBeEmpty
 from ....config.sample_prompts import MAX_SAMPLE_PROMPTS
 from ....config.text_checks import is_blank
 from ....errors import FieldError, UserError, printable
@@ -45,7 +45,9 @@ _NUMBERS = ("steps", "lr", "resolution", "seed")
 
 def _to_text(value: object) -> object:
     """Return a number as the text that somebody would type."""
-    return f"{value:.12g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(value) if isinstance(value, int) else f"{value:.12g}"
 
 
 def _empty_to_none(value: object) -> object:
@@ -59,11 +61,12 @@ def _without_blanks(value: object) -> object:
     return [item for item in value if not (isinstance(item, str) and is_blank(item))]
 
 
-TypedNumber = Annotated[str | None, Field(max_length=40), BeforeValidator(_empty_to_none)]
+TypedNumber = Annotated[str | None, Field(max_length=40), BeforeValidator(_empty_to_none), AnyText()]
 SamplePrompts = Annotated[
     tuple[Annotated[str, Field(max_length=1000)], ...],
     Field(max_length=MAX_SAMPLE_PROMPTS),
     BeforeValidator(_without_blanks),
+    AnyText(),
 ]
 ShortText = Annotated[str, Field(max_length=200), MayBeEmpty()]
 

@@ -2,26 +2,30 @@
 
 import { debounce, h, updateList } from "./dom.js";
 import { textField } from "./fields.js";
-import { button, confirmDialog, showError } from "./ui.js";
+import { announce, button, confirmDialog } from "./ui.js";
 
 const SAVE_AFTER = 500; // milliseconds without a key
 
-/** Collect captions as they are typed and send them together. Returns {set(photo, text), waits(photo), flush()}. */
-export function captionSaver(requests, onSaved = () => {}) {
+/** Put {}, which stands for the concept, before each line that lacks it. */
+export const withConcept = text => text.split("\n").map(line => (!line.trim() || line.includes("{}") ? line : `{} ${line.trimStart()}`)).join("\n");
+
+/** Collect captions as they are typed and send them together. onSaved(error or null, photos). Returns {set(photo, text),
+ * waits(photo), flush()}. */
+export function captionSaver(requests, onSaved) {
   let pending = {};
   const save = debounce(async () => {
     const captions = pending;
     pending = {};
     try {
       await requests.send("captions", { captions }, { keepalive: true });
-      onSaved();
+      onSaved(null, Object.keys(captions));
     } catch (error) {
       pending = { ...captions, ...pending }; // kept for the next attempt
-      showError(error);
+      onSaved(error, Object.keys(captions));
     }
   }, SAVE_AFTER);
   return {
-    set(photo, text) { pending[photo] = text; save(); },
+    set(photo, text) { pending[photo] = withConcept(text); save(); },
     waits: photo => photo in pending,
     flush: () => save.now(),
   };
@@ -35,24 +39,34 @@ export function insertText(input, text) {
   input.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
+/** Save a field's text for a photo as it is typed; photo(): its id. */
+export function connectCaption(field, saver, photo) {
+  field.input.addEventListener("input", () => saver.set(photo(), field.value));
+  field.input.addEventListener("blur", () => { field.value = withConcept(field.value); saver.flush(); });
+}
+
 /** Make the table. Returns {root, update(draft), flush(), end()}. */
 export function captionTable({ requests, draft }) {
   const note = h("span", { class: "muted small-text", role: "status" });
-  const saver = captionSaver(requests, () => { note.textContent = "Saved"; });
+  const rows = h("ul", { class: "caption-rows" });
+  const saver = captionSaver(requests, (error, photos) => {
+    note.textContent = error ? "Not saved yet" : "Saved";
+    for (const row of rows.children) if (photos.includes(row.dataset.key)) row.parts.field.error(error && row.dataset.key === photos.at(-1) ? error.text : "");
+    if (error) announce(error.text);
+  });
   const all = textField({ label: "One caption for all photos", placeholder: "{} on a table", maxLength: 1000 });
   const write = button("Write it to all", { onclick: async () => {
-    const photos = draft().photos, text = all.value.trim();
+    const photos = draft().photos, text = withConcept(all.value.trim());
     if (photos.some(photo => photo.caption && photo.caption !== text) && !(await confirmDialog({
       title: "Replace the captions?", text: "Some photos have captions already. They are replaced.", yes: "Replace them",
     }))) return;
     await requests.send("captions", { captions: Object.fromEntries(photos.map(photo => [photo.id, text])) });
   } });
-  const rows = h("ul", { class: "caption-rows" });
   const onLeave = () => saver.flush();
   addEventListener("pagehide", onLeave);
   return {
     root: h("div", { class: "captions" },
-      h("p", { class: "muted small-text" }, "What a photo shows beside the concept, such as its place. {} stands for the concept. Without captions the words are chosen automatically."),
+      h("p", { class: "muted small-text" }, "What a photo shows beside the concept, such as its place. {} stands for the concept; it is put first where you leave it out. Without captions the words are chosen automatically."),
       h("div", { class: "caption-all" }, all.root, insertButton(all.input), write), note, rows),
     update(now) { updateList(rows, now.photos, photo => photo.id, photo => captionRow(photo, saver, note), fillRow(saver)); },
     flush: saver.flush,
@@ -65,8 +79,8 @@ export const insertButton = input => button("{}", { title: "Insert {}, which sta
 
 function captionRow(photo, saver, note) {
   const field = textField({ label: `Caption of ${photo.name}`, hideLabel: true, rows: 2, maxLength: 4000, placeholder: "No caption" });
-  field.input.addEventListener("input", () => { note.textContent = "Saving"; saver.set(photo.id, field.input.value); });
-  field.input.addEventListener("blur", () => saver.flush());
+  field.input.addEventListener("input", () => { note.textContent = "Saving"; });
+  connectCaption(field, saver, () => photo.id);
   const image = h("img", { alt: "", loading: "lazy" });
   const element = h("li", { class: "caption-row" }, image, field.root, insertButton(field.input));
   element.parts = { image, field };

@@ -113,7 +113,7 @@ function withDays(ids) {
 }
 
 function makeItem(item, context) {
-  if (item.day) return h("h3", { class: "day" }, dayName(item.day));
+  if (item.day) return h("h2", { class: "day" }, dayName(item.day));
   return item.job ? makeJobCell(item) : makeCell(item.id, context);
 }
 

@@ -1,7 +1,7 @@
 // The dialog in which one photo is cropped, rotated, captioned or left out.
 
 import { events } from "./api.js";
-import { captionSaver, insertButton } from "./captions.js";
+import { captionSaver, connectCaption, insertButton } from "./captions.js";
 import { cropEditor } from "./crop.js";
 import { fill, h } from "./dom.js";
 import { checkbox, textField } from "./fields.js";
@@ -10,14 +10,13 @@ import { announce, button, openDialog, showError } from "./ui.js";
 /** Open the dialog at a photo's id; it follows the draft while it is open. */
 export function openPhotoEditor({ requests, draft, photo: first }) {
   const state = { id: first };
-  const saver = captionSaver(requests);
   const current = () => draft().photos.find(photo => photo.id === state.id);
   const send = body => requests.send("photo", { photo: state.id, ...body }).catch(showError);
   const crop = cropEditor({ onChange: square => send({ crop: square }) });
   const showsMask = checkbox({ label: "Show the mask", help: "What is dark in it is not trained on.", onChange: () => update() });
   const caption = textField({ label: "Caption", rows: 3, maxLength: 4000, placeholder: "{} on a table", help: "{} stands for the concept." });
-  caption.input.addEventListener("input", () => saver.set(state.id, caption.value));
-  caption.input.addEventListener("blur", () => saver.flush());
+  const saver = captionSaver(requests, error => caption.error(error?.text ?? ""));
+  connectCaption(caption, saver, () => state.id);
   const toggle = button("Leave out", { id: "photo-leave-out", onclick: () => send({ used: !current().used }) });
   const marks = h("p", { class: "photo-editor-marks", role: "status" }), place = h("span", { class: "muted" });
   const move = by => {

@@ -56,7 +56,7 @@ async function readTarget() {
   if (first && first !== "draft" && findTraining(first)) return { kind: "training", id: first };
   if (first) toast("That training does not exist any more.", { kind: "error" });
   const running = store.trainings.find(isRunning);
-  const begun = store.drafts.find(draft => !isUntouched(draft));
+  const begun = store.drafts.findLast(draft => !isUntouched(draft));
   if (running) return replaceAddress("training", running.id);
   return replaceAddress("draft", (begun ?? await emptyDraft()).id);
 }

@@ -1,11 +1,12 @@
 // The user's drafts and trainings as the server has them, and the requests that change them.
 
 import { api, emit, events } from "./api.js";
+import { showError } from "./ui.js";
 
 export const RUNNING = ["starting", "training", "finishing"];
 export const isRunning = training => RUNNING.includes(training.state);
 
-/** drafts, trainings: as the server lists them, newest first. loaded: whether it has been asked. */
+/** drafts: oldest first; trainings: as the server lists them. loaded: whether it has been asked. */
 export const store = { drafts: [], trainings: [], loaded: false };
 
 const changed = () => emit("train-list", {});
@@ -17,17 +18,22 @@ export async function loadLists() {
   changed();
 }
 
+async function loadDrafts() {
+  store.drafts = (await api.get("/app/drafts")).drafts;
+  changed();
+}
+
 /** Listen to the server; call once. */
 export function followLists() {
   events.on("trainings", data => { store.trainings = data.trainings; changed(); });
   events.on("draft", data => { if (data.draft) putDraft(data.draft); });
-  events.on("drafts", data => { if (data.drafts) { store.drafts = data.drafts; changed(); } });
+  events.on("drafts", () => loadDrafts().catch(showError));
 }
 
-/** Put a draft into the list: a new one first. */
+/** Put a draft into the list: a new one at its end. */
 export function putDraft(draft) {
   const index = store.drafts.findIndex(other => other.id === draft.id);
-  if (index < 0) store.drafts = [draft, ...store.drafts];
+  if (index < 0) store.drafts = [...store.drafts, draft];
   else store.drafts = store.drafts.with(index, draft);
   changed();
   return draft;
@@ -35,6 +41,9 @@ export function putDraft(draft) {
 
 export const findDraft = id => store.drafts.find(draft => draft.id === id);
 export const findTraining = id => store.trainings.find(training => training.id === id);
+
+/** A training's token as it is written in prompts: without the version, which is the newest there. */
+export const plainToken = training => training.token.replace(/-v\d+>$/, ">");
 
 /** Whether nobody has put anything into a draft yet. */
 export const isUntouched = draft => !draft.photos.length && !draft.form.name && !draft.form.noun;

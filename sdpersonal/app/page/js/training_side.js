@@ -9,13 +9,16 @@ const MAX_PROMPTS = 8;
 
 /** Make the column. generate(prompt): in the Generate tab. Returns {root, update(training)}. */
 export function trainingSide({ id, details, generate }) {
-  const parts = [verdict(), tryPrompts(generate), samplePrompts(id, details), imageSet("Photos", now => (now.photo_thumbs ?? []).map(photo => photo.thumb)),
+  const parts = [verdict(), tryPrompts(generate), samplePrompts(id, details), imageSet("Photos", now => thumbs(now)),
     imageSet("For comparison", now => (now.class_images ?? []).map(image => image.url), now => `Any ${now.noun || "other"} without the concept`), report()];
   return {
     root: h("div", { class: "training-side side" }, parts.map(part => part.root)),
     update(now) { for (const part of parts) part.update(now); },
   };
 }
+
+/** The thumbnails of a training's photos; the list of trainings has only their number. */
+export const thumbs = training => (Array.isArray(training.photos) ? training.photos : []).map(photo => photo.thumb);
 
 const section = (title, ...content) => h("section", { class: "side-section", "aria-label": title, hidden: true }, h("h3", {}, title), content);
 
@@ -29,7 +32,7 @@ function verdict() {
       const text = (now.verdict ?? []).join("\n");
       if (list.dataset.text === text) return;
       list.dataset.text = text;
-      fill(list, (now.verdict ?? []).map(sentence => h("p", {}, sentence)));
+      fill(list, (now.verdict ?? []).map(sentence => h("p", { class: /^score [\d.]/.test(sentence) ? "muted small-text" : "" }, sentence)));
     },
   };
 }
