@@ -79,11 +79,6 @@ class Outputs:
             (entry.name for entry in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(entry.name)), key=_number
         )[::-1]
 
-    def grids(self, day: str) -> list[str]:
-        """Return the file names of a day's grids, newest first."""
-        names = (entry.name for entry in _list_entries(self.folder / day) if GRID_NAME.fullmatch(entry.name))
-        return sorted(names, key=_number, reverse=True)
-
     def favourites(self) -> list[str]:
         """Return the file names of the favourites, newest first."""
         matches = (FAVOURITE_NAME.fullmatch(entry.name) for entry in _list_entries(self.folder / FAVOURITES_FOLDER))
@@ -114,6 +109,11 @@ def _last_number(day: Path) -> int:
         if re.fullmatch(r"[0-9]{1,8}", counted):
             return int(counted)
     return max((_number(entry.name)[0] for entry in _list_entries(day) if IMAGE_NAME.fullmatch(entry.name)), default=0)
+
+
+def list_names(folder: Path) -> list[str]:
+    """Return the names in a folder, none if it does not exist. Raises UserError."""
+    return [entry.name for entry in _list_entries(folder)]
 
 
 def _list_entries(folder: Path) -> list[os.DirEntry]:

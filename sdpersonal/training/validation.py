@@ -99,10 +99,10 @@ class Validator:
         self.seconds = time.monotonic() - started_at
         self.evaluation = ConceptEvaluation(scorer, kind, noun, photos, class_images)
         phrase = class_phrase(kind, noun)
-        self._save_sheet(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, class_images, phrase)
         with _replaced_folder(run / VALIDATIONS_FOLDER / CLASS_NOUN_FOLDER) as folder:
             prompts = [(prompt.format(phrase), seed) for prompt, seed in prompts_and_seeds(kind)]
             _save_images(folder, prompts, class_images)
+        self._save_sheet(run / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, class_images, phrase)
 
     def resume_from(self, step: int) -> None:
         """Load the validations up to this step; drop later ones, which the resumed run repeats."""
@@ -122,7 +122,6 @@ class Validator:
         own_prompts, images = [(prompt, OWN_SEED) for prompt in self._own_prompts()], []
         if self.evaluation or on_request:
             images = self.generate(method.caption_pieces)
-            self._save_sheet(validation_image(self._run, step), images, "…")
         elif not own_prompts:
             return
         # Apart: in another batch the images that are scored could differ in a pixel.
@@ -132,6 +131,8 @@ class Validator:
             prompts = prompts_and_seeds(self._kind)[: len(images)]
             _save_images(folder, [*prompts, *own_prompts], [*images, *own_images], len(prompts))
             self._save_snapshot(method, validation, folder)
+        if images:
+            self._save_sheet(validation_image(self._run, step), images, "…")
         if validation.scores:
             storage.append_line(self._run / VALIDATIONS_FILE, _to_json(step, validation.scores))
             self.validations.append(validation)

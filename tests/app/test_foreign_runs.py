@@ -10,7 +10,7 @@ import pytest
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
 from sdpersonal.app.backend.train.run_status import RunStatusReader, list_runs
-from sdpersonal.app.backend.train.run_view import run_view
+from sdpersonal.app.backend.train.run_view import run_details
 from sdpersonal.app.backend.train.trainer_process import Process, settings_to_argv
 from sdpersonal.app.backend.train.training_service import TrainingService
 from sdpersonal.concepts.library import Library
@@ -51,13 +51,18 @@ def make_run(workspace, name="run", finished=False, **changes):
     return folder
 
 
-def shown(workspace, folder):
+def shown(trainings, folder):
     """The run's status, which a page can show in text that can be sent."""
     status = RunStatusReader().read(folder)
-    view = run_view(status, workspace, "page")
-    assert view.title and view.text and len(f"{view.title}{view.text}{view.score}{view.bar}") < 3000
-    f"{view}".encode()
+    details = run_details(status, trainings)
+    assert details["message"] and details["text"] and len(f"{details['message']}{details['text']}") < 3000
+    json.dumps(details, allow_nan=False).encode()
+    assert len(json.dumps(details)) < 20_000
     return status
+
+
+def first_run(trainings):
+    return next(iter(trainings.runs(None)), None)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -69,15 +74,14 @@ def test_no_value_hides_a_run_or_ends_the_app(workspace, file):
             runs.append(make_run(workspace, f"{name}-{number}", finished=file == "result.json", **changes))
     trainings = TrainingService(workspace)
     for folder in runs:
-        state, is_deep = shown(workspace, folder).state, folder.name.endswith(f"-{BAD.index(DEEP)}")
+        state, is_deep = shown(trainings, folder).state, folder.name.endswith(f"-{BAD.index(DEEP)}")
         if is_deep and file in ("process.json", "settings.json", "result.json"):
             assert state == "damaged"
         else:
             assert state == ("done" if file == "result.json" else "failed")
-    first = trainings.shown_run(None).folder
-    trainings.cancel(None)
-    trainings.dismiss(None)  # a finished one is not deleted
-    assert trainings.shown_run(None).folder != first
+    first = first_run(trainings)
+    trainings.dismiss(None, first.id) if first.state == "done" else trainings.cancel(None, first.id)
+    assert first_run(trainings).folder != first.folder
     trainings.measured_costs.read()
 
 
@@ -87,9 +91,9 @@ def test_a_finished_run_of_bad_numbers_can_be_put_away(workspace, name):
         make_run(workspace, f"run-{number}", finished=True, process=FILES["process.json"] | {name: bad})
     trainings = TrainingService(workspace)
     for _ in BAD:
-        assert trainings.shown_run(None).state == "done"
-        trainings.dismiss(None)
-    assert trainings.shown_run(None) is None
+        assert first_run(trainings).state == "done"
+        trainings.dismiss(None, first_run(trainings).id)
+    assert first_run(trainings) is None
 
 
 CONTENTS = ["", "{", "[]", "7", "null", "[" * 100_000, "\x00" * 50, " " * (2 << 20)]
@@ -97,25 +101,27 @@ CONTENTS = ["", "{", "[]", "7", "null", "[" * 100_000, "\x00" * 50, " " * (2 << 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_said(workspace, file):
+    trainings = TrainingService(workspace)
     for number, content in enumerate(CONTENTS):
         folder = make_run(workspace, f"run-{number}")
         (folder / file).write_text(content)
-        status = shown(workspace, folder)
+        status = shown(trainings, folder)
         vital = file in ("process.json", "settings.json", "result.json")
         assert status.state == ("damaged" if vital else "failed") and (file in status.message) == vital
-    TrainingService(workspace).cancel(None)
+    TrainingService(workspace).cancel(None, "run-0")
     assert len(list_runs(workspace.runs)) == len(CONTENTS) - 1
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_link_a_pipe_or_a_folder_in_a_files_place_holds_nothing_up(workspace, name):
+    trainings = TrainingService(workspace)
     makers = [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path), lambda path: os.symlink(path, path)]
     for number, make in enumerate(makers):
         folder = make_run(workspace, f"run-{number}")
         (folder / name).unlink(missing_ok=True)
         make(folder / name)
-        shown(workspace, folder)
-    TrainingService(workspace).cancel(None)
+        shown(trainings, folder)
+    TrainingService(workspace).cancel(None, "run-0")
     assert len(list_runs(workspace.runs)) == len(makers) - 1
 
 
@@ -124,19 +130,20 @@ def test_a_damaged_run_is_shown_after_the_others_and_not_resumed(workspace):
     make_run(workspace, "ahead", process={"pid": 1, "born": 1.0, "began": time.time() + 10**7})
     make_run(workspace, "whole")
     trainings = TrainingService(workspace)
-    assert trainings.shown_run(None).folder.name == "whole" and "Discarded" not in trainings.cancel(None)
+    assert first_run(trainings).id == "whole" and "Cancelled" in trainings.cancel(None, "whole")
     assert [path.name for path in list_runs(workspace.runs)] == ["damaged", "ahead"]
-    view = run_view(trainings.shown_run(None), workspace, "page")
-    assert view.title == "A training is damaged" and "settings.json is damaged or missing" in view.text
-    assert str(workspace.runs / "damaged") in view.text
+    details = run_details(first_run(trainings), trainings)
+    assert details["message"] == "A training is damaged" and details["commands"] == ["discard"]
+    assert "settings.json is damaged or missing" in details["text"]
+    assert str(workspace.runs / "damaged") in details["text"]
     with pytest.raises(UserError, match=r"cannot be resumed\. Its file settings\.json"):
-        trainings.resume(None)
+        trainings.resume(None, "damaged")
 
 
 def test_what_a_kill_left_of_a_discarded_run_goes_when_the_app_starts(workspace):
     folder = make_run(workspace)
     folder.rename(workspace.runs / ".run.12345678.sdpersonal-tmp")
-    assert TrainingService(workspace).shown_run(None) is None and list(workspace.runs.iterdir()) == []
+    assert TrainingService(workspace).runs(None) == [] and list(workspace.runs.iterdir()) == []
 
 
 def test_a_run_that_cannot_be_read_or_cleaned_ends_nothing(workspace, monkeypatch):
@@ -145,9 +152,10 @@ def test_a_run_that_cannot_be_read_or_cleaned_ends_nothing(workspace, monkeypatc
 
     make_run(workspace, finished=True)
     monkeypatch.setattr(training_service.storage, "remove", refuse)
-    assert TrainingService(workspace).shown_run(None).state == "done"
+    trainings = TrainingService(workspace)
+    assert first_run(trainings).state == "done"
     monkeypatch.setattr("sdpersonal.app.backend.train.run_status.read_json", refuse)
-    status = shown(workspace, workspace.runs / "run")
+    status = shown(trainings, workspace.runs / "run")
     assert status.state == "damaged" and "Permission denied" in status.message
 
 
@@ -182,7 +190,7 @@ FOREIGN = {
 
 def test_a_run_says_what_is_trained_and_never_where_to_read_and_write(workspace, launched):
     folder = make_run(workspace, settings=SETTINGS | FOREIGN | {"rank": 3})
-    note = TrainingService(workspace).resume(None, "sd-of-mine")
+    note = TrainingService(workspace, loaded_model=lambda: "sd-of-mine").resume(None, "run")
     [argv] = launched
     expected = DreamboothSettings(
         photos=folder / "photos",
@@ -202,7 +210,9 @@ def test_the_apps_own_run_is_resumed_as_it_was_started(workspace, launched):
     folder = workspace.runs / "run"
     own = {"library": str(workspace.library.folder), "run": str(folder), "photos": str(folder / "photos")}
     make_run(workspace, settings=SETTINGS | own | {"prior": "generated"})
-    assert TrainingService(workspace).resume(None, "another") == ""  # the built-in model is everybody's
+    assert (
+        TrainingService(workspace, loaded_model=lambda: "another").resume(None, "run") == ""
+    )  # the built-in model is everybody's
     assert "--prior=generated" in launched[0] and "--base=tiny" in launched[0]
 
 
@@ -211,7 +221,7 @@ def test_photos_that_are_elsewhere_are_not_trained_on(workspace, launched, tmp_p
     (folder / "photos").rmdir()
     (folder / "photos").symlink_to(tmp_path)
     with pytest.raises(UserError, match="folder of photos is a link"):
-        TrainingService(workspace).resume(None, "tiny")
+        TrainingService(workspace, loaded_model=lambda: "tiny").resume(None, "run")
     assert launched == []
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,15 @@ from sdpersonal.app.backend.models.hardware import (
     check_fit,
     training_memory_text,
 )
-from sdpersonal.app.backend.models.picker import download_question, list_models, model_facts, switch_model
+from sdpersonal.app.backend.models.picker import (
+    ModelDownload,
+    find_download,
+    list_models,
+    model_facts,
+    models_page,
+    switch_model,
+)
+from sdpersonal.app.backend.models.switching import ModelSwitcher
 from sdpersonal.app.backend.train.training_cost import memory_text
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings
@@ -60,38 +69,105 @@ def test_what_is_loaded(app, tiny):
     known = dict(model_facts(app.generation.base))
     assert (known["Model"], known["Architecture"]) == ("tiny", "the built-in model of sdpersonal")
     assert known["Image size"] == "128 x 128 pixels" and known["Device"] == "CPU" and "fp32" in known["Parameters"]
-    assert known["Version"] == tiny.version[:16] and known["Safety checker"] == tiny.safety_note
+    assert known["Safety checker"] == tiny.safety_note
+    page = models_page(app)
+    assert [model["name"] for model in page["models"] if model["is_loaded"]] == ["tiny"]
+    assert page["fixed"] == "" and page["reproducing"][0][1] == tiny.version and "no CUDA GPU" in page["machine"]
 
 
 def test_what_is_offered(app):
     offers = {offer.name: offer for offer in list_models(app)}
     assert list(offers) == ["tiny", "sd15", "sd21", "sdxl", "mine", str(Path("shelf/yours"))]
     assert offers["tiny"].fits and offers["tiny"].download_gb == 0
-    assert offers["sd15"].download_gb == 2.8 and "2.8 GB to download" in offers["sd15"].requirements
-    assert "in the folder of --bases" in offers["mine"].requirements
+    assert offers["sd15"].download_gb == 2.8 and "2.8 GB to download." in offers["sd15"].requirements
+    assert "in the folder of models" in offers["mine"].requirements[0]
 
 
 def test_another_is_loaded_and_draws(app):
-    assert download_question(app, "mine") == ""
+    assert find_download(app, "mine") is None
     message = switch_model(app, "mine")
-    assert message.startswith("Model: ") and "mine" in message and app.generation.base.name.endswith("mine")
+    assert message.startswith("Model: mine, ") and app.generation.base.name.endswith("mine")
+    assert [model["name"] for model in models_page(app)["models"] if model["is_loaded"]] == ["mine"]
+    assert dict(model_facts(app.generation.base))["Model"] == "mine"  # and not its folder
     assert switch_model(app, "tiny").startswith("Model: tiny")
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_gigabytes_are_asked_about_first(app, name):
-    assert "Download " in download_question(app, name) and "GB from the Hugging Face Hub?" in download_question(
-        app, name
-    )
+    question = find_download(app, name).question
+    assert "Download " in question and "GB from the Hugging Face Hub?" in question
     with pytest.raises(UserError, match="Nothing was downloaded"):
         switch_model(app, name)
+    assert ModelSwitcher(app).start(name, False) == {"question": question}
     assert app.generation.base.name == "tiny"
+
+
+class Watcher:
+    """Takes the place of the events' hub."""
+
+    def __init__(self):
+        self.told, self.ended = [], threading.Event()
+
+    def publish_to_all(self, kind, data):
+        self.told.append(data)
+        if data["loading"] is None:
+            self.ended.set()
+
+
+def watched(app):
+    """The app's parts that a switch needs, with a watcher."""
+    parts = {name: getattr(app, name) for name in ("workspace", "generation", "bases", "fixed_base")}
+    return SimpleNamespace(**parts, events=Watcher())
+
+
+def test_a_switch_runs_in_the_background_and_is_told(app):
+    app, may_end = watched(app), threading.Event()
+
+    def switch(app, name, agreed):
+        assert may_end.wait(30)
+        return switch_model(app, name, agreed)
+
+    switcher = ModelSwitcher(app, switch)
+    assert switcher.start("mine", False) == {"loading": "mine"} and switcher.status.is_loading
+    with pytest.raises(UserError, match="mine is being loaded"):
+        switcher.start("tiny", False)
+    may_end.set()
+    assert app.events.ended.wait(60)
+    assert [told["loading"] for told in app.events.told] == ["mine", None]
+    assert app.events.told[-1]["message"] == "Loaded: mine." and app.events.told[-1]["model"]["name"] == "mine"
+
+
+def test_a_switch_that_fails_says_why(app):
+    def switch(app, name, agreed):
+        raise UserError("No memory.")
+
+    app = watched(app)
+    ModelSwitcher(app, switch).start("mine", False)
+    assert app.events.ended.wait(30)
+    assert (app.events.told[-1]["error"], app.events.told[-1]["model"]["name"]) == ("No memory.", "tiny")
+
+
+def test_how_far_a_download_is(app, monkeypatch, tmp_path):
+    """Bytes that have arrived, of those that will."""
+    arrived, half = threading.Event(), tmp_path / "blobs"
+    half.mkdir()
+    (half / "a.incomplete").write_bytes(bytes(1_400_000))
+    monkeypatch.setattr(
+        "sdpersonal.app.backend.models.switching.find_download", lambda *_: ModelDownload("sd15", 0.0028, half)
+    )
+    monkeypatch.setattr("sdpersonal.app.backend.models.switching._REPORT_SECONDS", 0.01)
+    app = watched(app)
+    app.events.publish_to_all = lambda kind, data: (app.events.told.append(data), data["share"] and arrived.set())
+    ModelSwitcher(app, lambda *_: str(arrived.wait(30))).start("sd15", True)
+    assert arrived.wait(30)
+    told = next(data for data in app.events.told if data["share"])
+    assert told["share"] == pytest.approx(0.5) and told["message"].startswith("Downloading sd15: 0.0 of 0.0 GB")
 
 
 @pytest.mark.tries_network
 def test_without_the_hub_the_one_that_is_loaded_stays(app):
     with pytest.raises(UserError, match="The Hub cannot be reached: someone/some-model"):
-        download_question(app, "someone/some-model")
+        find_download(app, "someone/some-model")
     with pytest.raises(UserError, match="Hub cannot be reached"):
         switch_model(app, "sd15", agreed=True)
     assert app.generation.base.name == "tiny"
@@ -131,7 +207,7 @@ NO_BASES += [
 @pytest.mark.parametrize("name", NO_BASES)
 def test_no_path_is_a_base(app, name, folder, monkeypatch):
     monkeypatch.chdir(folder)  # where all of these are
-    for work in (download_question, switch_model):
+    for work in (find_download, switch_model):
         with pytest.raises(UserError, match="No model"):
             work(app, name)
     with pytest.raises(UserError, match="No model"):
@@ -231,7 +307,7 @@ def test_the_hub_says_how_much_it_is(app, monkeypatch):
             "x.bin": bytes(9),
         }
         hub.repos["someone/small"], hub.repos["someone/lora"] = Repo(files), Repo({"lora.safetensors": b"x"})
-        assert download_question(app, "someone/small") == "someone/small is not on this machine. " + (
+        assert find_download(app, "someone/small").question == "someone/small is not on this machine. " + (
             "Download 0.4 GB from the Hugging Face Hub?"
         )
         for name, says in (
@@ -239,4 +315,4 @@ def test_the_hub_says_how_much_it_is(app, monkeypatch):
             ("someone/lora", "is not a model in diffusers' layout"),
         ):
             with pytest.raises(UserError, match=says):
-                download_question(app, name)
+                find_download(app, name)

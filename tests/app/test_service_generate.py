@@ -1,40 +1,49 @@
-"""What the Generate tab asks for, without the page: prompts looked at, pictures picked, begun from, found again."""
+"""What the Generate tab asks for, without the page: prompts, forms, init images, jobs from images, presets."""
 
 import io
 import math
 import struct
 import zlib
-from types import SimpleNamespace
 
-import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdpersonal.app.backend import GenerationService, Workspace
+from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.error_text import LABELS, value_or_error
-from sdpersonal.app.backend.generate import generate_form, history, image_actions
-from sdpersonal.app.backend.generate.generate_form import save_init_image
+from sdpersonal.app.backend.generate import image_settings, init_images, presets
+from sdpersonal.app.backend.generate.generate_form import (
+    aspect_presets,
+    form_defaults,
+    form_limits,
+    form_values,
+    request_fields,
+    save_init_image,
+)
+from sdpersonal.app.backend.generate.image_files import ImageFiles
+from sdpersonal.app.backend.generate.init_images import InitImages
 from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
 from sdpersonal.app.backend.generate.prompt import (
-    MAX_STRENGTHS,
+    MAX_CONCEPTS,
     PROMPT_PRESETS,
     REGION_CHOICES,
-    PromptCheck,
+    PromptConcept,
     change_region,
     change_strength,
     check_prompt,
     fill_preset,
-    subject_regions,
+    prompt_presets,
 )
-from sdpersonal.app.ui.generate.generate_form import GenerateForm
+from sdpersonal.app.backend.generate.submission import JobRequest, plan_job
+from sdpersonal.app.backend.library.thumbnails import thumb_url
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.image_metadata import Recipe, png_with_recipe, read_recipe
-from sdpersonal.prompts import parse
+from sdpersonal.image_metadata import png_with_recipe, read_recipe
+from sdpersonal.prompts import Token, parse
 from support.stock import small_library
+from support.user_jobs import Jobs
 
 FORM = {"prompt": "a <me/duck> on grass", "num_images": 1, "steps": 2, "seed": 7}
 
@@ -46,34 +55,43 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(tiny, workspace):
-    return GenerationService(lambda name: Generator(tiny, workspace.library), workspace)
+def app(tiny, workspace):
+    return Jobs(lambda name: Generator(tiny, workspace.library), workspace)
 
 
 @pytest.fixture(scope="module")
-def drawn(service):
-    """A picture that was drawn on a page."""
-    return list(service.submit(lambda: generate_job(FORM), "page"))[-1].results[0]
+def generated(app):
+    """The id of an image that was generated."""
+    return app.run(generate_job(FORM))["images"][0]["id"]
 
 
-def ended(service, work):
-    return list(service.submit(work, "page"))[-1]
+@pytest.fixture(scope="module")
+def file(app, generated):
+    return app.gallery.find(None, generated).path
 
 
-def test_where_concepts_are_is_drawn_for_two_or_more(service, workspace, drawn):
-    assert not image_actions.has_areas(drawn.saved) and "Attention" not in image_actions.recipe_text(drawn.saved)
-    form = FORM | {"prompt": "a <me/duck> by <you/ink>"}
-    both = ended(service, lambda: generate_job(form)).results[0]
-    assert image_actions.has_areas(both.saved)
-    text = image_actions.recipe_text(both.saved)
+def asked(app, kind, image=None, user=None, **options):
+    """Ask for a job as a page does; return the last view."""
+    return app.run(lambda: plan_job(JobRequest(kind, image=image, **options), app.gallery, user), user)
+
+
+def recipes(app, view):
+    assert view["state"] == "done", view["message"]
+    return [read_recipe(app.gallery.find(None, image["id"]).path.read_bytes()) for image in view["images"]]
+
+
+def test_where_concepts_are_is_drawn_for_two_or_more(app, generated, file):
+    files = ImageFiles(app.gallery)
+    assert not image_settings.has_areas(read_recipe(file.read_bytes()))
+    view = app.run(generate_job(FORM | {"prompt": "a <me/duck> by <you/ink>"}))
+    (recipe,) = recipes(app, view)
+    assert image_settings.has_areas(recipe)
+    text = image_settings.format_facts(recipe)
     assert "\nAttention: <me/duck-v" in text and "; <you/ink-v" in text and " across, " in text
-    overlay = image_actions.draw_areas(workspace, "page", both)
-    assert overlay.parent == workspace.session_dir("page") and Image.open(overlay).size == (512, 512)
-    assert not Image.open(overlay).info  # no recipe
+    with Image.open(io.BytesIO(files.areas(None, view["images"][0]["id"]))) as overlay:
+        assert overlay.size == (512, 512) and not overlay.info  # no recipe
     with pytest.raises(UserError, match="not known"):
-        image_actions.draw_areas(workspace, "page", drawn)
-    with pytest.raises(UserError, match="No image is selected"):
-        image_actions.draw_areas(workspace, "page", None)
+        files.areas(None, generated)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -92,7 +110,17 @@ def test_where_concepts_are_is_drawn_for_two_or_more(service, workspace, drawn):
     ],
 )
 def test_a_prompt_says_its_strengths(workspace, prompt, strengths):
-    assert check_prompt(prompt, workspace, "tiny") == PromptCheck("", strengths)
+    check = check_prompt(prompt, workspace, "tiny")
+    assert check.problem == "" and tuple((concept.token, concept.strength) for concept in check.concepts) == strengths
+
+
+def test_a_prompt_says_which_concepts_it_names(workspace):
+    (duck, ink) = check_prompt("a <me/duck> {<me/duck:0.7:at=left>|by <you/ink@0-0.5>}", workspace, "tiny").concepts
+    entry = workspace.library.find(Token.parse("<me/duck>"))
+    assert duck == PromptConcept("<me/duck>", "<me/duck:0.7:at=left>", "object", 0.7, "left", thumb_url(entry))
+    assert (ink.written, ink.kind, ink.region) == ("<you/ink@0-0.5>", "style", None)
+    missing = check_prompt("a <me/duk:2>", workspace, "tiny").concepts
+    assert missing == (PromptConcept("<me/duk>", "<me/duk:2>", "", 2.0, None, ""),)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +137,12 @@ def test_a_prompt_says_its_strengths(workspace, prompt, strengths):
     ],
 )
 def test_a_prompt_says_what_is_wrong_before_anything_is_drawn(workspace, prompt, words):
-    assert words in check_prompt(prompt, workspace, "tiny").note
+    assert words in check_prompt(prompt, workspace, "tiny").problem
 
 
-def test_many_concepts_have_as_many_sliders_as_there_are(workspace):
-    prompt = " ".join(f"<me/thing-{i}>" for i in range(9))
-    assert len(check_prompt(prompt, workspace, "tiny").strengths) == MAX_STRENGTHS
+def test_of_many_concepts_the_first_are_listed(workspace):
+    prompt = " ".join(f"<me/thing-{i}>" for i in range(MAX_CONCEPTS + 9))
+    assert len(check_prompt(prompt, workspace, "tiny").concepts) == MAX_CONCEPTS
 
 
 @pytest.mark.parametrize(
@@ -149,8 +177,7 @@ def test_a_slider_changes_the_prompt(strength, wanted):
     ],
 )
 def test_subjects_say_where_they_are_to_be(workspace, prompt, regions):
-    tokens = [token for token, _ in check_prompt(prompt, workspace, "tiny").strengths]
-    assert subject_regions(prompt, tokens, workspace.library) == regions
+    assert tuple(concept.region for concept in check_prompt(prompt, workspace, "tiny").concepts) == regions
     assert all(region in (None, *REGION_CHOICES) for region in regions)
 
 
@@ -175,189 +202,202 @@ def test_a_place_that_is_chosen_is_written_in_the_prompt(prompt, name, wanted):
 
 
 def test_ready_prompts_get_a_fitting_concept(workspace):
-    for kind, prompts in PROMPT_PRESETS.items():
-        for title in prompts:
-            words = fill_preset(title, "", workspace.library, "tiny")
-            assert ("<you/ink>" if kind == "style" else "<me/duck>") in words and "{}" not in words
-            GenerateRequest(prompt=words)  # it can be read, alternatives and all
+    offers = prompt_presets()
+    assert {offer["title"] for offer in offers} == {title for titles in PROMPT_PRESETS.values() for title in titles}
+    for offer in offers:
+        words = fill_preset(offer["id"], "", workspace.library, "tiny")
+        assert ("<you/ink>" if offer["kind"] == "style" else "<me/duck>") in words and "{}" not in words
+        GenerateRequest(prompt=words)  # it can be read, alternatives and all
     with pytest.raises(UserError, match="no such prompt preset"):
-        fill_preset("Nothing", "", workspace.library, "tiny")
+        fill_preset("nothing", "", workspace.library, "tiny")
     with pytest.raises(UserError, match="There is no object"):
-        fill_preset("It in many places", "", workspace.library, "sdxl")
+        fill_preset("object-0", "", workspace.library, "sdxl")
 
 
-# --- one picture ------------------------------------------------------------------------------------------------------
+# --- the form ---------------------------------------------------------------------------------------------------------
 
 
-def test_its_settings_draw_the_same_picture(service, drawn):
-    fields = dict(image_actions.read_settings(drawn.saved).fields)
-    again = ended(service, lambda: generate_job(fields)).results[0]
-    assert again.saved.read_bytes() == drawn.saved.read_bytes() and again.saved != drawn.saved
+def fields(app, form, user=None):
+    return request_fields({"prompt": "a cat", **form}, app.gallery, user)
 
 
-def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(service, tmp_path):
+def test_the_form_keeps_all_digits_of_a_seed(app):
+    """JavaScript's numbers would lose them above 2**53, so they are text on the page."""
+    assert form_values({"seed": 2**64 - 1})["seed"] == "18446744073709551615"
+    assert fields(app, {"seed": "18446744073709551615"})["seed"] == 2**64 - 1
+    assert {type(fields(app, {"seed": None})["seed"]) for _ in range(3)} == {int}
+    assert fields(app, {"seed": None}) != fields(app, {"seed": None})
+
+
+def test_a_form_as_it_opens_is_a_request(app):
+    """Nothing is filled in but a prompt; a field that is left empty is the base's own, or named."""
+    form = form_defaults(app.generation.base) | {"prompt": "a cat"}
+    request = GenerateRequest(**request_fields(form, app.gallery, None))
+    assert request.scheduler is None and request.fast is None and request.clip_skip == 1 and request.size == "128x128"
+    for seed in (" ", ""):
+        with pytest.raises(UserError, match="seed is empty"):
+            fields(app, {"seed": seed})
+    for seed in ("-1", "1.5", "x", "9" * 30, True, [1], 1.5):
+        with pytest.raises(UserError, match=r"seed must be a .* got"):
+            GenerateRequest(**fields(app, {"seed": seed}))
+
+
+def test_its_numbers_have_the_limits_that_are_told():
+    limits = form_limits()
+    for name in ("num_images", "steps", "guidance", "rescale", "hires_scale", "clip_skip", "strength"):
+        for value in limits[name]:
+            GenerateRequest(prompt="", **{name: value})
+        for value in (limits[name][0] - 0.1 if name != "strength" else 0, limits[name][1] + 1):
+            assert value_or_error(lambda name=name, value=value: GenerateRequest(prompt="", **{name: value}))[1]
+    low, high, unit = limits["side"]
+    GenerateRequest(prompt="", size=f"{low}x{high}", num_images=1)
+    assert value_or_error(lambda: GenerateRequest(prompt="", size=f"{low + unit - 1}x{high}"))[1]
+    assert all(name in LABELS for name in ("prompt", "steps", "size", "seed", "clip_skip"))
+
+
+@pytest.mark.parametrize("form", [{"width": 7, "height": 64}, {"width": "x"}, {"height": 128}, {"size": "1x1"}])
+def test_a_bad_size_is_told(app, form):
+    with pytest.raises(UserError, match="size must be"):
+        GenerateRequest(**fields(app, form))
+
+
+@pytest.mark.parametrize("form", [{"init_image": "/etc/passwd"}, {"mask": "/etc/passwd"}, {"mask": {"upload": "/x"}}])
+def test_the_page_cannot_name_a_file(app, form):
+    with pytest.raises(UserError):
+        GenerateRequest(**fields(app, form))
+
+
+@pytest.mark.parametrize("resolution", [128, 512, 768, 1024])
+def test_aspects_have_the_area_of_the_model(resolution):
+    sizes = [(preset["label"], preset["width"], preset["height"]) for preset in aspect_presets(resolution)]
+    assert sizes[0] == ("1:1", resolution, resolution) and len(sizes) == len(set(sizes))
+    for label, width, height in sizes:
+        across, down = map(int, label.split(":"))
+        assert 0.8 < width * height / resolution**2 < 1.2 and 0.8 < width / height / (across / down) < 1.25
+        assert width % (8 if resolution == 128 else 64) == height % (8 if resolution == 128 else 64) == 0
+        GenerateRequest(prompt="", size=f"{width}x{height}")
+
+
+# --- settings of images -----------------------------------------------------------------------------------------------
+
+
+def test_its_settings_generate_the_same_image(app, file):
+    settings = image_settings.read_settings(file)
+    assert settings.same and not settings.notes
+    form = form_values(settings.fields)
+    (path,) = app.images(lambda: generate_job(request_fields(form, app.gallery, None)))
+    assert path.read_bytes() == file.read_bytes() and path != file
+
+
+def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(app, tmp_path):
     info = PngInfo()
     text = "a cat AND a dog\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 18446744073709551615, Size: 64x64"
     info.add_text("parameters", text)
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
-    foreign = image_actions.read_settings(tmp_path / "theirs.png")
+    foreign = image_settings.read_settings(tmp_path / "theirs.png")
+    assert foreign == image_settings.read_pasted_settings(text)
     assert foreign.fields["prompt"] == "a cat AND a dog" and foreign.fields["seed"] == 2**64 - 1
-    assert "AND in capitals" in image_actions.settings_note(
-        foreign
-    ) and "same picture" not in image_actions.settings_note(foreign)
-    view = ended(service, lambda: generate_job(dict(foreign.fields) | {"num_images": 1}))
-    assert "AND in capitals" in view.message and not view.results
+    assert "AND in capitals" in " ".join(foreign.notes) and not foreign.same
+    view = app.run(lambda: generate_job(dict(foreign.fields) | {"num_images": 1}))
+    assert "AND in capitals" in view["message"] and not view["images"]
+    values = form_values(foreign.fields)
+    assert (values["width"], values["height"], values["seed"]) == (64, 64, "18446744073709551615")
 
 
-@pytest.fixture
-def form():
-    with gr.Blocks(analytics_enabled=False):
-        laid_out = GenerateForm(gr.Textbox(label="Prompt"))
-        laid_out.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512, schedulers=("Euler a",)))
-        laid_out.init_image()
-    return laid_out
+@pytest.mark.parametrize("text", ["", "a cat", "Steps: x", "a\nNegative prompt: b", "{}", "x" * 200_000])
+def test_other_text_has_no_settings(text):
+    with pytest.raises(UserError):
+        image_settings.read_pasted_settings(text)
 
 
-def test_the_form_keeps_all_digits_of_a_seed(form):
-    """JavaScript's numbers would lose them above 2**53, so they are text on the page."""
-    seed = form.components["seed"]
-    assert seed.preprocess("18446744073709551615") == "18446744073709551615"
-    updates = dict(zip(form.components, form.updates({"seed": 2**64 - 1}), strict=True))
-    assert updates["seed"]["value"] == "18446744073709551615"
-    values = {part: "" for part in form.inputs} | {seed: "18446744073709551615"}
-    assert form.read(values, SimpleNamespace(workspace=None), "page")["seed"] == 2**64 - 1
-
-
-def test_a_form_as_it_opens_is_a_request(form):
-    """Nothing is filled in but a prompt; a field that is left empty is the base's own, or named."""
-    values = {part: part.value for part in form.inputs} | {form.components["prompt"]: "a cat"}
-    fields = form.read(values, SimpleNamespace(workspace=None), "page")
-    request = GenerateRequest(**fields)
-    assert request.scheduler is None and request.fast is None and request.clip_skip == 1 and request.seed == 0
-    empty = form.read(values | {form.components["seed"]: " "}, SimpleNamespace(workspace=None), "page")
-    assert value_or_error(lambda: GenerateRequest(**empty))[1] == "Seed is empty."
-
-
-def test_its_labels_are_those_in_messages(form):
-    named = {name: part.label for name, part in form.components.items()}
-    assert named == {name: LABELS[name] for name in named}
-
-
-def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_path):
+def test_settings_of_an_image_leave_nothing_of_the_one_before(file, tmp_path):
     info = PngInfo()
     info.add_text("parameters", "a cat\nSteps: 4, Sampler: Euler a, Seed: 5, Size: 64x64")
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
-    for picture, scheduler in ((drawn.saved, ""), (tmp_path / "theirs.png", "Euler a")):
-        fields = dict(image_actions.read_settings(picture).fields)
-        updates = dict(zip(form.components, form.updates(fields), strict=True))
+    for image, scheduler in ((file, ""), (tmp_path / "theirs.png", "Euler a")):
+        values = form_values(image_settings.read_settings(image).fields)
         expected = {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "hires_scale": 1.0}
         expected["compose"] = True
-        assert {name: updates[name]["value"] for name in expected} == expected
-    former = read_recipe(drawn.saved.read_bytes()).model_copy(update={"compose": False})
+        assert {name: values[name] for name in expected} == expected
+    former = read_recipe(file.read_bytes()).model_copy(update={"compose": False})
     (tmp_path / "former.png").write_bytes(png_with_recipe(Image.new("RGB", (64, 64)), former))
-    assert image_actions.read_settings(tmp_path / "former.png").fields["compose"] is False
+    assert image_settings.read_settings(tmp_path / "former.png").fields["compose"] is False
 
 
-def test_it_is_a_favourite_or_not(workspace, drawn):
-    outputs = workspace.user_outputs(None)
-    assert not image_actions.is_favourite(outputs, drawn)
-    assert "Added to your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
-        outputs, drawn
-    )
-    assert "Removed from your favourites" in image_actions.toggle_favourite(
-        outputs, drawn
-    ) and not image_actions.is_favourite(outputs, drawn)
+@pytest.mark.parametrize("image", ["/etc/passwd", "/nothing/there.png", "/dev/zero", "/"])
+def test_what_is_no_image_has_no_settings(image):
+    with pytest.raises(UserError):
+        image_settings.read_settings(image)
 
 
-def test_it_is_taken_along_with_its_recipe_or_without(workspace, drawn):
-    whole, private = (image_actions.make_download(workspace, "page", drawn, private) for private in (False, True))
-    assert isinstance(read_recipe(whole.read_bytes()), Recipe)
-    with Image.open(private) as image, Image.open(whole) as same:
-        assert image.info == {} and np.array_equal(np.asarray(image), np.asarray(same))
-    assert {whole.parent, private.parent} == {workspace.session_dir("page")}
+# --- jobs from an image -----------------------------------------------------------------------------------------------
 
 
-def test_variations_are_near_it(service, workspace, drawn):
-    view = ended(service, lambda: image_actions.variation_job(workspace, drawn, 0.2, 2))
-    recipes = [read_recipe(result.saved.read_bytes()) for result in view.results]
-    assert [(recipe.seed, recipe.variation_strength, recipe.variation_seed) for recipe in recipes] == [
-        (7, 0.2, 1),
-        (7, 0.2, 2),
-    ]
+def test_it_is_generated_again_or_with_other_seeds(app, generated, file):
+    view = asked(app, "redo", generated)
+    (path,) = (app.gallery.find(None, image["id"]).path for image in view["images"])
+    assert path.read_bytes() == file.read_bytes() and view["title"] == "“a <me/duck> on grass” again"
+    others = recipes(app, asked(app, "redo", generated, count=2))
+    assert len(others) == 2 and 7 not in [recipe.seed for recipe in others]
+    assert {recipe.prompt for recipe in others} == {"a <me/duck> on grass"}
 
 
-def test_one_thing_in_it_is_changed(service, workspace, drawn):
-    stronger = ended(service, lambda: image_actions.change_job(workspace, drawn, "<me/duck>=0.5,0.8"))
-    words = ended(service, lambda: image_actions.change_job(workspace, drawn, "grass=snow|sand"))
-    prompts = [read_recipe(result.saved.read_bytes()).prompt for result in (*stronger.results, *words.results)]
+def test_one_of_a_batch_is_generated_again(app):
+    view = app.run(generate_job(FORM | {"num_images": 3, "prompt": "a {cat|dog}"}))
+    last = view["images"][2]["id"]
+    (again,) = asked(app, "redo", last)["images"]
+    files = [app.gallery.find(None, image).path.read_bytes() for image in (last, again["id"])]
+    assert files[0] == files[1]
+
+
+def test_variations_are_near_it(app, generated):
+    view = asked(app, "variations", generated, strength=0.2, count=2)
+    assert [(r.seed, r.variation_strength, r.variation_seed) for r in recipes(app, view)] == [(7, 0.2, 1), (7, 0.2, 2)]
+    assert view["title"] == "2 variations of “a <me/duck> on grass”" and view["expected"] == view["count"] == 2
+    again = asked(app, "variations", view["images"][0]["id"])
+    assert again["state"] == "failed" and "itself a variation" in again["message"] and "--" not in again["message"]
+
+
+def test_one_thing_in_it_is_changed(app, generated):
+    stronger = asked(app, "change", generated, change="<me/duck>=0.5,0.8")
+    words = asked(app, "change", generated, change="grass=snow|sand")
+    prompts = [recipe.prompt for view in (stronger, words) for recipe in recipes(app, view)]
     assert prompts == [f"a <me/duck:{strength}> on grass" for strength in (0.5, 0.8)] + [
         f"a <me/duck> on {ground}" for ground in ("snow", "sand")
     ]
 
 
-def test_it_is_drawn_larger(service, workspace, drawn):
-    (large,) = ended(service, lambda: image_actions.hires_job(workspace, drawn, 2.0)).results
-    with Image.open(large.saved) as image:
-        assert image.size == (256, 256)
+def test_it_is_generated_larger(app, generated):
+    view = asked(app, "hires", generated)
+    assert (view["images"][0]["width"], view["images"][0]["height"]) == (256, 256)
+    assert view["done"] == view["total"] > 0
 
 
 @pytest.mark.parametrize("change", ["", "snow", "=", "nothing=snow", "<me/cat>=0.5", None])
-def test_a_change_of_nothing_is_told(service, workspace, drawn, change):
-    view = ended(service, lambda: image_actions.change_job(workspace, drawn, change))
-    assert not view.results and view.message and "failure" not in view.message
+def test_a_change_of_nothing_is_told(app, generated, change):
+    view = asked(app, "change", generated, change=change)
+    assert not view["images"] and view["message"] and "Internal" not in view["message"]
 
 
-@pytest.mark.parametrize("share", [math.nan, 0, 7, "x", []])
-def test_a_bad_share_is_told(service, workspace, drawn, share):
-    view = ended(service, lambda: image_actions.variation_job(workspace, drawn, share))
-    assert not view.results and "variation_strength must be" in view.message
+@pytest.mark.parametrize("strength", [math.nan, 0, 7, "x", []])
+def test_a_bad_strength_is_told(app, generated, strength):
+    view = asked(app, "variations", generated, strength=strength)
+    assert not view["images"] and "variation_strength must be" in view["message"]
+    assert "must be" in asked(app, "hires", generated, strength=strength)["message"]
 
 
-def test_nothing_chosen_is_told(service, workspace):
-    for work in (
-        image_actions.variation_job,
-        lambda workspace, none: image_actions.change_job(workspace, none, "a=b"),
-        image_actions.hires_job,
-    ):
-        arguments = (workspace, None, 2.0) if work is image_actions.hires_job else (workspace, None)
-        assert "Click one first" in ended(service, lambda work=work, given=arguments: work(*given)).message
-
-
-@pytest.mark.parametrize("image", [None, 3, "/etc/passwd", "/nothing/there.png"])
-def test_what_is_no_picture_has_no_settings(image):
-    with pytest.raises(UserError):
-        image_actions.read_settings(image)
+@pytest.mark.parametrize("kind", ["variations", "change", "hires", "redo"])
+@pytest.mark.parametrize("image, words", [(None, "Click one first"), ("x", "not an image"), ("../x", "not an image")])
+def test_nothing_chosen_is_told(app, kind, image, words):
+    assert words in asked(app, kind, image, change="a=b")["message"]
 
 
 # --- to begin from ----------------------------------------------------------------------------------------------------
 
 
-def test_a_painted_part_becomes_a_mask(workspace):
-    picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 255)), Image.new("RGBA", (80, 64))
-    layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
-    paths = save_init_image(workspace, "page", {"background": picture, "layers": [layer], "composite": None})
-    with Image.open(paths["mask"]) as mask, Image.open(paths["init_image"]) as start:
-        white = np.asarray(mask)[..., 0] == 255
-        assert start.mode == "RGB" and white.sum() == 400 and white[20:40, 10:30].all()
-
-
-@pytest.mark.parametrize("editor", [None, {}, {"background": None, "layers": []}, "x", {"background": "/etc/passwd"}])
-def test_an_empty_editor_is_nothing_to_begin_from(workspace, editor):
-    assert save_init_image(workspace, "page", editor) == {}
-
-
-def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
-    picture = Image.new("RGBA", (80, 64), (9, 99, 9, 255))
-    assert [*save_init_image(workspace, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
-        "init_image"
-    ]
-    with pytest.raises(UserError, match="at most 4096"):
-        save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
-
-
 def uploaded(workspace, name, data):
     path = workspace.served_dir / f"upload-{name}" / "sum" / name
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
@@ -376,34 +416,79 @@ def png_head(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def test_an_uploaded_picture_is_read_once_and_goes(workspace):
-    picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 128)), Image.new("RGBA", (80, 64))
-    layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
-    names = {
-        "background": as_png(picture),
-        "layer": as_png(layer),
-        "other": as_png(layer.resize((8, 8))),
-        "whole": b"x",
-    }
-    background, *rest = (uploaded(workspace, name, data) for name, data in names.items())
-    editor = {"background": background, "layers": rest[:2], "composite": rest[2]}
-    paths = save_init_image(workspace, "page", editor)
-    with Image.open(paths["mask"]) as mask, Image.open(paths["init_image"]) as start:
-        assert (np.asarray(mask)[..., 0] == 255).sum() == 400
-        white = Image.alpha_composite(Image.new("RGBA", (80, 64), "white"), picture)
-        assert np.array_equal(np.asarray(start), np.asarray(white.convert("RGB")))
-    assert not [path for path in (background, *rest) if path.exists()] and paths["mask"].exists()
-    again = save_init_image(
-        workspace, "page", {"background": paths["init_image"], "layers": []}
-    )  # an image of the page
-    assert again == {"init_image": paths["init_image"]} and again["init_image"].exists()
+def test_a_painted_part_becomes_a_mask(app, workspace):
+    start = Image.new("RGBA", (80, 64), (9, 99, 9, 128))
+    for layer, paint in ((Image.new("RGBA", (80, 64)), (0, 255, 255, 255)), (Image.new("L", (80, 64)), 255)):
+        layer.paste(paint, (10, 20, 30, 40))
+        uploads = [uploaded(workspace, name, as_png(image)) for name, image in (("start", start), ("layer", layer))]
+        form = {"init": {"upload": str(uploads[0])}, "mask": {"upload": str(uploads[1])}}
+        paths = fields(app, form | {"width": 512, "height": 512, "hires_scale": 2})
+        assert paths["size"] is None and paths["hires_scale"] == 1.0  # the init image has its own size
+        with Image.open(paths["mask"]) as mask, Image.open(paths["init_image"]) as image:
+            white = np.asarray(mask)[..., 0] == 255
+            assert white.sum() == 400 and white[20:40, 10:30].all()
+            flat = Image.alpha_composite(Image.new("RGBA", (80, 64), "white"), start)
+            assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.asarray(flat.convert("RGB")))
+        assert not [path for path in uploads if path.exists()]
 
 
-def test_a_page_keeps_the_newest_init_images_only(workspace):
+def test_a_mask_of_another_resolution_is_stretched_and_of_another_shape_refused(app, workspace):
+    start = {"upload": str(uploaded(workspace, "start", as_png(Image.new("RGB", (80, 64)))))}
+    saved = save_init_image(start, app.gallery, None)
+    assert (saved["width"], saved["height"]) == (80, 64)
+    half = Image.new("RGBA", (40, 32))
+    half.paste((0, 0, 0, 255), (0, 0, 20, 32))
+    paths = fields(app, {"init": saved["init"], "mask": {"upload": str(uploaded(workspace, "m", as_png(half)))}})
+    with Image.open(paths["mask"]) as mask:
+        assert mask.size == (80, 64) and (np.asarray(mask)[:, :40] == 255).all() and not np.asarray(mask)[:, 40:].any()
+    square = uploaded(workspace, "square", as_png(Image.new("RGBA", (64, 64), "white")))
+    with pytest.raises(UserError, match="mask is 64x64 and the init image 80x64"):
+        fields(app, {"init": saved["init"], "mask": {"upload": str(square)}})
+
+
+def test_an_init_image_outlives_its_upload_and_belongs_to_its_user(app, workspace, generated):
+    upload = uploaded(workspace, "start", as_png(Image.new("RGB", (80, 64), (1, 2, 3))))
+    saved = save_init_image({"upload": str(upload)}, app.gallery, "ann")
+    assert not upload.exists() and saved["url"] == f"/app/init-images/{saved['init']['saved']}.png"
+    assert save_init_image(saved["init"], app.gallery, "ann") == saved
+    assert fields(app, {"init": saved["init"]}, "ann")["init_image"].is_file()
+    for user in ("bob", None):
+        with pytest.raises(UserError, match="gone"):
+            fields(app, {"init": saved["init"]}, user)
+    image = save_init_image({"image": generated}, app.gallery, None)
+    assert image["url"] == f"/app/images/{generated}.png" and image["width"] == 128
+    with pytest.raises(UserError):
+        fields(app, {"init": {"image": generated}}, "ann")
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        "x", {"saved": "../x"}, {"saved": None}, {"saved": "0" * 16}, {"path": "/etc/passwd"}, ["x"], 3,
+        {"upload": "/etc/passwd"}, {"upload": None}, {"image": "../../etc/passwd"},
+    ],
+)  # fmt: skip
+def test_what_is_no_init_image_is_told(app, init):
+    with pytest.raises(UserError):
+        fields(app, {"init": init})
+
+
+def test_an_empty_mask_is_none_and_one_without_an_init_image_is_told(app, workspace, generated):
+    form = {"init": {"image": generated}}
+    for empty in (Image.new("RGBA", (128, 128)), Image.new("RGB", (128, 128))):
+        upload = uploaded(workspace, "empty", as_png(empty))
+        assert "mask" not in fields(app, form | {"mask": {"upload": str(upload)}}) and not upload.exists()
+    with pytest.raises(UserError, match="no init image"):
+        fields(app, {"mask": {"saved": "0" * 16}})
+
+
+def test_the_newest_init_images_stay(app, workspace, monkeypatch):
+    monkeypatch.setattr(init_images, "MAX_SAVED", 4)
+    store = InitImages(workspace, "eve")
     for red in range(9):
-        editor = {"background": Image.new("RGB", (64, 64), (red, 0, 0))}
-        newest = save_init_image(workspace, "page", editor)["init_image"]
-    assert newest.exists() and len(list(workspace.session_dir("page").glob("start-*"))) == 4
+        data = as_png(Image.new("RGB", (64, 64), (red, 0, 0)))
+        newest = store.path(store.save_image(str(uploaded(workspace, "x", data))))
+    assert newest.exists() and len(list(store.folder.glob("*.png"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -417,41 +502,35 @@ def test_a_page_keeps_the_newest_init_images_only(workspace):
         (b"", "not an image"),
     ],
 )
-def test_a_picture_is_refused_before_it_is_decoded(workspace, data, words):
-    path = uploaded(workspace, "x", data)
-    with pytest.raises(UserError, match=words):
-        save_init_image(workspace, "page", {"background": path, "layers": []})
-    assert not path.exists()
+def test_an_image_is_refused_before_it_is_decoded(app, workspace, generated, data, words):
+    for name in ("init", "mask"):
+        path = uploaded(workspace, "x", data)
+        with pytest.raises(UserError, match=words):
+            fields(app, {"init": {"image": generated}, name: {"upload": str(path)}})
+        assert not path.exists()
 
 
-def test_only_layers_that_can_be_a_mask_are_decoded(workspace, monkeypatch):
-    opened = []
-    monkeypatch.setattr(generate_form, "_painted", lambda layer: opened.append(layer) or np.zeros((64, 80), bool))
-    layers = [uploaded(workspace, f"layer{n}", as_png(Image.new("RGBA", (80, 64)))) for n in range(50)]
-    layers[0].write_bytes(png_head(13300, 13300))
-    background = uploaded(workspace, "background", as_png(Image.new("RGB", (80, 64))))
-    assert [*save_init_image(workspace, "page", {"background": background, "layers": layers})] == ["init_image"]
-    assert len(opened) == 1 and not [path for path in layers if path.exists()]
-
-
-def test_a_part_is_drawn_anew(service, workspace, drawn):
-    with Image.open(drawn.saved) as image:
-        picture, layer = image.convert("RGBA"), Image.new("RGBA", image.size)
+def test_a_part_is_generated_anew(app, workspace, generated, file):
+    layer = Image.new("RGBA", (128, 128))
     layer.paste((0, 255, 255, 255), (64, 0, 128, 128))
-    begun = save_init_image(workspace, "page", {"background": picture, "layers": [layer]})
-    (result,) = ended(service, lambda: generate_job(FORM | begun | {"strength": 1.0, "seed": 8, "steps": 4})).results
-    with Image.open(result.saved) as new:
-        difference = np.abs(np.asarray(new, int) - np.asarray(picture.convert("RGB"), int)).max(-1)
+    mask = {"upload": str(uploaded(workspace, "layer", as_png(layer)))}
+    form = FORM | {"init": {"image": generated}, "mask": mask, "strength": 1.0, "seed": "8", "steps": 4}
+    view = asked(app, "generate", form=form)
+    with Image.open(file) as old, Image.open(app.gallery.find(None, view["images"][0]["id"]).path) as new:
+        difference = np.abs(np.asarray(new, int) - np.asarray(old, int)).max(-1)
     assert difference[:, :48].max() == 0 and difference[:, 80:].max() > 20
+    for kind in ("redo", "variations", "hires"):  # the init image is not in it
+        again = asked(app, kind, view["images"][0]["id"])
+        assert again["state"] == "failed" and "init image" in again["message"] and "--" not in again["message"]
 
 
-# --- sheets -----------------------------------------------------------------------------------------------------------
+# --- grids ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
     for kind, (_, example) in AXES.items():
         prompt = "a <me/duck> by <me/ink> {}" if "{}" in kind else "a <me/duck> by <me/ink>"
-        assert callable(grid_job(FORM | {"prompt": prompt}, kind, example, NO_AXIS, ""))
+        assert grid_job(FORM | {"prompt": prompt}, kind, example, NO_AXIS, "").expected > 2
 
 
 @pytest.mark.parametrize(
@@ -476,45 +555,78 @@ def test_an_axis_is_one_line_of_a_sheet():
     assert axis_text(NO_AXIS, "1") is None
 
 
-def test_a_sheet_is_drawn_and_its_pictures_are_kept(service, workspace):
-    view = ended(service, lambda: grid_job(FORM, "Seed", "1..2", "Steps", "1, 2"))
-    assert "4 images" in view.message and len(view.results) == 1
-    with Image.open(view.results[0].served) as image:
-        assert image.width > 200
+def test_a_grid_is_generated_and_its_images_are_saved(app):
+    view = asked(app, "grid", form=FORM, x="Seed", x_values="1..2", y="Steps", y_values="1, 2")
+    assert view["message"].startswith("A grid of 4 images") and view["title"] == "Grid 2 × 2 of “a <me/duck> on grass”"
+    assert [image["kind"] for image in view["images"]] == ["image"] * 4 + ["grid"]
+    assert view["count"] == view["expected"] == 5 and view["done"] == view["total"] == 2 * (1 + 2)
+    grid = view["images"][-1]
+    assert grid["width"] > 200 and grid["prompt"] == "a <me/duck> on grass"
+    assert b"<!doctype html" in ImageFiles(app.gallery).grid_page(None, grid["id"]).lower()
+    assert "grid is not an image" in asked(app, "hires", grid["id"])["message"]
 
 
-# --- what was drawn before --------------------------------------------------------------------------------------------
+# --- own presets ------------------------------------------------------------------------------------------------------
 
 
-def test_history_finds_by_words_and_by_page(tiny, tmp_path):
-    library = small_library(tmp_path / "concepts")
-    workspace = Workspace(library, tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
-    service = GenerationService(lambda name: Generator(tiny, library), workspace)
-    outputs = workspace.user_outputs(None)
-    for prompt in ("a cat on grass", "a dog in the snow"):
-        ended(service, lambda prompt=prompt: generate_job(FORM | {"prompt": prompt}))
-    plain = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(plain, "PNG")
-    for _ in range(history.PAGE_SIZE):
-        outputs.save(plain.getvalue())
-    first, last = (history.find_images(workspace, "page", None, number=number) for number in (0, 99))
-    assert first.total == history.PAGE_SIZE + 2 and first.note == f"1 to {history.PAGE_SIZE} of {history.PAGE_SIZE + 2}"
-    assert last.number == 1 and [image.caption for image in last.results] == [outputs.days()[0]] * 2
-    (dog,) = history.find_images(workspace, "page", None, "SNOW dog").results
-    assert read_recipe(dog.saved.read_bytes()).prompt == "a dog in the snow"
-    assert history.publish_image(workspace, "page", dog).served.read_bytes() == dog.saved.read_bytes()
-    assert history.find_images(workspace, "page", None, "horse").note == "No images found."
-    outputs.add_favourite(dog.saved)
-    (star,) = history.find_images(workspace, "page", None, starred=True).results
-    assert image_actions.is_favourite(outputs, star)
+def test_presets_are_kept_per_user(workspace):
+    def add(*preset, user="ann"):
+        return presets.add_preset(workspace, user, *preset)
+
+    ink = add(" ink ", "style", {"prompt": ", ink drawing"})
+    add("bad hands", "negative", {"negative": "bad hands"})
+    add("my form", "form", {"steps": 30, "guidance": 7.5, "compose": True, "scheduler": "", "seed": None})
+    listed = presets.list_presets(workspace, "ann")
+    assert [(preset["name"], preset["kind"]) for preset in listed] == [
+        ("ink", "style"),
+        ("bad hands", "negative"),
+        ("my form", "form"),
+    ]
+    assert add("ink", "style", {"prompt": ", watercolour"}) == ink  # in its place
+    assert presets.list_presets(workspace, "ann")[0]["values"] == {"prompt": ", watercolour"}
+    assert presets.list_presets(workspace, "bob") == presets.list_presets(workspace, None) == []
+    presets.delete_preset(workspace, "ann", ink)
+    with pytest.raises(UserError, match="gone"):
+        presets.delete_preset(workspace, "ann", ink)
+    with pytest.raises(UserError, match="gone"):
+        presets.delete_preset(workspace, "bob", listed[1]["id"])
+    assert len(presets.list_presets(workspace, "ann")) == 2
 
 
-def test_nobody_sees_anothers_pictures(service, workspace):
-    list(service.submit(lambda: generate_job(FORM), "anns", "ann"))
-    assert history.find_images(workspace, "p", "ann").total == 1
-    assert history.find_images(workspace, "p", "bob").total == 0
-    assert all("ann" not in str(image.saved) for image in history.find_images(workspace, "p", None).results)
-    for name in ("../ann", "", "A", "a/b", "x" * 40):
-        if name:
-            with pytest.raises(UserError):
-                workspace.user_outputs(name)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        ("", "style", {"prompt": "x"}), (" ", "style", {"prompt": "x"}), ("x" * 200, "style", {"prompt": "x"}),
+        ("x", "style", {"negative": "x"}), ("x", "style", {}), ("x", "evil", {"prompt": "x"}),
+        ("x", "form", {"steps": [1]}), ("x", "form", {"steps": math.nan}), ("x", "form", {"prompt": "x" * 10_000}),
+        ("x", "form", {f"{i}": 1 for i in range(99)}), ("\ud800", "style", {"prompt": "x"}), ("x", "form", {"a": {}}),
+    ],
+)  # fmt: skip
+def test_what_is_no_preset_is_refused(workspace, preset):
+    with pytest.raises(UserError):
+        presets.add_preset(workspace, "eve", *preset)
+    assert presets.list_presets(workspace, "eve") == []
+
+
+def test_presets_have_a_limit_and_damage_is_told(workspace, monkeypatch):
+    monkeypatch.setattr(presets, "MAX_PRESETS", 2)
+    for name in "ab":
+        presets.add_preset(workspace, "max", name, "style", {"prompt": name})
+    with pytest.raises(UserError, match="2 presets already"):
+        presets.add_preset(workspace, "max", "c", "style", {"prompt": "c"})
+    path = workspace.user_outputs("max").folder / presets.FILE_NAME
+    path.write_text('[{"id": "1"}, 3, null]')
+    assert presets.list_presets(workspace, "max") == []
+    for text in ("{", "{}", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            presets.list_presets(workspace, "max")
+
+
+def test_nobody_sees_anothers_images(app, workspace):
+    app.run(generate_job(FORM), "zoe")
+    assert app.gallery.page("zoe").total == 1 and app.gallery.page("yan").total == 0
+    assert all("zoe" not in str(app.gallery.find(None, image["id"]).path) for image in app.gallery.page(None).images)
+    for name in ("../ann", "A", "a/b", "x" * 40):
+        with pytest.raises(UserError):
+            workspace.user_outputs(name)

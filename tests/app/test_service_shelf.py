@@ -1,26 +1,78 @@
-"""The concepts that the Generate tab offers."""
+"""The list of concepts that every tab of the page shows."""
 
-from pathlib import Path
+import pytest
 
-from PIL import Image
-
-from sdpersonal.app.backend.generate.prompt import concept_choices
-from sdpersonal.app.backend.workspace import Workspace
+from sdpersonal.app.backend.library.listing import concept_list
 from sdpersonal.concepts.library import Library
+from sdpersonal.errors import UserError
+from sdpersonal.prompts import Token
+from support.samples import concept
 from support.stock import small_library
 
-
-def test_a_shelf_shows_what_the_base_can_draw(tmp_path):
-    workspace = Workspace(small_library(tmp_path / "concepts"), tmp_path, tmp_path, tmp_path / "shown")
-    (tmp_path / "concepts" / "me" / "cut-v1.safetensors").write_bytes(b"not a concept")
-    choices = concept_choices(workspace, "tiny")
-    assert [token for _, token in choices.tiles] == ["<me/duck>", "<you/ink>"] == list(choices.tokens)
-    assert Image.open(Path(choices.tiles[0][0])).getpixel((5, 5))[0] > 200  # the thumbnail's red
-    assert "1 more is for other models" in choices.note and "1 damaged" in choices.note
-    searched = concept_choices(workspace, "tiny", "INK")
-    assert [token for _, token in searched.tiles] == ["<you/ink>"] and searched.tokens == choices.tokens
+T = Token.parse
 
 
-def test_an_empty_library_is_an_empty_shelf(tmp_path):
-    choices = concept_choices(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"), "tiny")
-    assert choices.tiles == [] and choices.tokens == () and choices.note == ""
+def by_token(library: Library, loaded: str = "tiny") -> dict[str, dict]:
+    return {concept["token"]: concept for concept in concept_list(library.entries(), loaded)["concepts"]}
+
+
+def test_the_newest_version_of_each_is_listed_with_what_fits_the_model(tmp_path):
+    library = small_library(tmp_path / "concepts")
+    concepts = by_token(library)
+    assert list(concepts) == ["<me/duck>", "<me/photo>", "<you/ink>"]
+    duck, photo, ink = concepts.values()
+    assert (duck["versions"], duck["title"], duck["kind"], duck["noun"]) == (2, "Toy duck", "object", "duck")
+    assert (duck["fits"], photo["fits"], photo["model"], ink["kind"]) == (True, False, "SD 1.x", "style")
+    assert duck["created"] == 1769860800.0  # 2026-01-31T12:00:00Z
+    assert [concept["fits"] for concept in by_token(library, "sd1").values()] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "words, tokens",
+    [
+        ("me/duck built-in", ["<me/duck>"]),
+        ("me stable", ["<me/photo>"]),
+        ("style ink", ["<you/ink>"]),
+        ("jo", ["<you/ink>"]),
+        ("nothing", []),
+    ],
+)
+def test_the_page_finds_them_by_all_that_is_on_their_cards(tmp_path, words, tokens):
+    library = small_library(tmp_path / "concepts")
+    library.edit(T("<you/ink>"), {"author": "Jo"})
+    concepts = by_token(library)
+    assert [token for token, concept in concepts.items() if all(w in concept["text"] for w in words.split())] == tokens
+
+
+def test_what_is_damaged_is_listed_and_told(tmp_path):
+    library = small_library(tmp_path / "concepts")
+    (library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
+    listed = concept_list(library.entries(), "tiny")
+    (cut,) = (concept for concept in listed["concepts"] if concept["token"] == "<me/cut>")
+    assert "it is text" in cut["damaged"] and not cut["fits"] and listed["note"] == "1 is damaged."
+
+
+def test_no_library_is_an_empty_list(tmp_path):
+    assert concept_list(Library(tmp_path / "none").entries(), "tiny") == {"concepts": [], "note": ""}
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file"):
+        Library(tmp_path / "file").entries()
+
+
+def test_a_file_is_read_again_when_it_was_changed(tmp_path, monkeypatch):
+    """Five hundred concepts are listed in 20 ms, since unchanged files are not read again."""
+    library = small_library(tmp_path / "concepts")
+    library.entries()
+    from sdpersonal.concepts import library as module
+
+    read = []
+    header = module.read_header
+    monkeypatch.setattr(module, "read_header", lambda path, **named: read.append(path) or header(path, **named))
+    library.entries()
+    assert read == []
+    library.edit(T("<me/photo>"), {"title": "A photo"})
+    read.clear()
+    assert by_token(library)["<me/photo>"]["title"] == "A photo"
+    assert {path.name for path in read} == {"photo-v1.safetensors"}
+    library.add(concept("<me/photo>", seed=5), replace=True)
+    assert by_token(library)["<me/photo>"]["fits"]

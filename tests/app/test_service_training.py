@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,10 +12,12 @@ import pytest
 
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
-from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
-from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader
-from sdpersonal.app.backend.train.run_view import run_view
-from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text
+from sdpersonal.app.backend.train.loss_curve import loss_curve
+from sdpersonal.app.backend.train.run_commands import keep_step, run_command
+from sdpersonal.app.backend.train.run_images import photo_thumbnail, read_image
+from sdpersonal.app.backend.train.run_progress import LossPoints, ProgressReader
+from sdpersonal.app.backend.train.run_status import RunStatusReader
+from sdpersonal.app.backend.train.run_view import run_details, run_summary
 from sdpersonal.app.backend.train.trainer_process import (
     Process,
     command_name,
@@ -63,10 +64,15 @@ def inversion(**more):
     )
 
 
+def shown(trainings, user=None):
+    """The status of the user's first run; None if there is none."""
+    return next(iter(trainings.runs(user)), None)
+
+
 def until(trainings, what, user=None):
-    """How the user's training stands once `what` of it is true."""
+    """How the user's first training stands once `what` of it is true."""
     end = time.monotonic() + PATIENCE
-    while not what(standing := trainings.shown_run(user)):
+    while not what(standing := shown(trainings, user)):
         if time.monotonic() > end:
             raise TimeoutError(f"{standing}; {(standing.folder / 'errors.txt').read_text() if standing else ''}")
         time.sleep(0.05)
@@ -77,70 +83,72 @@ def learning(standing):
     return standing.state == "training" and standing.step >= 2
 
 
-class Base:
-    name, kind, device, resolution = "tiny", "tiny", "cpu", 128
-
-
-FORM = {"owner": "me", "name": "bear", "kind": "Object or animal", "noun": "bear", "agrees": False}
-FORM |= {"method": "DreamBooth LoRA: closest likeness", "crop": False, "flip": False, "early_stop": True}
-FORM |= {"text_encoder": False, "prior": "None", "steps": "", "lr": None, "rank": " "}
-FORM |= {"resolution": "", "seed": ""}
-
-
 # --- a training's life ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspace, monkeypatch):
-    """It is found again by another app, asked for pictures, stopped and kept; its photos go, its concept stays."""
+    """It is found again by another app, asked for pictures, stopped at a step that was chosen; its photos go, its
+    concept stays, and another step becomes a further version."""
     monkeypatch.setenv("HF_TOKEN", "SECRET")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
-    folder = trainings.start(inversion(), photo_uploads, None)
+    folder = trainings.start(inversion(sample_prompts=["on a bike"]), photo_uploads, None)
     standing = until(trainings, lambda standing: True)
     assert standing.state == "starting" and (folder / "photos" / "photo 01").exists()
     about = read_json(folder / "process.json")
     child = psutil.Process(about["pid"])
     assert "SECRET" not in str(child.environ()) and os.getpgid(child.pid) == child.pid
-    with pytest.raises(UserError, match=r"You are already training, since .*in another tab"):
-        trainings.start(inversion(), photo_uploads, None)
-    assert len(list(workspace.runs.iterdir())) == 1
+    assert "on a bike" not in str(child.cmdline())
+    details = run_details(standing, trainings)
+    assert len(details["photos"]) == details["photo_count"] == 3 and details["prompts"] == ["<me/bear> on a bike"]
+    assert photo_thumbnail(standing, 1).startswith(b"\xff\xd8")
 
     until(trainings, learning)
     again = TrainingService(workspace)  # after a restart of the app
-    standing = again.shown_run(None)
+    standing = shown(again)
     assert standing.state == "training" and standing.folder == folder.resolve() and standing.steps == 5000
     assert again.running_training(None).is_own and not again.running_training("anna").is_own
     assert (
         "Another user is training" in again.running_training("anna").message()
         and "bear" not in again.running_training("anna").message()
     )
-    assert again.shown_run("anna") is None
-    first = run_view(standing, workspace, "page")
-    assert first.title == "Training <me/bear>" and "of at most 5,000" in first.text and "<progress" in first.bar
-    again.send_command(None, "sample")
+    assert shown(again, "anna") is None
+    first = run_details(standing, again)
+    assert first["message"] == "Training <me/bear>" and "of at most 5,000" in first["text"] and first["timeline"] == []
+    run_command(again, None, standing.id, "sample")
     standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
-    second = run_view(standing, workspace, "page", first.stamp)
-    assert len(second.images) == 2 and "So far" in second.score
-    assert run_view(standing, workspace, "page", second.stamp).images == ()
-    until(again, lambda now: now.step > standing.step)
-    again.send_command(None, "keep")
+    [entry] = run_details(standing, again)["timeline"]
+    assert [image["own"] for image in entry["images"]] == [False] * 8 + [True] and entry["best"] and entry["can_keep"]
+    assert entry["images"][-1]["prompt"] == "<me/bear> on a bike" and entry["scores"] and entry["sentences"]
+    assert len(run_details(standing, again)["class_images"]) == 8
+    for number, place in ((1, str(entry["step"])), (9, str(entry["step"])), (0, "class"), (8, "class")):
+        assert read_image(standing, place, number).startswith(b"\x89PNG")
+    until(again, lambda now: now.step > entry["step"])
+    run_command(again, None, standing.id, "sample")
+    standing = until(again, lambda now: len(run_details(now, again)["timeline"]) == 2)
+    with pytest.raises(UserError, match="after step 4,999 was not kept"):
+        keep_step(again, None, standing.id, 4999)
+    assert "ends now" in keep_step(again, None, standing.id, entry["step"])
     standing = until(again, lambda now: not now.running)
     assert standing.state == "done" and standing.token == "<me/bear-v1>", (folder / "errors.txt").read_text()
-    last = run_view(standing, workspace, "page")
-    assert last.title == "<me/bear-v1> is ready" and last.prompts[0] == "a photo of <me/bear>"
-    assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.images) == 2
+    assert standing.best == entry["step"] == workspace.library.get("<me/bear-v1>").card.steps
+    last = run_details(standing, again)
+    assert last["message"] == "<me/bear-v1> is ready" and last["try_prompts"][0] == "a photo of <me/bear>"
+    assert last["report"] and last["samples"] and [entry["can_keep"] for entry in last["timeline"]] == [False, True]
+    second = last["timeline"][1]["step"]
+    assert "<me/bear-v2> is in your library" in keep_step(again, None, standing.id, second)
+    kept = workspace.library.get("<me/bear-v2>")
+    assert (
+        kept.card.steps == second and kept.thumbnail and kept.identity != workspace.library.get("<me/bear-v1>").identity
+    )
+    details = run_details(standing, again)
+    assert details["kept"] == {str(second): "<me/bear-v2>"} and not any(e["can_keep"] for e in details["timeline"])
     until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
     assert trainings.measured_costs.read() and trainings.running_training(None) is None
-    assert "as measured in the last training here" in plan_text(
-        FORM | {"method": "Textual inversion: smallest file"},
-        5,
-        Base,
-        workspace.library,
-        trainings.measured_costs.read(),
-    )
-    trainings.dismiss(None)
-    assert trainings.shown_run(None) is None and (folder / "report.html").exists()
-    assert "will be version 2" in name_note(FORM, workspace.library)
+    run_command(again, None, standing.id, "dismiss")
+    assert shown(trainings) is None and (folder / "report.html").exists()
+    assert "discarded" in run_command(again, None, standing.id, "discard").lower() and not folder.exists()
+    assert workspace.library.get("<me/bear-v2>")
 
 
 @pytest.mark.slow
@@ -149,19 +157,20 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, photo_uploads, worksp
     assert folder.parent == (workspace.runs / "anna").resolve()
     until(trainings, learning, "anna")
     trainings.close()
-    standing = trainings.shown_run("anna")
+    standing = shown(trainings, "anna")
     assert standing.state == "stopped" and standing.can_resume and standing.step >= 2
-    assert f"Stopped after step {standing.step} of 400; it is saved." in standing.message
     assert (folder / "photos").exists() and trainings.running_training("anna") is None
-    text = run_view(standing, workspace, "page").text
-    assert "press Resume to continue" in text and "--resume" not in text
+    text = run_summary(standing, trainings)["text"]
+    assert text == f"Stopped after step {standing.step} of 400; it is saved.\nPress Resume to go on."
+    assert trainings.start_next() is None and not trainings.has_work()  # it waits for its owner
 
     again = TrainingService(workspace)
-    again.resume("anna")
+    assert again.start_next() is None
+    again.resume("anna", standing.id)
     now = until(again, lambda now: now.state == "training" and now.step > standing.step, "anna")
     steps = [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and now.points.losses[0][0] == 1
-    again.send_command("anna", "keep")
+    run_command(again, "anna", standing.id, "keep")
     assert until(again, lambda now: not now.running, "anna").state == "done"
     assert not (folder / "photos").exists() or until(again, lambda _: not (folder / "photos").exists(), "anna")
 
@@ -173,44 +182,25 @@ def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, photo_upload
     os.kill(read_json(folder / "process.json")["pid"], signal.SIGKILL)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.message
-    assert not standing.can_resume and "try again" in run_view(standing, workspace, "page").text
-    with pytest.raises(UserError, match="You have no running training"):
-        trainings.send_command(None, "keep")
-    trainings.resume(None)  # there is no checkpoint: from the beginning
+    assert not standing.can_resume and "try again" in run_summary(standing, trainings)["text"]
+    with pytest.raises(UserError, match="does not run"):
+        run_command(trainings, None, standing.id, "keep")
+    trainings.resume(None, standing.id)  # there is no checkpoint: from the beginning
     assert until(trainings, learning).step >= 2
-    assert "copies of your photos were deleted" in trainings.cancel(None)
-    assert not folder.exists() and trainings.shown_run(None) is None and trainings.running_training(None) is None
+    assert "copies of your photos were deleted" in trainings.cancel(None, standing.id)
+    assert not folder.exists() and shown(trainings) is None and trainings.running_training(None) is None
     assert workspace.library.entries() == []
-    with pytest.raises(UserError, match="no training to cancel"):
-        trainings.cancel(None)
-
-
-def test_of_two_pages_that_press_start_at_once_one_begins(trainings, photo_uploads, workspace):
-    ends = []
-
-    def press():
-        try:
-            ends.append(trainings.start(inversion(), photo_uploads, None))
-        except UserError as error:
-            ends.append(str(error))
-
-    threads = [threading.Thread(target=press) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    begun = [end for end in ends if isinstance(end, Path)]
-    assert len(begun) == 1 and sum("You are already training" in str(end) for end in ends) == 3
-    assert [path.name for path in workspace.runs.iterdir()] == [begun[0].name]
+    with pytest.raises(UserError, match="does not exist any more"):
+        trainings.cancel(None, standing.id)
 
 
 def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, photo_uploads, workspace):
     folder = trainings.start(inversion(base="no-such-base"), photo_uploads, None)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "no-such-base" in standing.message and "Traceback" not in standing.message
-    assert run_view(standing, workspace, "page").title == "<me/bear> is not finished"
+    assert run_summary(standing, trainings)["message"] == "<me/bear> is not finished"
     (folder / "errors.txt").write_text("Traceback (most recent call last):\n  File /home/me/secret\nKeyError: 'x'\n")
-    words = run_view(trainings.shown_run(None), workspace, "page").text
+    words = run_summary(shown(trainings), trainings)["text"]
     assert "error in this program" in words and "secret" not in words
 
 
@@ -226,7 +216,7 @@ def test_a_start_that_fails_leaves_nothing(trainings, photo_uploads, workspace, 
         photo_uploads.clear()
     with pytest.raises(UserError):
         trainings.start(inversion(), photo_uploads, None)
-    assert not workspace.runs.exists() or list(workspace.runs.iterdir()) == []
+    assert trainings.runs(None) == [] and [path.name for path in workspace.runs.glob("[!.]*")] == []
     assert trainings.running_training(None) is None
 
 
@@ -245,8 +235,8 @@ def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, works
     (run / "process.json").write_text(
         json.dumps({"pid": process.pid, "born": process.create_time() - 100, "began": 5.0})
     )
-    assert TrainingService(workspace).shown_run(None).state == "failed"
-    assert "deleted" in TrainingService(workspace).cancel(None)  # and this test goes on
+    assert shown(TrainingService(workspace)).state == "failed"
+    assert "deleted" in TrainingService(workspace).cancel(None, "me-bear")  # and this test goes on
     for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
         run.mkdir(exist_ok=True)
         (run / "process.json").write_text(nonsense)
@@ -314,19 +304,17 @@ def test_progress_is_read_on_and_anew_after_a_resume(tmp_path):
     assert [step for step, _ in ledger.points.losses] == [1, 2]
 
 
-def test_a_curve_is_numbers_and_our_own_words():
+def test_a_curve_is_a_few_hundred_numbers_with_the_last_one():
     losses = [(n, 1.0 / n) for n in range(1, 3001)]
-    drawn = loss_svg(LossPoints(losses, [(n, 0.5) for n in range(100, 3000, 100)]), 5000)
-    assert drawn.startswith("<svg") and len(drawn) < 12_000 and "step 5,000" in drawn
-    assert loss_svg(LossPoints([(1, 0.5)]), 10) == "" and loss_svg(LossPoints(losses[:2]), 0).count("M") >= 3
-    assert (
-        loss_svg(LossPoints([(1, 0.0), (2, 0.0)]), 2)
-        and 'value="0.5000"' in progress_html(0.5)
-        and "value" not in progress_html(None)
-    )
+    curve = loss_curve(LossPoints(losses, [(n, 0.5) for n in range(100, 3000, 100)]))
+    assert len(curve["points"]) <= 401 and curve["points"][0] == (1, 1.0) and curve["points"][-1] == (3000, 0.0003333)
+    assert curve["average"] == [(n, 0.5) for n in range(100, 3000, 100)]
+    mean = loss_curve(LossPoints(losses[:10]))["average"]
+    assert mean[4] == (5, float(f"{sum(1 / n for n in range(1, 6)) / 5:.4g}")) and mean[-1][0] == 10
+    assert loss_curve(LossPoints()) == {"points": [], "average": []}
 
 
 def test_a_run_of_the_command_line_is_none_of_the_apps(workspace, tmp_path):
     (tmp_path / "runs" / "me-cat-dreambooth-lora").mkdir(parents=True)
-    assert TrainingService(workspace).shown_run(None) is None
+    assert TrainingService(workspace).runs(None) == []
     assert RunStatusReader().read(tmp_path / "runs" / "me-cat-dreambooth-lora") is None

@@ -154,7 +154,7 @@ def test_dropped_on_a_page(base, format, tmp_path):
         place.parent.mkdir(parents=True)
         place.write_bytes(path.read_bytes())
         dropped.append(str(place))
-    (came,) = import_uploads(house, "page", dropped)
+    (came,) = import_uploads(house, dropped)
     assert came.status == "imported"
     check(house.library, original, format)
 

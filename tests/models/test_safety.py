@@ -17,6 +17,7 @@ from sdpersonal.image_metadata import describe_hidden
 from sdpersonal.models import describe_base, load_base
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.models.loading.hub_cache import files_to_fetch
+from support.user_jobs import Jobs
 
 FILE = "safety_checker/model.safetensors"
 
@@ -200,7 +201,7 @@ def test_damaged_files_are_told_before_any_step(checked, tmp_path):
 
 def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_path, monkeypatch, capsys):
     from sdpersonal import models
-    from sdpersonal.app.backend import GenerationService, Workspace
+    from sdpersonal.app.backend import Workspace
     from sdpersonal.app.backend.generate.jobs import generate_job
     from sdpersonal.cli.main import main
     from sdpersonal.concepts.library import Library
@@ -212,10 +213,8 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     message = capsys.readouterr().out.splitlines()
     assert line in message and message[0].endswith("Its safety checker is on.")
     form = {"prompt": REQUEST.prompt, "num_images": 6, "steps": 2, "size": "64x64"}
-    studio = GenerationService(
-        lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b")
-    )
-    assert list(studio.submit(lambda: generate_job(form), "page"))[-1].message.endswith(line)
+    app = Jobs(lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    assert app.run(generate_job(form))["message"].endswith(line)
 
 
 def test_nothing_hidden_is_nothing_said():

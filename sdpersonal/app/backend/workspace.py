@@ -1,4 +1,4 @@
-"""Locate the folders of the app, per user and per session."""
+"""Locate the folders of the app, and those of each user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Workspace:
     runs: Path
     served_dir: Path
     wildcards: Path | None = None
-    _session_names: dict[str, str] = field(default_factory=dict, compare=False)
+    _user_dirs: dict[str, str] = field(default_factory=dict, compare=False)
 
     def user_outputs(self, user: str | None) -> Outputs:
         """Return the user's saved images."""
@@ -42,15 +42,11 @@ class Workspace:
         """Return the folder of the user's runs."""
         return self.runs / user_folder_name(user) if user else self.runs
 
-    def session_dir(self, page: str) -> Path:
-        """Return the session folder that may be served to one page; its random name cannot be guessed."""
-        name = self._session_names.setdefault(page, secrets.token_urlsafe(16))
-        return storage.make_folder(self.served_dir / name)
-
     def user_dir(self, user: str | None) -> Path:
         """Return the folder of files made for the user's pages, which are gone when the app ends; its random name
         cannot be guessed."""
-        return self.session_dir(f"user {user or ''}")
+        name = self._user_dirs.setdefault(user or "", secrets.token_urlsafe(16))
+        return storage.make_folder(self.served_dir / name)
 
     def uploaded_file(self, path: object) -> Path:
         """Return the path of an uploaded file. Raises UserError for any other path, since a page may send any text."""
@@ -59,7 +55,7 @@ class Workspace:
             raise UserError("That is not an uploaded file.", "Drop it again.")
         top = resolved.relative_to(self.served_dir.resolve()).parts[0]
         is_link = resolved != self.served_dir.resolve() / os.path.relpath(str(path), self.served_dir)
-        if is_link or top == TILES or top in self._session_names.values() or resolved.is_dir():
+        if is_link or top == TILES or top in self._user_dirs.values() or resolved.is_dir():
             raise UserError("That is not an uploaded file.", "Drop it again.")
         if not resolved.is_file():
             raise UserError("The uploaded file is gone.", "Drop it again.")
@@ -76,11 +72,6 @@ class Workspace:
         """Remove the folders of an upload that is gone, if they are empty."""
         for folder in list(upload.parents)[: max(0, len(upload.relative_to(self.served_dir.resolve()).parts) - 1)]:
             storage.remove_empty_folder(folder)
-
-    def close_session(self, page: str) -> None:
-        """Delete the session folder of a closed page."""
-        if name := self._session_names.pop(page, None):
-            storage.remove(self.served_dir / name)
 
 
 def user_folder_name(user: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ from ....errors import UserError
 from ....outputs import ImageIndex, Outputs, OutputsTrash, SavedImage
 from ....outputs.facts import Facts
 from ....outputs.index import parse_id, sort_key
+from ....outputs.trash import TRASH_FOLDER
 from ..workspace import Workspace
 
 MAX_PAGE = 500  # images of one answer
 MAX_IDS = 2000  # images that are marked, deleted or downloaded at once
 MAX_SEARCH = 500  # characters
+log = logging.getLogger(__name__)
+_MANY = 300  # images that take long enough to read for somebody to wait
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Gallery:
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
         self.index = ImageIndex()
+        self._warmed: set[Path] = set()  # outputs folders
 
     def outputs(self, user: str | None) -> Outputs:
         return self.workspace.user_outputs(user)
@@ -47,23 +54,23 @@ class Gallery:
         """List images whose prompt or day has all words of `search`, newest first. start: id of the first one; if it
         is gone, the list goes on with the next older one."""
         images = self.index.images(self.outputs(user), favourites)
+        self._warm(user, images)
         if words := search[:MAX_SEARCH].lower().split():
             facts = self.index.facts(images)
-            images = [image for image in images if _matches(image, facts[image], words)]
+            images = [image for image, known in zip(images, facts, strict=True) if _matches(image, known, words)]
         total = len(images)
         if start is not None:
             first = sort_key(*parse_id(start))
             images = [image for image in images if sort_key(image.day, image.name) <= first]
         limit = max(1, min(limit, MAX_PAGE))
         shown = images[:limit]
-        facts = self.index.facts(shown)
-        entries = [image_entry(image, facts[image]) for image in shown]
+        entries = [image_entry(image, facts) for image, facts in zip(shown, self.index.facts(shown), strict=True)]
         return GalleryPage(entries, total, images[limit].id if len(images) > limit else None)
 
     def entry(self, user: str | None, image_id: object) -> dict[str, Any]:
         """Return an image as the page shows it."""
         image = self.find(user, image_id)
-        return image_entry(image, self.index.facts([image])[image])
+        return image_entry(image, self.index.facts([image])[0])
 
     def entry_of_file(self, user: str | None, path: Path) -> dict[str, Any]:
         """Return an image that was just saved as the page shows it."""
@@ -92,10 +99,28 @@ class Gallery:
         """Restore a deletion; return the number of images."""
         return OutputsTrash(self.outputs(user)).restore(deletion)
 
-    def purge_trash(self, users: Sequence[str | None] = (None,)) -> None:
-        """Delete for good what users deleted long ago."""
-        for user in users:
-            OutputsTrash(self.outputs(user)).purge()
+    def purge_trash(self) -> None:
+        """Delete for good what users deleted long ago. Errors are only logged."""
+        folders = [self.workspace.outputs, *self.workspace.outputs.glob("*/")]
+        for folder in folders:
+            if (folder / TRASH_FOLDER).is_dir() and not (folder / TRASH_FOLDER).is_symlink():
+                try:
+                    OutputsTrash(Outputs(folder)).purge()
+                except UserError as error:
+                    log.warning("The trash of %s cannot be purged: %s", folder, error)
+
+    def _warm(self, user: str | None, images: Sequence[SavedImage]) -> None:
+        """Read the facts of many images before somebody searches them, once and in the background."""
+        folder = self.outputs(user).folder
+        if len(images) < _MANY or folder in self._warmed:
+            return
+        self._warmed.add(folder)
+
+        def read() -> None:
+            with suppress(UserError):  # whoever searches them is told
+                self.index.facts(images)
+
+        threading.Thread(target=read, name="facts of images", daemon=True).start()
 
     def find_all(self, user: str | None, ids: Sequence[str]) -> list[SavedImage]:
         """Return the images that are there, of at most `MAX_IDS` ids."""

@@ -83,17 +83,17 @@ def request_fields(form: Mapping[str, Any], gallery: Gallery, user: str | None) 
     {"upload": path}, {"image": id} or {"saved": name of an init image}, or None. Uploads are saved and deleted.
     """
     fields = dict(form)
-    if any(fields.pop(name, None) for name in _PATHS):
-        raise UserError("The form has a path.", "Reload the page.")
     init, mask = fields.pop("init", None), fields.pop("mask", None)
+    if fields.pop("init_image", None) or isinstance(mask, str):
+        raise UserError("The form names a file.", "Reload the page.")
     width, height = fields.pop("width", None), fields.pop("height", None)
     if width is not None or height is not None:
         fields["size"] = f"{width}x{height}"
     fields |= {name: None for name in (*_MAY_STAY_EMPTY, "size") if name in fields and fields[name] in ("", None)}
     fields["seed"] = read_seed(fields.get("seed"))
-    if form.get("mask") and not init:
+    if mask and not init:
         raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
-    init_fields = _init_fields(init, form.get("mask") and mask, gallery, user)
+    init_fields = _init_fields(init, mask, gallery, user)
     if init_fields:  # the init image has its own size
         fields |= {"size": None, "hires_scale": 1.0}
     return fields | init_fields

@@ -65,8 +65,8 @@ class ModelDownload:
 
 
 def models_page(app: App) -> dict[str, Any]:
-    """Return what the Models tab shows: {facts, reproducing: of the loaded model, machine, fixed: why nobody can switch,
-    or "", models: those on offer}."""
+    """Return what the Models tab shows: {facts, reproducing: of the loaded model, machine, models: those on offer,
+    fixed: why nobody can switch, or ""}."""
     return {
         "facts": model_facts(app.generation.base),
         "reproducing": [("Fingerprint (SHA-256)", app.generation.base.version)],

@@ -17,6 +17,10 @@ export function conceptCard({ back, changed, open }) {
   async function refresh() {
     if (!token) return;
     const number = ++request;
+    try { await load(number); } finally { if (number === request) body.inert = false; }
+  }
+
+  async function load(number) {
     let details;
     try {
       details = await api.get("/app/concept", { token });
@@ -48,7 +52,9 @@ export function conceptCard({ back, changed, open }) {
       token = next;
       last = "";
       root.scrollTop = 0;
+      body.inert = false;
       if (!next) return void fill(body, h("p", { class: "empty" }, "Select a concept to see its card."));
+      body.inert = true; // what is still shown is another concept: nothing may act on it
       if (!body.childElementCount) fill(body, h("div", { class: "skeleton concept-card-image" }));
       return refresh();
     },

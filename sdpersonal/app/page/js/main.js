@@ -8,13 +8,22 @@ import { fill, h } from "./dom.js";
 import { menuButton, showError, toast } from "./ui.js";
 
 const TABS = {
-  generate: { title: "Generate", load: () => import("./generate.js") },
-  train: { title: "Train", load: () => import("./train.js") },
-  library: { title: "Library", load: () => import("./library.js") },
-  models: { title: "Models", load: () => import("./models.js") },
+  generate: { load: () => import("./generate.js"), styles: ["generate"] },
+  train: { load: () => import("./train.js"), styles: ["train"] },
+  library: { load: () => import("./library.js"), styles: ["library"] },
+  models: { load: () => import("./models.js"), styles: ["library"] },
 };
 const mounted = new Map();
 let current = null;
+
+/** Load a style sheet once; those of other tabs would delay the first paint. */
+function loadStyle(name) {
+  const url = new URL(`../css/${name}.css`, import.meta.url).href;
+  if ([...document.styleSheets].some(sheet => sheet.href === url)) return null;
+  return new Promise((resolve, reject) => {
+    document.head.append(h("link", { rel: "stylesheet", href: url, onload: resolve, onerror: () => reject(new Error("A style sheet could not be loaded.")) }));
+  });
+}
 
 /** Go to a tab: go("train", "abc"). */
 export function go(tab, ...path) {
@@ -30,6 +39,7 @@ function readAddress() {
 
 async function show() {
   const { tab, path } = readAddress();
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(); // the browser's Back leaves them too
   if (current !== tab) mounted.get(current)?.hide?.();
   current = tab;
   document.body.dataset.tab = tab;
@@ -43,7 +53,7 @@ async function show() {
     document.getElementById("loading").hidden = false;
     mounted.set(tab, {});
     try {
-      const module = await TABS[tab].load();
+      const [module] = await Promise.all([TABS[tab].load(), ...TABS[tab].styles.map(loadStyle)]);
       mounted.set(tab, module.mount(root) ?? {});
     } catch (error) {
       mounted.delete(tab);
