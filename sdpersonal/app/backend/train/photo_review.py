@@ -129,16 +129,16 @@ def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions, seen_be
             seen[photo.name] = seen_before.get(photo, options)
     used = {photo.name: seen[photo.name] for photo in stored if photo.used and photo.name in seen}
     first: dict[str, ExaminedPhoto] = {}  # the trainer uses one of those that are identical after a rotation
-    for photo in used.values():
-        first.setdefault(photo.pixels_sha256, photo.examined)
+    for used_photo in used.values():
+        first.setdefault(used_photo.pixels_sha256, used_photo.examined)
     photos = list(first.values())
     try:
         report = _check_photos(photos, options)
         advice = _find_advice(photos, report)
     finally:
-        for photo in seen.values():
-            photo.examined.release()
-    marks = {name: [] if photo.examined in photos else [_SAME_MARK] for name, photo in used.items()}
+        for remembered in seen.values():
+            remembered.examined.release()
+    marks = {name: [] if used_photo.examined in photos else [_SAME_MARK] for name, used_photo in used.items()}
     for finding in report.findings:
         for name in finding.photos if finding.name in _MARKS else ():
             marks[name].append(_MARKS[finding.name])
@@ -147,7 +147,7 @@ def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions, seen_be
         tuple(_for_page(finding, options) for finding in report.findings),
         {name: tuple(texts) for name, texts in marks.items()},
         advice,
-        {name: photo.crop for name, photo in seen.items()},
+        {name: remembered.crop for name, remembered in seen.items()},
     )
 
 
