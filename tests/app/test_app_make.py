@@ -7,14 +7,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_service_training import FORM
 
 from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings
 from support import browser as browsers
+from support.axe import violations
 from support.serving import Server
 
 BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
 SLOW = 120  # seconds, on a machine with other work
+RIGHT, DOWN = "\ue014", "\ue015"  # keys of WebDriver
 
 needs_browser = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())
 pytestmark = pytest.mark.slow
@@ -39,152 +41,207 @@ def window(tmp_path):
         yield opened
 
 
-def value(window, selector):
-    return window.run("return document.querySelector(arguments[0])?.value ?? ''", selector)
-
-
 def says(window, selector, words, seconds=SLOW):
-    window.wait(f"(document.querySelector('{selector} textarea')?.value ?? '').includes({json.dumps(words)})", seconds)
+    window.wait(
+        f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').includes({json.dumps(words)})", seconds
+    )
 
 
-OPEN = """(() => {
-    const named = each => each.textContent.trim() == 'Train';  // on a phone it is in a menu
-    [...document.querySelectorAll('button')].filter(named).forEach(each => each.click());
-    return document.querySelector('#train-start, #run-title')?.offsetParent;
-})()"""
+def count(window, selector):
+    return window.run("return document.querySelectorAll(arguments[0]).length", selector)
 
 
-def make_tab(window, server):
-    window.open(server.url)
-    window.wait(OPEN, SLOW)
+def make_tab(window, server, *path):
+    window.open(f"{server.url}/#" + "/".join(("train", *path)))
+    window.wait("document.querySelector('#train-start, #run-title')", SLOW)
 
 
-def drop(window, paths):
-    element = window.call("element", using="css selector", value="#photos-drop input[type=file]")[browsers.ELEMENT]
+def choose(window, paths):
+    element = window.call("element", using="css selector", value=".draft input[type=file]")[browsers.ELEMENT]
     window.call(f"element/{element}/value", text="\n".join(map(str, paths)))
 
 
-@needs_browser
-def test_an_empty_library_says_what_to_do_next(server, window):
-    window.resize(390, 844)  # a phone
-    window.open(server.url)
-    window.wait("(document.querySelector('#no-concepts textarea')?.value ?? '').includes('No concepts yet')")
-    assert window.run("return document.documentElement.scrollWidth") <= 390
+def press(window, name):
+    """Press the button with this name or text."""
+    pressed = window.run(
+        "const named = b => b.getAttribute('aria-label') === arguments[0] || b.textContent.trim() === arguments[0];"
+        "const place = document.querySelector('dialog') ?? document.querySelector('main');"
+        "const buttons = [...place.querySelectorAll('button')];"
+        "const button = buttons.find(b => named(b) && b.offsetParent); button?.click(); return Boolean(button)",
+        name,
+    )
+    assert pressed, f"no button {name}"
 
 
-ORDER = ("kind", "noun", "owner", "name", "agrees", "method", "crop", "flip", "early_stop", "text_encoder", "prior")
-ORDER += ("steps", "lr", "rank", "resolution", "seed")
-FILLED = [FORM[name] for name in ORDER]
-
-
-def ask(server, handler, values, session="page"):
-    """Call a handler as a page does; its last message, or the status where it was refused."""
-    body = {"data": values, "fn_index": server.handler(handler)["id"], "session_hash": session}
-    joined = server.http.post("/gradio_api/queue/join", json=body)
-    return server.ending(session) if joined.status_code == 200 else str(joined.status_code)
-
-
-def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
-    """No path is read, no run of nobody is touched, nothing is started, and the log shows no traceback of ours."""
-    (server.place / "canary.txt").write_text("CANARY")
-    paths = ["/etc/passwd", "canary.txt", "../canary.txt", str(server.place / "concepts")]
-    answers = [
-        ask(server, "on_drop", [[{"path": path, "meta": {"_type": "gradio.FileData"}}], *FILLED]) for path in paths
-    ]
-    for name in ("on_start", "on_clear", "on_advice"):
-        answers += [
-            ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])
-        ]
-    for chosen in (None, -1, 99, "0", [0], 10**30):
-        answers += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
-    answers += [ask(server, name, []) for name in ("on_ask", "on_discard", "on_resume", "on_another")]
-    assert "CANARY" not in "".join(answers) and "root:" not in "".join(answers) and "Traceback" not in "".join(answers)
-    assert "There are no photos yet" in answers[len(paths)]
-    assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("*"))
-    assert (server.place / "canary.txt").exists()
+def fake_failed_run(place, name, message):
+    """A training that failed, as its process left it."""
+    run = place / "runs" / name
+    (run / "photos").mkdir(parents=True)
+    for path in sorted(BEAR.glob("*.jpg")):
+        (run / "photos" / path.name).write_bytes(path.read_bytes())
+    settings = DreamboothSettings(photos=run / "photos", token="<me/vase>", class_noun="vase", base="tiny", run=run)
+    (run / "settings.json").write_text(json.dumps(settings.model_dump(mode="json") | {"program": "dreambooth"}))
+    (run / "process.json").write_text(json.dumps({"pid": 2**22 - 1, "born": 1.0, "began": time.time() - 60}))
+    (run / "errors.txt").write_text(f"error: {message}\n")
+    return run
 
 
 @needs_browser
-def test_cancelled_on_a_phone_after_being_asked_once_more(server, window):
+def test_the_first_minute_on_a_phone(server, window):
     window.resize(390, 844)
     make_tab(window, server)
-    window.wait("document.querySelector('#sample-photos-0')?.offsetParent")
-    window.click("#sample-photos-0")
-    window.wait("document.querySelectorAll('#photos img').length == 5", SLOW)
-    window.type("#train-noun textarea, #train-noun input", "bear")
-    window.type("#train-name textarea, #train-name input", "bear")
-    says(window, "#train-plan", "At most 320 steps")
+    says(window, ".drop-zone", "Teach it something of yours")
+    says(window, "#train-problem", "photos")
     assert window.run("return document.documentElement.scrollWidth") <= 390
-    window.click("#train-start")
-    says(window, "#run-title", "<me/bear>")
-    window.click("#run-cancel")
-    window.wait("document.querySelector('#run-yes')?.offsetParent", SLOW)
-    window.click("#run-yes")
-    says(window, "#train-note", "copies of your photos were deleted")
-    assert window.run("return document.documentElement.scrollWidth") <= 390
-    assert not list((server.place / "runs").glob("me-bear-*"))
+    assert window.run("return document.querySelector('#train-start').getBoundingClientRect().bottom <= innerHeight")
+    assert violations(window) == []
+
+
+def test_called_by_hand_with_anything_the_routes_answer_in_words(server):
+    """No path is read, no run of nobody is touched, nothing is started, and the log shows no traceback of ours."""
+    (server.place / "canary.txt").write_text("CANARY")
+    draft = server.get_json("/app/drafts")["drafts"][0]["id"]
+    paths = ["/etc/passwd", "canary.txt", "../canary.txt", str(server.place / "concepts")]
+    answers = [server.post_json(f"/app/drafts/{draft}/photos", {"uploads": [path]}) for path in paths]
+    values = [None, -1, [], "0", [0], 10**30, {"a": 1}, "x; touch PWNED", float("nan")]
+    for value in values:
+        for route in ("photo", "captions", "form", "samples", "start", "advice", "clear"):
+            body = {"photo": value, "captions": value, "values": value, "set": value, "crop": value}
+            keys = {"photo": ("photo", "crop"), "captions": ("captions",), "form": ("values",), "samples": ("set",)}
+            sent = {key: body[key] for key in keys.get(route, ())}
+            answers.append(server.post_json(f"/app/drafts/{draft}/{route}", sent))
+        for route in ("command", "keep", "prompts"):
+            answers.append(server.post_json(f"/app/trainings/none/{route}", {"command": value, "step": value}))
+        answers.append(server.post_json("/app/trainings/move", {"id": value, "before": value}))
+        answers.append(server.post_json("/app/drafts", {"from_run": value}))
+    texts = "".join(answer.text for answer in answers)
+    assert not any(word in texts for word in ("CANARY", "root:", "Traceback"))
+    assert {answer.status_code for answer in answers} <= {200, 400, 403, 404, 422}
+    start = server.post_json(f"/app/drafts/{draft}/start")
+    assert start.status_code == 400 and start.json()["error"]
+    assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("me-*"))
+    assert (server.place / "canary.txt").exists() and "Traceback" not in server.log.read_text()
 
 
 @needs_browser
-def test_a_person_makes_a_concept(server, window, tmp_path):
-    """Photos, a name, start; reload in the middle; stop and keep; its first prompt stands in the Generate tab."""
+def test_photos_are_prepared_by_hand_and_survive_a_reload(server, window, tmp_path):
     make_tab(window, server)
-    window.wait("document.querySelector('#train-start')?.offsetParent")
     (tmp_path / "<img src=x onerror=alert(1)>.gif").write_bytes(b"GIF89a")
-    drop(window, [*sorted(BEAR.iterdir()), *tmp_path.glob("*.gif")])
-    window.wait("document.querySelectorAll('#photos img').length == 5", SLOW)
-    says(window, "#photos-review", "is a GIF")
-    window.click("#photos .thumbnail-item")
-    window.wait("document.querySelector('#photo-leave-out')?.offsetParent", SLOW)
-    says(window, "#photo-caption", "{}")
-    window.click("#photo-leave-out")
-    says(window, "#photos-review", "1 left out")
-    window.type("#train-noun textarea, #train-noun input", "bear")
-    window.type("#train-name textarea, #train-name input", "My Bear")
-    says(window, "#train-name-note", "Call it <me/my-bear>")
-    window.run(
-        "const box = document.querySelector('#train-name textarea, #train-name input');"
-        "box.value = ''; box.dispatchEvent(new Event('input'))"
+    choose(window, [*sorted(BEAR.glob("*.jpg")), *tmp_path.glob("*.gif")])
+    window.wait("document.querySelectorAll('.photo-tile').length == 5", SLOW)
+    says(window, ".photo-problems", "is a GIF")
+    window.click(".photo-open")
+    window.wait(
+        "document.querySelector('.crop-box')?.offsetParent && document.querySelector('.crop-frame img').complete"
     )
-    window.type("#train-name textarea, #train-name input", "bear")
+    window.type(".crop-box", "---" + RIGHT + DOWN)
+    window.type(".photo-editor textarea", "on the moon")
+    press(window, "Next photo")
+    press(window, "Leave out")
+    says(window, "#photo-count", "1 left out")
+    press(window, "Close")
+    window.type("#train-noun", "bear")
+    window.type("#train-name", "My Bear")
+    says(window, ".token-note", "<me/my-bear>")
     says(window, "#train-plan", "on 4 photos of bear")
-    window.click("#train-start")
-    says(window, "#run-text", "Step ")
+    assert violations(window) == []
 
     make_tab(window, server)  # as after a reload
-    says(window, "#run-title", "Training <me/bear>")
-    says(window, "#run-text", "Step ")
-    (run,) = (server.place / "runs").glob("me-bear-*")
-    assert len([path for path in (run / "photos").iterdir() if path.suffix != ".txt"]) == 4
-    window.click("#run-keep")
-    says(window, "#run-title", "<me/bear-v1> is ready")
-    window.wait("document.querySelectorAll('#run-samples img').length == 2", SLOW)
+    says(window, "#photo-count", "5 photos, 1 left out")
+    assert window.run("return document.querySelector('#train-name').value") == "My Bear"
+    (draft,) = [draft for draft in server.get_json("/app/drafts")["drafts"] if draft["photos"]]
+    assert draft["photos"][0]["caption"] == "{} on the moon" and draft["photos"][0]["own_crop"]
+    assert draft["photos"][0]["crop"][2] < 0.9 and draft["photos"][0]["crop"][0] > 0
+    assert count(window, "img[src=x]") == 0
+
+
+@needs_browser
+def test_a_person_makes_a_concept(server, window):
+    """Start; reload in the middle; prepare the next one meanwhile; keep a step by eye; its prompt goes to Generate."""
+    make_tab(window, server)
+    says(window, "#train-plan", "on 4 photos of bear")
+    window.click("#train-start")
+    says(window, "#run-title", "<me/my-bear>")
+    window.wait("document.querySelector('#run-sample')", SLOW)
+    make_tab(window, server)  # as after a reload: the running training is shown
+    says(window, "#run-title", "<me/my-bear>")
+    (run,) = (server.place / "runs").glob("me-my-bear-*")
+    photos = [path for path in (run / "photos").iterdir() if path.suffix not in (".txt", ".json")]
+    assert len(photos) == 4
+    window.click("#run-sample")
+
+    press(window, "Prepare another")
+    window.wait("document.querySelector('[data-sample]')?.offsetParent", SLOW)
+    window.click("[data-sample=cyanotype]")
+    says(window, "#train-start", "Add to the queue")
+    says(window, "#train-plan", "style")
+    window.click("#train-start")
+    says(window, "#run-state", "Waiting")
+    press(window, "Cancel")
+    press(window, "Cancel the training")
+    window.wait("!document.querySelector('[data-state=waiting]')", SLOW)
+
+    make_tab(window, server)
+    window.wait("document.querySelector('.timeline-keep')?.offsetParent", SLOW)
+    assert violations(window) == []
+    window.click(".timeline-image")
+    window.wait("document.querySelector('.sample-viewer .viewer-image')?.naturalWidth")
+    press(window, "Close")
+    window.run("document.querySelector('.timeline-keep').click()")
+    says(window, "#run-state", "Done")
     assert not (run / "photos").exists() and len(Library(server.place / "concepts").entries()) == 1
-    window.run("HTMLAnchorElement.prototype.click = function () { window.asked = this.href; }")
-    window.click("#run-report")
-    link = window.wait("window.asked")
-    report = server.http.get(link.removeprefix(server.url))
-    assert "&lt;me/bear" in report.text and report.headers["Content-Disposition"].startswith("attachment")
-    window.click("#run-try-0")
-    window.wait("document.querySelector('#prompt textarea')?.value == 'a photo of <me/bear>'")
-    window.wait("document.querySelector('#generate')?.offsetParent")
-    assert window.run("return document.querySelectorAll('img[src=x]').length") == 0
+    link = window.wait("[...document.links].find(a => a.textContent === 'Open the report' && a.offsetParent)?.href")
+    assert "&lt;me/my-bear" in server.http.get(link.removeprefix(server.url)).text
+    window.click("#run-generate")
+    window.wait("location.hash === '#generate'")
+    window.wait("document.querySelector('#prompt')?.value.includes('<me/my-bear>')", SLOW)
     outside = [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))]
     assert outside == []
 
 
+@needs_browser
+def test_a_failed_training_offers_the_change(server, window):
+    """The button makes the draft with the change and starts it; it is cancelled on a phone, after being asked."""
+    window.resize(390, 844)
+    failed = fake_failed_run(
+        server.place, "me-vase-20260101-000000-0001", "The loss became NaN. Try --lr 0.0001, with another --run."
+    )
+    make_tab(window, server, failed.name)
+    says(window, "#run-text", "The loss became NaN.")
+    says(window, "#run-advice", "Lower the learning rate to 0.0001")
+    assert "--" not in window.text("#run-text") + window.text("#run-advice")
+    press(window, "Lower the learning rate to 0.0001 and start again")
+    window.wait(f"location.hash.startsWith('#train/me-vase') && !location.hash.includes('{failed.name}')", SLOW)
+    (started,) = [run for run in (server.place / "runs").glob("me-vase-*") if run != failed]
+    assert json.loads((started / "settings.json").read_text())["lr"] == 0.0001
+    window.wait("document.querySelector('#run-cancel')", SLOW)
+    assert window.run("return document.documentElement.scrollWidth") <= 390
+    press(window, "Cancel")
+    press(window, "Cancel the training")
+    window.wait(f"!location.hash.includes('{started.name}')", SLOW)
+    assert not started.exists() and failed.exists()
+
+
 def test_the_end_of_the_app_ends_the_training_with_a_checkpoint(server):
-    """Started over HTTP, as a page does; SIGTERM to the app reaches it."""
-    assert "photo 05" in ask(server, "on_sample", FILLED)
-    assert "Preparing to train" in ask(server, "on_start", FILLED)
-    assert "You are already training" in ask(server, "on_start", FILLED, "another page")
-    run = max((server.place / "runs").glob("me-bear-*"), key=lambda run: run.stat().st_mtime)
-    trainer, progress = psutil.Process(json.loads((run / "process.json").read_text())["pid"]), run / "progress.jsonl"
-    until = time.monotonic() + SLOW
+    """Started over HTTP, as a page does; SIGTERM to the app reaches it; drafts are there after the next start."""
+    draft = server.post_json("/app/drafts").json()["id"]
+    other = server.post_json("/app/drafts").json()["id"]
+    assert len(server.post_json(f"/app/drafts/{draft}/samples", {"set": "teddy-bear"}).json()["photos"]) == 5
+    server.post_json(f"/app/drafts/{other}/samples", {"set": "cyanotype"})
+    crop = [0.1, 0.1, 0.8]
+    photo = server.get_json("/app/drafts")["drafts"][-1]["photos"][0]["id"]
+    server.post_json(f"/app/drafts/{other}/photo", {"photo": photo, "crop": crop, "caption": "{} at sea"})
+    run = server.place / "runs" / server.post_json(f"/app/drafts/{draft}/start").json()["run"]
+    progress, until = run / "progress.jsonl", time.monotonic() + SLOW
     while not (progress.exists() and progress.read_text().count("\n") > 2) and time.monotonic() < until:
         time.sleep(0.1)
+    trainer = psutil.Process(json.loads((run / "process.json").read_text())["pid"])
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(SLOW) == 0
     assert not trainer.is_running() and list(run.glob("step-*/manifest.json"))
     assert "it is saved" in (run / "errors.txt").read_text()
-    assert not list(server.place.glob("sdpersonal-*"))  # neither what was shown nor the photos that were dropped
+    with Server(server.place) as again:
+        saved = next(item for item in again.get_json("/app/drafts")["drafts"] if item["id"] == other)
+        assert saved["photos"][0]["crop"] == crop and saved["photos"][0]["caption"] == "{} at sea"
+        status = next(item for item in again.get_json("/app/trainings")["trainings"] if item["id"] == run.name)
+        assert status["state"] == "stopped"

@@ -118,7 +118,7 @@ function showForm({ fields, show }, now, saver, touched) {
   }
   show(Object.fromEntries(["kind", "method"].filter(name => !saver.waits(name)).map(name => [name, now.form[name]])));
   const { token, note, problem } = now.name ?? {};
-  showToken(fields.token, token, problem || note, now.form.owner);
+  showToken(fields.token, token, (now.form.name && problem) || note, now.form.owner);
   const { problem: planProblem, field } = now.plan ?? {};
   for (const [name, entry] of Object.entries(fields)) {
     if (name !== "token") entry.error(name === field && touched.has(name) ? planProblem : "");
@@ -151,7 +151,7 @@ function showProblem(root, form, problem, field) {
 
 /** The plan, what is missing, and the button. */
 function draftFoot({ start, draft }) {
-  const lines = h("ul", { class: "plan-lines", id: "train-plan", "aria-live": "polite" });
+  const lines = h("ul", { class: "plan-lines", id: "train-plan", "aria-live": "polite", "aria-label": "Plan", tabindex: 0 });
   const problem = h("p", { class: "plan-problem", id: "train-problem", tabindex: -1 });
   const begin = button("Start training", { kind: "primary", id: "train-start", onclick: start, "aria-describedby": "train-problem" });
   const root = h("div", { class: "draft-foot" }, lines, problem, begin);

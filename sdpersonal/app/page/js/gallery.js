@@ -20,12 +20,15 @@ export function gallery({ onOpen, emptyPart }) {
   const mode = selectMode({ onChange: () => show() });
   const filters = filterFields();
   const scroller = h("div", { class: "gallery" },
-    h("div", { class: "gallery-head" }, h("div", { class: "row nowrap gallery-tools" }, filters.root, button("Select", {
-      busyWhile: false, "aria-pressed": "false", class: "button", onclick: event => { mode.toggle(); event.currentTarget.setAttribute("aria-pressed", String(mode.isOn)); },
+    h("div", { class: "gallery-head" }, h("div", { class: "row nowrap gallery-tools" }, filters.root, mode.info, button("Select", {
+      busyWhile: false, "aria-pressed": "false", class: "button", onclick: () => mode.toggle(),
     })), mode.root),
     empty, grid, sentinel);
   const select = scroller.querySelector(".gallery-tools > .button");
-  mode.onToggle = on => select.setAttribute("aria-pressed", String(on));
+  mode.onToggle = on => {
+    select.setAttribute("aria-pressed", String(on));
+    scroller.classList.toggle("selecting", on);
+  };
 
   const context = { mode, onOpen, grid };
   const show = () => {
@@ -51,6 +54,7 @@ export function gallery({ onOpen, emptyPart }) {
     showNewest() {
       filters.reset();
       scroller.scrollTop = 0;
+      if (matchMedia("(max-width: 760px)").matches) scroller.scrollIntoView({ block: "start" });
     },
   };
 }
@@ -73,7 +77,7 @@ function filterFields() {
   const later = debounce(apply, 300);
   search.addEventListener("input", later);
   return {
-    root: h("div", { class: "row nowrap grow" }, kind.root, search, total),
+    root: h("div", { class: "row nowrap gallery-filters" }, kind.root, search, total),
     count(number) { total.textContent = images.loaded ? number.toLocaleString() : ""; total.title = `${number} images`; },
     reset() {
       if (kind.value === "recent" && !search.value) return;

@@ -10,6 +10,7 @@ const entries = new Map();
 const listeners = new Set();
 const removed = new Set(); // ids deleted in this tab: a late event must not bring them back
 let order = [], total = 0, next = null, request = 0, loading = null;
+let recent = []; // ids added since the newest images were asked for: the answer may not have them
 const filter = { search: "", favourites: false };
 
 const notify = () => { for (const listener of listeners) listener(); };
@@ -21,12 +22,15 @@ function remember(entry) {
 
 async function load(from, limit = PAGE) {
   const mine = ++request;
+  if (!from) recent = [];
   const params = { search: filter.search, favourites: filter.favourites ? 1 : 0, from, limit };
   const answer = await api.get("/app/gallery", params);
   if (mine !== request) return; // the filter has changed meanwhile
   const ids = answer.images.map(remember);
-  order = from ? [...order, ...ids.filter(id => !order.includes(id))] : ids;
+  const late = recent.filter(id => !ids.includes(id) && !removed.has(id));
+  order = from ? [...order, ...ids.filter(id => !order.includes(id))] : [...late, ...ids];
   ({ total, next } = answer);
+  if (!from) total += late.length;
   images.loaded = true;
   notify();
 }
@@ -62,6 +66,7 @@ export const images = {
     remember(entry);
     if (!known && !filter.favourites && !filter.search) {
       order = [entry.id, ...order];
+      recent = [entry.id, ...recent];
       total += 1;
     }
     notify();

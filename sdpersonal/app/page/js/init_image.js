@@ -38,9 +38,9 @@ function chip(init, mask) {
   return h("div", { class: "init-chip" },
     h("img", { class: "init-thumb", src: init.thumb ?? init.url, alt: "" }),
     h("div", { class: "grow" },
-      h("div", { class: "init-title" }, mask ? "Only the painted part of" : "Starts from", h("strong", {}, ` ${init.name}`)),
-      h("div", { class: "muted small-text" }, `${init.width} × ${init.height}`)),
-    button(mask ? "Paint again" : "Paint", { iconName: "brush", small: true, title: "Paint the part to generate again (inpainting)", onclick: () => openInpaint(init) }),
+      h("div", { class: "init-title", title: init.name }, h("span", { class: "visually-hidden" }, "Starts from "), init.name),
+      h("div", { class: "muted small-text" }, `${init.width} × ${init.height}${mask ? ", its painted part" : ""}`)),
+    button("Paint", { iconName: "brush", small: true, title: "Paint the part to generate again (inpainting)", onclick: () => openInpaint(init) }),
     button("Remove the starting image", { iconName: "close", iconOnly: true, small: true, kind: "quiet", onclick: removeInit }));
 }
 
@@ -50,9 +50,12 @@ function removeInit() {
   toast("Removed the starting image.", { action: { label: "Undo", run: () => form.set({ init, mask }) } });
 }
 
+/** "Image 40", from an id as "2026-11-28/00040-abcdef12". */
+const imageTitle = entry => `Image ${Number.parseInt(entry.id.split("/")[1], 10) || ""}`;
+
 /** Start from an image of the gallery; an empty prompt takes the image's. */
 export function startFromImage(entry) {
-  const init = { image: entry.id, name: `image ${entry.id.split("/")[1].split("-")[0]}`, url: entry.url, thumb: entry.thumb, width: entry.width, height: entry.height };
+  const init = { image: entry.id, name: imageTitle(entry), url: entry.url, thumb: entry.thumb, width: entry.width, height: entry.height };
   form.set({ init, mask: null, ...(form.values.prompt.trim() ? {} : { prompt: entry.prompt }) });
   return init;
 }
@@ -74,6 +77,6 @@ function takeDropped(files, event) {
 /** Paint on an image of the gallery: it becomes the starting image with a mask. */
 export function inpaintImage(entry) {
   selection.choose(entry.id);
-  return openInpaint({ image: entry.id, url: entry.url, name: `image ${entry.id.split("/")[1].split("-")[0]}`, thumb: entry.thumb, width: entry.width, height: entry.height },
+  return openInpaint({ image: entry.id, url: entry.url, name: imageTitle(entry), thumb: entry.thumb, width: entry.width, height: entry.height },
     form.values.prompt.trim() ? {} : { prompt: entry.prompt });
 }

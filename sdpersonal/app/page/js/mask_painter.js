@@ -13,6 +13,7 @@ export function maskPainter(picture, former = null) {
   const cursor = h("span", { class: "paint-cursor", "aria-hidden": "true", hidden: true });
   picture.alt = "";
   const root = h("div", { class: "paint-area" }, picture, canvas, cursor);
+  root.style.setProperty("width", `min(100%, ${Math.max(width, 480)}px, calc((100dvh - 330px) * ${width / height}))`);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const colour = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
   const strokes = [];

@@ -3,6 +3,7 @@
 import { fill, h } from "./dom.js";
 import { segmented } from "./fields.js";
 import { thumbs } from "./training_side.js";
+import { plainToken } from "./train_data.js";
 import { announce, button, openDialog } from "./ui.js";
 
 /** Open the viewer at an image of a step. Left and right: the images of the step; up and down: the same image at the
@@ -35,7 +36,7 @@ export function openSampleViewer({ training, step, index }) {
   };
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   return openDialog({
-    title: `Samples of ${training.token}`, wide: true, className: "sample-viewer",
+    title: `Samples of ${plainToken(training)}`, wide: true, className: "sample-viewer",
     content: [
       h("div", { class: "viewer-images" }, h("figure", {}, image), aside),
       caption,

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { deleteImages, downloadZip, images, setFavourite } from "./images.js";
 import { openCompare } from "./lightbox.js";
-import { button, countText, menuButton } from "./ui.js";
+import { button, menuButton } from "./ui.js";
 
 /** Make the mode and its bar. onChange: called when what is selected changes. */
 export function selectMode({ onChange }) {
@@ -23,24 +23,24 @@ export function selectMode({ onChange }) {
   ];
   const compare = buttons[2];
   const all = button("Select all", { small: true, kind: "quiet", onclick: () => { images.order.forEach(id => chosen.add(id)); update(); } });
-  const done = button("Done", { small: true, kind: "quiet", onclick: () => mode.toggle() });
-  const root = h("div", { class: "row select-bar", role: "toolbar", "aria-label": "Selected images", hidden: true }, count, all, buttons, done);
+  const info = h("div", { class: "row nowrap grow select-info", hidden: true }, count, all);
+  const root = h("div", { class: "row select-bar", role: "toolbar", "aria-label": "Selected images", hidden: true }, buttons);
 
   function update() {
     for (const id of chosen) if (!images.order.includes(id)) chosen.delete(id);
-    count.textContent = chosen.size ? `${countText(chosen.size, "image")} selected` : "Click images to select them";
+    count.textContent = chosen.size ? `${chosen.size} selected` : "Click images to select them";
     for (const element of buttons) (element.querySelector("button") ?? element).disabled = !chosen.size;
     compare.disabled = chosen.size !== 2;
     compare.title = "Compare exactly two images with a slider";
     onChange();
   }
   const mode = {
-    root, onToggle: () => {},
+    root, info, onToggle: () => {},
     get isOn() { return isOn; },
     has: id => chosen.has(id),
     toggle() {
       isOn = !isOn;
-      root.hidden = !isOn;
+      root.hidden = info.hidden = !isOn;
       chosen.clear();
       mode.onToggle(isOn);
       update();

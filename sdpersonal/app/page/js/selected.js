@@ -28,7 +28,7 @@ export async function loadDetails(id, signal) {
 
 /** Make the pane. onLeave(): closes the sheet that the pane may be in, after an action that leads to the form. */
 export function selectedPane({ onLeave }) {
-  const root = h("div", { class: "selected", "aria-label": "Selected image", role: "region" });
+  const root = h("div", { class: "selected-image", "aria-label": "Selected image", role: "region" });
   let shown = null, abort = null, favourite = null;
 
   async function show() {

@@ -26,7 +26,7 @@ export function timeline({ keep, details }) {
     update(training) {
       const entries = training.timeline ?? [];
       root.hidden = !entries.length;
-      hint.textContent = entries.some(entry => entry.best) ? "The star marks the step that would be kept. Click an image to compare." : "Click an image to compare.";
+      hint.textContent = starText(training, entries);
       const atEnd = list.scrollLeft + list.clientWidth >= list.scrollWidth - 40;
       const before = list.childElementCount;
       updateList(list, entries, entry => entry.step, entry => makeCard(entry, open, keep, training), (card, entry) => fillCard(card, entry, open, training));
@@ -35,23 +35,48 @@ export function timeline({ keep, details }) {
   };
 }
 
+function starText(training, entries) {
+  const compare = "Click an image to compare.";
+  if (!entries.some(entry => entry.best)) return compare;
+  return `${training.state === "done" ? "The star marks the step that was kept." : "The star marks the step that would be kept."} ${compare}`;
+}
+
+const SHOWN = 4; // images of a card; the viewer has all
+
+/** Choose images for a card: the user's own prompts first, one of each prompt before a second one of any. */
+export function cardImages(images) {
+  const all = images.map((image, index) => ({ ...image, index })), seen = new Set();
+  const rank = image => {
+    const again = seen.has(image.prompt);
+    seen.add(image.prompt);
+    return (again ? 2 : 0) + (image.own ? 0 : 1);
+  };
+  const ranked = all.map(image => [rank(image), image]).sort(([a, first], [b, second]) => a - b || first.index - second.index);
+  return ranked.slice(0, SHOWN).map(([, image]) => image).sort((a, b) => a.index - b.index);
+}
+
 function makeCard(entry, open, keep, training) {
   const images = h("div", { class: "timeline-images" });
   const star = h("span", { class: "timeline-star", hidden: true }, icon("star", { filled: true }), h("span", { class: "visually-hidden" }, "the best so far"));
+  const all = button("+", { small: true, kind: "quiet", hidden: true, onclick: () => open(entry.step, 0) });
   const scores = h("dl", { class: "timeline-scores" });
   const keeper = button("", { small: true, class: "button small timeline-keep", dataset: { step: entry.step }, onclick: () => keep(entry.step) });
   const kept = h("p", { class: "small-text timeline-kept", hidden: true });
   const card = h("li", { class: "timeline-card", "aria-label": `Step ${entry.step}` },
-    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), star), scores, kept, keeper);
-  card.parts = { images, star, scores, kept, keeper };
+    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), h("span", { class: "row nowrap" }, all, star)), scores, kept, keeper);
+  card.parts = { images, all, star, scores, kept, keeper };
   fillCard(card, entry, open, training);
   return card;
 }
 
 function fillCard(card, entry, open, training) {
-  const { images, star, scores, kept, keeper } = card.parts;
-  updateList(images, entry.images.map((image, index) => ({ ...image, index })), image => image.url, image => makeImage(image, entry.step, open));
+  const { images, all, star, scores, kept, keeper } = card.parts;
+  updateList(images, cardImages(entry.images), image => image.url, image => makeImage(image, entry.step, open));
   images.classList.toggle("single", entry.images.length === 1);
+  const hidden = entry.images.length - images.childElementCount;
+  all.hidden = hidden <= 0;
+  all.querySelector("span").textContent = `+${hidden}`;
+  all.setAttribute("aria-label", `Show all ${entry.images.length} images of step ${entry.step}`);
   star.hidden = !entry.best;
   card.classList.toggle("best", entry.best);
   updateList(scores, scoreParts(entry.scores), ([name]) => name, makeScore, fillScore);

@@ -42,6 +42,9 @@ export function putDraft(draft) {
 export const findDraft = id => store.drafts.find(draft => draft.id === id);
 export const findTraining = id => store.trainings.find(training => training.id === id);
 
+/** A training's token as it is written in prompts: without the version, which is the newest there. */
+export const plainToken = training => training.token.replace(/-v\d+>$/, ">");
+
 /** Whether nobody has put anything into a draft yet. */
 export const isUntouched = draft => !draft.photos.length && !draft.form.name && !draft.form.noun;
 

@@ -2,7 +2,7 @@
 
 import { h, icon, updateList } from "./dom.js";
 import { go } from "./main.js";
-import { command, deleteDraft, emptyDraft, isRunning, isUntouched, moveTraining, store, waitingTrainings } from "./train_data.js";
+import { command, deleteDraft, emptyDraft, isRunning, isUntouched, moveTraining, plainToken, store, waitingTrainings } from "./train_data.js";
 import { busy, button, confirmDialog, countText, dateText, timeText } from "./ui.js";
 
 const STATES = {
@@ -14,8 +14,9 @@ export const stateText = training => STATES[training.state] ?? training.state;
 
 /** Make the list. Returns {root, update(), select(id)}. */
 export function mountTrainingList() {
+  const state = { selected: null };
   const groups = [
-    group("Being prepared", "drafts", draftItem, fillDraft, () => store.drafts),
+    group("Being prepared", "drafts", draftItem, fillDraft, () => shownDrafts(state.selected)),
     group("Queue", "queue", trainingItem, fillTraining, () => [...store.trainings.filter(isRunning), ...waitingTrainings()]),
     group("Ended", "ended", trainingItem, fillTraining, () => store.trainings.filter(item => !isRunning(item) && item.state !== "waiting")),
   ];
@@ -25,7 +26,6 @@ export function mountTrainingList() {
   } });
   const root = h("nav", { class: "train-list side", "aria-label": "Trainings" },
     h("div", { class: "train-list-head" }, h("h2", {}, "Trainings"), prepare), groups.map(part => part.root));
-  const state = { selected: null };
   const mark = () => {
     for (const link of root.querySelectorAll(".train-item > a")) {
       const on = link.parentElement.dataset.key === state.selected;
@@ -40,8 +40,14 @@ export function mountTrainingList() {
       prepare.hidden = !store.trainings.length && store.drafts.every(isUntouched);
       mark();
     },
-    select(id) { state.selected = id; mark(); root.querySelector("a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); },
+    select(id) { state.selected = id; this.update(); root.querySelector("a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); },
   };
+}
+
+/** The drafts with something in them, and one empty one at most. */
+function shownDrafts(selected) {
+  const empty = store.drafts.filter(isUntouched), shown = empty.find(draft => draft.id === selected) ?? empty[0];
+  return store.drafts.filter(draft => draft === shown || !isUntouched(draft));
 }
 
 function group(title, name, make, refresh, items) {
@@ -106,7 +112,7 @@ function trainingItem(training) {
 function fillTraining(element, training) {
   const { parts } = element;
   showThumb(parts, training.thumb);
-  parts.title.textContent = training.token;
+  parts.title.textContent = plainToken(training);
   parts.detail.textContent = detailText(training);
   element.dataset.state = training.state;
   parts.bar.hidden = !isRunning(training);

@@ -6,7 +6,7 @@ import { fill, h, updateList } from "./dom.js";
 import { go } from "./main.js";
 import { timeline } from "./timeline.js";
 import { stateText } from "./train_list.js";
-import { command, draftFrom, findTraining, isRunning, putDraft, startDraft } from "./train_data.js";
+import { command, draftFrom, findTraining, isRunning, plainToken, putDraft, startDraft } from "./train_data.js";
 import { trainingSide } from "./training_side.js";
 import { announce, button, confirmDialog, countText, dateText, menuButton, progressBar, showError, timeText, toast } from "./ui.js";
 
@@ -34,7 +34,7 @@ export function trainingView(id) {
     const shown = (now.timeline ?? []).map(entry => entry.step), best = now.timeline?.find(entry => entry.best)?.step;
     parts.curve.update({ curve: now.curve, steps: now.steps, samples: shown, best });
     parts.side.update(now);
-    if (state.announced && state.announced !== now.state) announce(`${now.token}: ${stateText(now)}`);
+    if (state.announced && state.announced !== now.state) announce(`${plainToken(now)}: ${stateText(now)}`);
     state.announced = now.state;
   };
   const load = async () => {
@@ -70,7 +70,7 @@ function trainingHead() {
   return {
     root: h("div", { class: "training-head" }, h("div", { class: "row training-title" }, title, chip, about), h("div", { class: "row nowrap training-actions" }, buttons, more)),
     update(now, actions) {
-      title.textContent = now.token;
+      title.textContent = plainToken(now);
       chip.textContent = stateText(now);
       chip.dataset.state = now.state;
       about.textContent = [METHODS[now.method], now.photo_count ? countText(now.photo_count, "photo") : "", now.created ? dateText(now.created) : ""].filter(Boolean).join(", ");
@@ -93,13 +93,13 @@ function trainingActions(id, details) {
   };
   const ask = (name, question) => async () => { if (await confirmDialog({ danger: true, ...question })) await send(name)(); };
   const all = {
-    generate: { label: "Generate with it", kind: "primary", iconName: "image", run: () => generate(details().try_prompts?.[0] ?? `a photo of ${details().token}`) },
+    generate: { label: "Generate with it", kind: "primary", iconName: "image", run: () => generate(details().try_prompts?.[0] ?? `a photo of ${plainToken(details())}`) },
     resume: { label: "Resume", kind: "primary", iconName: "play", run: send("resume") },
     sample: { label: "Sample now", run: send("sample") },
     keep: { label: "Keep the best and stop", run: send("keep") },
     pause: { label: "Pause and go on later", iconName: "stop", inMenu: true, run: send("pause") },
     variant: { label: "Train a variant", iconName: "copy", run: () => prepare(null) },
-    continue: { label: "Continue this concept", iconName: "play", inMenu: true, run: () => prepare({ continue_from: details().token }) },
+    continue: { label: "Continue this concept", iconName: "play", inMenu: true, run: () => prepare({ continue_from: plainToken(details()) }) },
     cancel: { label: "Cancel", kind: "danger", run: ask("cancel", { title: "Cancel this training?", text: "Nothing is added to the library; its work and its copies of the photos are deleted.", yes: "Cancel the training", no: "Go on training" }) },
     discard: { label: "Discard", kind: "danger", run: ask("discard", { title: "Discard this training?", text: "Its folder with the samples, the checkpoints and its copies of the photos is deleted. What is in the library stays.", yes: "Discard it" }) },
     dismiss: { label: "Remove from the list", iconName: "close", inMenu: true, run: send("dismiss") },
@@ -142,7 +142,7 @@ function progress() {
       row.hidden = !isRunning(now);
       bar.set(now.state === "training" && now.steps ? now.step / now.steps : null);
       left.textContent = now.state === "training" ? [`${Math.round((100 * now.step) / (now.steps || 1))} %`, now.left ? `${timeText(now.left)} left` : ""].filter(Boolean).join(", ") : "";
-      const words = now.text ?? now.message ?? "";
+      const words = (now.text ?? now.message ?? "").replaceAll(now.token, plainToken(now));
       if (text.textContent !== words) text.textContent = words;
       text.classList.toggle("notice", !isRunning(now) && now.state !== "done" && now.state !== "waiting");
       text.classList.toggle("error", now.state === "failed" || now.state === "damaged");

@@ -32,7 +32,7 @@ function verdict() {
       const text = (now.verdict ?? []).join("\n");
       if (list.dataset.text === text) return;
       list.dataset.text = text;
-      fill(list, (now.verdict ?? []).map(sentence => h("p", {}, sentence)));
+      fill(list, (now.verdict ?? []).map(sentence => h("p", { class: /^score [\d.]/.test(sentence) ? "muted small-text" : "" }, sentence)));
     },
   };
 }
