@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +129,7 @@ def generate_endless(
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Path, bool]]:
+) -> Generator[tuple[Path, bool], None, None]:
     """Continue the series, for up to `limit` images; yields each image's file once it is saved, and whether the
     safety checker flagged it.
 

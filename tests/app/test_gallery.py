@@ -364,6 +364,16 @@ def test_old_deletions_are_purged_unless_the_clock_is_wrong(workspace, monkeypat
     assert bin_.purge() == 1 and not (bin_.folder / second).exists()
 
 
+def test_the_trash_of_every_user_is_purged_at_the_start(gallery, workspace, monkeypatch):
+    undos = {user: gallery.delete(user, save(workspace, ["x"], user=user))[0] for user in ("ann", None)}
+    folders = {user: OutputsTrash(gallery.outputs(user)).folder for user in undos}
+    for user, folder in folders.items():
+        (folder / undos[user]).rename(folder / "20200101T101500Z-01234567")
+        gallery.delete(user, save(workspace, ["used since"], user=user))
+    gallery.purge_trash()
+    assert [len(list(folder.iterdir())) for folder in folders.values()] == [1, 1]
+
+
 def test_the_facts_cache_keeps_what_was_not_asked_for(gallery, workspace):
     saved = save(workspace, [f"{i}" for i in range(6)])
     gallery.page(None, "0")

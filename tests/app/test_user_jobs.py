@@ -180,6 +180,16 @@ def test_two_endless_jobs_take_turns_and_one_that_is_stopped_meanwhile_does_not_
     assert stub.made[begin : begin + 3] == ["b", "a", "b"] and titles(app, state="waiting") == []
 
 
+def test_an_endless_job_makes_way_for_another_model(app, stub):
+    endless = app.jobs.submit(None, plan("endless", endless=True))
+    until(lambda: endless.image_count >= 1)
+    app.generation.release()
+    count = endless.image_count
+    until(lambda: endless.image_count > count)
+    app.jobs.stop(None)
+    wait_for([endless])
+
+
 def test_a_real_endless_job_goes_on_where_it_stepped_aside(tiny, tmp_path):
     from sdpersonal.generation import Generator
     from sdpersonal.image_metadata import read_recipe

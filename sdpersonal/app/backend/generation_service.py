@@ -84,6 +84,10 @@ class GenerationService:
             message = work(context) or _ending_text(context.hidden, time.monotonic() - job.started_at)
         return " ".join([message, *context.notes])
 
+    def is_wanted_alone(self) -> bool:
+        """Return whether somebody waits to switch or drop the model, which an endless job must make way for."""
+        return self._queue.is_wanted_alone
+
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait until no job is left, at most some seconds; return whether that is so."""
         return self._queue.wait_until_empty(seconds)

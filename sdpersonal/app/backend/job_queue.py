@@ -85,6 +85,12 @@ class JobQueue:
             self._busy = False
             self.condition.notify_all()
 
+    @property
+    def is_wanted_alone(self) -> bool:
+        """Whether an exclusive job waits for the others to end."""
+        with self.condition:
+            return any(job.is_exclusive for job in self._waiting_jobs)
+
     def wait_until_empty(self, seconds: float) -> bool:
         """Wait until no job is left, at most some seconds; return whether that is so."""
         with self.condition:

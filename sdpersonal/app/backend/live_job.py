@@ -48,7 +48,7 @@ class Throttle:
 @dataclass(frozen=True)
 class Reports:
     """What a job knows of its line and reports to. lock: of the line; jobs_changed: tells the pages of the user's jobs;
-    others_wait: whether the user has other jobs that wait; is_watched: whether a page of the user is open; publish:
+    others_wait: whether an endless job must make way; is_watched: whether a page of the user is open; publish:
     sends an event (kind, data, key); entry_of: returns a saved image as pages show it."""
 
     lock: threading.Condition

@@ -166,7 +166,7 @@ class UserJobs:
         return Reports(
             self._lock,
             line.jobs_changed,
-            lambda: bool(line.waiting),
+            lambda: bool(line.waiting) or self._generation.is_wanted_alone(),
             lambda: self._events.is_watched(user),
             lambda kind, data, key: self._events.publish(user, kind, data, key),
             lambda path: self._gallery.entry_of_file(user, path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> JobPl
         images = generate_endless(
             series, job.generator, job.outputs, MAX_ENDLESS - count, progress=job.progress, cancelled=job.stopped
         )
-        for path, hidden in images:
-            job.add_image(path, hidden)
-            count += 1
-            if job.listener.must_step_aside() and count < MAX_ENDLESS:
-                raise StepAside
+        with closing(images):  # the series is locked while it runs
+            for path, hidden in images:
+                job.add_image(path, hidden)
+                count += 1
+                if job.listener.must_step_aside() and count < MAX_ENDLESS:
+                    raise StepAside
         job.notes.extend(filter(None, [difference(request.scheduler)]))
         return f"{MAX_ENDLESS} images are enough for now. Press Endless to continue."
 

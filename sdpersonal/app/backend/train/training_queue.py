@@ -5,15 +5,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ....display.units import format_minutes
 from ....errors import UserError
 from ....training.run_dir import RESULT_FILE, read_json, to_number
-from .run_status import PROCESS_FILE, SETTINGS_FILE, parse_process, write_process
+from .run_status import PROCESS_FILE, SETTINGS_FILE, format_start, parse_process, write_process
 from .trainer_process import NO_PROCESS
 
 MAX_WAITING = 20  # trainings of a user
 _MIN_GAP = 1e-3  # between the places of two trainings, which are seconds since 1970
+
+
+@dataclass(frozen=True)
+class RunningTraining:
+    """A running training. is_own: whether it belongs to the asking user; left: seconds, None if not known yet."""
+
+    is_own: bool
+    began: float
+    left: float | None
+
+    def message(self) -> str:
+        """Tell a user that the machine is busy; a training that is started now waits."""
+        who = "You are already training" if self.is_own else "Another user is training"
+        left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
+        return f"{who}, since {format_start(self.began)}{left}: this one waits in line."
 
 
 def waiting_runs(folders: Iterable[Path]) -> list[Path]:

@@ -9,25 +9,21 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .... import storage
-from ....config import DreamboothSettings, TrainingSettings
-from ....display.units import format_minutes
+from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
-from ....models.loading import BUILT_IN
-from ....models.loading.diffusers_folder import missing_file
-from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
 from ....photos.loading import is_sidecar
 from ....prompts import Token
 from ....training.own_prompts import write_own_prompts
 from ....training.run_dir import COST_FILE, RESULT_FILE, latest_step, read_json
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
+from .run_settings import own_paths, replaced_note, untrusted_settings
 from .run_status import (
     PHOTOS_FOLDER,
     PROCESS_FILE,
@@ -35,14 +31,12 @@ from .run_status import (
     SETTINGS_FILE,
     RunStatus,
     RunStatusReader,
-    format_start,
     is_app_run,
     list_folders,
     list_runs,
     parse_process,
     write_process,
 )
-from .train_form import PRIORS
 from .trainer_process import (
     ERRORS_FILE,
     NO_PROCESS,
@@ -54,27 +48,12 @@ from .trainer_process import (
     start_process,
 )
 from .training_cost import MeasuredCosts
-from .training_queue import MAX_WAITING, move_waiting, next_place, waiting_runs
+from .training_queue import MAX_WAITING, RunningTraining, move_waiting, next_place, waiting_runs
 from .uploads import PhotoUploads
 
 _END_SECONDS = 30.0  # seconds for a step and its checkpoint when the app ends
 _LOCK_SECONDS = 10.0  # that another app on the same folder may take to start a training
 _GONE = "That training does not exist any more."
-
-
-@dataclass(frozen=True)
-class RunningTraining:
-    """A running training. is_own: whether it belongs to the asking user; left: seconds, None if not known yet."""
-
-    is_own: bool
-    began: float
-    left: float | None
-
-    def message(self) -> str:
-        """Tell a user that the machine is busy; a training that is started now waits."""
-        who = "You are already training" if self.is_own else "Another user is training"
-        left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
-        return f"{who}, since {format_start(self.began)}{left}: this one waits in line."
 
 
 class TrainingService:
@@ -119,7 +98,7 @@ class TrainingService:
             if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
                 raise DiskFull("The disk is nearly full, so training was not started.", "Free some disk space first.")
             folder = runs_folder / _folder_name(settings)
-            settings = settings.model_copy(update=self._own_paths(folder))
+            settings = settings.model_copy(update=own_paths(folder, self.workspace))
             try:
                 self._write_run(folder, settings, uploads)
                 self._own_settings[folder] = settings
@@ -143,13 +122,13 @@ class TrainingService:
             if status.state not in ("stopped", "failed"):
                 raise UserError("This training is not one to resume.")
             saved = settings_from_json(status.settings)
-            replaced = self._untrusted_settings(saved, status.folder)
+            replaced = untrusted_settings(saved, status.folder, self.workspace, self._loaded_model())
             settings = saved.model_copy(update=replaced)
             self._own_settings[status.folder] = settings
             write_process(status.folder, NO_PROCESS, began=time.time(), queued=next_place(self._all()))
             self._launch_if_next(status.folder, settings)
         self.on_work()
-        return _replaced_note(replaced)
+        return replaced_note(replaced)
 
     def start_next(self) -> Path | None:
         """Start the training that has waited longest, if none runs; return its folder. What keeps it from starting is
@@ -189,35 +168,14 @@ class TrainingService:
             info = {"pid": 0, "born": 0.0, "began": now, "created": now, "queued": next_place(self._all())}
             storage.write_json(staged / PROCESS_FILE, info | {"photos": len(photos)})
 
-    def _own_paths(self, folder: Path) -> dict[str, object]:
-        return {
-            "photos": folder / PHOTOS_FOLDER,
-            "library": self.workspace.library.folder.resolve(),
-            "run": folder,
-        }
-
     def _settings_on_disk(self, folder: Path) -> TrainingSettings:
         """Return the settings of a run that waited when the app started. Raises UserError if its model is not one that
         this app may load by that name."""
         saved = settings_from_json(read_json(folder / SETTINGS_FILE))
-        replaced = self._untrusted_settings(saved, folder)
+        replaced = untrusted_settings(saved, folder, self.workspace, self._loaded_model())
         if "base" in replaced:
             raise UserError("The model of this training has to be chosen again: Resume takes the loaded one.")
         return saved.model_copy(update=replaced)
-
-    def _untrusted_settings(self, saved: TrainingSettings, folder: Path) -> dict[str, object]:
-        """Return the values to use in place of those of a run's file which the page could not have set there: the run
-        may be somebody else's, and these name what is read, written or sent."""
-        is_ours = saved.base == BUILT_IN or _is_cached(saved.base)
-        own = self._own_paths(folder) | {
-            "base": saved.base if is_ours else self._loaded_model(),
-            "revision": None,
-            "vae": None,
-            "report_to": None,
-        }
-        if isinstance(saved, DreamboothSettings):
-            own["prior"] = saved.prior if saved.prior in PRIORS.values() else "none"
-        return {name: value for name, value in own.items() if getattr(saved, name) != value}
 
     def _free_memory_if_idle(self) -> None:
         if self.running_training(None) is None:
@@ -368,17 +326,6 @@ class TrainingService:
         if read_json(folder / RESULT_FILE) and (folder / PHOTOS_FOLDER).exists():
             self.measured_costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
             storage.remove(folder / PHOTOS_FOLDER)
-
-
-def _is_cached(base: str | None) -> bool:
-    """Return whether this is a model with a short name, which is on this machine."""
-    hub_id = SHORT_NAMES.get(base or "")
-    return hub_id is not None and cached_folder(hub_id, None, missing_file) is not None
-
-
-def _replaced_note(names: Iterable[str]) -> str:
-    listed = ", ".join(names)
-    return f"Not taken from the run's {SETTINGS_FILE}, but set by this app: {listed}." if listed else ""
 
 
 def _folder_name(settings: TrainingSettings) -> str:

@@ -23,15 +23,17 @@ function wait(seconds) {
   const end = Date.now() + seconds * 1000;
   enable(false);
   say(`Too many wrong passwords. Wait ${seconds} seconds, then try again.`);
-  clearInterval(timer);
-  timer = setInterval(() => {
+  const tick = () => {
     const left = Math.ceil((end - Date.now()) / 1000);
     submit.textContent = left > 0 ? `Wait ${left} s` : "Log in";
     if (left > 0) return;
     clearInterval(timer);
     enable(true);
     say("You can try again now.");
-  }, 500);
+  };
+  clearInterval(timer);
+  timer = setInterval(tick, 500);
+  tick();
 }
 
 async function logIn() {
