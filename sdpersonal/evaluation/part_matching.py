@@ -35,6 +35,7 @@ def pairwise_similarity(features: np.ndarray) -> np.ndarray:
     parts = standardize(raw, raw)
     weights = (1 - border_similarity(parts)).clamp(min=1e-6) ** 2
     weights = weights / weights.sum(1, keepdim=True)
-    rows = [torch.stack([(a @ b.T).amax(1) @ weight for b in parts]) for a, weight in zip(parts, weights, strict=True)]
-    similarity = torch.stack(rows)
+    flat, (count, places) = parts.flatten(0, 1).T, parts.shape[:2]
+    best = (image.matmul(flat).view(places, count, places).amax(2) for image in parts)  # one image at a time: memory
+    similarity = torch.stack([weight @ match for match, weight in zip(best, weights, strict=True)])
     return ((similarity + similarity.T) / 2).numpy()

@@ -119,9 +119,13 @@ class Scorer:
 
         return self._features(images, model, processor, encode, size)
 
-    def subject_similarity(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def subject_parts(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return the features by which `subject_similarity` compares images, (N, parts, d)."""
+        return self.part_features(images, SUBJECT_DEPTH)
+
+    def subject_similarity(self, parts: np.ndarray) -> np.ndarray:
         """Return how alike the subjects of each two images are, part by part, -1 to 1, (N, N)."""
-        return pairwise_similarity(self.part_features(images, SUBJECT_DEPTH))
+        return pairwise_similarity(parts)
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return CLIP's features of texts, (N, d) fp32, normalised."""

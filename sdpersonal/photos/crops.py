@@ -19,7 +19,7 @@ from PIL import Image
 from ..errors import UserError, printable
 from ..storage.reading import parse_strict_json
 from .captions import Refused, by_key, text_of
-from .decode import decode, shorter_side
+from .decode import decode, largest_decoded_side, shorter_side
 
 SUFFIX = ".crop.json"
 MIN_CROP = 64  # pixels of the photo: the side of the smallest square
@@ -106,7 +106,7 @@ def decode_square(data: bytes, crop: OwnCrop, size: int) -> tuple[np.ndarray, tu
     Raises UnusablePhoto as `decode` does, Refused if the crop does not fit.
     """
     short = shorter_side(data)
-    pixels, notes = decode(data, max(1, min(short, round(size / max(crop.side, 1e-9)))))
+    pixels, notes = decode(data, max(1, min(largest_decoded_side(data), round(size / max(crop.side, 1e-9)))))
     height, width = pixels.shape[:2]
     scale = short / min(height, width)
     crop.check(round(width * scale), round(height * scale))

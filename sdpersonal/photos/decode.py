@@ -7,6 +7,7 @@ decoder of Pillow ever sees the bytes. The result is a new array: no EXIF, GPS, 
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from ..image_metadata.image_text import exif_orientation
 from ..storage import file_types
 
 FORMATS = "JPEG, PNG, WebP, HEIC"
-MAX_MEGAPIXELS = 50
+MAX_MEGAPIXELS = 50  # that are decoded
+MAX_JPEG, MAX_PROGRESSIVE_JPEG = 200, 100  # megapixels: above 50 they are decoded at half their size or less
 MIN_SIDE = 256  # pixels; smaller photos have too little detail to train on
 MAX_RATIO = 4  # long side / short side; beyond it a square crop shows a fraction of the image
 
@@ -94,6 +96,7 @@ def decode(
 
     Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect ratio kept to a pixel; and the notes.
     min_side: minimum of its shorter side in pixels; background: the colour of transparent images.
+    A JPEG above 50 megapixels is decoded at half its size or less, and enlarged if `size` is larger than that.
     Raises UnusablePhoto. At 50 megapixels a WebP needs 0.8 GB temporarily, the others up to 0.5 GB.
     """
     kind = detect_format(data)
@@ -109,9 +112,19 @@ def decode(
 
 def shorter_side(data: bytes) -> int:
     """Return the shorter side, in pixels before scaling, of an image that `decode` could read."""
+    return min(_stored_size(data))
+
+
+def largest_decoded_side(data: bytes) -> int:
+    """Return the shorter side of the largest image that `decode` should be asked for: its own, but of 50 megapixels."""
+    width, height = _stored_size(data)
+    return max(1, int(min(width, height) * min(1.0, math.sqrt(MAX_MEGAPIXELS * 1e6 / (width * height)))))
+
+
+def _stored_size(data: bytes) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return min(_open(detect_format(data), data).size)
+        return _open(detect_format(data), data).size
 
 
 def open_unread(data: bytes, formats: Sequence[str]) -> Image.Image:
@@ -180,7 +193,7 @@ def _describe_unsupported(data: bytes) -> str:
 
 def _decode(kind: str, data: bytes, size: int, min_side: int, background: str) -> tuple[np.ndarray, tuple[str, ...]]:
     image = _open(kind, data)
-    _check_size(*image.size, min_side)
+    _check_size(*image.size, min_side, _megapixel_limit(image))
     notes = _notes(image, kind, size)
     # Scale first, so that all further steps work on the small image and cost next to nothing.
     small = _apply_orientation(_scale(image, data, size, min_side), image)
@@ -188,13 +201,17 @@ def _decode(kind: str, data: bytes, size: int, min_side: int, background: str) -
     return np.array(_flatten(small, background)), notes + colour_notes
 
 
-def _check_size(width: int, height: int, min_side: int) -> None:
+def _megapixel_limit(image: Image.Image) -> int:
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return MAX_MEGAPIXELS
+    return MAX_PROGRESSIVE_JPEG if "progressive" in image.info else MAX_JPEG  # libjpeg keeps a progressive one whole
+
+
+def _check_size(width: int, height: int, min_side: int, limit: int = MAX_MEGAPIXELS) -> None:
     short, long = sorted((width, height))
     megapixels = short * long / 1e6
-    if megapixels > MAX_MEGAPIXELS:
-        raise UnusablePhoto(
-            f"is {width}x{height} ({megapixels:.0f} megapixels); up to {MAX_MEGAPIXELS} are allowed: resize it"
-        )
+    if megapixels > limit:
+        raise UnusablePhoto(f"is {width}x{height} ({megapixels:.0f} megapixels); up to {limit} are allowed: resize it")
     if short < min_side:
         raise UnusablePhoto(f"is {width}x{height}; the shorter side must have at least {min_side} pixels")
     if long > MAX_RATIO * short:
@@ -219,7 +236,9 @@ def _scale(image: Image.Image, data: bytes, size: int, min_side: int) -> Image.I
     box = None
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         # libjpeg decodes at 1/2, 1/4 or 1/8 in less time and memory. Twice the final size is enough for Lanczos.
-        _, box = image.draft(None, (2 * width, 2 * height)) or (None, None)
+        least = 2 if image.width * image.height > MAX_MEGAPIXELS * 1e6 else 1
+        wanted = min(2 * width, image.width // least), min(2 * height, image.height // least)
+        _, box = image.draft(None, wanted) or (None, None)
     packing = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
     image.load()
     if box is None:

@@ -22,7 +22,7 @@ from ..config import CropMode
 from ..config.text_checks import check_path
 from ..errors import UserError, printable
 from .captions import Captions, Refused
-from .crops import SUFFIX, OwnCrop, OwnCrops, decode_square
+from .crops import OwnCrop, OwnCrops, decode_square
 from .decode import FORMATS, MIN_SIDE, UNPACK_HINT, UnusablePhoto, decode, detect_format, shorter_side
 from .smart_crop import find_subject
 
@@ -165,9 +165,8 @@ class _Duplicate(Exception):
 
 
 def load_photo(path: Path, size: int, crop: CropMode = "center", kind: str = "object") -> Photo:
-    """Load one photo with its sidecars, as `load_photos` does. Raises UnusablePhoto."""
-    folder = path.parent
-    sidecars = [path.name + suffix for suffix in (".txt", SUFFIX) if os.path.lexists(f"{path}{suffix}")]
+    """Load one photo with its sidecars, as `load_photos` does. Raises UnusablePhoto, UserError."""
+    folder, sidecars = path.parent, _list_files(path.parent)[1]
     captions = Captions(sidecars, lambda name: _sidecar_bytes(folder, name), kind)
     crops = OwnCrops(sidecars, lambda name: _sidecar_bytes(folder, name))
     return _make_photo(path.name, _read_photo(folder, path.name), size, crop, captions, crops)

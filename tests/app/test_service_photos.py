@@ -12,7 +12,7 @@ from PIL import Image
 from sdpersonal import storage
 from sdpersonal.app.backend.train import photo_review, uploads
 from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, SAMPLE_SETS
-from sdpersonal.app.backend.train.photo_review import _FIXES, ReviewOptions, review_photos
+from sdpersonal.app.backend.train.photo_review import _FIXES, ReviewOptions, SeenPhotos, review_photos
 from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.errors import DiskFull, FieldError, UserError
 from sdpersonal.photos.checks import Finding
@@ -204,17 +204,40 @@ def options(kind="object", noun="bear", crop="center"):
 
 
 def test_a_review_has_marks_and_the_crop_of_each_photo(bear):
-    review = review_photos(bear.photos(), options())
+    review = review_photos(bear.photos(), options(), SeenPhotos())
     assert review.count == 5 and review.advice == {} and review.findings == ()
     bear.use("photo 03", False)
     bear.rotate("photo 01", 1)
     bear.set_crop("photo 02", OwnCrop(0.1, 0.2, 0.5))
-    review = review_photos(bear.photos(), options(crop="subject"))
+    review = review_photos(bear.photos(), options(crop="subject"), SeenPhotos())
     assert review.count == 4 and set(review.marks) == {"photo 01", "photo 02", "photo 04", "photo 05"}
     assert review.crops["photo 02"] == (0.1, 0.2, 0.5) and set(review.crops) == {p.name for p in bear.photos()}
     for photo in bear.photos():
         bear.use(photo.name, False)
-    assert review_photos(bear.photos(), options()).count == 0
+    assert review_photos(bear.photos(), options(), SeenPhotos()).count == 0
+
+
+def test_a_change_of_one_photo_has_only_that_one_examined(bear, monkeypatch):
+    read, load = [], photo_review.load_photo
+    monkeypatch.setattr(photo_review, "load_photo", lambda path, *rest: (read.append(path.name), load(path, *rest))[1])
+    seen = SeenPhotos()
+    first = review_photos(bear.photos(), options(), seen)
+    assert read == [photo.name for photo in bear.photos()]
+    for change, changed in (
+        (lambda: bear.set_captions("photo 01", "{} at home"), ""),
+        (lambda: bear.use("photo 02", False), ""),
+        (lambda: bear.use("photo 02", True), ""),
+        (lambda: bear.rotate("photo 03", 1), "photo 03"),
+        (lambda: bear.set_crop("photo 04", OwnCrop(0.1, 0.1, 0.8)), "photo 04"),
+        (lambda: bear.set_crop("photo 04", None), ""),
+    ):
+        change()
+        read.clear()
+        again = review_photos(bear.photos(), options(), seen)
+        assert read == [] if not changed else read[0] == changed and len(read) < 3  # and one that resembles it
+        assert again == review_photos(bear.photos(), options(), SeenPhotos())
+    bear.rotate("photo 03", 3)
+    assert review_photos(bear.photos(), options(), seen) == first
 
 
 def test_the_advice_leaves_out_what_is_dark_or_there_twice(bear, tmp_path):
@@ -224,7 +247,7 @@ def test_the_advice_leaves_out_what_is_dark_or_there_twice(bear, tmp_path):
     again = Image.open(BEAR / "03.jpg")
     again.crop((6, 6, again.width, again.height)).save(tmp_path / "again.png")
     bear.add([tmp_path / "dark.png", tmp_path / "again.png"])
-    review = review_photos(bear.photos(), options())
+    review = review_photos(bear.photos(), options(), SeenPhotos())
     messages = " ".join(finding.message for finding in review.findings)
     assert "too dark" in messages and "nearly the same" in messages
     assert [name for name, marks in review.marks.items() if "dark" in marks] == ["photo 07"]
@@ -233,14 +256,14 @@ def test_the_advice_leaves_out_what_is_dark_or_there_twice(bear, tmp_path):
     assert review.advice == {"photo 06": 0, "photo 07": 0}
     for name in review.advice:
         bear.use(name, False)
-    assert review_photos(bear.photos(), options()).advice == {}
+    assert review_photos(bear.photos(), options(), SeenPhotos()).advice == {}
 
 
 @pytest.mark.parametrize("clockwise", [True, False])
 def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, tmp_path, clockwise):
     upright = bad.in_one_place(seed=0)
     photo_uploads.add(sorted(bad.save_all(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
-    review = review_photos(photo_uploads.photos(), options(noun=""))
+    review = review_photos(photo_uploads.photos(), options(noun=""), SeenPhotos())
     assert "on its side?" in review.marks["photo 03"]
     photo_uploads.rotate("photo 03", review.advice["photo 03"])
     now = np.asarray(Image.open(photo_uploads.path("photo 03")).resize((64, 64)), np.float32)
@@ -251,7 +274,9 @@ def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, tmp_path
 def test_seven_different_things_are_noticed(photo_uploads, shared_photos):
     things = ("backpack", "can", "cat", "clock", "dog", "teapot", "vase")
     photo_uploads.add([sorted((shared_photos / thing).iterdir())[0] for thing in things])
-    findings = {finding.name for finding in review_photos(photo_uploads.photos(), options(noun="dog")).findings}
+    findings = {
+        finding.name for finding in review_photos(photo_uploads.photos(), options(noun="dog"), SeenPhotos()).findings
+    }
     assert "two-subjects" in findings
 
 

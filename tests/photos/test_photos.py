@@ -25,7 +25,7 @@ from PIL import Image
 from sdpersonal.errors import UserError
 from sdpersonal.image_metadata.image_text import exif_orientation
 from sdpersonal.photos import loading
-from sdpersonal.photos.decode import UnusablePhoto, decode
+from sdpersonal.photos.decode import UnusablePhoto, decode, largest_decoded_side
 from sdpersonal.photos.loading import load_photos
 from sdpersonal.photos.smart_crop import find_subject
 
@@ -182,6 +182,9 @@ def test_the_largest_pictures_stay_under_a_gigabyte(tmp_path):
         "d.png": encoded(Image.new("1", (9000, 9000)), "PNG"),
         "e.webp": one_colour_webp(16383, 16383),
         "f.png": encoded(Image.new("I;16", (7000, 7000)), "PNG", compress_level=1),
+        "g.jpg": encoded(Image.new("L", (16320, 12240), 90), "JPEG", quality=50),
+        "h.jpg": encoded(Image.new("RGB", (10200, 10000), (9, 9, 9)), "JPEG", progressive=True, quality=50),
+        "i.jpg": encoded(Image.new("RGB", (9800, 10200), (200, 0, 9)), "JPEG", progressive=True, subsampling=0),
     }
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
@@ -194,7 +197,8 @@ def test_the_largest_pictures_stay_under_a_gigabyte(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     *report, kilobytes = out.stdout.splitlines()
-    assert report[0] == "4 photos, 2 unusable files", out.stderr
+    assert report[0] == "6 photos, 3 unusable files", out.stderr
+    assert "10200x10000 (102 megapixels); up to 100 are allowed" in out.stdout
     assert "9000x9000 (81 megapixels)" in out.stdout and "16383x16383 (268 megapixels)" in out.stdout
     assert int(kilobytes) < 1_000_000
 
@@ -221,6 +225,17 @@ def test_a_large_jpeg_decoded_small_looks_like_one_decoded_whole():
     got, _ = decode(data, 300)
     full = Image.open(io.BytesIO(data)).convert("RGB").resize(got.shape[1::-1], Image.Resampling.LANCZOS)
     close(got, np.asarray(full), mean=0.7, most=8)
+
+
+def test_a_jpeg_of_54_megapixels_is_scaled_down():
+    image = smooth(9000, 6000)
+    data = encoded(image, "JPEG", quality=95)
+    for size in (256, 2048):
+        got, notes = decode(data, size)
+        full = Image.fromarray(image).resize((size * 3 // 2, size), Image.Resampling.LANCZOS)
+        assert got.shape == (size, size * 3 // 2, 3) and notes == ()
+        close(got, np.asarray(full), mean=1.5, most=10)
+    assert largest_decoded_side(data) == 5773  # 5773 x 8660 are 50 megapixels
 
 
 # --- what is not a photo (P-2, P-3, P-4, P-7)

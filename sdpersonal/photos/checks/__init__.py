@@ -6,7 +6,17 @@ good sets have no findings; docs/photos.md has the figures. No torch: the caller
 
 from .clip_checks import ClipFeatures
 from .contact_sheet import contact_sheet
+from .examined import ExaminedPhoto
 from .findings import Finding, FindingName, Report
-from .run_checks import check
+from .run_checks import check, check_examined
 
-__all__ = ["ClipFeatures", "Finding", "FindingName", "Report", "check", "contact_sheet"]
+__all__ = [
+    "ClipFeatures",
+    "ExaminedPhoto",
+    "Finding",
+    "FindingName",
+    "Report",
+    "check",
+    "check_examined",
+    "contact_sheet",
+]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from .examined import ExaminedPhoto
+
 MIN_MARGIN = 0.055  # gain in similarity; the most of an upright photo is 0.045
 MIN_PHOTOS = 4  # photos in a set; of any three, one can differ from the two others by chance
 _EDGE_SIDE, _CELLS, _DIRECTIONS = 128, 4, 8
@@ -23,23 +25,26 @@ _BINS = (8, 16, 16)  # of Y, Cb, Cr
 _PHOTOGRAPH, _BELOW = 0.015, 60
 
 
-def sideways_photos(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Return the photos that match the others better when turned by 90 degrees. squares: uint8 (S, S, 3) each.
+def sideways_photos(photos: Sequence[ExaminedPhoto]) -> tuple[int, ...]:
+    """Return the photos that match the others better when turned by 90 degrees.
 
     EXIF orientation is applied already; this is about photos without it. A photo's histogram of oriented gradients, as
     it is and turned, is compared with the other photos of the set. Turned, it must be much more similar: this detects a
     photo among others of its scene; of different scenes, about one in four.
     """
-    if len(squares) < MIN_PHOTOS:
+    if len(photos) < MIN_PHOTOS:
         return ()
-    turned = np.stack(
-        [[edge_histogram(np.rot90(square, turns)) for turns in (0, 1, 3)] for square in squares]
-    )  # (n, 3, d)
+    turned = np.stack([photo.measure(turned_edge_histograms) for photo in photos])  # (n, 3, d)
     upright = turned[:, 0]
     similarity = np.einsum("itd,jd->itj", turned, upright)
-    similarity[np.arange(len(squares)), :, np.arange(len(squares))] = 0
-    mean = similarity.sum(-1) / (len(squares) - 1)
+    similarity[np.arange(len(photos)), :, np.arange(len(photos))] = 0
+    mean = similarity.sum(-1) / (len(photos) - 1)
     return tuple(np.nonzero(mean[:, 1:].max(1) - mean[:, 0] > MIN_MARGIN)[0].tolist())
+
+
+def turned_edge_histograms(square: np.ndarray) -> np.ndarray:
+    """Return the edge histograms of a photo as it is, and turned to the left by one and by three quarters: (3, 128)."""
+    return np.stack([edge_histogram(np.rot90(square, turns)) for turns in (0, 1, 3)])
 
 
 def edge_histogram(square: np.ndarray) -> np.ndarray:
@@ -75,19 +80,20 @@ def colour_histogram(colours: np.ndarray, weights: np.ndarray, bins: tuple[int, 
     return counts.ravel() / max(counts.sum(), 1e-9)
 
 
-def are_photographs(squares: Sequence[np.ndarray]) -> bool:
+def are_photographs(photos: Sequence[ExaminedPhoto]) -> bool:
     """Return whether most photos show the real world: that has texture everywhere, and drawings have even areas."""
-    changes = []
-    for square in squares:
-        gray = Image.fromarray(square).convert("L").resize((_EDGE_SIDE, _EDGE_SIDE), Image.Resampling.BOX)
-        along_y, along_x = (np.diff(np.asarray(gray, np.float32) / 255, axis=axis) for axis in (0, 1))
-        changes.append(np.percentile(np.hypot(along_x[:-1], along_y[:, :-1]), _BELOW))
-    return bool(np.mean(changes) > _PHOTOGRAPH)
+    return bool(np.mean([photo.measure(_change_of_light) for photo in photos]) > _PHOTOGRAPH)
 
 
-def shared_background(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
+def _change_of_light(square: np.ndarray) -> float:
+    gray = Image.fromarray(square).convert("L").resize((_EDGE_SIDE, _EDGE_SIDE), Image.Resampling.BOX)
+    along_y, along_x = (np.diff(np.asarray(gray, np.float32) / 255, axis=axis) for axis in (0, 1))
+    return float(np.percentile(np.hypot(along_x[:-1], along_y[:, :-1]), _BELOW))
+
+
+def shared_background(photos: Sequence[ExaminedPhoto]) -> tuple[int, ...]:
     """Return the photos that share one background, if most pairs of the set do; else none."""
-    colours = np.stack([border_histogram(square) for square in squares])
+    colours = [photo.measure(border_histogram) for photo in photos]
     overlap = np.array([[np.minimum(a, b).sum() for b in colours] for a in colours])
     if np.median(overlap[np.triu_indices(len(overlap), 1)]) < SHARED_SIMILARITY:
         return ()

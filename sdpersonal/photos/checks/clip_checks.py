@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Protocol
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ..smart_crop import distance_from_border
 from .across_photos import border_histogram, colour_histogram
+from .examined import ExaminedPhoto, measure_all
 
 # Least silhouette. None of 15 full real sets has more than 0.37, but four or five photos of a set have up to 0.49.
 MIN_SILHOUETTE, MIN_SILHOUETTE_OF_FEW = 0.4, 0.52
@@ -52,36 +54,46 @@ NOUNS = tuple(
 
 
 class ClipFeatures(Protocol):
-    """Image and text features: float rows of length 1, (N, d), with the same d; and how alike the subjects of each two
-    images are, (N, N)."""
+    """Image and text features: float rows of length 1, (N, d), with the same d; features of the parts of images,
+    (N, parts, d); and from these how alike the subjects of each two images are, (N, N)."""
 
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray: ...
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray: ...
 
-    def subject_similarity(self, images: Sequence[Image.Image]) -> np.ndarray: ...
+    def subject_parts(self, images: Sequence[Image.Image]) -> np.ndarray: ...
+
+    def subject_similarity(self, parts: np.ndarray) -> np.ndarray: ...
 
 
-def two_subjects(squares: Sequence[np.ndarray], clip: ClipFeatures) -> tuple[int, ...]:
+def image_features(photos: Sequence[ExaminedPhoto], clip: ClipFeatures) -> np.ndarray:
+    """Return the features of whole squares, (N, d)."""
+    return measure_all(
+        photos, (clip, "whole"), lambda squares: clip.image_features(list(map(Image.fromarray, squares)))
+    )
+
+
+def two_subjects(photos: Sequence[ExaminedPhoto], clip: ClipFeatures) -> tuple[int, ...]:
     """Return the smaller of two groups of photos that seem to show different subjects; none if all show the same.
 
     The photos are split into two groups, each as similar as possible by CLIP features of the middle and by the colours
     that differ from the border: the silhouette (Rousseeuw 1987) measures how clear the split is. One subject in two
     places splits as well; but then the backgrounds split the same way, and half of that silhouette is subtracted.
-    squares: uint8 (S, S, 3) each.
     """
-    if len(squares) < MIN_PHOTOS:
+    if len(photos) < MIN_PHOTOS:
         return ()
-    features = clip.image_features([_crop_middle(square) for square in squares])
-    colours = np.sqrt(np.stack([_subject_histogram(square) for square in squares]))
-    behind = np.sqrt(np.stack([border_histogram(square) for square in squares]))
+    features = measure_all(
+        photos, (clip, "middle"), lambda squares: clip.image_features(list(map(_crop_middle, squares)))
+    )
+    colours = np.sqrt(np.stack([photo.measure(_subject_histogram) for photo in photos]))
+    behind = np.sqrt(np.stack([photo.measure(border_histogram) for photo in photos]))
     apart = 1 - (features @ features.T + colours @ colours.T) / 2
     second = _cluster(apart)
     if second is None:
         return ()
     by_background = max(0.0, silhouette(1 - behind @ behind.T, second))
     if silhouette(apart, second) - by_background / 2 < (
-        MIN_SILHOUETTE_OF_FEW if len(squares) <= FEW_PHOTOS else MIN_SILHOUETTE
+        MIN_SILHOUETTE_OF_FEW if len(photos) <= FEW_PHOTOS else MIN_SILHOUETTE
     ):
         return ()
     smaller = second if second.sum() * 2 <= len(second) else ~second
@@ -131,24 +143,28 @@ def _subject_histogram(square: np.ndarray) -> np.ndarray:
     return colour_histogram(colours, weights.ravel(), _BINS)
 
 
-def wrong_class(squares: Sequence[np.ndarray], class_noun: str, clip: ClipFeatures) -> bool:
+def wrong_class(photos: Sequence[ExaminedPhoto], class_noun: str, clip: ClipFeatures) -> bool:
     """Return whether `class_noun` plainly does not fit the photos; False also if that is uncertain.
 
     CLIP ranks the noun among many others for each photo. The built-in CLIP is small and knows only drawn objects, so it
     is trusted only if it recognizes the subject: it must rank nouns alike for photos that are unlike each other. On
-    real photos it does not, and then there is no finding. squares: uint8 (S, S, 3) each.
+    real photos it does not, and then there is no finding.
     """
     noun = _known_noun(class_noun)
-    if noun is None or len(squares) < _FEWEST:
+    if noun is None or len(photos) < _FEWEST:
         return False
-    features = clip.image_features([Image.fromarray(square) for square in squares])
-    fits = (
-        features @ clip.text_features([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS]).T
-    )
+    features = image_features(photos, clip)
+    fits = features @ _noun_features(clip).T
     if not _can_tell(features, fits):
         return False
     mean = fits.mean(0)
     return bool(mean[NOUNS.index(noun)] < mean.mean() + _WRONG * mean.std())
+
+
+@functools.lru_cache(maxsize=1)
+def _noun_features(clip: ClipFeatures) -> np.ndarray:
+    """Return the features of a sentence with each noun, (nouns, d)."""
+    return clip.text_features([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS])
 
 
 def _known_noun(class_noun: str) -> str | None:

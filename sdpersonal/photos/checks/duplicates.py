@@ -15,6 +15,8 @@ import numpy as np
 from numpy.fft import irfft2, rfft2
 from PIL import Image, ImageFilter
 
+from .examined import ExaminedPhoto
+
 COARSE_THRESHOLD = 0.8  # correlation at 32 pixels
 FINE_THRESHOLD = 0.87  # at 96; the most similar different photos have 0.85, a crop to 70 % about 0.93
 _COARSE, _FINE, _SIDE = 32, 96, 256
@@ -39,44 +41,64 @@ class _SearchImage:
     squares: np.ndarray
 
 
-def near_duplicates(squares: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
-    """Return groups of near-duplicates, by their indices. squares: uint8 (S, S, 3) each."""
-    images = [Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX) for square in squares]
-    group = list(range(len(images)))
-    for a, b in _candidate_pairs(images):
-        if group[a] != group[b] and _is_same(images[a], images[b]):
+def near_duplicates(photos: Sequence[ExaminedPhoto]) -> list[tuple[int, ...]]:
+    """Return groups of near-duplicates, by their indices."""
+    group = list(range(len(photos)))
+    for a, b in _candidate_pairs(photos):
+        if group[a] != group[b] and photos[a].compare(_is_same, photos[b]):
             old, new = group[b], group[a]
             group = [new if label == old else label for label in group]
     groups = [tuple(i for i, label in enumerate(group) if label == first) for first in sorted(set(group))]
     return [members for members in groups if len(members) > 1]
 
 
-def _candidate_pairs(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
+def _candidate_pairs(photos: Sequence[ExaminedPhoto]) -> Iterator[tuple[int, int]]:
     """Yield the pairs that match at the coarse size."""
-    searched = [_search_image(_luminance(image, _COARSE)) for image in images]
-    both = [(image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) for image in images]
-    templates = [
-        np.stack(
-            [
-                [_template(_luminance(image, _scaled_side(scale, _COARSE)), _COARSE)[0] for image in pair]
-                for pair in both
-            ]
-        )
-        for scale in _SCALES
-    ]  # for each scale, the spectra of all photos and their mirror images: (n, 2, f, f)
-    sizes = [_middle_size(_scaled_side(scale, _COARSE)) for scale in _SCALES]
-    best = np.zeros((len(images), len(images)))
-    for i, whole in enumerate(searched):
-        first = max(0, i - _NEIGHBOURS)
-        last = min(len(images), i + _NEIGHBOURS + 1)
-        for spectra, size in zip(templates, sizes, strict=True):
-            correlation = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
-            best[i, first:last] = np.maximum(best[i, first:last], correlation)
+    spectra: dict[ExaminedPhoto, list[np.ndarray]] = {}  # for each scale, of a photo and its mirror image: (2, f, f)
+    best = np.zeros((len(photos), len(photos)))
+    for i, photo in enumerate(photos):
+        others = [j for j in range(max(0, i - _NEIGHBOURS), min(len(photos), i + _NEIGHBOURS + 1)) if j != i]
+        new = [photos[j] for j in others if _coarse_matches not in photo.compared(photos[j])]
+        for other in new:
+            if other not in spectra:
+                spectra[other] = [_template(image, _COARSE)[0] for image in other.measure(_scaled_luminances)]
+        if new:
+            matches = _coarse_matches(photo.measure(_coarse_search_image), [spectra[other] for other in new])
+            for other, match in zip(new, matches, strict=True):
+                photo.compared(other)[_coarse_matches] = float(match)
+        for j in others:
+            best[i, j] = photo.compared(photos[j])[_coarse_matches]
     best = np.maximum(best, best.T)
     yield from zip(*np.nonzero(np.triu(best > COARSE_THRESHOLD, 1)), strict=True)
 
 
-def _is_same(a: Image.Image, b: Image.Image) -> bool:
+def _coarse_matches(whole: _SearchImage, spectra: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Return the best correlation with each of the photos whose spectra are given for each scale, (n,)."""
+    best = np.zeros(len(spectra))
+    for number, scale in enumerate(_SCALES):
+        size = _middle_size(_scaled_side(scale, _COARSE))
+        correlations = _correlate(whole, np.stack([scales[number] for scales in spectra]), size)
+        best = np.maximum(best, correlations.max(axis=(1, 2, 3)))
+    return best
+
+
+def _small(square: np.ndarray) -> Image.Image:
+    return Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+
+
+def _coarse_search_image(square: np.ndarray) -> _SearchImage:
+    return _search_image(_luminance(_small(square), _COARSE))
+
+
+def _scaled_luminances(square: np.ndarray) -> list[np.ndarray]:
+    """Return the luminance of a photo and of its mirror image at each scale, (2, side, side)."""
+    image = _small(square)
+    pair = image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return [np.stack([_luminance(part, _scaled_side(scale, _COARSE)) for part in pair]) for scale in _SCALES]
+
+
+def _is_same(square: np.ndarray, other_square: np.ndarray) -> bool:
+    a, b = _small(square), _small(other_square)
     mirrored = b.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return any(_contains_middle(whole, part) for other in (b, mirrored) for whole, part in ((a, other), (other, a)))
 
@@ -122,12 +144,14 @@ def _search_image(image: np.ndarray) -> _SearchImage:
 
 
 def _template(image: np.ndarray, into: int) -> tuple[np.ndarray, int]:
-    """Return the spectrum of an image's middle, mean 0 and norm 1, to search in an image of side `into`."""
-    size = _middle_size(len(image))
-    start = (len(image) - size) // 2
-    middle = image[start : start + size, start : start + size]
-    middle = middle - middle.mean()
-    length = max(float(np.linalg.norm(middle)), size)  # plain images must not match by their noise
+    """Return the spectrum of an image's middle, mean 0 and norm 1, to search in an image of side `into`; and the
+    middle's side. image: (..., side, side)."""
+    size = _middle_size(image.shape[-1])
+    start = (image.shape[-1] - size) // 2
+    middle = image[..., start : start + size, start : start + size]
+    middle = middle - middle.mean(axis=(-2, -1), keepdims=True)
+    length = np.linalg.norm(middle, axis=(-2, -1), keepdims=True)
+    length = np.maximum(length, size)  # plain images must not match by their noise
     return rfft2(middle / length, (2 * into, 2 * into)), size
 
 

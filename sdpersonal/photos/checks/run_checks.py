@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from ...config import ConceptKind
 from ...config.base import BaseKind
 from ...errors import printable
@@ -15,6 +13,7 @@ from .across_photos import are_photographs, shared_background, sideways_photos
 from .clip_checks import ClipFeatures, two_subjects, wrong_class
 from .duplicates import near_duplicates
 from .each_photo import BLUR_THRESHOLD, exposure, sharpness
+from .examined import ExaminedPhoto
 from .findings import Finding, FindingName, Report, make_finding
 from .subject_groups import subject_groups
 
@@ -39,11 +38,21 @@ def check(
         clip: the built-in CLIP, to detect several subjects or a wrong class; without it these checks are skipped.
         base_kind: the model to train.
     """
-    names = [photo.name for photo in photos.photos]
-    squares = [photo.square() for photo in photos.photos]
-    groups = near_duplicates(squares)
-    findings = [*_check_size(photos, len(squares[0]))]
-    if base_kind == "tiny" and kind != "style" and are_photographs(squares):
+    return check_examined([ExaminedPhoto.of(photo) for photo in photos.photos], kind, class_noun, clip, base_kind)
+
+
+def check_examined(
+    photos: Sequence[ExaminedPhoto],
+    kind: ConceptKind,
+    class_noun: str = "",
+    clip: ClipFeatures | None = None,
+    base_kind: BaseKind | None = None,
+) -> Report:
+    """Do as `check`, repeating nothing that was measured of a photo before. photos: one or more."""
+    names = [photo.name for photo in photos]
+    groups = near_duplicates(photos)
+    findings = [*_check_size(photos)]
+    if base_kind == "tiny" and kind != "style" and are_photographs(photos):
         findings.append(make_finding("photographs", names, "The built-in model has seen drawings only."))
     findings += [
         make_finding("near-duplicates", _select(names, group), "{} are nearly the same photo.") for group in groups
@@ -51,21 +60,21 @@ def check(
     if kind == "style":
         findings += _check_style(photos)
     else:
-        findings += _check_each(names, squares)
+        findings += _check_each(photos)
         # Copies of one photo say nothing about the set: only one of each group is checked for what all share.
         copies = {i for group in groups for i in group[1:]}
         different = [i for i in range(len(names)) if i not in copies]
-        findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, clip)
+        findings += _check_set(_select(photos, different), kind, class_noun, clip)
     return Report(len(names), tuple(findings))
 
 
-def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
-    names = [photo.name for photo in photos.photos]
+def _check_size(photos: Sequence[ExaminedPhoto]) -> Iterator[Finding]:
+    names, size = [photo.name for photo in photos], photos[0].measure(len)
     if len(names) < FEW_PHOTOS:
         yield make_finding(
             "few", names, f"{len(names)} photos are few." if len(names) > 1 else "One photo is not enough."
         )
-    small = [photo for photo in photos.photos if 0 < min(photo.original_size) < _SMALL * size]
+    small = [photo for photo in photos if 0 < min(photo.original_size) < _SMALL * size]
     if small:
         smallest = min(min(photo.original_size) for photo in small)
         suffix = "" if len(small) == 1 else " or more"
@@ -73,18 +82,18 @@ def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
         yield make_finding("small", [photo.name for photo in small], problem)
 
 
-def _check_style(photos: PhotoSet) -> Iterator[Finding]:
-    bare = [photo.name for photo in photos.photos if not photo.captions]
+def _check_style(photos: Sequence[ExaminedPhoto]) -> Iterator[Finding]:
+    bare = [photo.name for photo in photos if not photo.captioned]
     if bare:
         yield make_finding("no-captions", bare, "Nothing says what is in {}.")
 
 
-def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator[Finding]:
-    lights = [exposure(square) for square in squares]
+def _check_each(photos: Sequence[ExaminedPhoto]) -> Iterator[Finding]:
+    names, lights = [photo.name for photo in photos], [photo.measure(exposure) for photo in photos]
     soft = [
-        name
-        for name, square, light in zip(names, squares, lights, strict=True)
-        if light is None and (measured := sharpness(square)) is not None and measured < BLUR_THRESHOLD
+        photo.name
+        for photo, light in zip(photos, lights, strict=True)
+        if light is None and (measured := photo.measure(sharpness)) is not None and measured < BLUR_THRESHOLD
     ]
     if soft:
         yield make_finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
@@ -100,22 +109,23 @@ def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator
 
 
 def _check_set(
-    names: list[str], squares: list[np.ndarray], kind: ConceptKind, class_noun: str, clip: ClipFeatures | None
+    photos: Sequence[ExaminedPhoto], kind: ConceptKind, class_noun: str, clip: ClipFeatures | None
 ) -> Iterator[Finding]:
-    lying = sideways_photos(squares)
+    names = [photo.name for photo in photos]
+    lying = sideways_photos(photos)
     if lying:
         problem = "{} lies on its side." if len(lying) == 1 else "{} lie on their side."
         yield make_finding("sideways", _select(names, lying), problem)
-    if len(squares) >= _FEW_BACKGROUNDS and (same := shared_background(squares)):
+    if len(photos) >= _FEW_BACKGROUNDS and (same := shared_background(photos)):
         yield make_finding("one-background", _select(names, same), "{} have the same background.")
     if clip is None:
         return
-    if len(groups := subject_groups(squares, clip)) > 1:
+    if len(groups := subject_groups(photos, clip)) > 1:
         strange = sorted(i for group in groups[1:] for i in group)
         yield make_finding("two-subjects", _select(names, strange), _describe_groups(groups))
-    elif others := two_subjects(squares, clip):
+    elif others := two_subjects(photos, clip):
         yield make_finding("two-subjects", _select(names, others), _describe_groups([(), others]))
-    elif kind == "object" and wrong_class(squares, class_noun, clip):
+    elif kind == "object" and wrong_class(photos, class_noun, clip):
         yield make_finding("wrong-class", names, f"Nothing in these photos looks like --class {printable(class_noun)}.")
 
 

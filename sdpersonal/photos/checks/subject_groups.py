@@ -10,7 +10,8 @@ from scipy.cluster.hierarchy import fcluster, linkage  # type: ignore[import-unt
 from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
 from .across_photos import border_histogram
-from .clip_checks import ClipFeatures
+from .clip_checks import ClipFeatures, image_features
+from .examined import ExaminedPhoto, measure_all
 
 # Least similarity of two groups, on average, that may show one subject. None of 75 sets (30 kept-out things in many
 # places and in one, 15 real ones) is split by it, nor 225 times four photos of them; three photos have less to compare.
@@ -19,25 +20,28 @@ _SAME_BACKGROUND = 0.2  # how much more alike different things are before the sa
 MIN_PHOTOS, MAX_PHOTOS = 3, 24  # of more, the time grows with the square: those evenly spaced are compared
 
 
-def subject_groups(squares: Sequence[np.ndarray], clip: ClipFeatures) -> list[tuple[int, ...]]:
+def subject_groups(photos: Sequence[ExaminedPhoto], clip: ClipFeatures) -> list[tuple[int, ...]]:
     """Group photos by what they show, the largest group first; fewer than two groups if all show the same.
 
     Groups are joined while the mean similarity between them is large enough (average linkage): of parts and of CLIP's
-    features, less what a common background adds. squares: uint8 (S, S, 3) each.
+    features, less what a common background adds.
     """
-    count = min(len(squares), MAX_PHOTOS)
+    count = min(len(photos), MAX_PHOTOS)
     if count < MIN_PHOTOS:
         return []
-    chosen = [i * len(squares) // count for i in range(count)]
-    images = [Image.fromarray(squares[i]) for i in chosen]
-    features = clip.image_features(images)
-    borders = np.stack([border_histogram(squares[i]) for i in chosen])
+    indices = [i * len(photos) // count for i in range(count)]
+    chosen = [photos[i] for i in indices]
+    features = image_features(chosen, clip)
+    parts = measure_all(
+        chosen, (clip, "parts"), lambda squares: clip.subject_parts(list(map(Image.fromarray, squares)))
+    )
+    borders = np.stack([photo.measure(border_histogram) for photo in chosen])
     overlap = np.minimum(borders[:, None], borders[None]).sum(2)
-    distances = 1 - (clip.subject_similarity(images) + features @ features.T) / 2 + _SAME_BACKGROUND * overlap
+    distances = 1 - (clip.subject_similarity(parts) + features @ features.T) / 2 + _SAME_BACKGROUND * overlap
     np.fill_diagonal(distances, 0)
     smallest = MIN_SIMILARITY_OF_THREE if count == MIN_PHOTOS else MIN_SIMILARITY
     labels = fcluster(
         linkage(squareform((distances + distances.T) / 2, checks=False), "average"), 1 - smallest, "distance"
     )
-    groups = [tuple(i for i, label in zip(chosen, labels, strict=True) if label == value) for value in {*labels}]
+    groups = [tuple(i for i, label in zip(indices, labels, strict=True) if label == value) for value in {*labels}]
     return sorted(groups, key=lambda group: (-len(group), group))

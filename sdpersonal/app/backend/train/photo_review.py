@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence, Set
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from ....config import ConceptKind, CropMode
 from ....config.base import BaseKind
 from ....errors import printable
-from ....photos.checks import ClipFeatures, Finding, Report, check
-from ....photos.checks.across_photos import MIN_PHOTOS, edge_histogram
+from ....photos.checks import ClipFeatures, ExaminedPhoto, Finding, Report, check_examined
+from ....photos.checks.across_photos import MIN_PHOTOS, turned_edge_histograms
 from ....photos.crops import OwnCrop
 from ....photos.decode import UnusablePhoto
-from ....photos.loading import Photo, PhotoSet, hash_pixels, load_photo
+from ....photos.loading import Photo, hash_pixels, load_photo
 from .uploads import StoredPhoto
 
 _MARKS = {  # finding's name to the mark beside the photo's name
@@ -42,6 +42,7 @@ _FIXES = {  # hints that differ from the command line's, since the page has its 
 }
 _LEAVE_OUT = ("blurred", "dark", "burnt-out", "washed-out")
 _MIN_PHOTOS = 3
+_MAX_SEEN = 300  # photos that are remembered, of all drafts: about 0.4 MB each
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,62 @@ class PhotoReview:
         )
 
 
-def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions) -> PhotoReview:
-    """Check photos as the trainer will see them."""
-    loaded: dict[str, Photo] = {}
+@dataclass(frozen=True, eq=False)
+class SeenPhoto:
+    """A photo of a draft as the trainer sees it. pixels_sha256: equal for equal photos; crop: its square."""
+
+    examined: ExaminedPhoto
+    pixels_sha256: str
+    crop: OwnCrop
+
+
+class SeenPhotos:
+    """Remembers photos with all that was measured of them, the latest ones."""
+
+    def __init__(self) -> None:
+        self._photos: OrderedDict[Hashable, SeenPhoto] = OrderedDict()
+
+    def get(self, stored: StoredPhoto, options: ReviewOptions) -> SeenPhoto:
+        """Return a stored photo as the trainer sees it. Raises UnusablePhoto if its file is gone."""
+        key = stored.path, stored.version, stored.crop, options.side, options.crop
+        if key not in self._photos:
+            self._photos[key] = _load(stored, options)
+        self._photos.move_to_end(key)
+        while len(self._photos) > _MAX_SEEN:
+            self._photos.popitem(last=False)
+        seen = self._photos[key]
+        seen.examined.captioned = bool(stored.captions)
+        return seen
+
+
+def _load(stored: StoredPhoto, options: ReviewOptions) -> SeenPhoto:
+    def load() -> Photo:
+        return load_photo(stored.path, options.side, options.crop)
+
+    photo = load()
+    examined = ExaminedPhoto(stored.name, photo.original_size, False, lambda: load().square())
+    examined.hold(photo.square())
+    return SeenPhoto(examined, hash_pixels(photo.pixels), _crop_of(photo))
+
+
+def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions, seen_before: SeenPhotos) -> PhotoReview:
+    """Check photos as the trainer will see them. seen_before: remembers what was measured of them."""
+    seen: dict[str, SeenPhoto] = {}
     for photo in stored:
-        try:
-            loaded[photo.name] = load_photo(photo.path, options.side, options.crop, options.kind)
-        except UnusablePhoto:  # it was removed meanwhile
-            continue
-    used = [photo for photo in stored if photo.used and photo.name in loaded]
-    photos, same = _without_duplicates([loaded[photo.name] for photo in used])
-    report = _check_photos(PhotoSet(tuple(photos)), options)
-    marks = {photo.name: [_SAME_MARK] if photo.name in same else [] for photo in used}
+        with suppress(UnusablePhoto):  # it was removed meanwhile
+            seen[photo.name] = seen_before.get(photo, options)
+    used = {photo.name: seen[photo.name] for photo in stored if photo.used and photo.name in seen}
+    first: dict[str, ExaminedPhoto] = {}  # the trainer uses one of those that are identical after a rotation
+    for photo in used.values():
+        first.setdefault(photo.pixels_sha256, photo.examined)
+    photos = list(first.values())
+    try:
+        report = _check_photos(photos, options)
+        advice = _find_advice(photos, report)
+    finally:
+        for photo in seen.values():
+            photo.examined.release()
+    marks = {name: [] if photo.examined in photos else [_SAME_MARK] for name, photo in used.items()}
     for finding in report.findings:
         for name in finding.photos if finding.name in _MARKS else ():
             marks[name].append(_MARKS[finding.name])
@@ -101,18 +146,9 @@ def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions) -> Phot
         len(photos),
         tuple(_for_page(finding, options) for finding in report.findings),
         {name: tuple(texts) for name, texts in marks.items()},
-        _find_advice(photos, report),
-        {name: _crop_of(photo) for name, photo in loaded.items()},
+        advice,
+        {name: photo.crop for name, photo in seen.items()},
     )
-
-
-def _without_duplicates(photos: Sequence[Photo]) -> tuple[list[Photo], set[str]]:
-    """Return the photos that the trainer uses, and the names of the others, which are identical after a rotation."""
-    first: dict[str, Photo] = {}
-    for photo in photos:
-        first.setdefault(hash_pixels(photo.pixels), photo)
-    used = list(first.values())
-    return used, {photo.name for photo in photos} - {photo.name for photo in used}
 
 
 def _crop_of(photo: Photo) -> OwnCrop:
@@ -122,11 +158,11 @@ def _crop_of(photo: Photo) -> OwnCrop:
     return OwnCrop(photo.crop[0] / width, photo.crop[1] / height, 1.0)
 
 
-def _check_photos(photos: PhotoSet, options: ReviewOptions) -> Report:
-    if not photos.photos:
+def _check_photos(photos: Sequence[ExaminedPhoto], options: ReviewOptions) -> Report:
+    if not photos:
         return Report(0)
     clip = _clip_features() if options.kind != "style" else None
-    return check(photos, options.kind, options.noun, clip, options.base_kind)
+    return check_examined(photos, options.kind, options.noun, clip, options.base_kind)
 
 
 @functools.cache
@@ -147,7 +183,7 @@ def _for_page(finding: Finding, options: ReviewOptions) -> Finding:
 # --- advice -----------------------------------------------------------------------------------------------------------
 
 
-def _find_advice(photos: Sequence[Photo], report: Report) -> dict[str, int]:
+def _find_advice(photos: Sequence[ExaminedPhoto], report: Report) -> dict[str, int]:
     """Return {name of a photo: quarters to rotate it, 0 to leave it out}."""
     advice: dict[str, int] = {}
     remaining = report.count
@@ -172,19 +208,16 @@ def _bad_photos(report: Report) -> list[str]:
     return list(dict.fromkeys(bad))
 
 
-def _find_rotations(photos: Sequence[Photo], sideways: Sequence[str]) -> dict[str, int]:
-    """Return by how many quarters to rotate each photo so that it lies as the others do."""
-    upright = [edge_histogram(photo.square()) for photo in photos if photo.name not in sideways]
+def _find_rotations(photos: Sequence[ExaminedPhoto], sideways: Sequence[str]) -> dict[str, int]:
+    """Return by how many quarters to rotate each photo so that it lies as the others do: 1 or 3."""
+    upright = [photo.measure(turned_edge_histograms)[0] for photo in photos if photo.name not in sideways]
     if len(upright) < MIN_PHOTOS - 1:
         return dict.fromkeys(sideways, 1)
-    return {photo.name: _best_rotation(photo, upright) for photo in photos if photo.name in sideways}
-
-
-def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
-    """Return 1 or 3 quarters, whichever makes the photo's edges more like those of the upright photos."""
-
-    def similarity(quarters: int) -> float:
-        rotated = edge_histogram(np.rot90(photo.square(), quarters))
-        return float(sum(rotated @ other for other in upright))
-
-    return max((1, 3), key=similarity)
+    rotations = {}
+    for photo in photos:
+        if photo.name in sideways:
+            _, left, right = photo.measure(turned_edge_histograms)
+            rotations[photo.name] = (
+                1 if sum(left @ other for other in upright) >= sum(right @ other for other in upright) else 3
+            )
+    return rotations

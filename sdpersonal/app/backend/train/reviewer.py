@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from .photo_review import PhotoReview, ReviewOptions, review_photos
+from .photo_review import PhotoReview, ReviewOptions, SeenPhotos, review_photos
 from .uploads import PhotoUploads, StoredPhoto
 
 Key = tuple[tuple[tuple[Hashable, ...], ...], ReviewOptions]  # states of the photos, each with its name first
@@ -22,6 +22,7 @@ class Reviewer:
     def __init__(self) -> None:
         self._reviews: OrderedDict[Path, tuple[Key | None, PhotoReview]] = OrderedDict()
         self._pending: OrderedDict[Path, tuple[PhotoUploads, ReviewOptions, Callable[[], None]]] = OrderedDict()
+        self._seen = SeenPhotos()
         self._mutex, self._reviewing = threading.Lock(), threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -53,7 +54,7 @@ class Reviewer:
                 old_key, review = self._reviews.get(uploads.folder, (None, PhotoReview()))
             if old_key == key:
                 return review
-            review = review_photos(photos, options)
+            review = review_photos(photos, options, self._seen)
             with self._mutex:
                 self._reviews[uploads.folder] = key, review
                 self._reviews.move_to_end(uploads.folder)

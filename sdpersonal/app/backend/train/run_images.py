@@ -17,6 +17,7 @@ from PIL import Image
 
 from .... import storage
 from ....errors import UserError
+from ....photos.loading import is_sidecar
 from ....training.run_dir import (
     CLASS_NOUN_FOLDER,
     CLASS_NOUN_IMAGE,
@@ -113,7 +114,7 @@ def photo_names(status: RunStatus) -> list[str]:
         names = sorted(os.listdir(folder)) if not os.path.islink(folder) else []
     except OSError:
         return []
-    return [name for name in names if not name.endswith(".txt") and not name.startswith(".")][:_MAX_PHOTOS]
+    return [name for name in names if not is_sidecar(name)][:_MAX_PHOTOS]
 
 
 def photo_urls(status: RunStatus) -> list[str]:

@@ -53,7 +53,7 @@ from .training_cost import MeasuredCosts
 from .training_queue import MAX_WAITING, RunningTraining, move_waiting, next_place, waiting_runs
 from .uploads import PhotoUploads
 
-_END_SECONDS = 30.0  # seconds for a step and its checkpoint when the app ends
+_END_SECONDS = 5.0  # that the app waits at its end for a step and its checkpoint; the training saves it in any case
 _LOCK_SECONDS = 10.0  # that another app on the same folder may take to start a training
 _GONE = "That training does not exist any more."
 
