@@ -282,6 +282,7 @@ def test_files_are_imported_and_go(workspace):
     paths = drop(workspace, **{"learned_embeds.safetensors": rows, "a.txt": b"hello", "b.safetensors": b"not one"})
     came = {entry.name: entry for entry in import_uploads(workspace, paths)}
     assert came["b.safetensors"].status == "refused" and came["a.txt"].status == "refused"
+    assert not any(file.name_helps for file in came.values())
     assert not any(path.exists() for path in workspace.served_dir.iterdir())
     assert import_message(list(came.values())) == "1 imported, 2 not imported."
     np.testing.assert_array_equal(workspace.library.get(T("<imported/cat>")).vectors["clip_l"], vectors(7, width=768))
@@ -302,7 +303,7 @@ def test_a_name_that_is_taken_asks_what_to_do(workspace):
     data = concept_to_bytes(concept("<me/duck>", seed=9))
     (came,) = import_uploads(workspace, drop(workspace, **{"duck.safetensors": data}))
     assert came.status == "refused" and "is already in the library with other content" in came.message
-    assert "another name" in came.message and "--" not in came.message
+    assert "another name" in came.message and "--" not in came.message and came.name_helps
     shutil_again = drop(
         Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "2"),
         **{"x.safetensors": data},

@@ -32,7 +32,7 @@ class ShowArgs(ListArgs):
 
 
 class RenameArgs(ListArgs):
-    """Give a concept another token."""
+    """Give a concept another token, also in the prompts on its card."""
 
     old: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
     """Token of the concept, for example '<me/duck>'; with a version, only that version."""

@@ -146,7 +146,7 @@ def _in_words(key: str) -> str:
 
 
 def _date(created: str) -> str:
-    return created.replace("T", " ").removesuffix(":00Z").removesuffix("Z")
+    return f"{created[:16].replace('T', ' ')} UTC"
 
 
 def _without_flags(sentence: str) -> str:

@@ -36,11 +36,11 @@ PROGRAMS = {
 _IMPORT_STEP = "Drop the file on the Library tab of the other sdpersonal."
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _PAGE_HINTS = {  # the command line's hints in the page's words
-    TAKEN_HINT: "Enter another name, or choose what to do if the name is taken, and drop it again.",
-    OTHER_PART_HINT: "If they are one concept, drop both at once and tick that they replace the one in the library.",
+    TAKEN_HINT: "Import it again with another name, or choose what to do if the name is taken.",
+    OTHER_PART_HINT: "If they are one concept, import both at once, to replace the one in the library.",
 }
 _FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
-    "--as ": "Enter a name, and drop it again.",
+    "--as ": "Import it again with a name.",
     "--base FOLDER": "Its folder may be a model.",
     "--base FILE": "Start the app with --bases and the file's folder, and choose it on the Models tab.",
     "--base": "It is a model, not a concept.",
@@ -51,12 +51,13 @@ _FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
 @dataclass(frozen=True)
 class ImportedFile:
     """Result of importing one file. status: "imported", "here already" or "refused"; message: the token and what it
-    is, or what is wrong."""
+    is, or what is wrong; name_helps: whether another name may help."""
 
     name: str
     status: str
     message: str
     token: str | None = None
+    name_helps: bool = False
 
 
 def import_uploads(
@@ -202,7 +203,10 @@ def _imported_file(outcome: ImportOutcome, sources: Sequence[Source]) -> Importe
     parts = parts or (tuple(path.iterdir()) if path.is_dir() else (path,))
     name = printable(" + ".join(sorted(part.name for part in parts)), 200)
     if outcome.error:
-        return ImportedFile(name, outcome.status, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())
+        hint = outcome.error.hint
+        name_helps = hint in _PAGE_HINTS or "--as " in hint
+        message = f"{outcome.error.message} {page_hint(hint)}".strip()
+        return ImportedFile(name, outcome.status, message, name_helps=name_helps)
     return ImportedFile(name, outcome.status, f"{outcome.token}: {outcome.summary}", str(outcome.token))
 
 

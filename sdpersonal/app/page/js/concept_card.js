@@ -101,7 +101,7 @@ function wholePart(details, actions) {
     verdictPart(details),
     factList(details.facts),
     details.settings.length > 0 && h("details", {}, h("summary", {}, "How it was trained"), factList(details.settings)),
-    h("details", {}, h("summary", {}, "For reproducing"), factList(details.reproducing)),
+    h("details", {}, h("summary", {}, "For reproducing"), factList(details.reproducing, "long")),
   ];
 }
 
@@ -124,8 +124,8 @@ function verdictPart(details) {
     details.scores.length > 0 && h("details", {}, h("summary", {}, "As numbers"), factList(details.scores)));
 }
 
-function factList(facts) {
-  return h("dl", { class: "facts" }, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
+function factList(facts, look = null) {
+  return h("dl", { class: ["facts", look] }, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
 }
 
 function use(prompt, generate) {
@@ -139,7 +139,7 @@ function trainMenu(details) {
   const again = { kind: details.card.kind, noun: details.card.class_noun, owner, name: word };
   return menuButton("Train", () => [
     { label: "Train again, from new photos", iconName: "plus", run: () => startDraft(again) },
-    { label: "Continue: train this one further", iconName: "right", disabled: !details.fits, run: () => startDraft({ ...again, continue_from: details.token }) },
+    { label: "Continue: train this one further", iconName: "right", disabled: !details.fits, run: () => startDraft({ ...again, continue_from: details.name }) },
   ], { iconOnly: false, iconName: "image", kind: "" });
 }
 

@@ -32,6 +32,7 @@ export async function exportDialog(details) {
         const made = await api.get("/app/concept/export", { token: details.token, program: id });
         download(made.url, made.name);
         fill(result, exportSteps(made));
+        result.scrollIntoView({ block: "nearest" });
       } catch (error) {
         fill(result, h("p", { class: "notice error" }, error.text ?? String(error)));
       }

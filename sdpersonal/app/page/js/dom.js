@@ -42,6 +42,7 @@ export function fill(element, ...children) {
  * images stay too. make(item) makes an element, update(element, item) refreshes one that stays. */
 export function updateList(container, items, key, make, update = () => {}) {
   const old = new Map([...container.children].map(element => [element.dataset.key, element]));
+  const focused = container.contains(document.activeElement) ? document.activeElement : null;
   let place = container.firstElementChild;
   for (const item of items) {
     const name = String(key(item));
@@ -56,6 +57,7 @@ export function updateList(container, items, key, make, update = () => {}) {
     else container.insertBefore(element, place);
   }
   for (const element of old.values()) element.remove();
+  if (focused?.isConnected && document.activeElement !== focused) focused.focus({ preventScroll: true }); // it was moved
 }
 
 const ICONS = {

@@ -7,18 +7,21 @@ import { go } from "./main.js";
 import { photosSection } from "./photos.js";
 import { presetMenu } from "./train_presets.js";
 import { draftRequests, findDraft, isRunning, putDraft, startDraft, store } from "./train_data.js";
-import { filesOfDrop } from "./uploads.js";
-import { announce, button, dropTarget, showError } from "./ui.js";
+import { announce, button, showError } from "./ui.js";
 
 const SAVE_AFTER = 350; // milliseconds without a key
 
-/** Show a draft. Returns {kind, id, root, hide(), end(), onLists(), refresh()}. */
+/** Show a draft. Returns {kind, id, root, add(files), hide(), end(), onLists(), refresh()}. */
 export function draftView(id) {
   const draft = () => findDraft(id);
   const requests = draftRequests(id, () => {});
   const photos = photosSection({ requests, draft });
   const touched = new Set();
-  const form = draftFields((name, value, isTyped) => { if (!isTyped) touched.add(name); saver.set(name, toServer(name, value)); });
+  const form = draftFields((name, value, isTyped) => {
+    if (view.leaving || !draft()) return; // a field that is removed tells of its change once more
+    if (!isTyped) touched.add(name);
+    saver.set(name, toServer(name, value));
+  });
   const saver = formSaver(requests);
   const foot = draftFoot({ start: () => start(), draft });
   const view = { kind: "draft", id, root: layOut(photos, form, foot, saver, draft), leaving: false };
@@ -50,23 +53,17 @@ export function draftView(id) {
     foot.update(now);
   };
   view.refresh = async () => { putDraft((await api.get("/app/drafts")).drafts.find(other => other.id === id) ?? draft()); };
-  view.hide = () => { saver.flush().catch(showError); photos.flush(); };
+  view.hide = () => {
+    if (view.leaving || !draft()) return;
+    saver.flush().catch(showError);
+    photos.flush();
+  };
   const onLeave = () => view.hide();
   addEventListener("pagehide", onLeave);
-  view.end = () => { photos.end(); removeEventListener("pagehide", onLeave); };
-  const tab = document.getElementById("tab-train");
-  if (!tab.dataset.takesFiles) takeDrops(tab);
-  dropTo = photos.add;
+  view.end = () => { if (draft()) photos.end(); removeEventListener("pagehide", onLeave); };
+  view.add = photos.add;
   view.onLists();
   return view;
-}
-
-let dropTo = null; // where files go that are dropped anywhere on the tab
-
-function takeDrops(tab) {
-  tab.dataset.takesFiles = "yes";
-  const accepts = event => event.dataTransfer?.types.includes("Files") && Boolean(tab.querySelector(".draft"));
-  dropTarget(tab, (files, event) => filesOfDrop(event).then(found => dropTo(found)).catch(showError), accepts);
 }
 
 function layOut(photos, form, foot, saver, draft) {

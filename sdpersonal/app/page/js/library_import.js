@@ -21,7 +21,7 @@ export async function importFiles(files, open) {
   let finished = false, last = null;
   const dialog = openDialog({
     title: "Import", wide: true, content,
-    buttons: close => [button("Close", { kind: "primary", onclick: () => close() })],
+    buttons: close => [button("Close", { onclick: () => close() })],
   });
   const work = async options => {
     const result = await send(files, options, content);
@@ -58,7 +58,7 @@ const STATUS = {
 };
 
 function results({ files, message }, again) {
-  const refused = files.some(file => file.status === "refused");
+  const nameHelps = files.some(file => file.name_helps);
   return [
     h("p", { role: "status" }, message),
     h("ul", { class: "import-results" }, files.map(file => {
@@ -66,7 +66,7 @@ function results({ files, message }, again) {
       return h("li", {}, h("span", { class: ["import-status", look] }, icon(iconName), label),
         h("div", { class: "grow" }, h("strong", {}, file.name), h("p", { class: "small-text" }, file.message)));
     })),
-    refused && againPart(again),
+    nameHelps && againPart(again),
   ];
 }
 
@@ -74,7 +74,7 @@ function results({ files, message }, again) {
 function againPart(again) {
   const name = textField({ label: "Name of the concept", placeholder: "me/duck", maxLength: 200, help: "Empty: as the file says. For one concept only." });
   const duplicates = select({ label: "If the name is taken", choices: DUPLICATES, value: "versions" });
-  return h("details", { class: "import-again" }, h("summary", {}, "Import again, with another name or beside the one here"),
+  return h("div", { class: "import-again" }, h("h3", {}, "Import again"),
     h("div", { class: "edit-pair" }, name.root, duplicates.root),
-    button("Import again", { onclick: () => again({ name: name.value.trim(), duplicates: duplicates.value }) }));
+    button("Import again", { kind: "primary", onclick: () => again({ name: name.value.trim(), duplicates: duplicates.value }) }));
 }

@@ -50,7 +50,7 @@ function onModel(event) {
 function layOut() {
   fill(ui.loaded, h("h3", { id: "models-loaded" }, "Loaded"), h("p", { class: "model-title" }, data.facts[0][1]),
     h("dl", { class: "facts" }, data.facts.slice(1).map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
-    h("details", {}, h("summary", {}, "For reproducing"), h("dl", { class: "facts" }, data.reproducing.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]))),
+    h("details", {}, h("summary", {}, "For reproducing"), h("dl", { class: "facts long" }, data.reproducing.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]))),
     ui.progress);
   ui.machine.textContent = data.machine;
   if (data.fixed) fill(ui.others, ui.machine, h("p", { class: "notice" }, data.fixed));

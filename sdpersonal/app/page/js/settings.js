@@ -14,7 +14,7 @@ export function shapeAndNumber() {
   const width = numberField({ label: "Width", onInput: text => form.set({ width: text }, "shape") });
   const height = numberField({ label: "Height", onInput: text => form.set({ height: text }, "shape") });
   const custom = h("div", { class: "row nowrap custom-size" }, width.root, h("span", { "aria-hidden": "true" }, "×"), height.root);
-  const fixed = h("p", { class: "field-help", hidden: true }, "The size is that of the starting image.");
+  const fixed = h("p", { class: "field-help", hidden: true }, "The shape is that of the starting image.");
   const shape = segmented({ label: "Shape", choices: [], value: null, className: "shape", onChange: onShape });
   const number = segmented({
     label: "Images", className: "number-of-images", value: "4", onChange: onNumber,
