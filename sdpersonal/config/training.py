@@ -17,6 +17,7 @@ from .base import (
     Number,
     Seed,
     SettingsBase,
+    TokenText,
     WholeNumber,
     Words,
     as_validator,
@@ -71,6 +72,8 @@ class TrainingSettings(SettingsBase):
     """Branch, tag or commit of a model from the Hub."""
     vae: Path | None = None
     """Folder or file of a VAE to use instead of the model's own."""
+    continue_from: TokenText | None = None
+    """Token of a finished concept of the library to train further, with the same model and rank."""
     resolution: Annotated[int | None, as_validator(_check_resolution)] = None
     """Side in pixels of the training images. Default: the model's own."""
     steps: Annotated[int, WholeNumber, Field(ge=1, le=100_000)] | None = None

@@ -57,6 +57,8 @@ def _recipe(settings: TrainingSettings, base: StableDiffusion, resolved: Preset)
         "prediction_type": base.schedule.prediction_type,
         "resolution": settings.resolution or base.resolution,
     }
+    if settings.continue_from is not None:
+        recipe["continue_from"] = settings.continue_from
     if isinstance(settings, DreamboothSettings):
         recipe["targets"] = resolved.targets
     if (rank := getattr(settings, "rank", None)) is not None:

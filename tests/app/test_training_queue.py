@@ -253,7 +253,7 @@ def test_the_watcher_starts_the_next_tells_pages_and_ends_with_the_last(training
     wait_for(lambda: ("training", {"id": first.name}) in page.events)
     assert len(page.lists()) == count  # the list is as it was
     machine.end(first, token="<me/a-v1>")
-    wait_for(lambda: len(machine.argvs) == 2)
+    wait_for(lambda: trainings.find(None, second.name).state == "starting")
     machine.end(second)
     wait_for(lambda: watcher._thread is None)
     assert {entry["token"]: entry["state"] for entry in page.lists()[-1]} == {"<me/b>": "failed", "<me/a-v1>": "done"}

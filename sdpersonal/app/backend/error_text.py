@@ -39,6 +39,9 @@ LABELS = {
     "lr": "Learning rate",
     "rank": "LoRA rank",
     "resolution": "Resolution",
+    "continue_from": "Continue from a concept",
+    "method": "Method",
+    "vectors": "Vectors",
     "sample_prompts": "Sample prompts",
 }
 

@@ -75,20 +75,20 @@ def serve(
     Raises UserError if the port is taken.
     """
     try:
-        _launch(server, access, served_dir, private, api)
-    except OSError:
-        raise port_taken_error(access.port) from None
-    blocks = server.get_blocks()
-    say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
-    try:
+        try:
+            _launch(server, access, served_dir, private, api)
+        except OSError:
+            raise port_taken_error(access.port) from None
+        say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
         with suppress(KeyboardInterrupt):
-            while blocks.is_running:
+            while server.get_blocks().is_running:
                 sleep(0.1)
     finally:
         end_jobs()
-        blocks._queue.close()
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports each connection that it ends
-        blocks.server.close()  # waits for the server's thread: Python takes long to end beside one that is at work
+        if server.blocks is not None and hasattr(server.blocks, "server"):
+            server.blocks._queue.close()
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports each connection that it ends
+            server.blocks.server.close()  # waits for its thread: Python takes long to end beside one that is at work
 
 
 def _launch(server: gr.Server, access: Access, served_dir: Path, private: list[Path], api: bool) -> None:

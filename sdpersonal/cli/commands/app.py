@@ -74,10 +74,7 @@ def open_app(settings: AppArgs) -> int:
     app = App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
     server = build_server(app, shown, settings.api)
     private = [settings.library, settings.out, settings.runs, *_own_folders()]
-    try:
-        serve(server, access, shown, private, say, app.close, settings.api)
-    finally:
-        app.close()
+    serve(server, access, shown, private, say, app.close, settings.api)
     return 0
 
 

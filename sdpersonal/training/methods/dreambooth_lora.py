@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...concepts.concept import Lora
+from ...concepts.concept import Concept, Lora
 from ...models import StableDiffusion
 from ...models.lora import to_lora
 from ..dataset import Batch, CaptionPieces
@@ -20,6 +20,7 @@ from ..loss_inputs import CaptionTokenizer, LossInputs
 from ..objective import batch_loss
 from ..presets import Preset
 from ..rng import generator_for
+from .continuation import copy_lora
 from .prior_preservation import PriorLoss
 from .token_embedding import embedding_for_class, insert_embeddings
 
@@ -48,14 +49,22 @@ class DreamboothLora:
         seed: int,
         prior: PriorLoss | None = None,
         prior_weight: float = 1.0,
+        start: Concept | None = None,
     ):
+        """start: a concept to continue; one without a LoRA, or without embeddings, starts that part anew."""
         self._base, self._preset = base, preset
         self._prior, self._prior_weight = prior, prior_weight
-        self._embedding = embedding_for_class(base, class_noun)
+        self._embedding = embedding_for_class(base, class_noun, start.vectors if start else None)
         self._tokenizer = CaptionTokenizer(base, self._embedding.caption_pieces)
         self._lora = base.adapters.add_trainable(
             preset.targets, lora.rank, generator_for("lora", seed), text_encoder=lora.text
         )
+        if start and start.lora:
+            try:
+                copy_lora(self._lora, start.lora)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def embeddings(self) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from ..distributed import Accelerator
 from ..early_stopping import measure_interval
 from ..optim import check_available
 from ..presets import Preset, preset, scale_steps
+from .continuation import find_start, load_start
 from .dreambooth_full import DreamboothFull
 from .dreambooth_lora import DreamboothLora, LoraTrainingConfig, PivotalTuning
 from .prior_preservation import ClassImagePrior, PredictedPrior, PriorLoss
@@ -68,6 +69,7 @@ def check_before_loading(settings: TrainingSettings) -> None:
     storage.check_folder(settings.library)
     check_photos(settings.photos)
     check_available(settings.optimizer)
+    find_start(settings, kind_of(settings.base))
     if isinstance(settings, DreamboothSettings):
         _check_prior(settings)
         kind = kind_of(settings.base)
@@ -101,8 +103,9 @@ def build_method(
     say: Callable[[str], None],
 ) -> Method:
     """Build the method, ready to train on this base model. Raises UserError if the settings do not suit it."""
+    start = load_start(settings, base.kind)
     if not isinstance(settings, DreamboothSettings):
-        return TextualInversion(base, subject_noun(settings), preset.vectors, preset)
+        return TextualInversion(base, subject_noun(settings), preset.vectors, preset, start)
     _check_prior(settings)
     _check_pivot(settings, preset.steps, preset.pivot_steps)
     _check_noun(settings.class_noun, base)
@@ -119,6 +122,7 @@ def build_method(
         settings.seed,
         prior,
         settings.prior_weight,
+        start,
     )
 
 

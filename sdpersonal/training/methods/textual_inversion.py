@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ...concepts.concept import Concept
 from ...models import StableDiffusion
 from ..dataset import Batch, CaptionPieces
 from ..loss_inputs import CaptionTokenizer, LossInputs
@@ -25,9 +26,10 @@ class TextualInversion:
     trigger = ""
     autocast_dtype = None
 
-    def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
+    def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset, start: Concept | None = None):
+        """start: a concept to continue."""
         self._base, self._preset = base, preset
-        self._embedding = TokenEmbedding(base, init, vectors)
+        self._embedding = TokenEmbedding(base, init, vectors, start.vectors if start else None)
         self._tokenizer = CaptionTokenizer(base, self._embedding.caption_pieces)
 
     @property

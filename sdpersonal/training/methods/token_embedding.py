@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ...models import StableDiffusion
@@ -21,10 +23,14 @@ class TokenEmbedding:
     that a checkpoint resumes exactly.
     """
 
-    def __init__(self, base: StableDiffusion, words: str, count: int):
+    def __init__(self, base: StableDiffusion, words: str, count: int, start: Mapping[str, np.ndarray] | None = None):
+        """start: a concept's embeddings to continue from, in place of those of the words."""
+        count = len(next(iter(start.values()))) if start else count
         self.raw = {
             key: nn.Parameter(encoder.initial_embeddings(words, count)) for key, encoder in base.encoders.items()
         }
+        for key, embeddings in (start or {}).items():
+            self.raw[key].data.copy_(torch.from_numpy(embeddings.copy()))
         self._max_norm = {key: max_embedding_norm(encoder) for key, encoder in base.encoders.items()}
 
     def __call__(self) -> dict[str, Tensor]:
@@ -43,10 +49,13 @@ class TokenEmbedding:
         return {"params": list(self.raw.values()), "lr": lr, "weight_decay": 0.0}
 
 
-def embedding_for_class(base: StableDiffusion, class_noun: str) -> TokenEmbedding:
-    """Build one embedding per CLIP token of the class noun, starting as that noun's."""
+def embedding_for_class(
+    base: StableDiffusion, class_noun: str, start: Mapping[str, np.ndarray] | None = None
+) -> TokenEmbedding:
+    """Build one embedding per CLIP token of the class noun, starting as that noun's; or those of a concept to continue,
+    `start`."""
     count = max(len(encoder.ids(class_noun)) for encoder in base.encoders.values())
-    return TokenEmbedding(base, class_noun, min(count or 1, MAX_CLASS_VECTORS))
+    return TokenEmbedding(base, class_noun, min(count or 1, MAX_CLASS_VECTORS), start)
 
 
 def insert_embeddings(caption: str, embeddings: Mapping[str, Tensor]) -> CaptionPieces:

@@ -17,8 +17,10 @@ from typing import Any
 from .... import storage
 from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
+from ....models.loading import kind_of
 from ....photos.loading import is_sidecar
 from ....prompts import Token
+from ....training.methods.continuation import find_start
 from ....training.own_prompts import write_own_prompts
 from ....training.run_dir import COST_FILE, RESULT_FILE, latest_step, read_json
 from ..workspace import Workspace
@@ -51,7 +53,7 @@ from .training_cost import MeasuredCosts
 from .training_queue import MAX_WAITING, RunningTraining, move_waiting, next_place, waiting_runs
 from .uploads import PhotoUploads
 
-_END_SECONDS = 30.0  # seconds for a step and its checkpoint when the app ends
+_END_SECONDS = 5.0  # that the app waits at its end for a step and its checkpoint; the training saves it in any case
 _LOCK_SECONDS = 10.0  # that another app on the same folder may take to start a training
 _GONE = "That training does not exist any more."
 
@@ -90,6 +92,7 @@ class TrainingService:
 
         Raises UserError if the photos cannot be used or too many trainings wait, DiskFull.
         """
+        find_start(settings.model_copy(update={"library": self.workspace.library.folder}), kind_of(settings.base))
         self._free_memory_if_idle()
         with self._mutex:
             runs_folder = self.workspace.user_runs(user).resolve()

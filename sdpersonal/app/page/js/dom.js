@@ -42,6 +42,7 @@ export function fill(element, ...children) {
  * images stay too. make(item) makes an element, update(element, item) refreshes one that stays. */
 export function updateList(container, items, key, make, update = () => {}) {
   const old = new Map([...container.children].map(element => [element.dataset.key, element]));
+  const focused = container.contains(document.activeElement) ? document.activeElement : null;
   let place = container.firstElementChild;
   for (const item of items) {
     const name = String(key(item));
@@ -56,6 +57,7 @@ export function updateList(container, items, key, make, update = () => {}) {
     else container.insertBefore(element, place);
   }
   for (const element of old.values()) element.remove();
+  if (focused?.isConnected && document.activeElement !== focused) focused.focus({ preventScroll: true }); // it was moved
 }
 
 const ICONS = {
@@ -74,7 +76,7 @@ const ICONS = {
   search: "M10.5 17a6.5 6.5 0 1 0 0-13 6.5 6.5 0 0 0 0 13zM15.5 15.5L20 20",
   image: "M4.5 5.5h15v13h-15zM4.5 16l4.5-4.5 3.5 3.5 2.5-2.5 4.5 4.5M15.5 9.5h.01",
   menu: "M4.5 7h15M4.5 12h15M4.5 17h15",
-  more: "M6 12h.01M12 12h.01M18 12h.01",
+  more: "M5.5 12a.5.5 0 1 0 1 0 .5.5 0 1 0-1 0M11.5 12a.5.5 0 1 0 1 0 .5.5 0 1 0-1 0M17.5 12a.5.5 0 1 0 1 0 .5.5 0 1 0-1 0",
   moon: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10z",
   sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 3v1.5M12 19.5V21M3 12h1.5M19.5 12H21M5.6 5.6l1.1 1.1M17.3 17.3l1.1 1.1M5.6 18.4l1.1-1.1M17.3 6.7l1.1-1.1",
   undo: "M8.5 5L4.5 9l4 4M5 9h9a5 5 0 0 1 0 10h-4",

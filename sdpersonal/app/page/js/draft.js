@@ -7,19 +7,22 @@ import { go } from "./main.js";
 import { photosSection } from "./photos.js";
 import { presetMenu } from "./train_presets.js";
 import { draftRequests, findDraft, isRunning, putDraft, startDraft, store } from "./train_data.js";
-import { filesOfDrop } from "./uploads.js";
-import { announce, button, dropTarget, showError } from "./ui.js";
+import { announce, button, showError } from "./ui.js";
 
 const SAVE_AFTER = 350; // milliseconds without a key
 
-/** Show a draft. Returns {kind, id, root, hide(), end(), onLists(), refresh()}. */
+/** Show a draft. Returns {kind, id, root, add(files), hide(), end(), onLists(), refresh()}. */
 export function draftView(id) {
   const draft = () => findDraft(id);
   const requests = draftRequests(id, () => {});
   const photos = photosSection({ requests, draft });
   const touched = new Set();
-  const form = draftFields((name, value, isTyped) => { if (!isTyped) touched.add(name); saver.set(name, toServer(name, value)); });
-  const saver = formSaver(requests);
+  const form = draftFields((name, value, isTyped) => {
+    if (view.leaving || !draft()) return; // a field that is removed tells of its change once more
+    if (!isTyped) touched.add(name);
+    saver.set(name, toServer(name, value));
+  });
+  const saver = formSaver(requests, () => view.onLists());
   const foot = draftFoot({ start: () => start(), draft });
   const view = { kind: "draft", id, root: layOut(photos, form, foot, saver, draft), leaving: false };
 
@@ -29,7 +32,7 @@ export function draftView(id) {
     await requests.settled();
     for (const name of Object.keys(form.fields)) touched.add(name);
     view.onLists();
-    const { problem, field } = draft().plan;
+    const [field, problem] = Object.entries(saver.errors)[0] ?? [draft().plan.field, draft().plan.problem];
     if (problem) return showProblem(view.root, form, problem, field);
     view.leaving = true;
     try {
@@ -50,23 +53,17 @@ export function draftView(id) {
     foot.update(now);
   };
   view.refresh = async () => { putDraft((await api.get("/app/drafts")).drafts.find(other => other.id === id) ?? draft()); };
-  view.hide = () => { saver.flush().catch(showError); photos.flush(); };
+  view.hide = () => {
+    if (view.leaving || !draft()) return;
+    saver.flush().catch(showError);
+    photos.flush();
+  };
   const onLeave = () => view.hide();
   addEventListener("pagehide", onLeave);
-  view.end = () => { photos.end(); removeEventListener("pagehide", onLeave); };
-  const tab = document.getElementById("tab-train");
-  if (!tab.dataset.takesFiles) takeDrops(tab);
-  dropTo = photos.add;
+  view.end = () => { if (draft()) photos.end(); removeEventListener("pagehide", onLeave); };
+  view.add = photos.add;
   view.onLists();
   return view;
-}
-
-let dropTo = null; // where files go that are dropped anywhere on the tab
-
-function takeDrops(tab) {
-  tab.dataset.takesFiles = "yes";
-  const accepts = event => event.dataTransfer?.types.includes("Files") && Boolean(tab.querySelector(".draft"));
-  dropTarget(tab, (files, event) => filesOfDrop(event).then(found => dropTo(found)).catch(showError), accepts);
 }
 
 function layOut(photos, form, foot, saver, draft) {
@@ -83,22 +80,39 @@ function layOut(photos, form, foot, saver, draft) {
   return h("div", { class: "draft" }, h("div", { class: "draft-photos" }, photos.root), column);
 }
 
-/** Send the form's changed values together, some time after the last one. */
-function formSaver(requests) {
-  let pending = {}, sending = null;
+/** Send the form's changed values together, some time after the last one. A value that the server refuses stays in its
+ * field, with the reason in `errors`, and is sent no more. onError(): after a refusal. */
+function formSaver(requests, onError) {
+  let pending = {};
+  const refused = {}, errors = {};
   const send = async () => {
-    if (!Object.keys(pending).length) return sending;
     const values = pending;
+    if (!Object.keys(values).length) return;
     pending = {};
-    sending = requests.send("form", { values }, { keepalive: true });
-    return sending;
+    try {
+      await requests.send("form", { values }, { keepalive: true });
+    } catch (error) {
+      const { [error.field]: value, ...rest } = values;
+      pending = { ...rest, ...pending };
+      if (!(error.field in values)) throw error;
+      refused[error.field] = value;
+      errors[error.field] = error.text;
+      onError();
+      await send();
+    }
   };
   const later = debounce(() => send().catch(showError), SAVE_AFTER);
+  const set = (name, value) => {
+    delete refused[name];
+    delete errors[name];
+    pending[name] = value;
+    later();
+  };
   return {
-    set(name, value) { pending[name] = value; later(); },
-    setAll(values) { Object.assign(pending, values); later(); },
-    pending: () => pending,
-    waits: name => name in pending,
+    errors, set,
+    setAll(values) { for (const [name, value] of Object.entries(values)) set(name, value); },
+    pending: () => ({ ...refused, ...pending }),
+    waits: name => name in pending || name in refused,
     async flush() { later.cancel(); await send(); },
   };
 }
@@ -121,7 +135,7 @@ function showForm({ fields, show }, now, saver, touched) {
   showToken(fields.token, token, (now.form.name && problem) || note, now.form.owner);
   const { problem: planProblem, field } = now.plan ?? {};
   for (const [name, entry] of Object.entries(fields)) {
-    if (name !== "token") entry.error(name === field && touched.has(name) ? planProblem : "");
+    if (name !== "token") entry.error(saver.errors[name] ?? (name === field && touched.has(name) ? planProblem : ""));
   }
 }
 

@@ -9,15 +9,17 @@ import { go } from "./main.js";
 import { mountTrainingList } from "./train_list.js";
 import { emptyDraft, findDraft, findTraining, followLists, isRunning, isUntouched, loadLists, store } from "./train_data.js";
 import { trainingView } from "./training.js";
-import { showError, toast } from "./ui.js";
+import { filesOfDrop } from "./uploads.js";
+import { dropTarget, showError, toast } from "./ui.js";
 
 let content, list, shown = null; // shown: {kind, id, root, hide?, refresh?}
 let path = [];
 
 export function mount(root) {
-  content = h("div", { class: "train-content" });
+  content = h("div", { class: "train-content", tabindex: -1 });
   list = mountTrainingList();
   root.append(h("div", { class: "train-columns" }, list.root, content));
+  dropTarget(root, (files, event) => takeDrop(event).catch(showError));
   followLists();
   events.on("train-list", onLists);
   events.on("connected", () => { if (store.loaded) loadLists().then(() => shown?.refresh?.()).catch(showError); });
@@ -38,10 +40,23 @@ async function open() {
   if (!target) return;
   list.select(target.id);
   if (shown?.kind === target.kind && shown.id === target.id) return;
+  const hadFocus = content.contains(document.activeElement);
   close();
   shown = target.kind === "draft" ? draftView(target.id) : trainingView(target.id);
   fill(content, shown.root);
   content.scrollTop = 0;
+  if (hadFocus) content.focus();
+}
+
+/** Put dropped photos into the draft that is shown; while a training is shown, into the next one. */
+async function takeDrop(event) {
+  const files = await filesOfDrop(event);
+  if (shown?.kind !== "draft") {
+    path = ["draft", (await emptyDraft()).id];
+    await open();
+    replaceAddress("draft", path[1]);
+  }
+  await shown.add(files);
 }
 
 function close() {

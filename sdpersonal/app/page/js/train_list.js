@@ -86,7 +86,7 @@ function draftItem(draft) {
   const element = itemParts(`#train/draft/${draft.id}`);
   element.parts.actions.append(button("Delete this draft", { iconName: "trash", iconOnly: true, kind: "quiet", small: true, onclick: async () => {
     const now = store.drafts.find(other => other.id === draft.id);
-    if (now && !isUntouched(now) && !(await confirmDialog({
+    if (now && !(await confirmDialog({
       title: "Delete this draft?", text: `The copies of its ${countText(now.photos.length, "photo")} and their captions are deleted too. Your own files stay.`,
       yes: "Delete the draft", danger: true,
     }))) return;
@@ -98,6 +98,7 @@ function draftItem(draft) {
 
 function fillDraft(element, draft) {
   const { parts } = element;
+  parts.actions.hidden = isUntouched(draft);
   showThumb(parts, draft.photos.find(photo => photo.used)?.thumb);
   parts.title.textContent = draft.name?.token || (draft.form.noun ? `A ${draft.form.noun}` : "New concept");
   parts.detail.textContent = draft.photos.length ? countText(draft.photos.length, "photo") : "No photos yet";
