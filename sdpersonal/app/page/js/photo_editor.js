@@ -44,7 +44,7 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
     h("div", { class: "row nowrap" }, button("Previous photo", { iconName: "left", iconOnly: true, onclick: () => move(-1) }), place,
       button("Next photo", { iconName: "right", iconOnly: true, onclick: () => move(1) })),
     marks,
-    h("div", { class: "row" },
+    h("div", { class: "row nowrap rotate-buttons" },
       button("Rotate left", { iconName: "rotateLeft", onclick: () => send({ quarters: 1 }) }),
       button("Rotate right", { iconName: "rotateRight", onclick: () => send({ quarters: -1 }) })),
     h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", id: "crop-automatic", onclick: () => send({ crop: null }) }), toggle),
