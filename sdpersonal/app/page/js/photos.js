@@ -156,7 +156,7 @@ function reviewList({ requests, draft, grid }) {
       const findings = review.findings ?? [];
       const text = review.checking ? "Checking the photos" : findings.length ? "What the checks noticed" : "The checks noticed nothing to change.";
       if (status.textContent !== text) status.textContent = text;
-      root.classList.toggle("good", !review.checking && !findings.length);
+      root.classList.toggle("good", !findings.length);
       advice.hidden = !review.has_advice;
       updateList(list, findings, finding => `${finding.name} ${finding.message} ${(finding.photos ?? []).join()}`, make);
     },
