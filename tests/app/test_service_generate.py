@@ -623,6 +623,12 @@ def test_presets_have_a_limit_and_damage_is_told(workspace, monkeypatch):
             presets.list_presets(workspace, "max")
 
 
+def test_an_unknown_concept_is_told_before_the_job_waits(app):
+    for kind in ("generate", "endless", "grid"):
+        view = asked(app, kind, form=FORM | {"prompt": "a <me/duk> {on|by} <you/ink>"}, x="Seed", x_values="1..2")
+        assert view["message"] == "No concept <me/duk>.\nDid you mean <me/duck>?" and "id" not in view
+
+
 def test_nobody_sees_anothers_images(app, workspace):
     app.run(generate_job(FORM), "zoe")
     assert app.gallery.page("zoe").total == 1 and app.gallery.page("yan").total == 0

@@ -38,6 +38,13 @@ class Workspace:
         """Return the user's saved images."""
         return Outputs(self.outputs / user_folder_name(user) if user else self.outputs)
 
+    def is_used(self, user: str | None) -> bool:
+        """Return whether there is a concept, or an image of the user: whether anything can be done but to train."""
+        try:
+            return bool(self.library.entries()) or bool(self.user_outputs(user).days())
+        except UserError:
+            return True
+
     def user_runs(self, user: str | None) -> Path:
         """Return the folder of the user's runs."""
         return self.runs / user_folder_name(user) if user else self.runs
@@ -50,13 +57,17 @@ class Workspace:
 
     def uploaded_file(self, path: object) -> Path:
         """Return the path of an uploaded file. Raises UserError for any other path, since a page may send any text."""
-        resolved = storage.resolve_inside(self.served_dir, str(path)) if isinstance(path, str) else None
-        if resolved is None or not Path(str(path)).is_absolute():
-            raise UserError("That is not an uploaded file.", "Drop it again.")
+        refusal = UserError("That is not an uploaded file.", "Drop it again.")
+        if not isinstance(path, str) or not Path(path).is_absolute():
+            raise refusal
+        try:
+            resolved = storage.resolve_inside(self.served_dir, path)
+        except UserError:  # which would name the folder
+            raise refusal from None
         top = resolved.relative_to(self.served_dir.resolve()).parts[0]
-        is_link = resolved != self.served_dir.resolve() / os.path.relpath(str(path), self.served_dir)
+        is_link = resolved != self.served_dir.resolve() / os.path.relpath(path, self.served_dir)
         if is_link or top == TILES or top in self._user_dirs.values() or resolved.is_dir():
-            raise UserError("That is not an uploaded file.", "Drop it again.")
+            raise refusal
         if not resolved.is_file():
             raise UserError("The uploaded file is gone.", "Drop it again.")
         return resolved

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from ..backend import App
-from ..backend.train.photo_files import MAX_CAPTION, MAX_UPLOADS
+from ..backend.train.photo_files import MAX_CAPTION, MAX_UPLOADS, sample_jpeg
 from .requests import Body, User
 
 _MAX_FILES = 3 * MAX_UPLOADS + 200  # photos with captions and crops; more photos than allowed are told by their number
@@ -36,6 +36,7 @@ class PhotoChange(Body):
     used: bool | None = None
     quarters: Annotated[int, Field(ge=-3, le=3)] = 0
     caption: Caption | None = None
+    remove: bool = False
     crop: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
 
 
@@ -74,7 +75,9 @@ def router(app: App) -> APIRouter:
     @routes.post("/{draft_id}/photo")
     def change_photo(user: User, draft_id: str, body: PhotoChange) -> dict[str, Any]:
         crop = {"crop": body.crop} if "crop" in body.model_fields_set else {}
-        return drafts.change_photo(user, draft_id, body.photo, body.used, body.quarters, body.caption, **crop)
+        return drafts.change_photo(
+            user, draft_id, body.photo, body.used, body.quarters, body.caption, body.remove, **crop
+        )
 
     @routes.post("/{draft_id}/captions")
     def set_captions(user: User, draft_id: str, body: Captions) -> dict[str, Any]:
@@ -101,5 +104,9 @@ def router(app: App) -> APIRouter:
         return Response(
             drafts.photo_jpeg(user, draft_id, photo, thumb == "1"), media_type="image/jpeg", headers=_CACHED
         )
+
+    @routes.get("/samples/{set_id}.jpg")
+    def sample_thumb(set_id: str) -> Response:
+        return Response(sample_jpeg(set_id), media_type="image/jpeg", headers=_CACHED)
 
     return routes

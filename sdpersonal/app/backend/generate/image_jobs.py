@@ -27,7 +27,8 @@ from .generate_form import read_seed
 from .jobs import quoted
 
 HIRES_SCALE = 2.0
-HIRES_STRENGTH = 0.35  # of the second pass: more of it would invent new things
+# Strength of the second pass: more of it invents new things, and the built-in model knows small images only.
+HIRES_STRENGTH, TINY_HIRES_STRENGTH = 0.35, 0.1
 DEFAULT_COUNT = 4  # variations
 
 
@@ -89,7 +90,9 @@ def hires_job(library: Library, image: SavedImage, strength: object = None, scal
     recipe = read_image(image)
     if isinstance(recipe, Recipe) and recipe.init_image:
         raise UserError("This image was made from an init image.", "Use it as init image, with a larger size.")
-    request = _changed(recipe.request(), hires_scale=scale, strength=HIRES_STRENGTH if strength is None else strength)
+    is_tiny = isinstance(recipe, Recipe) and recipe.base.kind == "tiny"
+    default = TINY_HIRES_STRENGTH if is_tiny else HIRES_STRENGTH
+    request = _changed(recipe.request(), hires_scale=scale, strength=default if strength is None else strength)
     return _requests_job("hires", f"{quoted(request.prompt)}, {scale:g} times as large", recipe, library, [request])
 
 

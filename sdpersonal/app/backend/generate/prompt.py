@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ....concepts.library import Library
 from ....config import ConceptKind, GenerateRequest
-from ....errors import UserError
+from ....errors import FieldError, UserError
 from ....generation.request_checks import named, references_in
 from ....playground.xyz_grid.prompt_edits import set_region, set_strength
-from ....prompts import MAX_STRENGTH, Mention, Region, Token, Wildcards, count_prompts
+from ....prompts import MAX_PROMPT, MAX_STRENGTH, Mention, Region, Token, Wildcards, count_prompts
 from ....prompts.concept_options import REGIONS
 from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled
@@ -60,6 +61,20 @@ def check_prompt(prompt: Any, workspace: Workspace, kind: str) -> PromptCheck:
         for mention in mentions[:MAX_CONCEPTS]
     )
     return PromptCheck("  ".join(filter(None, problems)), concepts)
+
+
+def check_concepts(prompt: object, library: Library) -> None:
+    """Raise FieldError if a prompt names a concept that does not exist. Prompts that cannot be read are let through,
+    for `GenerateRequest` to refuse."""
+    mentions: list[Mention] = []
+    with suppress(UserError):
+        mentions = named(prompt) if isinstance(prompt, str) and len(prompt) <= MAX_PROMPT else []
+    for mention in mentions:
+        try:
+            library.find(mention.token)
+        except UserError as error:
+            # A hint about the command line is of no use on a page.
+            raise FieldError("prompt", error.message, "" if "sdpersonal" in error.hint else error.hint) from None
 
 
 def _prompt_concept(mention: Mention, region: Region | None, written: str, workspace: Workspace) -> PromptConcept:

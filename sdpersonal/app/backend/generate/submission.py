@@ -12,6 +12,7 @@ from .gallery import Gallery
 from .generate_form import request_fields
 from .image_jobs import change_job, hires_job, redo_job, variation_job
 from .jobs import endless_job, generate_job, grid_job
+from .prompt import check_concepts
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def plan_job(request: JobRequest, gallery: Gallery, user: str | None) -> JobPlan
     library, wildcards = gallery.workspace.library, gallery.workspace.wildcards
     if request.kind in ("generate", "endless", "grid"):
         fields = request_fields(request.form, gallery, user)
+        check_concepts(fields.get("prompt"), library)
         if request.kind == "generate":
             return generate_job(fields, wildcards)
         if request.kind == "endless":

@@ -40,7 +40,10 @@ def draft_view(
         "photos": [_photo_view(draft_id, photo, review[0]) for photo in photos],
         "review": _review_view(*review, sum(photo.used for photo in photos)),
         "plan": {"lines": list(plan.lines), "problem": plan.problem, "field": plan.field},
-        "sample_sets": [{"id": samples.id, "title": samples.title, "kind": samples.kind} for samples in SAMPLE_SETS],
+        "sample_sets": [
+            {"id": s.id, "title": s.title, "kind": s.kind, "thumb": f"/app/drafts/samples/{s.id}.jpg"}
+            for s in SAMPLE_SETS
+        ],
     }
 
 

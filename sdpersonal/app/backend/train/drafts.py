@@ -20,14 +20,14 @@ from .... import storage
 from ....config import TrainingSettings
 from ....errors import UserError
 from ....photos.captions import Refused
-from ....photos.crops import to_crop
+from ....photos.crops import OwnCrop, to_crop
 from ....training.run_dir import read_json, to_number
 from ..events import EventHub
 from ..generation_service import GenerationService
 from ..workspace import Workspace
-from .concept_name import DEFAULT_OWNER
+from .concept_name import DEFAULT_OWNER, make_token
 from .draft_view import draft_view
-from .photo_files import MAX_UPLOADS, SAMPLE_SETS
+from .photo_files import find_samples
 from .photo_review import ReviewOptions
 from .reviewer import Reviewer
 from .run_status import PHOTOS_FOLDER, SETTINGS_FILE, is_app_run
@@ -89,8 +89,12 @@ class Drafts:
         with self._mutex:
             drafts = self._read_all(user)
             for draft in drafts[:-1]:
-                if draft.is_empty and draft.created < time.time() - _MAX_EMPTY_SECONDS:
-                    self._remove(draft)
+                if draft.created < time.time() - _MAX_EMPTY_SECONDS and draft.lock.acquire(blocking=False):
+                    try:
+                        if draft.is_empty:
+                            self._remove(draft)
+                    finally:
+                        draft.lock.release()
             drafts = [draft for draft in drafts if draft.folder in self._open_drafts] or [
                 self._create(user, TrainForm())
             ]
@@ -142,11 +146,15 @@ class Drafts:
         used: bool | None = None,
         quarters: int = 0,
         caption: str | None = None,
+        remove: bool = False,
         **crop: object,
     ) -> dict[str, Any]:
-        """Change one photo. crop: [left, top, side], or None for automatic, if it is to change."""
+        """Change or remove one photo. crop: [left, top, side], or None for automatic, if it is to change."""
 
         def change(draft: Draft) -> None:
+            if remove:
+                draft.photos.remove(photo)
+                return
             if used is not None:
                 draft.photos.use(photo, used)
             if caption is not None:
@@ -182,9 +190,7 @@ class Drafts:
 
     def use_samples(self, user: str | None, draft_id: str, set_id: str) -> dict[str, Any]:
         """Replace the photos by a sample set, and fill in what it shows."""
-        samples = next((samples for samples in SAMPLE_SETS if samples.id == set_id), None)
-        if samples is None:
-            raise UserError("There is no such sample set.", "Choose another.")
+        samples = find_samples(set_id)
 
         def change(draft: Draft) -> None:
             draft.photos.clear()
@@ -216,7 +222,10 @@ class Drafts:
         """Return the draft as the page reads it."""
         options = self._review_options(draft)
         with draft.lock:
-            photos = draft.photos.photos()
+            try:
+                photos = draft.photos.photos()
+            except FileNotFoundError:
+                raise _no_draft_error() from None
             review, checking = self.reviewer.latest(draft.photos, photos, options, lambda: self._publish(user, draft))
             return draft_view(
                 draft.id,
@@ -259,8 +268,6 @@ class Drafts:
 
     def _free_name(self, user: str | None, name: str, owner: str) -> str:
         """Return the name, with a number if the user's library has it."""
-        from .concept_name import make_token
-
         names = (name, *(f"{name} {number}" for number in range(2, 1000)))
         return next(
             n for n in names if not self.workspace.library.versions(make_token(owner, n, user or DEFAULT_OWNER))
@@ -288,7 +295,7 @@ class Drafts:
             with self._mutex:
                 if folder.is_dir() and not folder.is_symlink():
                     return self._open(folder)
-        raise UserError("That draft does not exist any more.", "Reload the page.")
+        raise _no_draft_error()
 
     def _open(self, folder: Path) -> Draft:
         if folder not in self._open_drafts:
@@ -326,11 +333,12 @@ def _read_form(saved: object) -> TrainForm:
     return form
 
 
-def _parse_crop(values: object) -> Any:
+def _no_draft_error() -> UserError:
+    return UserError("That draft does not exist any more.", "Reload the page.")
+
+
+def _parse_crop(values: object) -> OwnCrop | None:
     try:
         return to_crop(values) if values is not None else None
     except Refused as reason:
         raise UserError(f"The crop {reason}.") from None
-
-
-__all__ = ["MAX_DRAFTS", "MAX_UPLOADS", "Draft", "Drafts"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ....photos.decode import FORMATS, decode, shorter_side
 MAX_UPLOADS = 40  # photos
 MAX_TOTAL = 1 << 30  # bytes of one drop
 MIN_FREE_BYTES = 1 << 30  # bytes free on the disk below which no photos are accepted
+SAMPLE_SIDE = 192  # pixels of a sample set's thumbnail
 MAX_CAPTION = 200_000  # bytes
 
 
@@ -42,6 +44,21 @@ SAMPLE_SETS = (
     SampleSet("teddy-bear", "A teddy bear", "object", "bear", "teddy"),
     SampleSet("cyanotype", "A style: cyanotypes", "style", "cyanotype", "cyanotype"),
 )
+
+
+@lru_cache(maxsize=len(SAMPLE_SETS))
+def sample_jpeg(set_id: str) -> bytes:
+    """Return a thumbnail of a sample set. Raises UserError if there is none of that id."""
+    image = Image.fromarray(decode_photo(find_samples(set_id).files()[0].read_bytes(), SAMPLE_SIDE))
+    return encode_jpeg(image)
+
+
+def find_samples(set_id: str) -> SampleSet:
+    """Return a sample set. Raises UserError if there is none of that id."""
+    samples = next((samples for samples in SAMPLE_SETS if samples.id == set_id), None)
+    if samples is None:
+        raise UserError("There is no such sample set.", "Choose another.")
+    return samples
 
 
 def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ....config import ConceptKind, CropMode
 from ....config.base import BaseKind
-from ....errors import printable
+from ....errors import UserError, printable
 from ....photos.checks import ClipFeatures, ExaminedPhoto, Finding, Report, check_examined
 from ....photos.checks.across_photos import MIN_PHOTOS, turned_edge_histograms
 from ....photos.crops import OwnCrop
@@ -99,7 +99,8 @@ class SeenPhotos:
         self._photos: OrderedDict[Hashable, SeenPhoto] = OrderedDict()
 
     def get(self, stored: StoredPhoto, options: ReviewOptions) -> SeenPhoto:
-        """Return a stored photo as the trainer sees it. Raises UnusablePhoto if its file is gone."""
+        """Return a stored photo as the trainer sees it. Raises UnusablePhoto or UserError if its file is
+        gone."""
         key = stored.path, stored.version, stored.crop, options.side, options.crop
         if key not in self._photos:
             self._photos[key] = _load(stored, options)
@@ -125,20 +126,20 @@ def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions, seen_be
     """Check photos as the trainer will see them. seen_before: remembers what was measured of them."""
     seen: dict[str, SeenPhoto] = {}
     for photo in stored:
-        with suppress(UnusablePhoto):  # it was removed meanwhile
+        with suppress(UnusablePhoto, UserError):  # it was removed meanwhile
             seen[photo.name] = seen_before.get(photo, options)
     used = {photo.name: seen[photo.name] for photo in stored if photo.used and photo.name in seen}
     first: dict[str, ExaminedPhoto] = {}  # the trainer uses one of those that are identical after a rotation
-    for photo in used.values():
-        first.setdefault(photo.pixels_sha256, photo.examined)
+    for used_photo in used.values():
+        first.setdefault(used_photo.pixels_sha256, used_photo.examined)
     photos = list(first.values())
     try:
         report = _check_photos(photos, options)
         advice = _find_advice(photos, report)
     finally:
-        for photo in seen.values():
-            photo.examined.release()
-    marks = {name: [] if photo.examined in photos else [_SAME_MARK] for name, photo in used.items()}
+        for remembered in seen.values():
+            remembered.examined.release()
+    marks = {name: [] if used_photo.examined in photos else [_SAME_MARK] for name, used_photo in used.items()}
     for finding in report.findings:
         for name in finding.photos if finding.name in _MARKS else ():
             marks[name].append(_MARKS[finding.name])
@@ -147,7 +148,7 @@ def review_photos(stored: Sequence[StoredPhoto], options: ReviewOptions, seen_be
         tuple(_for_page(finding, options) for finding in report.findings),
         {name: tuple(texts) for name, texts in marks.items()},
         advice,
-        {name: photo.crop for name, photo in seen.items()},
+        {name: remembered.crop for name, remembered in seen.items()},
     )
 
 

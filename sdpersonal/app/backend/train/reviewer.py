@@ -84,7 +84,9 @@ class Reviewer:
             try:
                 self.now(uploads, options)
                 done()
-            except Exception:  # a draft that was deleted meanwhile, or an error to be mended: the page can go on
+            except FileNotFoundError:  # the draft was deleted meanwhile
+                continue
+            except Exception:  # an error to be mended: the page can go on
                 log.warning("the photos of %s were not reviewed", uploads.folder.name, exc_info=True)
 
 

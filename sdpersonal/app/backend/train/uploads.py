@@ -75,7 +75,7 @@ class PhotoUploads:
 
     def __init__(self, folder: Path, side: int):
         self.folder, self.side, self.lock = folder, side, threading.RLock()
-        self._sizes: dict[tuple[str, str], tuple[int, int]] = {}  # by name and version
+        self._sizes: dict[str, tuple[str, tuple[int, int]]] = {}  # by name, each with the photo's version
         self.uploads = self._read_list()
         self._sweep()
 
@@ -89,6 +89,8 @@ class PhotoUploads:
             photos = sorted(
                 (path for path in paths if not is_sidecar(path.name)), key=lambda path: os.fsencode(path.name)
             )
+            if not self.folder.is_dir():
+                raise UserError("That draft does not exist any more.", "Reload the page.")
             check_uploads(photos, MAX_UPLOADS - len(self.uploads), self.folder)
             sidecars = {path.name: path for path in paths if is_sidecar(path.name)}
             by_name = by_key(list(sidecars))
@@ -141,6 +143,13 @@ class PhotoUploads:
                     raise FieldError("crop", f"The crop {reason}.", "Draw a square inside the photo.") from None
             self._write_crop(name, crop)
 
+    def remove(self, name: str) -> None:
+        """Remove a photo."""
+        with self.lock:
+            removed = self._upload(name)
+            self._save_list([upload for upload in self.uploads if upload is not removed])
+            self._sweep()
+
     def clear(self) -> None:
         """Remove all photos. The next one is photo 01 again."""
         with self.lock:
@@ -157,12 +166,12 @@ class PhotoUploads:
         with self.lock:
             upload, path = self._upload(name), self.path(name)
             version = self._version(name)
-            if (name, version) not in self._sizes:
+            known_version, size = self._sizes.get(name, ("", (0, 0)))
+            if known_version != version:
                 with Image.open(path, formats=["PNG"]) as image:
-                    self._sizes[name, version] = image.size
-            return StoredPhoto(
-                name, upload.used, path, version, self._sizes[name, version], self._captions(name), self._crop(name)
-            )
+                    size = image.size
+                self._sizes[name] = version, size
+            return StoredPhoto(name, upload.used, path, version, size, self._captions(name), self._crop(name))
 
     def jpeg(self, name: str, thumb: bool) -> bytes:
         """Return a photo, or its thumbnail, as JPEG. Raises UserError if there is none of that name."""

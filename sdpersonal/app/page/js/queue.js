@@ -32,12 +32,13 @@ function bar() {
     root, opener,
     show() {
       const job = jobs.active[0] ?? null, count = jobs.active.length - (job ? 1 : 0);
-      root.classList.toggle("idle", !job);
-      title.textContent = job ? (job.title || "Generating") : "Nothing runs";
+      const trained = job ? null : runningTraining();
+      root.classList.toggle("idle", !job && !trained);
+      title.textContent = job ? (job.title || "Generating") : trained ? `Training ${trained.token}` : "Nothing runs";
       title.title = title.textContent;
-      progress.root.hidden = !job;
-      progress.set(job?.total ? job.done / job.total : null);
-      left.textContent = job ? leftText(job) : "";
+      progress.root.hidden = !job && !trained;
+      progress.set(job ? (job.total ? job.done / job.total : null) : trained?.steps ? trained.step / trained.steps : null);
+      left.textContent = job ? leftText(job) : trained?.left ? `${timeText(trained.left)} left` : "";
       waiting.textContent = count > 0 ? `${count} waiting` : "";
       skip.hidden = !jobs.running;
       stop.hidden = !job;
@@ -51,13 +52,16 @@ function leftText(job) {
   return job.left === null || job.left === undefined ? "" : `${timeText(job.left)} left`;
 }
 
+const runningTraining = () => jobs.trainings.find(training => TRAINING_RUNS.has(training.state));
+
 function showTraining(link) {
-  const training = jobs.trainings.find(other => TRAINING_RUNS.has(other.state));
+  const training = runningTraining();
   link.hidden = !training;
   if (!training) return;
   link.href = `#train/${encodeURIComponent(training.id)}`;
   const share = training.steps ? `${Math.floor((100 * training.step) / training.steps)} %` : "";
-  fill(link, "Training ", h("strong", {}, training.token), ` ${share}`);
+  if (jobs.active.length) fill(link, "Training ", h("strong", {}, training.token), ` ${share}`);
+  else fill(link, "Watch it");
 }
 
 async function stopAll() {
