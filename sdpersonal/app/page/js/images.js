@@ -35,6 +35,17 @@ async function load(from, limit = PAGE) {
   notify();
 }
 
+/** Select another image if the selected one was deleted elsewhere; one beyond the loaded part is asked for. */
+async function checkSelected() {
+  const { id } = selection;
+  if (!id || order.includes(id)) return;
+  try {
+    await api.get("/app/gallery/image", { id });
+  } catch (error) {
+    if (error.status === 400 && selection.id === id) selection.offer(order[0] ?? null);
+  }
+}
+
 export const images = {
   loaded: false,
   filter,
@@ -47,7 +58,7 @@ export const images = {
   put: remember,
   onChange(listener) { listeners.add(listener); },
   /** Load the newest again, as many as are shown. */
-  refresh: () => load(null, Math.min(REFRESH, Math.max(PAGE, order.length))).catch(showError),
+  refresh: () => load(null, Math.min(REFRESH, Math.max(PAGE, order.length))).then(checkSelected).catch(showError),
   /** Load the next page once. */
   more() {
     if (next === null || loading) return loading;
