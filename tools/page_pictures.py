@@ -1,8 +1,8 @@
 """Take the pictures of the app's page for docs/: `PYTHONPATH=.:tests python -m tools.page_pictures FOLDER`.
 
-FOLDER is a work folder with `concepts`, `outputs` and `runs` that show the app in use; it is copied first. Of each state
-of the page there is one picture of 1280x900 pixels, and a sheet with 1920x1080, 1280x900 and 390x844 pixels in the light
-and in the dark theme.
+FOLDER is a work folder with `concepts`, `outputs` and `runs` that show the app in use; it is copied first. Of each
+state of the page there is one picture of 1280x900 pixels, and a sheet with 1920x1080, 1280x900 and 390x844 pixels in the
+light and in the dark theme.
 """
 
 from __future__ import annotations
