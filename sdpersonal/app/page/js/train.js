@@ -67,6 +67,7 @@ function close() {
 
 async function readTarget() {
   const [first, second] = path;
+  if (first && !(first === "draft" ? findDraft(second) : findTraining(first))) await loadLists(); // made a moment ago
   if (first === "draft" && findDraft(second)) return { kind: "draft", id: second };
   if (first && first !== "draft" && findTraining(first)) return { kind: "training", id: first };
   if (first) toast("That training does not exist any more.", { kind: "error" });
