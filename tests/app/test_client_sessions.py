@@ -97,7 +97,7 @@ class Clients:
         return anyio.run(lambda: self.begin(*request, **more))
 
     def join(self, user, session):
-        status = self.ask(user, "queue/join", body={"session_hash": session, "fn_index": 0})
+        status = self.ask(user, "queue/join", body={"session_hash": session, "fn_index": 0, "data": [1, 2]})
         self.gradio.state_holder.session_data[session] = "state"
         return status
 
@@ -107,11 +107,15 @@ def clients():
     return Clients()
 
 
+JOIN = {"session_hash": "bobs", "fn_index": 0, "data": [1, 2]}
 USES = {
-    "join": ("queue/join", {"body": {"session_hash": "anns", "fn_index": 0, "data": []}}),
-    "join, twice": ("queue/join", {"body": b'{"fn_index": 0, "session_hash": "evil", "session_hash": "anns"}'}),
-    "join, UTF-16": ("queue/join", {"body": json.dumps({"session_hash": "anns", "fn_index": 0}).encode("utf-16")}),
-    "join, escaped": ("queue/join", {"body": b'{"session\\u005fhash": "ann\\u0073", "fn_index": 0}'}),
+    "join": ("queue/join", {"body": JOIN | {"session_hash": "anns"}}),
+    "join, twice": (
+        "queue/join",
+        {"body": b'{"data": [1, 2], "fn_index": 0, "session_hash": "evil", "session_hash": "anns"}'},
+    ),
+    "join, UTF-16": ("queue/join", {"body": json.dumps(JOIN | {"session_hash": "anns"}).encode("utf-16")}),
+    "join, escaped": ("queue/join", {"body": b'{"session\\u005fhash": "ann\\u0073", "fn_index": 0, "data": [1, 2]}'}),
     "data": ("queue/data", {"query": "session_hash=anns"}),
     "data, twice": ("queue/data", {"query": "session_hash=evil&session_hash=anns"}),
     "data, escaped": ("queue/data", {"query": "session%5Fhash=%61nns"}),
@@ -150,6 +154,7 @@ def test_the_answer_to_a_call_is_for_its_user_only(clients, version):
 CALLS = {
     "call/x": ({"data": []}, 404, "no such endpoint"),
     "call/v2/x": ({}, 404, "no such endpoint"),
+    "queue/join": ({"data": ["x"], "session_hash": "a", "fn_index": 0}, 422, "a list of 2"),
     "call/greet": ({"data": ["x"]}, 422, "a list of 2"),
     "call/greet/": ({"data": "x"}, 422, "a list of 2"),
     "call/v2/greet": ({"count": 2}, 422, "'name' is missing"),
@@ -180,7 +185,7 @@ def test_a_session_must_have_a_name(clients, body):
     assert clients.gradio.bodies == []
 
 
-@pytest.mark.parametrize("number", [1, -1, "x", None, 10**30])
+@pytest.mark.parametrize("number", [1, -1, "x", None, 10**30, {}, [0], 0.5])
 def test_a_number_of_no_endpoint_is_refused(clients, number):
     body = {"session_hash": "anns", "fn_index": number, "data": []}
     assert clients.ask("ann", "queue/join", body=body) == 404 and not clients.gradio.bodies
@@ -208,9 +213,6 @@ def soon(monkeypatch):
     """A session is abandoned after 0.05 s."""
     monkeypatch.setattr(client_sessions, "ABANDONED_SECONDS", 0.05)
     return 0.12
-
-
-JOIN = {"session_hash": "bobs", "fn_index": 0}
 
 
 @pytest.mark.parametrize("stream", ["queue/data", "heartbeat/bobs"])

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 import httpx
 
@@ -35,56 +36,34 @@ MULTIPART = "Content-Type: multipart/form-data; boundary=B"
 TRIED, GUESSES, PATIENCE = 5, 300, 0.5
 
 
+_APP_GETS = "state events jobs gallery concepts models trainings drafts images/2026-01-01/1.png x ../app/state"
+_APP_POSTS = "jobs jobs/stop gallery/delete drafts models/switch concepts/import"
+_API_GETS = """config info openapi.json queue/status queue/data?session_hash={0} startup-events file=x heartbeat/{0}
+    user stream/{0}/1/1/playlist.m3u8 upload_progress?upload_id=x app_id deep_link file/x proxy=http://127.0.0.1:22/
+    token call/generate/x call/v2/generate/x vibe-code runs dev/reload %68eartbeat/x"""
+_API_POSTS = """queue/join cancel reset upload component_server stream/x stream/x/close run/generate api/generate
+    call/generate call/v2/generate process_recording vibe-edit run-history/connect /queue/join queue/join/ ./reset"""
+_OTHER_GETS = """/config /config/ /monitoring /monitoring/summary /docs /openapi.json //app/state /APP/state
+    /app%2fstate /logout"""
+
+
+def _split(start: str, names: str) -> list[str]:
+    return [start + name for name in names.split()]
+
+
 def strangers_get_nothing(target: Target, report: Report) -> None:
-    """Everything under /gradio_api needs a login."""
+    """Everything but the login page needs a login."""
     hash_ = session_hash()
-    gets = [
-        "config",
-        "info",
-        "openapi.json",
-        "queue/status",
-        f"queue/data?session_hash={hash_}",
-        "startup-events",
-        "file=x",
-    ]
-    gets += [
-        f"heartbeat/{hash_}",
-        f"stream/{hash_}/1/1/playlist.m3u8",
-        "upload_progress?upload_id=x",
-        "app_id",
-        "deep_link",
-    ]
-    gets += ["file/x", "proxy=http://127.0.0.1:22/", "call/on_generate/x", "user", "vibe-code", "runs", "dev/reload"]
-    posts = [
-        "queue/join",
-        "cancel",
-        "reset",
-        "upload",
-        "component_server",
-        "stream/x",
-        "stream/x/close",
-        "run/on_generate",
-    ]
-    posts += ["call/on_generate", "process_recording", "api/on_generate", "vibe-edit", "run-history/connect"]
+    gets = [*_split("/app/", _APP_GETS), *_split("/gradio_api/", _API_GETS.format(hash_)), *_split("", _OTHER_GETS)]
+    posts = [*_split("/app/", _APP_POSTS), *_split("/gradio_api/", _API_POSTS), "/GRADIO_API/reset"]
     got = {}
     with target.client() as client:
         for path in gets:
-            got[path] = _status_of(client, "GET", f"/gradio_api/{path}")
+            got[path] = _status_of(client, "GET", path)
         for path in posts:
             body = json.dumps({"session_hash": hash_, "fn_index": 0, "event_id": "x", "data": []})
-            got[path] = _status_of(client, "POST", f"/gradio_api/{path}", content=body, headers=JSON)
-        for spelling in (
-            "/gradio_api//queue/join",
-            "/gradio_api/queue/join/",
-            "/GRADIO_API/reset",
-            "/gradio_api/./reset",
-        ):
-            got[spelling] = _status_of(client, "POST", spelling, content="{}", headers=JSON)
-        for path in ("/config", "/config/", "/monitoring", "/monitoring/summary", "/gradio_api/%68eartbeat/x"):
-            got[path] = _status_of(client, "GET", path)
+            got[path] = _status_of(client, "POST", path, content=body, headers=JSON)
     opened = {path: status for path, status in got.items() if status not in (307, 400, 401, 403, 404, 405)}
-    shown = ("user", "app_id")  # what the login page may ask: whether somebody is logged in
-    opened = {path: status for path, status in opened.items() if path not in shown}
     report.add(f"{len(got)} paths without a login", opened or "all refused", not opened)
 
 
@@ -97,84 +76,88 @@ def _status_of(client: httpx.Client, method: str, path: str, **more: object) -> 
         return 0
 
 
-def anonymous_heartbeats(target: Target, report: Report) -> None:
-    """300 heartbeats without a login are refused, and others are answered meanwhile."""
+def anonymous_streams(target: Target, report: Report) -> None:
+    """300 streams without a login are refused, and others are answered meanwhile."""
     connections = [target.connect() for _ in range(300)]
     for number, connection in enumerate(connections):
-        connection.sendall(target.head("GET", f"/gradio_api/heartbeat/anon{number}"))
+        path = "/app/events" if number % 2 else f"/gradio_api/heartbeat/anon{number}"
+        connection.sendall(target.head("GET", path))
     during = max(answer_time(target) for _ in range(3))
     answers = Counter(code(first_line(connection, 5)) for connection in connections)
     for connection in connections:
         connection.close()
     after = max(answer_time(target) for _ in range(3))
-    report.add("300 heartbeats without a login", f"{dict(answers)}", set(answers) <= {401, 403})
+    report.add("300 streams without a login", f"{dict(answers)}", set(answers) <= {401, 403})
     report.add("others meanwhile and after", f"{during:.2f} s, {after:.2f} s", max(during, after) <= PATIENCE)
 
 
-def many_sessions_of_one_user(target: Target, report: Report) -> None:
-    """One user's sessions do not empty another user's page; open heartbeats of one user are bounded."""
+def many_pages_of_one_user(target: Target, report: Report) -> None:
+    """Open pages of one user are bounded, and another user's go on."""
     with target.client(ANN, "ann") as ann, target.client(BOB, "bob") as bob:
-        hash_ = session_hash()
-        _ask(target, ann, "on_search", hash_)
-        cookies = bob
         connections = [target.connect(BOB) for _ in range(120)]
-        for number, connection in enumerate(connections):
-            connection.sendall(target.head("GET", f"/gradio_api/heartbeat/bob{number}", client=cookies))
+        for connection in connections:
+            connection.sendall(target.head("GET", "/app/events", client=bob))
         waited = max(answer_time(target) for _ in range(3))
         answers = Counter(code(first_line(connection, 5)) for connection in connections)
+        stream = _status_of(ann, "GET", "/app/events")
+        job = draw(ann)
         for connection in connections:
             connection.close()
         time.sleep(0.5)
-        text = _ask(target, ann, "on_search", hash_)
-        report.add("120 heartbeats of one user", f"{dict(answers)}, others after {waited:.2f} s", waited <= PATIENCE)
-        report.add("another user's page afterwards", text[:80], '"success": true' in text)
+        came = f"{dict(answers)}, others after {waited:.2f} s"
+        report.add("120 open pages of one user", came, waited <= PATIENCE and answers == {200: 100, 429: 20})
+        works = stream == 200 and job["state"] == "done"
+        report.add("another user meanwhile", f"{stream}, {job['message']}", works)
 
 
-def _ask(target: Target, client: httpx.Client, handler: str, hash_: str, **fields: object) -> str:
-    """Ask a handler as a page does; return the last message as text, or the refusal."""
-    config = client.get("/config").json()
-    called = next(entry for entry in config["dependencies"] if entry["api_name"].startswith(handler))
-    parts = {part["id"]: part["props"] for part in config["components"]}
-    data = [fields.get(parts[number].get("label", ""), parts[number].get("value")) for number in called["inputs"]]
-    body = {"data": data, "fn_index": called["id"], "session_hash": hash_}
-    joined = client.post("/gradio_api/queue/join", json=body)
-    if joined.status_code != 200:
-        return f"{joined.status_code} {joined.text[:100]}"
-    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": hash_}) as stream:
-        if stream.status_code != 200:
-            return str(stream.status_code)
-        for line in stream.iter_lines():
-            message = json.loads(line[6:]) if line.startswith("data: ") else {}
-            if message.get("msg") == "process_completed":
-                return json.dumps(message)
-    return "the stream ended early"
+def draw(client: httpx.Client, **form: object) -> dict[str, Any]:
+    """Generate a small image as a page does; return the job when it has ended, or its refusal as its message."""
+    fields = {"prompt": "a cat on grass", "num_images": 1, "steps": 2, "width": 128, "height": 128, "seed": "0"}
+    answer = client.post("/app/jobs", json={"kind": "generate", "form": fields | form})
+    if answer.status_code != 200:
+        return {"state": "refused", "message": f"{answer.status_code} {answer.text[:200]}", "images": []}
+    job_id, until = answer.json()["id"], time.monotonic() + 120
+    while time.monotonic() < until:
+        jobs = client.get("/app/jobs").json()["jobs"]
+        job = next((job for job in jobs if job["id"] == job_id), None)
+        if job and job["state"] in ("done", "stopped", "failed"):
+            return dict(job)
+        time.sleep(0.2)
+    return {"state": "lost", "message": "no end in 120 s", "images": []}
 
 
-def foreign_session_hashes(target: Target, report: Report) -> None:
-    """A session belongs to the user who first used it."""
+def foreign_things(target: Target, report: Report) -> None:
+    """Jobs, images, uploads and sessions belong to the user whose they are."""
     hash_ = session_hash()
     with target.client(ANN, "ann") as ann, target.client(BOB, "bob") as bob:
-        _ask(target, ann, "on_search", hash_)
-        config = bob.get("/config").json()
-        called = config["dependencies"][0]
-        body = {"data": [None] * len(called["inputs"]), "fn_index": called["id"], "session_hash": hash_}
+        job = draw(ann)
+        (image,) = job["images"]
+        (upload,) = ann.post("/gradio_api/upload", files={"files": ("a.png", b"x" * 100)}).json()
+        join = {"data": ["images", "", 1], "fn_index": 4, "session_hash": hash_}
+        ann.post("/gradio_api/queue/join", json=join)
+        event = ann.post("/gradio_api/call/v2/list", json={"what": "images"}).json()["event_id"]
+        form = {"kind": "generate", "form": {"prompt": "x", "init": {"upload": upload}}}
+        cancel = {"session_hash": hash_, "fn_index": 4, "event_id": event}
         got = {
-            "join": bob.post("/gradio_api/queue/join", json=body).status_code,
+            "image": _status_of(bob, "GET", image["url"]),
+            "thumb": _status_of(bob, "GET", image["thumb"]),
+            "facts": _status_of(bob, "GET", f"/app/gallery/image?id={image['id']}"),
+            "redo": bob.post("/app/jobs", json={"kind": "redo", "image": image["id"]}).status_code,
+            "cancel a job": bob.post(f"/app/jobs/{job['id']}/cancel").status_code,
+            "upload": bob.post("/app/jobs", json=form).status_code,
+            "file": _status_of(bob, "GET", f"/gradio_api/file={upload}"),
+            "answer": _status_of(bob, "GET", f"/gradio_api/call/list/{event}"),
+            "join": bob.post("/gradio_api/queue/join", json=join).status_code,
             "data": _status_of(bob, "GET", f"/gradio_api/queue/data?session_hash={hash_}"),
             "heartbeat": _status_of(bob, "GET", f"/gradio_api/heartbeat/{hash_}"),
-            "cancel": bob.post(
-                "/gradio_api/cancel", json={"session_hash": hash_, "fn_index": 0, "event_id": "x"}
-            ).status_code,
-            "component_server": bob.post(
-                "/gradio_api/component_server",
-                json={"session_hash": hash_, "component_id": 1, "fn_name": "x", "data": {}},
-            ).status_code,
+            "cancel": bob.post("/gradio_api/cancel", json=cancel).status_code,
         }
-        refused = all(status in (401, 403, 404) for name, status in got.items())
-        report.add("ann's session by bob", got, refused)
-        report.add(
-            "ann's session by ann afterwards", "works", '"success": true' in _ask(target, ann, "on_search", hash_)
-        )
+        bob.post("/app/gallery/delete", json={"ids": [image["id"]]})
+        bob.post("/app/jobs/stop")
+        report.add("what is ann's, by bob", got, all(status in (400, 403, 404) for status in got.values()))
+        hers = ann.get(image["url"]).status_code
+        answer = ann.get(f"/gradio_api/call/list/{event}").text
+        report.add("ann's own afterwards", hers, hers == 200 and "complete" in answer)
 
 
 def odd_session_hashes(target: Target, report: Report) -> None:
@@ -292,48 +275,21 @@ def odd_boundaries(target: Target, report: Report) -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def editor_blobs(target: Target, report: Report) -> None:
-    """The editor of the init image keeps nothing without bound."""
-    with target.client(BOB, "bob") as bob:
-        config = bob.get("/config").json()
-        editors = [part["id"] for part in config["components"] if part["type"] == "imageeditor"]
-        if not editors:
-            report.add("the image editor", "there is none on the page", True)
-            return
-        got: Counter[int] = Counter()
-        with target.peak() as grown:
-            for index in ("30000000", "2000000", "-1", "9" * 50, "1.5"):
-                got[_blob(bob, editors[0], index=index)] += 1
-            for number in range(60):
-                got[_blob(bob, editors[0], id=f"id{number}", content=bytes(1_900_000))] += 1
-            peak = grown()
-        came = f"{dict(got)}, memory +{peak / 1e6:.0f} MB"
-        report.add("65 blobs for the image editor", came, peak < MEMORY and not any(status >= 500 for status in got))
-
-
-def _blob(client: httpx.Client, component: int, id: str = "a", index: str = "0", content: bytes = b"x" * 100) -> int:
-    data = {"type": "layer", "index": index, "id": id, "fn_name": "accept_blobs", "component_id": str(component)}
-    data |= {"session_hash": "blobs"}
-    return client.post("/gradio_api/component_server", data=data, files={"files": ("a.png", content)}).status_code
-
-
 def images_of_many_pixels(target: Target, report: Report) -> None:
     """A small file of many pixels is refused by its size, before it is decoded."""
     with target.client(BOB, "bob") as bob:
         big = _black_png(13_300)
-        sent = bob.post("/gradio_api/upload", files={"files": ("big.png", big)})
+        sent = bob.post("/gradio_api/upload", files=[("files", ("big.png", big))] * 2)
         if sent.status_code != 200:
             report.add("an image of 13,300 x 13,300", f"refused: {sent.status_code}", True)
             return
-        file = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}, "orig_name": "big.png"}
-        layers = {"background": file, "layers": [file] * 4, "composite": file}
+        image, mask = sent.json()
         with target.peak() as grown:
-            hash_ = session_hash()
-            text = _ask(target, bob, "on_generate", hash_, **{"Init image": layers, "Prompt": "a cat", "Steps": 1})
+            job = draw(bob, init={"upload": image}, mask={"upload": mask})
+            read = bob.post("/app/settings/read", json={"upload": image})
             peak = grown()
-        report.add(
-            "an image of 13,300 x 13,300 in 4 layers", f"memory +{peak / 1e6:.0f} MB, {text[:90]}", peak < 2 * MEMORY
-        )
+        came = f"memory +{peak / 1e6:.0f} MB, {job['message'][:90]}, {read.status_code}"
+        report.add("an image of 13,300 x 13,300 with a mask", came, peak < 2 * MEMORY and job["state"] == "refused")
 
 
 def _black_png(side: int) -> bytes:
@@ -357,9 +313,10 @@ def big_json(target: Target, report: Report) -> None:
         rest = target.memory
         for share in (1.0, 0.1):
             for name, body in _json_bodies(share).items():
+                path = "/app/jobs" if len(name) % 2 else "/gradio_api/queue/join"
                 with target.peak() as grown:
                     began = time.monotonic()
-                    status = _status_of(bob, "POST", "/gradio_api/queue/join", content=body, headers=JSON)
+                    status = _status_of(bob, "POST", path, content=body, headers=JSON)
                     took, peak = time.monotonic() - began, grown()
                 right = 0 < status < 500 and peak < MEMORY and took < 3
                 came = f"{status} after {took:.1f} s, memory +{peak / 1e6:.0f} MB"
@@ -440,7 +397,12 @@ def other_sites(target: Target, report: Report) -> None:
     """Another site's page can neither read, nor send, nor frame."""
     with target.client(ANN, "ann") as ann:
         origins = ["http://evil.example", "null", f"https://127.0.0.1:{target.port}", "http://127.0.0.1:1", "file://"]
-        got = {origin: ann.get("/config", headers={"Origin": origin}).status_code for origin in origins}
+        paths = ("/config", "/app/state", "/app/events", "/app/gallery")
+        got = {
+            f"{path} {origin}": ann.get(path, headers={"Origin": origin}).status_code
+            for origin in origins
+            for path in paths
+        }
         page = ann.get("/")
         names = ("x-frame-options", "content-security-policy", "x-content-type-options")
         missing = [name for name in names if name not in page.headers]
@@ -513,14 +475,13 @@ def parallel_guesses(target: Target, report: Report) -> None:
 
 CHECKS = [
     strangers_get_nothing,
-    anonymous_heartbeats,
-    many_sessions_of_one_user,
-    foreign_session_hashes,
+    anonymous_streams,
+    many_pages_of_one_user,
+    foreign_things,
     odd_session_hashes,
     cut_uploads,
     sixty_one_files,
     odd_boundaries,
-    editor_blobs,
     images_of_many_pixels,
     big_json,
     smuggling,

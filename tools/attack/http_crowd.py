@@ -12,12 +12,12 @@ from contextlib import suppress
 
 import httpx
 
-from .http_checks import FORM, JSON, MULTIPART, _ask, _blob
+from .http_checks import FORM, JSON, MULTIPART, draw
 from .http_server import HONEST, HOSTILE, Target, session_hash
 from .outcomes import Report
 
 _STAYS = 120_000_000  # bytes that allocators keep after a crowd
-_BUSY = ("queue is full", "busy", "in the queue", "at a time")
+_BUSY = ("queue is full", "jobs waiting", "Too many of your requests")
 
 
 def crowd(target: Target, report: Report, seconds: float) -> None:
@@ -47,9 +47,9 @@ def crowd(target: Target, report: Report, seconds: float) -> None:
     report.add("memory after the crowd", f"{before / 1e6:.0f} MB before, +{stayed / 1e6:.0f} MB after", stayed < _STAYS)
     began = time.monotonic()
     with target.client("127.0.0.30", "h0") as first:
-        text = _draw(target, first)
-    came = f"{text[:60]} after {time.monotonic() - began:.1f} s"
-    report.add("an image after the crowd", came, '"success": true' in text)
+        job = draw(first)
+    came = f"{job['message'][:60]} after {time.monotonic() - began:.1f} s"
+    report.add("an image after the crowd", came, job["state"] == "done")
 
 
 def _run_all(works: list, target: Target, until: float, counts: Counter, problems: Counter) -> bool:
@@ -65,30 +65,18 @@ def _run_all(works: list, target: Target, until: float, counts: Counter, problem
     return not any(thread.is_alive() for thread in threads)
 
 
-def _draw(target: Target, client: httpx.Client) -> str:
-    fields = {
-        "Prompt": "a cat on grass",
-        "Images": 1,
-        "Steps": 2,
-        "Size": "128x128",
-        "Seed": 0,
-        "New seed each time": False,
-    }
-    return _ask(target, client, "on_generate", session_hash(), **fields)
-
-
 def _honest(target: Target, number: int, address: str, until: float, counts: Counter, problems: Counter) -> None:
     rng = random.Random(number)
     try:
         with target.client(address, f"h{number}") as client:
             while time.monotonic() < until:
-                text = _draw(target, client)
-                if "1 image in" in text:
+                job = draw(client)
+                if job["state"] == "done" and len(job["images"]) == 1:
                     counts["drawn"] += 1
-                elif any(word in text for word in _BUSY):
+                elif any(word in job["message"] for word in _BUSY):
                     counts["busy"] += 1
                 else:
-                    problems[text[:200]] += 1
+                    problems[f"{job['state']}: {job['message'][:200]}"] += 1
                 time.sleep(rng.uniform(0.5, 3))
     except (httpx.HTTPError, AssertionError, StopIteration, ValueError) as error:
         problems[f"{type(error).__name__}: {str(error)[:120]}"] += 1
@@ -110,15 +98,18 @@ def _hostile(target: Target, number: int, address: str, until: float, counts: Co
 def _attack(target: Target, client: httpx.Client, address: str, rng: random.Random) -> None:
     match rng.randrange(9):
         case 0:
-            _heartbeats(target, client, address, rng)
+            _streams(target, client, address, rng)
         case 1:
             with target.connect(address) as connection:
                 head = target.head("POST", "/gradio_api/upload", MULTIPART, "Content-Length: 900000000", client=client)
                 connection.sendall(head + os.urandom(1 << 20))
         case 2:
-            client.post("/gradio_api/queue/join", content='{"data":[' + "[" * 500_000, headers=JSON, timeout=20)
+            path = rng.choice(["/app/jobs", "/gradio_api/queue/join", "/app/drafts"])
+            client.post(path, content='{"data":[' + "[" * 500_000, headers=JSON, timeout=20)
         case 3:
-            _blob(client, rng.randrange(200), id=session_hash(), content=bytes(1_500_000))
+            value = rng.choice([None, {"upload": "/etc/passwd"}, -1, 1e308, [["x"]], "x" * 10_000])
+            body = {"kind": rng.choice(["generate", "grid", "redo", "x"]), "form": value, "image": value}
+            client.post(rng.choice(["/app/jobs", "/app/prompt/check", "/app/gallery/zip"]), json=body, timeout=20)
         case 4:
             body = {"data": [], "fn_index": rng.randrange(60), "session_hash": session_hash()}
             client.post("/gradio_api/queue/join", json=body, timeout=20)
@@ -131,22 +122,24 @@ def _attack(target: Target, client: httpx.Client, address: str, rng: random.Rand
             files = [("files", (f"{i}.png", b"x" * 100)) for i in range(61)]
             client.post("/gradio_api/upload", files=files, timeout=20)
         case 7:
-            config = client.get("/config", timeout=20).json()
-            called = rng.choice(config["dependencies"])
+            name = rng.choice(["generate", "train", "progress", "list", "import", "export", "cancel"])
             value = rng.choice([None, {"path": "/etc/passwd"}, -1, 1e308, [["x"]], "x" * 10_000])
-            body = {"data": [value] * len(called["inputs"]), "fn_index": called["id"], "session_hash": session_hash()}
-            client.post("/gradio_api/queue/join", content=json.dumps(body), headers=JSON, timeout=20)
+            names = ("prompt", "files", "photos", "name", "id", "what", "token", "settings")
+            body = {key: value for key in rng.sample(names, 2)}
+            client.post(f"/gradio_api/call/v2/{name}", content=json.dumps(body), headers=JSON, timeout=20)
         case _:
-            for _ in range(6):  # more than a share of the queue
-                body = {"data": [], "fn_index": 0, "session_hash": session_hash()}
-                client.post("/gradio_api/queue/join", json=body, timeout=20)
+            for _ in range(60):  # more than a share of the queue
+                form = {"prompt": "x", "num_images": 8, "steps": 20, "width": 128, "height": 128}
+                client.post("/app/jobs", json={"kind": "generate", "form": form}, timeout=20)
+            client.post("/app/jobs/stop", timeout=20)
 
 
-def _heartbeats(target: Target, client: httpx.Client, address: str, rng: random.Random) -> None:
+def _streams(target: Target, client: httpx.Client, address: str, rng: random.Random) -> None:
     connections = [target.connect(address) for _ in range(20)]
     for connection in connections:
         known = client if rng.random() < 0.5 else None
-        connection.sendall(target.head("GET", f"/gradio_api/heartbeat/{session_hash()}", client=known))
+        path = rng.choice(["/app/events", f"/gradio_api/heartbeat/{session_hash()}"])
+        connection.sendall(target.head("GET", path, client=known))
     time.sleep(0.2)
     for connection in connections:
         connection.close()

@@ -38,6 +38,13 @@ class Workspace:
         """Return the user's saved images."""
         return Outputs(self.outputs / user_folder_name(user) if user else self.outputs)
 
+    def is_used(self, user: str | None) -> bool:
+        """Return whether there is a concept, or an image of the user: whether anything can be done but to train."""
+        try:
+            return bool(self.library.entries()) or bool(self.user_outputs(user).days())
+        except UserError:
+            return True
+
     def user_runs(self, user: str | None) -> Path:
         """Return the folder of the user's runs."""
         return self.runs / user_folder_name(user) if user else self.runs

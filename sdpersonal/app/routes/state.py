@@ -26,6 +26,7 @@ def router(app: App) -> APIRouter:
             "user": user,
             "owner": user or "me",
             "fixed_model": app.fixed_base,
+            "start": "generate" if app.workspace.is_used(user) else "train",
             "model": base.to_json(),
             "form": form_defaults(base),
             "aspects": aspect_presets(base.resolution),

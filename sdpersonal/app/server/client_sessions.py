@@ -196,14 +196,14 @@ def _event_count(app: Any, user: str) -> int:
 
 def _call_refusal(app: Any, path: str, content: dict[str, Any]) -> _Refusal | None:
     """Return why an endpoint cannot be called so: Gradio would fail with an error of its own."""
-    functions = app.get_blocks().fns
+    functions, name, number = app.get_blocks().fns, path.removeprefix(_CALL).strip("/"), content.get("fn_index")
     if path.startswith(_JOIN):
-        return None if content.get("fn_index") in functions else (404, "There is no such endpoint.")
-    name = path.removeprefix(_CALL).strip("/")
-    function = next((fn for fn in functions.values() if fn.api_name == name.removeprefix("v2/")), None)
+        function = functions.get(number) if isinstance(number, int) else None
+    else:
+        function = next((fn for fn in functions.values() if fn.api_name == name.removeprefix("v2/")), None)
     if function is None:
         return 404, "There is no such endpoint."
-    if not name.startswith("v2/"):
+    if path.startswith(_JOIN) or not name.startswith("v2/"):
         is_whole = isinstance(content.get("data"), list) and len(content["data"]) == len(function.inputs)
         return None if is_whole else (422, f'"data" must be a list of {len(function.inputs)} values.')
     parameters = parameters_of(function.fn)

@@ -22,7 +22,7 @@ export function draftView(id) {
     if (!isTyped) touched.add(name);
     saver.set(name, toServer(name, value));
   });
-  const saver = formSaver(requests);
+  const saver = formSaver(requests, () => view.onLists());
   const foot = draftFoot({ start: () => start(), draft });
   const view = { kind: "draft", id, root: layOut(photos, form, foot, saver, draft), leaving: false };
 
@@ -32,7 +32,7 @@ export function draftView(id) {
     await requests.settled();
     for (const name of Object.keys(form.fields)) touched.add(name);
     view.onLists();
-    const { problem, field } = draft().plan;
+    const [field, problem] = Object.entries(saver.errors)[0] ?? [draft().plan.field, draft().plan.problem];
     if (problem) return showProblem(view.root, form, problem, field);
     view.leaving = true;
     try {
@@ -80,22 +80,39 @@ function layOut(photos, form, foot, saver, draft) {
   return h("div", { class: "draft" }, h("div", { class: "draft-photos" }, photos.root), column);
 }
 
-/** Send the form's changed values together, some time after the last one. */
-function formSaver(requests) {
-  let pending = {}, sending = null;
+/** Send the form's changed values together, some time after the last one. A value that the server refuses stays in its
+ * field, with the reason in `errors`, and is sent no more. onError(): after a refusal. */
+function formSaver(requests, onError) {
+  let pending = {};
+  const refused = {}, errors = {};
   const send = async () => {
-    if (!Object.keys(pending).length) return sending;
     const values = pending;
+    if (!Object.keys(values).length) return;
     pending = {};
-    sending = requests.send("form", { values }, { keepalive: true });
-    return sending;
+    try {
+      await requests.send("form", { values }, { keepalive: true });
+    } catch (error) {
+      const { [error.field]: value, ...rest } = values;
+      pending = { ...rest, ...pending };
+      if (!(error.field in values)) throw error;
+      refused[error.field] = value;
+      errors[error.field] = error.text;
+      onError();
+      await send();
+    }
   };
   const later = debounce(() => send().catch(showError), SAVE_AFTER);
+  const set = (name, value) => {
+    delete refused[name];
+    delete errors[name];
+    pending[name] = value;
+    later();
+  };
   return {
-    set(name, value) { pending[name] = value; later(); },
-    setAll(values) { Object.assign(pending, values); later(); },
-    pending: () => pending,
-    waits: name => name in pending,
+    errors, set,
+    setAll(values) { for (const [name, value] of Object.entries(values)) set(name, value); },
+    pending: () => ({ ...refused, ...pending }),
+    waits: name => name in pending || name in refused,
     async flush() { later.cancel(); await send(); },
   };
 }
@@ -118,7 +135,7 @@ function showForm({ fields, show }, now, saver, touched) {
   showToken(fields.token, token, (now.form.name && problem) || note, now.form.owner);
   const { problem: planProblem, field } = now.plan ?? {};
   for (const [name, entry] of Object.entries(fields)) {
-    if (name !== "token") entry.error(name === field && touched.has(name) ? planProblem : "");
+    if (name !== "token") entry.error(saver.errors[name] ?? (name === field && touched.has(name) ? planProblem : ""));
   }
 }
 

@@ -35,11 +35,13 @@ export function promptBox({ onCheck }) {
     problem.hidden = !text;
     input.setAttribute("aria-invalid", text ? "true" : "false");
   };
-  const check = makeChecker(input, popup, say, onCheck);
+  let isMissing = false; // until something is typed, the message about an empty prompt stays
+  const check = makeChecker(input, popup, text => { if (!isMissing) say(text); }, onCheck);
 
   input.addEventListener("input", () => {
     paint();
-    if (problem.dataset.of === "empty") say(problem.dataset.of = "");
+    if (isMissing) say("");
+    isMissing = false;
     form.set({ prompt: input.value }, "prompt");
     check();
   });
@@ -49,6 +51,7 @@ export function promptBox({ onCheck }) {
   form.onChange((patch, source) => {
     if (source === "prompt" || patch.prompt === undefined || patch.prompt === input.value) return;
     input.value = patch.prompt;
+    isMissing = false;
     paint();
     check.now();
   });
@@ -62,7 +65,7 @@ export function promptBox({ onCheck }) {
     root, input,
     focus: () => input.focus(),
     /** Say what is wrong; the message goes when something is typed. */
-    error(text) { say(text); problem.dataset.of = "empty"; input.focus(); },
+    error(text) { say(text); isMissing = true; input.focus(); },
     insert: text => insertAt(input, text),
   };
 }

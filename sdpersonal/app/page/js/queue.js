@@ -32,12 +32,13 @@ function bar() {
     root, opener,
     show() {
       const job = jobs.active[0] ?? null, count = jobs.active.length - (job ? 1 : 0);
-      root.classList.toggle("idle", !job);
-      title.textContent = job ? (job.title || "Generating") : "Nothing runs";
+      const trained = job ? null : runningTraining();
+      root.classList.toggle("idle", !job && !trained);
+      title.textContent = job ? (job.title || "Generating") : trained ? `Training ${trained.token}` : "Nothing runs";
       title.title = title.textContent;
-      progress.root.hidden = !job;
-      progress.set(job?.total ? job.done / job.total : null);
-      left.textContent = job ? leftText(job) : "";
+      progress.root.hidden = !job && !trained;
+      progress.set(job ? (job.total ? job.done / job.total : null) : trained?.steps ? trained.step / trained.steps : null);
+      left.textContent = job ? leftText(job) : trained?.left ? `${timeText(trained.left)} left` : "";
       waiting.textContent = count > 0 ? `${count} waiting` : "";
       skip.hidden = !jobs.running;
       stop.hidden = !job;
@@ -51,13 +52,16 @@ function leftText(job) {
   return job.left === null || job.left === undefined ? "" : `${timeText(job.left)} left`;
 }
 
+const runningTraining = () => jobs.trainings.find(training => TRAINING_RUNS.has(training.state));
+
 function showTraining(link) {
-  const training = jobs.trainings.find(other => TRAINING_RUNS.has(other.state));
+  const training = runningTraining();
   link.hidden = !training;
   if (!training) return;
   link.href = `#train/${encodeURIComponent(training.id)}`;
   const share = training.steps ? `${Math.floor((100 * training.step) / training.steps)} %` : "";
-  fill(link, "Training ", h("strong", {}, training.token), ` ${share}`);
+  if (jobs.active.length) fill(link, "Training ", h("strong", {}, training.token), ` ${share}`);
+  else fill(link, "Watch it");
 }
 
 async function stopAll() {
@@ -74,7 +78,7 @@ function queueList(opener) {
     h("div", { class: "row spread" }, h("h2", {}, "Queue"), button("Close the queue", { iconName: "close", iconOnly: true, kind: "quiet", small: true, onclick: () => { root.hidePopover(); opener.focus(); } })),
     none, rows, trainingHead, trainings);
   opener.setAttribute("aria-controls", id);
-  opener.addEventListener("click", () => root.togglePopover());
+  opener.popoverTargetElement = root; // a click handler would open again what the same click has closed
   const show = () => {
     if (!root.matches(":popover-open")) return;
     const active = jobs.trainings.filter(training => TRAINING_RUNS.has(training.state) || training.state === "waiting");
@@ -106,7 +110,7 @@ function updateRow(row, job) {
   const waits = job.state === "waiting" && !job.isPlaceholder;
   const others = jobs.waiting.filter(other => !other.isPlaceholder), place = others.findIndex(other => other.id === job.id);
   title.textContent = job.title || "Generating";
-  state.textContent = [STATES[job.state], progressText(job), isActive(job) ? "" : job.message].filter(Boolean).join(" · ");
+  state.textContent = [STATES[job.state], isActive(job) || !job.message ? progressText(job) : job.message].filter(Boolean).join(" · ");
   state.classList.toggle("error-text", job.state === "failed");
   up.hidden = !waits || place < 1;
   down.hidden = !waits || place > others.length - 2;

@@ -13,6 +13,7 @@ export function openSampleViewer({ training, step, index }) {
   const state = { step: Math.max(0, entries.findIndex(entry => entry.step === step)), index };
   const image = h("img", { class: "viewer-image", alt: "" });
   const caption = h("p", { class: "viewer-caption" });
+  const sentences = h("div", { class: "viewer-sentences" });
   const aside = h("div", { class: "viewer-compare" });
   const others = comparisons(training, () => entries[state.step - 1]?.images[state.index]);
   const compare = segmented({ label: "Compare with", value: others[0]?.value ?? "none", choices: [...others, { value: "none", label: "Nothing" }], onChange: () => show() });
@@ -23,6 +24,7 @@ export function openSampleViewer({ training, step, index }) {
     const words = [`Step ${entry.step}, image ${state.index + 1} of ${entry.images.length}`, sample.prompt, sample.seed === undefined || sample.seed === null ? "" : `seed ${sample.seed}`].filter(Boolean);
     caption.textContent = words.join(". ");
     image.alt = caption.textContent;
+    fill(sentences, (entry.sentences ?? []).map(sentence => h("p", {}, sentence)));
     const images = others.find(other => other.value === compare.value)?.images(state.index) ?? [];
     aside.hidden = !images.length;
     fill(aside, images.map(url => h("img", { src: url, alt: compare.value === "photos" ? "A photo" : "For comparison" })));
@@ -39,7 +41,7 @@ export function openSampleViewer({ training, step, index }) {
     title: `Samples of ${plainToken(training)}`, wide: true, className: "sample-viewer",
     content: [
       h("div", { class: "viewer-images" }, h("figure", {}, image), aside),
-      caption,
+      caption, sentences,
       h("div", { class: "row spread" },
         h("div", { class: "row" },
           button("Previous image", { iconName: "left", iconOnly: true, onclick: () => move(-1, 0) }),
