@@ -87,7 +87,7 @@ function takePrompts(prompt, start) {
 function generateButton(onclick) {
   const label = h("span", {}, "Generate");
   const root = h("button", { type: "button", class: "button primary generate-button", title: "Ctrl+Enter in any field", onclick }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl ↵"));
-  return { root, show() { label.textContent = jobs.active.length ? "Generate one more" : "Generate"; } };
+  return { root, show() { label.textContent = jobs.active.length ? "Add to the queue" : "Generate"; } };
 }
 
 function promptButtons(prompt) {
