@@ -1,5 +1,6 @@
 """The Generate tab and the queue in a real browser: what is shown large is what every action uses, nothing is lost."""
 
+import base64
 import io
 import json
 import time
@@ -45,7 +46,8 @@ class Page:
         script = (
             "const part = document.querySelector(arguments[1]) ?? document.createElement('div');"
             "const named = [...part.querySelectorAll('button, summary, label, [role=menuitem]')].filter("
-            "  e => e.getClientRects().length && (e.getAttribute('aria-label') ?? e.innerText).trim() === arguments[0]);"
+            "  e => e.getClientRects().length"
+            "  && (e.getAttribute('aria-label') ?? e.innerText).trim() === arguments[0]);"
             "named[0]?.click(); return named.length"
         )
         until = time.monotonic() + 10
@@ -113,9 +115,6 @@ class Page:
 
     def shown(self) -> str:
         """Return the id of the image that is shown large; it is the one that is marked in the gallery."""
-        self.wait(
-            "!document.querySelector('.selected-image .stage img') || document.querySelector('.selected-image .stage img').src"
-        )
         large, mark, source = self.run(
             f"await new Promise(done => setTimeout(done, 250)); return [{SELECTED},"
             " document.querySelector('.cell.selected')?.dataset.id,"
@@ -192,6 +191,31 @@ def test_the_prompt_completes_checks_and_says_what_is_missing(page):
     assert page.run("return document.querySelectorAll('.concept-row select').length") == 1
     page.put(".concept-row select", "left")
     page.wait("document.querySelector('#prompt').value.includes('<me/duck:at=left>')")
+
+
+def test_concepts_ideas_and_presets_go_into_the_prompt(page):
+    page.prompt("a photo of  on grass")
+    page.run("const box = document.querySelector('#prompt'); box.focus(); box.setSelectionRange(11, 11)")
+    page.press("Add a concept")
+    page.put("dialog input[type=search]", "duck")
+    page.run("document.querySelector('dialog .picker-tile').click()")
+    assert page.window.text("#prompt") == "a photo of <me/duck> on grass"  # at the cursor
+    page.press("Prompt ideas")
+    page.press("It at other times", "dialog")
+    page.wait("document.querySelector('#prompt').value.startsWith('a photo of <me/duck> {at dawn')")
+    page.press("Undo", ".toast:last-child")
+    assert page.window.text("#prompt") == "a photo of <me/duck> on grass"
+
+    page.press("Presets")
+    page.put_labelled("Name of the style", "Soft")
+    page.put_labelled("Words to add to the prompt", "soft light")
+    page.press("Save", "dialog")
+    page.press("Add Soft", "dialog")  # the server has it
+    page.wait("document.querySelector('#prompt').value == 'a photo of <me/duck> on grass, soft light'")
+    page.press("Presets")
+    page.press("Delete Soft", "dialog")
+    page.wait("document.querySelector('dialog').innerText.includes('No style yet')")
+    page.press("Close", "dialog")
 
 
 def test_every_action_uses_the_image_that_is_shown(page, pixels):
@@ -324,9 +348,8 @@ def test_a_reload_keeps_everything(page):
     image = page.ids()[3]
     page.select(image)
     page.open()
-    page.wait(
-        "document.querySelectorAll('.cell[data-id]').length > 4 && document.querySelector('.init-chip img').naturalWidth"
-    )
+    page.wait("document.querySelectorAll('.cell[data-id]').length > 4")
+    page.wait("document.querySelector('.init-chip img').naturalWidth")
     assert page.window.text("#prompt") == "a photo of <me/duck> in Venice" and page.shown() == image
     summary = page.window.text(".advanced summary")
     assert f"{STEPS} steps" in summary and "guidance 2.5" in summary and "negative prompt" in summary
@@ -354,7 +377,7 @@ def test_all_is_in_view_and_the_grid_uses_the_width(page):
     large = page.run(
         "const e = document.querySelector('.selected-image .stage img'); return [e.clientWidth, e.naturalWidth]"
     )
-    assert large[0] <= large[1]
+    assert large[0] <= 2 * large[1]
 
 
 def test_generate_twice_queues_both_and_the_queue_can_be_arranged(page):
@@ -465,6 +488,42 @@ def test_pasted_text_of_other_programs_and_a_grid(page):
     assert len(new) == 3  # two images and the sheet
     page.select(new[0])
     assert page.run("return document.querySelector('.actions a').href").endswith(".html")
+
+
+def test_keys_in_the_gallery_dropped_images_and_recent_prompts(page, tmp_path):
+    first, second = page.ids()[:2]
+    page.select(first)
+    page.window.type(f".cell[data-id='{first}']", RIGHT)
+    assert page.shown() == second
+    page.window.type(f".cell[data-id='{second}']", ENTER)
+    page.wait("document.querySelector('.lightbox-stage img')")
+    page.window.type(".lightbox", ESCAPE)
+
+    drop = (
+        "const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt()), data = new DataTransfer();"
+        "data.items.add(new File([bytes], 'old.png', {type: 'image/png'}));"
+        "for (const kind of ['dragenter', 'dragover', 'drop']) document.querySelector('.gallery').dispatchEvent("
+        " new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true}))"
+    )
+    image = page.ids()[-1]
+    page.prompt("")
+    page.run(drop, base64.b64encode(page.file(image).read_bytes()).decode())
+    page.press("Use its settings", "dialog")
+    page.wait(f"document.querySelector('#prompt').value == {json.dumps(page.recipe(image).prompt)}")
+    page.run(drop, base64.b64encode(page.file(image).read_bytes()).decode())
+    page.press("Start from it", "dialog")
+    page.wait("document.querySelector('.init-chip')?.innerText.includes('old.png')")
+    page.press("Remove the starting image")
+    page.press("Recent prompts")
+    page.press("a blue cat")
+    assert page.window.text("#prompt") == "a blue cat"
+    page.press("Page menu")
+    page.press("Sound when done")
+    page.press("Page menu")
+    page.wait(
+        "[...document.querySelectorAll('[role=menuitemcheckbox][aria-checked=true]')]"
+        ".some(e => e.innerText.trim() == 'Sound when done')"
+    )
 
 
 def test_a_phone_has_generate_under_the_thumb_and_images_in_a_sheet(page):

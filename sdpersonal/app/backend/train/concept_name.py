@@ -13,7 +13,7 @@ from ....prompts import Token
 from ....prompts.tokens import MAX_NAME_LENGTH, RESERVED_NAMES
 
 DEFAULT_OWNER = "me"
-_VERSION = re.compile(r"(?:-v[0-9]+)+$")  # at the end of a name
+_VERSION = re.compile(r"v[0-9]+")  # of a name, after its last hyphen
 _LATIN = str.maketrans(
     {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "'": "", "’": ""}
 )
@@ -89,9 +89,16 @@ def make_word(text: str) -> str:
     composed = unicodedata.normalize("NFKC", text[:1000]).lower()
     latin = "".join(map(_to_latin, composed)).translate(_LATIN)
     word = re.sub(r"[^a-z0-9]+", "-", latin).strip("-")
-    word = _VERSION.sub("", word)[:MAX_NAME_LENGTH].strip("-")
-    word = _VERSION.sub("", word)  # the cut may have ended it with one
+    word = _without_version(_without_version(word)[:MAX_NAME_LENGTH].strip("-"))
     return f"{word}-1" if word in RESERVED_NAMES else word
+
+
+def _without_version(word: str) -> str:
+    start, hyphen, end = word.rpartition("-")
+    while hyphen and _VERSION.fullmatch(end):
+        word = start
+        start, hyphen, end = word.rpartition("-")
+    return word
 
 
 def _to_latin(character: str) -> str:

@@ -4,7 +4,7 @@ import { concepts, conceptImage } from "./concepts.js";
 import { debounce, fill, h, uniqueId } from "./dom.js";
 
 const OPEN = /<([^<>\s:]*)$/; // a concept that is being typed before the cursor
-const MAX = 8;
+const MAX = 6;
 
 /** Make the list for a text box. Returns {root, isOpen, onKey(event): whether it has used the key}. */
 export function completion(input, insert) {

@@ -35,11 +35,13 @@ function emptyPart() {
 }
 
 function chip(init, mask) {
+  const note = h("div", { class: "muted small-text" }, `${init.width} × ${init.height}${mask ? ", its painted part" : ""}`);
+  const onMissing = event => { event.target.removeAttribute("src"); note.textContent = "It is no longer there: choose another."; note.className = "error-text small-text"; };
   return h("div", { class: "init-chip" },
-    h("img", { class: "init-thumb", src: init.thumb ?? init.url, alt: "" }),
+    h("img", { class: "init-thumb", src: init.thumb ?? init.url, alt: "", onerror: onMissing }),
     h("div", { class: "grow" },
       h("div", { class: "init-title", title: init.name }, h("span", { class: "visually-hidden" }, "Starts from "), init.name),
-      h("div", { class: "muted small-text" }, `${init.width} × ${init.height}${mask ? ", its painted part" : ""}`)),
+      note),
     button("Paint", { iconName: "brush", small: true, title: "Paint the part to generate again (inpainting)", onclick: () => openInpaint(init) }),
     button("Remove the starting image", { iconName: "close", iconOnly: true, small: true, kind: "quiet", onclick: removeInit }));
 }

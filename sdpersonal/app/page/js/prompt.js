@@ -8,6 +8,7 @@ import { form } from "./form.js";
 import { toast } from "./ui.js";
 
 const MAX_PROMPT = 20000;
+const END = 1e9; // a place after the last letter
 const CHECK_AFTER = 450; // milliseconds without typing
 const SYNTAX = /[<>{}[\]|()]|__|\bAND\b|\bBREAK\b/; // a prompt without these has no problem and no concepts
 const WRITTEN = /<([^<>\s:]+)[^<>\n]*>/g;
@@ -35,20 +36,26 @@ export function promptBox({ onCheck }) {
     problem.hidden = !text;
     input.setAttribute("aria-invalid", text ? "true" : "false");
   };
-  const check = makeChecker(input, popup, say, onCheck);
+  let isMissing = false; // until something is typed, the message about an empty prompt stays
+  const check = makeChecker(input, popup, text => { if (!isMissing) say(text); }, onCheck);
 
   input.addEventListener("input", () => {
     paint();
-    if (problem.dataset.of === "empty") say(problem.dataset.of = "");
+    if (isMissing) say("");
+    isMissing = false;
     form.set({ prompt: input.value }, "prompt");
     check();
   });
+  let cursor = [END, END]; // a dialog takes the selection away
+  input.addEventListener("blur", () => { cursor = [input.selectionStart, input.selectionEnd]; });
   input.addEventListener("scroll", () => { layer.scrollTop = input.scrollTop; });
   input.addEventListener("keydown", event => { if (!popup.onKey(event)) onEmphasisKey(event, input); });
   input.addEventListener("paste", event => onPaste(event, input));
   form.onChange((patch, source) => {
     if (source === "prompt" || patch.prompt === undefined || patch.prompt === input.value) return;
     input.value = patch.prompt;
+    cursor = [END, END];
+    isMissing = false;
     paint();
     check.now();
   });
@@ -62,8 +69,13 @@ export function promptBox({ onCheck }) {
     root, input,
     focus: () => input.focus(),
     /** Say what is wrong; the message goes when something is typed. */
-    error(text) { say(text); problem.dataset.of = "empty"; input.focus(); },
-    insert: text => insertAt(input, text),
+    error(text) { say(text); isMissing = true; input.focus(); },
+    /** Insert a concept where the cursor was when the box was left last. */
+    insert(text) {
+      input.focus();
+      input.setSelectionRange(...cursor);
+      insertAt(input, text);
+    },
   };
 }
 
