@@ -35,18 +35,19 @@ export function placeSquare(element, crop, width, height) {
 }
 
 /** Make the editor. crop: or null while the photo has none; onChange(crop): when a change is complete.
- * Returns {root, set({url, crop, mask, name})}. */
+ * Returns {root, focus(), set({url, crop, maskUrl, name})}. */
 export function cropEditor({ onChange }) {
   const image = h("img", { alt: "", draggable: "false" });
   const mask = h("img", { class: "crop-mask", alt: "", hidden: true });
   const box = h("div", { class: "crop-box", tabindex: 0, role: "group", "aria-roledescription": "crop square" },
     CORNERS.map(corner => h("span", { class: `crop-handle ${corner}`, dataset: { corner } })));
-  const frame = h("div", { class: "crop-frame" }, image, mask, box);
+  const square = h("span", { class: "crop-lit" });
+  const frame = h("div", { class: "crop-frame" }, image, mask, h("span", { class: "crop-shade" }, square), box);
   const state = { crop: [0, 0, 1], name: "" };
   const size = () => [image.naturalWidth || 1, image.naturalHeight || 1];
   const show = () => {
     box.hidden = !image.naturalWidth;
-    placeSquare(box, state.crop, ...size());
+    for (const element of [box, square]) placeSquare(element, state.crop, ...size());
     const [left, top, side] = state.crop.map(share => Math.round(100 * share));
     box.setAttribute("aria-label", `Crop of ${state.name}: ${left} percent from the left, ${top} percent from the top, ${side} percent of the shorter side. Arrow keys move it, plus and minus resize it.`);
   };
@@ -62,7 +63,12 @@ export function cropEditor({ onChange }) {
     onChange(state.crop);
   });
   return {
-    root: h("div", { class: "crop-stage" }, frame), box,
+    root: h("div", { class: "crop-stage" }, frame),
+    /** Focus the square, once the photo is there. */
+    focus() {
+      if (box.hidden) image.addEventListener("load", () => box.focus(), { once: true });
+      else box.focus();
+    },
     set({ url, crop, maskUrl, name }) {
       Object.assign(state, { crop: crop ?? [0, 0, 1], name });
       if (image.getAttribute("src") !== url) image.src = url;

@@ -1,6 +1,6 @@
 // The fields of a draft's form: what it is, its name, the method, and the advanced settings.
 
-import { api } from "./api.js";
+import { api, app } from "./api.js";
 import { h, uniqueId } from "./dom.js";
 import { checkbox, numberField, segmented, select, textField } from "./fields.js";
 
@@ -66,7 +66,7 @@ function advancedFields(typed, chosen) {
     early_stop: checkbox({ label: "Stop when the loss has converged", word: "loss", ...chosen("early_stop") }),
     sample_prompts: textField({ id: "train-sample-prompts", label: "Own sample prompts", word: "samples", rows: 3, maxLength: 4000, placeholder: "{} on the beach", help: "At most 8, one a line; {} stands for the concept.", ...typed("sample_prompts") }),
     continue_from: select({ id: "train-continue", label: "Continue from a concept", choices: [{ value: "", label: "No: start anew" }], value: "", help: "Starts from what a finished concept has learned.", ...chosen("continue_from") }),
-    owner: textField({ id: "train-owner", label: "Owner", maxLength: 64, help: "The first part of the token.", ...typed("owner") }),
+    owner: textField({ id: "train-owner", label: "Owner", placeholder: app.state.owner, maxLength: 64, help: "The first part of the token.", ...typed("owner") }),
   };
 }
 

@@ -5,7 +5,7 @@ import { captionSaver, connectCaption, insertButton } from "./captions.js";
 import { cropEditor } from "./crop.js";
 import { fill, h } from "./dom.js";
 import { checkbox, textField } from "./fields.js";
-import { announce, button, openDialog, showError } from "./ui.js";
+import { announce, button, confirmDialog, openDialog, showError } from "./ui.js";
 
 /** Open the dialog at a photo's id; it follows the draft while it is open. */
 export function openPhotoEditor({ requests, draft, photo: first }) {
@@ -18,6 +18,12 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
   const saver = captionSaver(requests, error => caption.error(error?.text ?? ""));
   connectCaption(caption, saver, () => state.id);
   const toggle = button("Leave out", { id: "photo-leave-out", onclick: () => send({ used: !current().used }) });
+  const remove = button("Remove", { kind: "danger", id: "photo-remove", onclick: async () => {
+    const photo = current();
+    if (!(await confirmDialog({ title: `Remove ${photo.name}?`, text: "The copy here and its caption are deleted. Your own file stays.", yes: "Remove it", danger: true }))) return;
+    if (draft().photos.length > 1) move(1);
+    await requests.send("photo", { photo: photo.id, remove: true });
+  } });
   const marks = h("p", { class: "photo-editor-marks", role: "status" }), place = h("span", { class: "muted" });
   const move = by => {
     saver.flush();
@@ -48,7 +54,7 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
       button("Rotate left", { iconName: "rotateLeft", onclick: () => send({ quarters: 1 }) }),
       button("Rotate right", { iconName: "rotateRight", onclick: () => send({ quarters: -1 }) })),
     h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", id: "crop-automatic", onclick: () => send({ crop: null }) }), toggle),
-    showsMask.root, caption.root, h("div", { class: "row" }, insertButton(caption.input)),
+    showsMask.root, caption.root, h("div", { class: "row spread" }, insertButton(caption.input), remove),
     h("p", { class: "muted small-text" }, "Drag the square or its corners. With the keyboard: arrows move it, + and - resize it, Page Up and Page Down go to the photo before and after."));
   const stop = events.on("train-list", update);
   const opened = openDialog({
@@ -57,7 +63,7 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
     onOpen(dialog, end) {
       close = end;
       update();
-      crop.box.focus();
+      crop.focus();
       dialog.addEventListener("keydown", event => {
         const by = { PageUp: -1, PageDown: 1 }[event.key];
         if (by) { event.preventDefault(); move(by); }

@@ -49,7 +49,7 @@ export function photosSection({ requests, draft }) {
 }
 
 function showProblems(place, texts) {
-  fill(place, texts.length && h("div", { class: "notice warn" },
+  fill(place, texts.length > 0 && h("div", { class: "notice warn" },
     h("ul", {}, texts.map(text => h("li", {}, text))),
     button("Close", { small: true, kind: "quiet", onclick: () => fill(place) })));
 }
@@ -68,10 +68,16 @@ function dropZone(choosers, onSamples) {
       const first = !store.trainings.length && store.drafts.every(isUntouched);
       title.textContent = first ? "Teach it something of yours" : "Add the photos";
       if (samples.childElementCount || !draft.sample_sets?.length) return;
-      fill(samples, h("span", { class: "muted" }, "Nothing at hand? Try the sample photos:"),
-        draft.sample_sets.map(set => button(set.title, { small: true, dataset: { sample: set.id }, onclick: () => onSamples(set.id) })));
+      fill(samples, h("span", { class: "muted" }, "Nothing at hand? Try sample photos:"),
+        draft.sample_sets.map(set => sampleButton(set, onSamples)));
     },
   };
+}
+
+function sampleButton(set, onSamples) {
+  const element = button(set.title, { dataset: { sample: set.id }, onclick: () => onSamples(set.id) });
+  if (set.thumb) element.prepend(h("img", { src: set.thumb, alt: "", class: "sample-thumb" }));
+  return element;
 }
 
 function moreMenu({ requests, draft, add }) {
@@ -79,7 +85,7 @@ function moreMenu({ requests, draft, add }) {
   folder.hidden = true;
   return h("span", {}, folder, menuButton("More about photos", () => [
     { label: "Add a folder", iconName: "upload", run: () => folder.querySelector("button").click() },
-    ...(draft().sample_sets ?? []).map(set => ({ label: `Add sample photos: ${set.title}`, iconName: "image", run: () => requests.send("samples", { set: set.id }) })),
+    ...(draft().sample_sets ?? []).map(set => ({ label: `Replace by sample photos: ${set.title}`, iconName: "image", run: () => requests.send("samples", { set: set.id }) })),
     null,
     { label: "Remove all photos", iconName: "trash", danger: true, run: async () => {
       const sure = await confirmDialog({ title: "Remove all photos?", text: "The copies here and their captions are deleted. Your own files stay.", yes: "Remove all", danger: true });
@@ -156,7 +162,7 @@ function reviewList({ requests, draft, grid }) {
       const findings = review.findings ?? [];
       const text = review.checking ? "Checking the photos" : findings.length ? "What the checks noticed" : "The checks noticed nothing to change.";
       if (status.textContent !== text) status.textContent = text;
-      root.classList.toggle("good", !review.checking && !findings.length);
+      root.classList.toggle("good", !findings.length);
       advice.hidden = !review.has_advice;
       updateList(list, findings, finding => `${finding.name} ${finding.message} ${(finding.photos ?? []).join()}`, make);
     },

@@ -39,7 +39,7 @@ async function open() {
   const target = await readTarget();
   if (!target) return;
   list.select(target.id);
-  if (shown?.kind === target.kind && shown.id === target.id) return;
+  if (shown?.kind === target.kind && shown.id === target.id) return shown.onLists?.(); // it missed what came meanwhile
   const hadFocus = content.contains(document.activeElement);
   close();
   shown = target.kind === "draft" ? draftView(target.id) : trainingView(target.id);
@@ -67,6 +67,7 @@ function close() {
 
 async function readTarget() {
   const [first, second] = path;
+  if (first && !(first === "draft" ? findDraft(second) : findTraining(first))) await loadLists(); // made a moment ago
   if (first === "draft" && findDraft(second)) return { kind: "draft", id: second };
   if (first && first !== "draft" && findTraining(first)) return { kind: "training", id: first };
   if (first) toast("That training does not exist any more.", { kind: "error" });
