@@ -1,7 +1,8 @@
 """Take the pictures of the app's page for docs/: `PYTHONPATH=.:tests python -m tools.page_pictures FOLDER`.
 
-FOLDER is a work folder with `concepts`, `outputs` and `runs` that show the app in use; it is copied first. Each state
-of the page becomes one sheet with 1920x1080, 1280x900 and 390x844 pixels in the light and in the dark theme.
+FOLDER is a work folder with `concepts`, `outputs` and `runs` that show the app in use; it is copied first. Of each
+state of the page there is one picture of 1280x900 pixels, and a sheet with 1920x1080, 1280x900 and 390x844 pixels in the
+light and in the dark theme.
 """
 
 from __future__ import annotations
@@ -114,14 +115,14 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) / "work"
         shutil.copytree(folder, place)
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "sheets").mkdir(parents=True, exist_ok=True)
         with Server(place) as server, browsers.browser(Path(temporary) / "profile") as window:
             ids = _ids(server)
             for name, (address, act) in chosen.items():
                 if all(ids.get(part) for part in ("draft", "running", "done", "failed") if f"{{{part}}}" in address):
-                    _sheet(window, f"{server.url}/#{address.format(**ids)}", act, check).save(
-                        out / f"{name}.webp", quality=QUALITY, method=6
-                    )
+                    rows = _take(window, f"{server.url}/#{address.format(**ids)}", act, check)
+                    rows[0][1].save(out / f"{name}.webp", quality=QUALITY, method=6)
+                    _join(rows).save(out / "sheets" / f"{name}.webp", quality=QUALITY, method=6)
                     print(name, flush=True)
                 else:
                     print(f"{name}: the folder has no such training", flush=True)
@@ -138,8 +139,8 @@ def _ids(server: Server) -> dict[str, str]:
     return ids
 
 
-def _sheet(window: Window, address: str, act: Callable[[Window], object], check: bool) -> Image.Image:
-    """Return one image: a row for each theme."""
+def _take(window: Window, address: str, act: Callable[[Window], object], check: bool) -> list[list[Image.Image]]:
+    """Return the pictures of one state: a row for each theme, with the sizes in their order."""
     rows = []
     for theme in THEMES:
         window.set_theme(theme)
@@ -158,7 +159,7 @@ def _sheet(window: Window, address: str, act: Callable[[Window], object], check:
                 "fetch('/app/jobs/stop', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{}'})"
             )
         rows.append(row)
-    return _join(rows)
+    return rows
 
 
 def _screenshot(window: Window) -> Image.Image:

@@ -40,6 +40,7 @@ class TrainingOptions(TypedDict, total=False):
     base: str | None
     revision: str | None
     vae: StrPath | None
+    continue_from: str | Token | None
     resolution: int | None
     steps: int | None
     lr: float | None
@@ -58,6 +59,7 @@ class TrainingOptions(TypedDict, total=False):
     resume: bool
     save_every: int
     samples: bool
+    sample_prompts: tuple[str, ...]
     early_stop: bool
     report_to: Literal["tensorboard", "wandb"] | None
 

@@ -115,7 +115,7 @@ def test_a_card_in_words(workspace):
     assert dict(shown["settings"]) == {"Method": "DreamBooth LoRA", "Steps": "1,200"}
     assert dict(shown["scores"])["Likeness to the photos"] == "86%"
     assert shown["verdict"] == ["It is like the photos, and the places that prompts ask for are there."]
-    assert shown["prompts"] == ["<me/duck> at sea"]
+    assert shown["prompts"] == ["<me/duck> at sea"] and shown["method"] == "lora"
     assert [version["token"] for version in shown["versions"]] == ["<me/duck-v1>", "<me/duck-v2>"]
     assert shown["image"].endswith("?size=large") and json.dumps(shown)
     old = details(workspace, "<me/duck-v1>")
@@ -336,7 +336,7 @@ def test_a_linked_upload_is_not_followed(workspace, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(concept_to_bytes(concept("<a/secret>")))
     workspace.served_dir.mkdir()
     (workspace.served_dir / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    with pytest.raises(UserError, match="is not inside"):
+    with pytest.raises(UserError, match="not an uploaded file"):
         import_uploads(workspace, [str(workspace.served_dir / "x.safetensors")])
 
 

@@ -44,12 +44,15 @@ LABELS = {
     "vectors": "Vectors",
     "sample_prompts": "Sample prompts",
 }
+GET_CONCEPT = "Get its file from its author or from the Hub, and import it in the library."
 
 
 def labelled(error: UserError) -> UserError:
     """Replace the field's name in the error by its label on the page, and drop hints about shells."""
     if isinstance(error, FieldError) and error.hint == IF_UNSET:
         error = FieldError(error.field, error.message)
+    elif "sdpersonal hub pull" in error.hint:
+        error = UserError(error.message, GET_CONCEPT)
     if isinstance(error, FieldError) and error.field in LABELS and error.message.startswith(f"{error.field} "):
         return error.called(LABELS[error.field])
     return error

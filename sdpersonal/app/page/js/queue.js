@@ -1,7 +1,7 @@
 // The queue at the foot of every tab: what runs, how far it is, what waits; and the list of all of it.
 
 import { fill, h, icon, uniqueId, updateList } from "./dom.js";
-import { isActive, jobs } from "./jobs.js";
+import { imageCount, isActive, jobs } from "./jobs.js";
 import { mountNotices } from "./notices.js";
 import { button, progressBar, showError, timeText, toast } from "./ui.js";
 
@@ -32,13 +32,13 @@ function bar() {
     root, opener,
     show() {
       const job = jobs.active[0] ?? null, count = jobs.active.length - (job ? 1 : 0);
-      const trained = job ? null : runningTraining();
+      const trained = job ? null : runningTraining(), steps = trained?.state === "training" ? trained.steps : 0;
       root.classList.toggle("idle", !job && !trained);
       title.textContent = job ? (job.title || "Generating") : trained ? `Training ${trained.token}` : "Nothing runs";
       title.title = title.textContent;
       progress.root.hidden = !job && !trained;
-      progress.set(job ? (job.total ? job.done / job.total : null) : trained?.steps ? trained.step / trained.steps : null);
-      left.textContent = job ? leftText(job) : trained?.left ? `${timeText(trained.left)} left` : "";
+      progress.set(job ? (job.total ? job.done / job.total : null) : steps ? trained.step / steps : null);
+      left.textContent = job ? leftText(job) : steps && trained.left ? `${timeText(trained.left)} left` : trained?.state === "finishing" ? "finishing" : "";
       waiting.textContent = count > 0 ? `${count} waiting` : "";
       skip.hidden = !jobs.running;
       stop.hidden = !job;
@@ -78,7 +78,7 @@ function queueList(opener) {
     h("div", { class: "row spread" }, h("h2", {}, "Queue"), button("Close the queue", { iconName: "close", iconOnly: true, kind: "quiet", small: true, onclick: () => { root.hidePopover(); opener.focus(); } })),
     none, rows, trainingHead, trainings);
   opener.setAttribute("aria-controls", id);
-  opener.addEventListener("click", () => root.togglePopover());
+  opener.popoverTargetElement = root; // a click handler would open again what the same click has closed
   const show = () => {
     if (!root.matches(":popover-open")) return;
     const active = jobs.trainings.filter(training => TRAINING_RUNS.has(training.state) || training.state === "waiting");
@@ -110,7 +110,7 @@ function updateRow(row, job) {
   const waits = job.state === "waiting" && !job.isPlaceholder;
   const others = jobs.waiting.filter(other => !other.isPlaceholder), place = others.findIndex(other => other.id === job.id);
   title.textContent = job.title || "Generating";
-  state.textContent = [STATES[job.state], progressText(job), isActive(job) ? "" : job.message].filter(Boolean).join(" · ");
+  state.textContent = [STATES[job.state], isActive(job) || !job.message ? progressText(job) : job.message].filter(Boolean).join(" · ");
   state.classList.toggle("error-text", job.state === "failed");
   up.hidden = !waits || place < 1;
   down.hidden = !waits || place > others.length - 2;
@@ -120,7 +120,7 @@ function updateRow(row, job) {
 
 function progressText(job) {
   if (job.state === "running" && job.total) return `step ${job.done} of ${job.total}`;
-  const count = job.images?.length ?? 0;
+  const count = imageCount(job);
   return count ? `${count} ${count === 1 ? "image" : "images"}` : "";
 }
 
