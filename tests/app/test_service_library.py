@@ -113,7 +113,7 @@ def test_a_card_in_words(workspace):
     assert dict(shown["settings"]) == {"Method": "DreamBooth LoRA", "Steps": "1,200"}
     assert dict(shown["scores"])["Likeness to the photos"] == "86%"
     assert shown["verdict"] == ["It is like the photos, and the places that prompts ask for are there."]
-    assert shown["prompts"] == ["<me/duck> at sea"]
+    assert shown["prompts"] == ["<me/duck> at sea"] and shown["method"] == "lora"
     assert [version["token"] for version in shown["versions"]] == ["<me/duck-v1>", "<me/duck-v2>"]
     assert shown["image"].endswith("?size=large") and json.dumps(shown)
     old = details(workspace, "<me/duck-v1>")
