@@ -231,6 +231,9 @@ class Page(EventHub):
     def publish(self, user, kind, data, key=""):
         self.events.append((kind, json.loads(json.dumps(data))))
 
+    def publish_to_all(self, kind, data, key=""):
+        self.publish(None, kind, data, key)
+
 
 def wait_for(condition):
     end = time.monotonic() + 30
@@ -257,6 +260,7 @@ def test_the_watcher_starts_the_next_tells_pages_and_ends_with_the_last(training
     machine.end(second)
     wait_for(lambda: watcher._thread is None)
     assert {entry["token"]: entry["state"] for entry in page.lists()[-1]} == {"<me/b>": "failed", "<me/a-v1>": "done"}
+    assert page.events.count(("library", {})) == 1  # for the concept that was added
     count = len(page.events)
     time.sleep(0.05)
     assert len(page.events) == count  # nothing runs: nothing is read and nothing is sent

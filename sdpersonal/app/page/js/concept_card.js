@@ -38,7 +38,9 @@ export function conceptCard({ back, changed, open }) {
     const text = JSON.stringify([details, app.state.model]);
     if (text === last) return; // unchanged: keep the scroll position and what is open
     last = text;
+    const focused = body.contains(document.activeElement) ? nameOf(document.activeElement) : null;
     fill(body, layOut(details, { changed, open, showVersion }));
+    if (focused) [...body.querySelectorAll("button, select, summary")].find(element => nameOf(element) === focused)?.focus();
   }
 
   function showVersion(version) { token = version; return refresh(); }
@@ -60,6 +62,8 @@ export function conceptCard({ back, changed, open }) {
     },
   };
 }
+
+const nameOf = element => element.getAttribute("aria-label") ?? `${element.tagName} ${element.tagName === "SELECT" ? "" : element.innerText}`;
 
 function layOut(details, actions) {
   return [
@@ -136,7 +140,7 @@ function use(prompt, generate) {
 function trainMenu(details) {
   const name = details.name.slice(1, -1).replace(/-v\d+$/, "");
   const [owner, word] = name.split("/");
-  const again = { kind: details.card.kind, noun: details.card.class_noun, owner, name: word };
+  const again = { kind: details.card.kind, noun: details.card.class_noun, owner, name: word, ...(details.method ? { method: details.method } : {}) };
   return menuButton("Train", () => [
     { label: "Train again, from new photos", iconName: "plus", run: () => startDraft(again) },
     { label: "Continue: train this one further", iconName: "right", disabled: !details.fits, run: () => startDraft({ ...again, continue_from: details.name }) },
