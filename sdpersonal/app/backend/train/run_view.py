@@ -17,6 +17,7 @@ from ....training.run_dir import (
     KEPT_FILE,
     PROMPTS_FILE,
     REPORT_FILE,
+    SNAPSHOT_FILE,
     VALIDATIONS_FILE,
     VALIDATIONS_FOLDER,
     checkpoint_steps,
@@ -128,6 +129,7 @@ def run_details(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "advice": [asdict(advice) for advice in advice_after(status)],
         "commands": list(_COMMANDS[status.state]),
         "kept": kept_tokens(status.folder),
+        "snapshot_bytes": _snapshot_bytes(status),
     }
 
 
@@ -153,6 +155,12 @@ def own_prompts(status: RunStatus) -> list[str]:
     saved, token, kind = status.settings.get("sample_prompts", ()), _token(status), to_text(status.settings.get("kind"))
     prompts = read_own_prompts(status.folder, saved if isinstance(saved, list) else (), token, kind)
     return [prompt.replace("{}", token) for prompt in prompts]
+
+
+def _snapshot_bytes(status: RunStatus) -> int:
+    """Return the bytes of the states that the timeline keeps to choose from."""
+    files = (folder / SNAPSHOT_FILE for folder in validation_folders(status.folder).values())
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
