@@ -1,5 +1,5 @@
-"""Keep drafts in folders: `runs/[USER/].drafts/ID/`, with `draft.json`, the list of photos, and the photos with captions
-and crops. The hidden name keeps them apart from runs."""
+"""Keep drafts in folders: `runs/[USER/].drafts/ID/` has `draft.json`, the list of photos, and the photos with their
+captions and crops. The hidden name keeps them apart from runs."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import { selectedPane } from "./selected.js";
 import { advancedSettings, shapeAndNumber } from "./settings.js";
 import { announce, button, dropTarget, openDialog, showError, toast } from "./ui.js";
 
+const PHONE = matchMedia("(max-width: 760px)");
 const NARROW = matchMedia("(max-width: 1100px)"); // no place for the selected image beside the gallery
 
 export function mount(root) {
@@ -33,10 +34,14 @@ export function mount(root) {
   const left = h("div", { class: "side generate-form" },
     h("div", { class: "field" }, h("div", { class: "field-label spread" }, h("label", { for: "prompt" }, "Prompt"), historyButton()), prompt.root),
     rows.root, promptButtons(prompt), shape.root, init.root,
-    h("div", { class: "generate-foot" }, start.root), advanced.root);
+    advanced.root);
   const right = h("aside", { class: "side selected-side", "aria-label": "Selected image" }, selected.root);
   view.set(selected.root, right);
+  const foot = h("div", { class: "generate-foot" }, start.root);
+  const placeFoot = () => (PHONE.matches ? root.append(foot) : advanced.root.before(foot)); // on a phone beside what scrolls
+  PHONE.addEventListener("change", placeFoot);
   root.append(h("div", { class: "columns generate" }, left, h("div", { class: "gallery-pane" }, results.root), right));
+  placeFoot();
 
   async function submit(kind) {
     clearErrors(fields);
