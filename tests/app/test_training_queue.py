@@ -212,6 +212,15 @@ def test_two_apps_on_the_same_folders_start_a_training_once(trainings, machine, 
     assert len(machine.argvs) == 2
 
 
+def test_what_a_starting_training_does_is_told_in_steps(trainings, machine):
+    folder = trainings.start(settings("a"), Photos(), None)
+    log = ["Base: tiny on cpu, the built-in model.", "5 photos, 5 with captions", "Training <me/a> with ..."]
+    for count in range(4):
+        (folder / "said.txt").write_text("Base: an earlier run\n\f" + "\n".join(log[:count]))
+        steps = [step["state"] for step in run_summary(trainings.runs(None)[0], trainings)["ready"]]
+        assert steps == ["done"] * count + ["now"] + ["todo"] * (3 - count)
+
+
 # --- what pages are told ----------------------------------------------------------------------------------------------
 
 

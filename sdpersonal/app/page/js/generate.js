@@ -1,6 +1,6 @@
 // The Generate tab: the form on the left, the gallery in the middle, the selected image on the right.
 
-import { api, app, events } from "./api.js";
+import { api, app } from "./api.js";
 import { concepts } from "./concepts.js";
 import { conceptRows, pickConcept } from "./concept_rows.js";
 import { h, icon } from "./dom.js";
@@ -71,22 +71,17 @@ export function mount(root) {
   concepts.load();
   images.show({});
   jobs.refresh().catch(showError);
-  takePrompts(prompt, () => submit("generate"));
-  return { show() { start.show(); } };
+  return { show() { start.show(); takePrompt(prompt, () => submit("generate")); } };
 }
 
-/** Take prompts that other tabs send here. start(): starts one. */
-function takePrompts(prompt, start) {
-  const take = () => {
-    const pending = app.pendingPrompt;
-    if (!pending) return;
-    app.pendingPrompt = null;
-    form.replace({ prompt: pending.prompt }, "Took the prompt.");
-    prompt.focus();
-    if (pending.generate) start();
-  };
-  events.on("use-prompt", take);
-  take();
+/** Take a prompt that another tab sent here, now that it can be seen. start(): starts it. */
+function takePrompt(prompt, start) {
+  const pending = app.pendingPrompt;
+  if (!pending) return;
+  app.pendingPrompt = null;
+  form.replace({ prompt: pending.prompt }, "Took the prompt.");
+  if (!(pending.generate && NARROW.matches)) prompt.focus(); // on a phone the images are what to look at then
+  if (pending.generate) start();
 }
 
 function generateButton(onclick) {
