@@ -45,7 +45,7 @@ GET_CONCEPT = "Get its file from its author or from the Hub, and import it in th
 
 def labelled(error: UserError) -> UserError:
     """Replace the field's name in the error by its label on the page, and drop hints about shells."""
-    if isinstance(error, FieldError) and error.hint == IF_UNSET:
+    if isinstance(error, FieldError) and (error.hint == IF_UNSET or error.hint.startswith("See: sdpersonal ")):
         error = FieldError(error.field, error.message)
     elif "sdpersonal hub pull" in error.hint:
         error = UserError(error.message, GET_CONCEPT)
