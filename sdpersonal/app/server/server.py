@@ -6,6 +6,7 @@ page and its routes are our own (docs/architecture.md says why).
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -79,6 +80,8 @@ def serve(
             _launch(server, access, served_dir, private, api)
         except OSError:
             raise port_taken_error(access.port) from None
+        gc.collect()
+        gc.freeze()  # what was imported stays: neither collections nor the program's end have to look through it
         say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
         with suppress(KeyboardInterrupt):
             while server.get_blocks().is_running:

@@ -8,6 +8,7 @@ import { form } from "./form.js";
 import { button } from "./ui.js";
 
 const HIRES = [{ value: "1", label: "Off" }, { value: "1.5", label: "1.5 times" }, { value: "2", label: "2 times" }, { value: "3", label: "3 times" }, { value: "4", label: "4 times" }];
+const FAST = /\b(lcm|tcd|lightning|hyper|turbo)/i; // words by which such LoRAs are found: they are offered first
 const DEFAULT_VALUE = { value: "", label: "The model's default" };
 
 /** Make the fields. Returns {root, fields: by the names of the form's fields, grid}. */
@@ -54,7 +55,8 @@ function choiceFields() {
     all_combinations: checkbox({ label: "All combinations of {a|b}", help: "Each as often as there are images; else one by chance for each image.", onChange: change("all_combinations") }),
   };
   const fastChoices = () => {
-    const offered = concepts.list.filter(concept => concept.fits && /\b(lcm|tcd)\b/i.test(`${concept.token} ${concept.text ?? ""}`)).map(concept => concept.token);
+    const isFast = concept => FAST.test(`${concept.token} ${concept.text ?? ""}`);
+    const offered = concepts.list.filter(concept => concept.fits && !concept.damaged).sort((a, b) => isFast(b) - isFast(a)).map(concept => concept.token);
     if (form.values.fast && !offered.includes(form.values.fast)) offered.push(form.values.fast);
     fields.fast.setChoices([{ value: "", label: "None" }, ...offered], form.values.fast ?? "");
     fields.fast.root.hidden = !offered.length;

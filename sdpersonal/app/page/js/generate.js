@@ -14,7 +14,7 @@ import { go } from "./main.js";
 import { promptBox } from "./prompt.js";
 import { selectedPane } from "./selected.js";
 import { advancedSettings, shapeAndNumber } from "./settings.js";
-import { button, dropTarget, openDialog, showError, toast } from "./ui.js";
+import { announce, button, dropTarget, openDialog, showError, toast } from "./ui.js";
 
 const NARROW = matchMedia("(max-width: 1100px)"); // no place for the selected image beside the gallery
 
@@ -43,6 +43,7 @@ export function mount(root) {
     if (!form.values.prompt.trim()) return prompt.error("Write a prompt first: what should the image show?");
     rememberPrompt(form.values.prompt);
     results.showNewest();
+    announce(jobs.active.length ? "Added to the queue." : "Generating.");
     try {
       await jobs.submit(placeholder(kind), () => request(kind));
     } catch (error) {
@@ -86,7 +87,7 @@ function takePrompts(prompt, start) {
 function generateButton(onclick) {
   const label = h("span", {}, "Generate");
   const root = h("button", { type: "button", class: "button primary generate-button", title: "Ctrl+Enter in any field", onclick }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl ↵"));
-  return { root, show() { label.textContent = jobs.active.length ? "Generate one more" : "Generate"; } };
+  return { root, show() { label.textContent = jobs.active.length ? "Add to the queue" : "Generate"; } };
 }
 
 function promptButtons(prompt) {

@@ -5,11 +5,11 @@ import { selection } from "./selection.js";
 import { countText, download, showError, toast } from "./ui.js";
 
 const PAGE = 60;
-const REFRESH = 200; // images that are asked for again at most when others have changed the gallery
+const REFRESH = 500; // images that are asked for again at most when others have changed the gallery
 const entries = new Map();
 const listeners = new Set();
 const removed = new Set(); // ids deleted in this tab: a late event must not bring them back
-let order = [], total = 0, next = null, request = 0, loading = null;
+let order = [], total = 0, next = null, epoch = 0, loading = null;
 let recent = []; // ids added since the newest images were asked for: the answer may not have them
 const filter = { search: "", favourites: false };
 
@@ -20,17 +20,19 @@ function remember(entry) {
   return entry.id;
 }
 
-async function load(from, limit = PAGE) {
-  const mine = ++request;
+/** Load images from an id on, null for the newest. keepRest: what is shown beyond them stays. */
+async function load(from, { limit = PAGE, keepRest = false } = {}) {
+  const asked = epoch;
   if (!from) recent = [];
   const params = { search: filter.search, favourites: filter.favourites ? 1 : 0, from, limit };
   const answer = await api.get("/app/gallery", params);
-  if (mine !== request) return; // the filter has changed meanwhile
-  const ids = answer.images.map(remember);
+  if (asked !== epoch) return; // the filter has changed meanwhile
+  const ids = answer.images.map(remember), isRestKept = keepRest && answer.next !== null;
   const late = recent.filter(id => !ids.includes(id) && !removed.has(id));
-  order = from ? [...order, ...ids.filter(id => !order.includes(id))] : [...late, ...ids];
-  ({ total, next } = answer);
-  if (!from) total += late.length;
+  if (from) order = [...order, ...ids.filter(id => !order.includes(id))];
+  else order = [...late, ...ids, ...(isRestKept ? order.slice(order.indexOf(ids[ids.length - 1]) + 1 || order.length) : [])];
+  total = answer.total + (from ? 0 : late.length);
+  if (!isRestKept || order.length <= ids.length + late.length) next = answer.next;
   images.loaded = true;
   notify();
 }
@@ -58,7 +60,7 @@ export const images = {
   put: remember,
   onChange(listener) { listeners.add(listener); },
   /** Load the newest again, as many as are shown. */
-  refresh: () => load(null, Math.min(REFRESH, Math.max(PAGE, order.length))).then(checkSelected).catch(showError),
+  refresh: () => load(null, { limit: Math.min(REFRESH, Math.max(PAGE, order.length)), keepRest: true }).then(checkSelected).catch(showError),
   /** Load the next page once. */
   more() {
     if (next === null || loading) return loading;
@@ -68,6 +70,7 @@ export const images = {
   /** Show other images: filters {search, favourites}. */
   show(filters) {
     Object.assign(filter, filters);
+    epoch += 1;
     return load(null).catch(showError);
   },
   /** Add a new image at the top, if the filter shows it. */

@@ -36,7 +36,7 @@ function emptyPart() {
 
 function chip(init, mask) {
   const note = h("div", { class: "muted small-text" }, `${init.width} × ${init.height}${mask ? ", its painted part" : ""}`);
-  const onMissing = () => { note.textContent = "It is no longer there: choose another."; note.className = "error-text small-text"; };
+  const onMissing = event => { event.target.removeAttribute("src"); note.textContent = "It is no longer there: choose another."; note.className = "error-text small-text"; };
   return h("div", { class: "init-chip" },
     h("img", { class: "init-thumb", src: init.thumb ?? init.url, alt: "", onerror: onMissing }),
     h("div", { class: "grow" },

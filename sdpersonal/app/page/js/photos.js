@@ -49,7 +49,7 @@ export function photosSection({ requests, draft }) {
 }
 
 function showProblems(place, texts) {
-  fill(place, texts.length && h("div", { class: "notice warn" },
+  fill(place, texts.length > 0 && h("div", { class: "notice warn" },
     h("ul", {}, texts.map(text => h("li", {}, text))),
     button("Close", { small: true, kind: "quiet", onclick: () => fill(place) })));
 }

@@ -78,7 +78,7 @@ function queueList(opener) {
     h("div", { class: "row spread" }, h("h2", {}, "Queue"), button("Close the queue", { iconName: "close", iconOnly: true, kind: "quiet", small: true, onclick: () => { root.hidePopover(); opener.focus(); } })),
     none, rows, trainingHead, trainings);
   opener.setAttribute("aria-controls", id);
-  opener.addEventListener("click", () => root.togglePopover());
+  opener.popoverTargetElement = root; // a click handler would open again what the same click has closed
   const show = () => {
     if (!root.matches(":popover-open")) return;
     const active = jobs.trainings.filter(training => TRAINING_RUNS.has(training.state) || training.state === "waiting");
@@ -110,7 +110,7 @@ function updateRow(row, job) {
   const waits = job.state === "waiting" && !job.isPlaceholder;
   const others = jobs.waiting.filter(other => !other.isPlaceholder), place = others.findIndex(other => other.id === job.id);
   title.textContent = job.title || "Generating";
-  state.textContent = [STATES[job.state], progressText(job), isActive(job) ? "" : job.message].filter(Boolean).join(" · ");
+  state.textContent = [STATES[job.state], isActive(job) || !job.message ? progressText(job) : job.message].filter(Boolean).join(" · ");
   state.classList.toggle("error-text", job.state === "failed");
   up.hidden = !waits || place < 1;
   down.hidden = !waits || place > others.length - 2;

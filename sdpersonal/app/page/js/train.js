@@ -39,7 +39,7 @@ async function open() {
   const target = await readTarget();
   if (!target) return;
   list.select(target.id);
-  if (shown?.kind === target.kind && shown.id === target.id) return;
+  if (shown?.kind === target.kind && shown.id === target.id) return shown.onLists?.(); // it missed what came meanwhile
   const hadFocus = content.contains(document.activeElement);
   close();
   shown = target.kind === "draft" ? draftView(target.id) : trainingView(target.id);
