@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .. import storage
 from ..errors import UserError, printable
+from .facts import CACHE_NAME
 from .folder import DAY_NAME, FAVOURITE_NAME, FAVOURITES_FOLDER, GRID_NAME, IMAGE_NAME, Outputs
 
 TRASH_FOLDER = ".deleted"
@@ -71,6 +72,7 @@ class OutputsTrash:
             storage.remove_leftovers(self.folder)
             old = [name for name in self._names() if now - _deletion_time(name) >= RETENTION]
             for name in old:
+                self._forget_facts(name)
                 storage.remove(self.folder / name)
         return len(old)
 
@@ -90,6 +92,12 @@ class OutputsTrash:
         if not _DELETION_NAME.fullmatch(name) or not (folder := self.folder / name).is_dir():
             raise UserError(f"{printable(name, 40)} is not in the trash any more.")
         return storage.resolve_inside(self.outputs.folder, TRASH_FOLDER, folder.name)
+
+    def _forget_facts(self, name: str) -> None:
+        """Remove the facts of a deletion's images, prompts among them, from the caches; others are read again."""
+        for file in {Path(part.parts[0], CACHE_NAME) for part in _files_in(self.folder / name)}:
+            if (self.outputs.folder / file).is_file():
+                storage.remove(self.outputs.folder / file)
 
     def _names(self) -> list[str]:
         return sorted(folder.name for folder in _folders(self.folder) if _DELETION_NAME.fullmatch(folder.name))

@@ -24,7 +24,7 @@ from .decode import decode, largest_decoded_side, shorter_side
 SUFFIX = ".crop.json"
 MIN_CROP = 64  # pixels of the photo: the side of the smallest square
 _MAX_BYTES = 1000
-_TOLERANCE = 1e-6  # by which shares that were rounded may leave the photo
+_TOLERANCE = 1e-4  # by which shares that were rounded may leave the photo: less than a pixel
 
 
 class OwnCrop(NamedTuple):

@@ -17,7 +17,7 @@ from sdpersonal.app.backend import EventHub, Workspace
 from sdpersonal.app.backend.train import drafts as drafts_module
 from sdpersonal.app.backend.train import photo_review
 from sdpersonal.app.backend.train.drafts import MAX_DRAFTS, Drafts
-from sdpersonal.app.backend.train.run_status import PROCESS_FILE, SETTINGS_FILE, list_runs
+from sdpersonal.app.backend.train.run_folders import PROCESS_FILE, SETTINGS_FILE, list_runs
 from sdpersonal.app.backend.train.trainer_process import command_name
 from sdpersonal.app.routes import drafts as routes
 from sdpersonal.app.routes.requests import USER_KEY, add_error_handlers

@@ -9,7 +9,8 @@ import pytest
 
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
-from sdpersonal.app.backend.train.run_status import RunStatusReader, list_runs
+from sdpersonal.app.backend.train.run_folders import list_runs
+from sdpersonal.app.backend.train.run_status import RunStatusReader
 from sdpersonal.app.backend.train.run_view import run_details
 from sdpersonal.app.backend.train.trainer_process import Process, settings_to_argv
 from sdpersonal.app.backend.train.training_service import TrainingService
@@ -154,7 +155,7 @@ def test_a_run_that_cannot_be_read_or_cleaned_ends_nothing(workspace, monkeypatc
     monkeypatch.setattr(training_service.storage, "remove", refuse)
     trainings = TrainingService(workspace)
     assert first_run(trainings).state == "done"
-    monkeypatch.setattr("sdpersonal.app.backend.train.run_status.read_json", refuse)
+    monkeypatch.setattr("sdpersonal.app.backend.train.run_status.read_run_json", refuse)
     status = shown(trainings, workspace.runs / "run")
     assert status.state == "damaged" and "Permission denied" in status.message
 

@@ -365,13 +365,18 @@ def test_old_deletions_are_purged_unless_the_clock_is_wrong(workspace, monkeypat
 
 
 def test_the_trash_of_every_user_is_purged_at_the_start(gallery, workspace, monkeypatch):
-    undos = {user: gallery.delete(user, save(workspace, ["x"], user=user))[0] for user in ("ann", None)}
+    secrets = {user: save(workspace, ["a secret", "x"], user=user) for user in ("ann", None)}
+    assert {user: gallery.page(user, "secret").total for user in secrets} == {"ann": 1, None: 1}
+    undos = {user: gallery.delete(user, ids[:1])[0] for user, ids in secrets.items()}
     folders = {user: OutputsTrash(gallery.outputs(user)).folder for user in undos}
     for user, folder in folders.items():
         (folder / undos[user]).rename(folder / "20200101T101500Z-01234567")
         gallery.delete(user, save(workspace, ["used since"], user=user))
     gallery.purge_trash()
     assert [len(list(folder.iterdir())) for folder in folders.values()] == [1, 1]
+    gallery.page(None, limit=1)
+    files = [path.read_bytes() for path in workspace.outputs.rglob("*") if path.is_file()]
+    assert not any(b"a secret" in data for data in files)
 
 
 def test_the_facts_cache_keeps_what_was_not_asked_for(gallery, workspace):

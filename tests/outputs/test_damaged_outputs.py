@@ -1,5 +1,6 @@
 """Files of our own beside images, lists and models that were damaged or changed: each costs itself and nothing else."""
 
+import io
 import json
 import os
 import shutil
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from sdpersonal.app.backend import Workspace
-from sdpersonal.app.backend.generate.history import find_images
+from sdpersonal.app.backend.generate.gallery import Gallery
+from sdpersonal.app.backend.generate.image_files import ImageFiles
 from sdpersonal.cli.batch_training import _finished_token
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest, TextualInversionSettings
@@ -70,10 +72,14 @@ def test_an_image_that_cannot_be_read_hides_no_other(tmp_path):
     (day / "00002-abcdef12.png").write_bytes(b"half")
     Image.new("1", (12000, 12000)).save(day / "00003-abcdef12.png")
     os.mkfifo(day / "00004-abcdef12.png")
-    found = find_images(workspace, "page", None)
+    gallery = Gallery(workspace)
+    found, files = gallery.page(None), ImageFiles(gallery)
     assert found.total == 4
-    colours = [Image.open(result.served).getpixel((9, 9)) for result in found.results]
-    assert colours[:3] == [(128, 128, 128)] * 3 and colours[3][0] > 200
+    ids = [entry["id"] for entry in found.images]
+    with pytest.raises(UserError, match="gone"):
+        files.thumbnail(None, ids[0])  # a pipe is no file
+    colours = [Image.open(io.BytesIO(files.thumbnail(None, image))).getpixel((9, 9)) for image in ids[1:]]
+    assert colours[:2] == [(128, 128, 128)] * 2 and colours[2][0] > 200
 
 
 def test_a_finished_run_with_a_damaged_result_is_not_taken_for_one(tmp_path):

@@ -30,7 +30,7 @@ from .draft_view import draft_view
 from .photo_files import find_samples
 from .photo_review import ReviewOptions
 from .reviewer import Reviewer
-from .run_status import PHOTOS_FOLDER, SETTINGS_FILE, is_app_run
+from .run_folders import PHOTOS_FOLDER, SETTINGS_FILE, is_app_run
 from .train_form import TrainForm, form_of_settings, parse_settings
 from .trainer_process import settings_from_json
 from .training_cost import MeasuredCosts

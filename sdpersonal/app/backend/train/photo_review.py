@@ -42,7 +42,7 @@ _FIXES = {  # hints that differ from the command line's, since the page has its 
 }
 _LEAVE_OUT = ("blurred", "dark", "burnt-out", "washed-out")
 _MIN_PHOTOS = 3
-_MAX_SEEN = 300  # photos that are remembered, of all drafts: about 0.4 MB each
+_MAX_SEEN = 600  # entries of remembered photos, two each at most: about 0.4 MB a photo
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,17 @@ class SeenPhotos:
     def get(self, stored: StoredPhoto, options: ReviewOptions) -> SeenPhoto:
         """Return a stored photo as the trainer sees it. Raises UnusablePhoto or UserError if its file is
         gone."""
-        key = stored.path, stored.version, stored.crop, options.side, options.crop
-        if key not in self._photos:
-            self._photos[key] = _load(stored, options)
+        key = stored.path, stored.version, options.side, stored.crop or options.crop
+        if key in self._photos:
+            seen = self._photos[key]
+        else:
+            loaded = _load(stored, options)
+            square = stored.path, stored.version, options.side, loaded.crop  # the same one, if the photo is square
+            seen = self._photos[square] = self._photos.get(square, loaded)
+            self._photos[key] = seen
         self._photos.move_to_end(key)
         while len(self._photos) > _MAX_SEEN:
             self._photos.popitem(last=False)
-        seen = self._photos[key]
         seen.examined.captioned = bool(stored.captions)
         return seen
 

@@ -29,7 +29,8 @@ from ....training.run_dir import (
     validation_image,
 )
 from .photo_files import decode_photo
-from .run_status import PHOTOS_FOLDER, RunStatus
+from .run_folders import PHOTOS_FOLDER
+from .run_status import RunStatus
 
 _MAX_BYTES = 64 << 20  # of an image
 _MAX_PHOTOS = 40

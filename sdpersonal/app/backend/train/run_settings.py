@@ -11,7 +11,7 @@ from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
 from ..workspace import Workspace
-from .run_status import PHOTOS_FOLDER, SETTINGS_FILE
+from .run_folders import PHOTOS_FOLDER, SETTINGS_FILE
 from .train_form import PRIORS
 
 

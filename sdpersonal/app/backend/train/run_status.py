@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,20 +17,26 @@ from ....training.run_dir import (
     PROGRESS_FILE,
     RESULT_FILE,
     latest_step,
-    read_json,
     to_number,
     to_step,
     to_text,
 )
+from .run_folders import (
+    MAX_AHEAD,
+    PROCESS_FILE,
+    SETTINGS_FILE,
+    is_app_run,
+    parse_process,
+    read_run_json,
+    start_time,
+)
 from .run_progress import LossPoints, ProgressReader
-from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
+from .trainer_process import ERRORS_FILE, OUTPUT_FILE
 
-PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
 RunState = Literal["waiting", "starting", "training", "finishing", "done", "stopped", "failed", "damaged"]
 RUNNING_STATES = ("starting", "training", "finishing")
 _TEXT = 200_000  # bytes of a log read at most
 _MAX_LEFT = 1e8  # seconds, three years
-_MAX_AHEAD = 86_400.0  # seconds by which a run may have begun after the present time: the clock was set back
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
 _KILLED_MESSAGE = "The process ended without a message: it was killed, or the machine ran out of memory."
 
@@ -97,8 +102,8 @@ class RunStatusReader:
     def _read(self, folder: Path) -> RunStatus | None:
         if not is_app_run(folder):
             return None
-        process_info, settings = read_json(folder / PROCESS_FILE), read_json(folder / SETTINGS_FILE)
-        result, began = read_json(folder / RESULT_FILE), _start_time(process_info)
+        process_info, settings = read_run_json(folder / PROCESS_FILE), read_run_json(folder / SETTINGS_FILE)
+        result, began = read_run_json(folder / RESULT_FILE), start_time(process_info)
         alive = parse_process(process_info).is_alive()
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.update()
@@ -108,9 +113,9 @@ class RunStatusReader:
             settings,
             began,
             points=progress.points,
-            cost=read_json(folder / COST_FILE),
+            cost=read_run_json(folder / COST_FILE),
             queued_at=to_number(process_info.get("queued")),
-            created_at=to_number(process_info.get("created"), time.time() + _MAX_AHEAD) or began,
+            created_at=to_number(process_info.get("created"), time.time() + MAX_AHEAD) or began,
             photos=to_step(process_info.get("photos")),
             is_dismissed=process_info.get("away") is True,
         )
@@ -131,16 +136,6 @@ class RunStatusReader:
 
 
 RUN_SEPARATOR = "\f"  # in the trainer's log, where a run was started or resumed
-
-
-def is_app_run(folder: Path) -> bool:
-    """Return whether the app started the run in this folder, whatever its files hold now."""
-    return any(os.path.lexists(folder / name) for name in (PROCESS_FILE, SETTINGS_FILE))
-
-
-def _start_time(process_info: dict[str, Any]) -> float:
-    """Return when a run began, in seconds since 1970; 0 if that is unknown, or has yet to come."""
-    return to_number(process_info.get("began"), time.time() + _MAX_AHEAD)
 
 
 def _damaged_file(folder: Path, process_info: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -186,10 +181,6 @@ def _running_state(folder: Path, began: float, step: int, steps: int) -> RunStat
     return "training" if step and fresh else "starting"
 
 
-def parse_process(about: dict[str, Any]) -> Process:
-    return Process(int(to_number(about.get("pid"))), to_number(about.get("born")))
-
-
 def _read_tail(path: Path) -> str:
     """Read the end of a text file; "" if it is missing."""
     try:
@@ -224,26 +215,3 @@ def format_start(began: float) -> str:
     local_start = time.localtime(began)
     is_today = time.localtime()[:3] == local_start[:3]
     return time.strftime("%H:%M" if is_today else "%d %B, %H:%M", local_start)
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """List the folders in a folder, without hidden ones, such as those that a kill left half deleted."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return []
-    return [folder / name for name in names if not name.startswith(".") and os.path.isdir(folder / name)]
-
-
-def write_process(folder: Path, process: Process, **values: float | bool) -> None:
-    """Write which process a run is, and these values; when it was made, and on how many photos, stays."""
-    info = read_json(folder / PROCESS_FILE)
-    lasting = {"created": to_number(info.get("created")), "photos": to_step(info.get("photos"))}
-    known = {name: value for name, value in lasting.items() if value}
-    storage.write_json(folder / PROCESS_FILE, known | {"pid": process.pid, "born": process.create_time} | values)
-
-
-def list_runs(folder: Path) -> Sequence[Path]:
-    """List the runs in a folder that the app started, newest first; those of an unknown time come last."""
-    runs = [path for path in list_folders(folder) if is_app_run(path)]
-    return sorted(runs, key=lambda path: (_start_time(read_json(path / PROCESS_FILE)), path), reverse=True)

@@ -35,6 +35,7 @@ from .run_status import RunStatus
 from .training_service import TrainingService
 
 _MAX_RUNS = 100  # in the list
+_MAX_THUMBS = 10_000  # addresses that are remembered
 _MAX_TIMELINE = 200  # validations
 _COMMANDS: dict[str, tuple[str, ...]] = {
     "waiting": ("cancel",),
@@ -90,10 +91,19 @@ def timeline_stamp(status: RunStatus) -> tuple[object, ...]:
     return status.state, *(_modified_at(status.folder / name) for name in names)
 
 
+_thumbs: dict[Path, tuple[tuple[int, int], str]] = {}  # of runs that have samples
+
+
 def _thumb(status: RunStatus) -> str | None:
+    version = (_modified_at(status.folder / VALIDATIONS_FOLDER), status.best)
+    if status.folder in _thumbs and _thumbs[status.folder][0] == version:
+        return _thumbs[status.folder][1]
     steps = sorted({*validation_folders(status.folder), *validation_images(status.folder)}, reverse=True)
     step = status.best if status.best in steps else next(iter(steps), None)
     if step is not None and (images := timeline_images(status, step)):
+        if len(_thumbs) >= _MAX_THUMBS:
+            _thumbs.clear()
+        _thumbs[status.folder] = version, images[0].url
         return images[0].url
     return next(iter(photo_urls(status)), None)
 

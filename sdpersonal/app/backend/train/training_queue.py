@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ....display.units import format_minutes
 from ....errors import UserError
-from ....training.run_dir import RESULT_FILE, read_json, to_number
-from .run_status import PROCESS_FILE, SETTINGS_FILE, format_start, parse_process, write_process
+from ....training.run_dir import RESULT_FILE, to_number
+from .run_folders import PROCESS_FILE, SETTINGS_FILE, parse_process, read_run_json, write_process
+from .run_status import format_start
 from .trainer_process import NO_PROCESS
 
 MAX_WAITING = 20  # trainings of a user
@@ -59,14 +60,14 @@ def move_waiting(waiting: Sequence[Path], run: str, before: str | None) -> None:
     for folder, place in zip(ordered, places, strict=True):
         if _place(folder) != place:
             write_process(
-                folder, NO_PROCESS, began=to_number(read_json(folder / PROCESS_FILE).get("began")), queued=place
+                folder, NO_PROCESS, began=to_number(read_run_json(folder / PROCESS_FILE).get("began")), queued=place
             )
 
 
 def _place(folder: Path) -> float:
     """Return a run's place in the line; 0 if it does not wait."""
-    info = read_json(folder / PROCESS_FILE)
+    info = read_run_json(folder / PROCESS_FILE)
     place = to_number(info.get("queued"))
-    if not place or read_json(folder / RESULT_FILE) or not read_json(folder / SETTINGS_FILE):
+    if not place or read_run_json(folder / RESULT_FILE) or not read_run_json(folder / SETTINGS_FILE):
         return 0.0
     return 0.0 if parse_process(info).is_alive() else place

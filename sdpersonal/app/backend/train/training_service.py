@@ -25,20 +25,19 @@ from ....training.own_prompts import write_own_prompts
 from ....training.run_dir import COST_FILE, RESULT_FILE, latest_step, read_json
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
-from .run_settings import own_paths, replaced_note, untrusted_settings
-from .run_status import (
+from .run_folders import (
     PHOTOS_FOLDER,
     PROCESS_FILE,
-    RUN_SEPARATOR,
     SETTINGS_FILE,
-    RunStatus,
-    RunStatusReader,
     is_app_run,
     list_folders,
     list_runs,
     parse_process,
+    read_run_json,
     write_process,
 )
+from .run_settings import own_paths, replaced_note, untrusted_settings
+from .run_status import RUN_SEPARATOR, RunStatus, RunStatusReader
 from .trainer_process import (
     ERRORS_FILE,
     NO_PROCESS,
@@ -336,4 +335,4 @@ def _folder_name(settings: TrainingSettings) -> str:
 
 
 def _read_process(folder: Path) -> Process:
-    return parse_process(read_json(folder / PROCESS_FILE))
+    return parse_process(read_run_json(folder / PROCESS_FILE))

@@ -38,7 +38,9 @@ export function conceptCard({ back, changed, open }) {
     const text = JSON.stringify([details, app.state.model]);
     if (text === last) return; // unchanged: keep the scroll position and what is open
     last = text;
+    const focused = body.contains(document.activeElement) ? nameOf(document.activeElement) : null;
     fill(body, layOut(details, { changed, open, showVersion }));
+    if (focused) [...body.querySelectorAll("button, select, summary")].find(element => nameOf(element) === focused)?.focus();
   }
 
   function showVersion(version) { token = version; return refresh(); }
@@ -60,6 +62,8 @@ export function conceptCard({ back, changed, open }) {
     },
   };
 }
+
+const nameOf = element => element.getAttribute("aria-label") ?? `${element.tagName} ${element.tagName === "SELECT" ? "" : element.innerText}`;
 
 function layOut(details, actions) {
   return [

@@ -1,7 +1,7 @@
 // Cells of the gallery for images that are expected: with a preview and its steps, or empty while they wait.
 
 import { h } from "./dom.js";
-import { jobs } from "./jobs.js";
+import { imageCount, jobs } from "./jobs.js";
 
 const MAX_CELLS = 16; // of a running job; the bar at the foot tells the rest
 
@@ -9,7 +9,7 @@ const MAX_CELLS = 16; // of a running job; the bar at the foot tells the rest
 export function underWay() {
   const items = [];
   for (const [place, job] of jobs.active.entries()) {
-    const missing = job.expected === null || job.expected === undefined ? 1 : job.expected - (job.images?.length ?? 0);
+    const missing = job.expected === null || job.expected === undefined ? 1 : job.expected - imageCount(job);
     const cells = place > 0 ? Math.min(1, missing) : Math.min(MAX_CELLS, Math.max(jobs.previews(job.id).length, missing));
     for (let number = 0; number < cells; number += 1) items.push({ key: `job ${job.id} ${number}`, job, number, isBehind: place > 0 });
   }

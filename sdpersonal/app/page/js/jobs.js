@@ -17,6 +17,9 @@ const notify = () => { for (const listener of listeners) listener(); };
 /** Whether a job waits or runs. */
 export const isActive = job => !ENDED.has(job.state);
 
+/** How many images of a job are finished; its `images` are only the newest. */
+export const imageCount = job => job.count ?? job.images?.length ?? 0;
+
 function take(fresh) {
   const known = new Map(list.map(job => [job.id, job]));
   for (const job of fresh) {

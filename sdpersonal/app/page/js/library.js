@@ -22,6 +22,7 @@ const tiles = new Map(); // elements by token
 const ui = {};
 let shown = null; // the token of the card
 let named = false; // whether the address names a concept
+let listScroll = 0; // on a phone, where the list was left
 let hasFailed = false;
 
 /** "me/duck" of "<me/duck>". */
@@ -41,12 +42,21 @@ export function mount(root) {
 }
 
 function show(path) {
+  const wasNamed = named;
   named = path.length > 0 && path[0] !== "";
   const token = named ? `<${path.join("/")}>` : null;
+  if (NARROW.matches && named && !wasNamed) listScroll = ui.root.scrollTop;
   ui.root.classList.toggle("card-open", named);
   if (named) choose(token);
-  else if (NARROW.matches) ui.list.querySelector("[tabindex='0']")?.focus({ preventScroll: true });
-  else selectFirst();
+  else if (!NARROW.matches) selectFirst();
+  if (NARROW.matches && named !== wasNamed) turnPage();
+}
+
+/** On a phone: begin at the top of the card, or go on in the list where it was left. */
+function turnPage() {
+  ui.root.scrollTop = named ? 0 : listScroll;
+  const target = named ? ui.card.root.querySelector("button") : ui.list.querySelector("[tabindex='0']");
+  target?.focus({ preventScroll: true });
 }
 
 /** Go to a concept: its address names it. */
@@ -101,7 +111,10 @@ async function load() {
   }
   refresh();
   const isGone = wasThere && !store.concepts.some(concept => concept.token === shown);
-  if (isGone && named && document.body.dataset.tab === "library") go("library");
+  if (isGone && named && document.body.dataset.tab === "library") {
+    history.replaceState(null, "", "#library"); // without `go`, which closes dialogs
+    show([]);
+  }
   else if (shown && named) ui.card.refresh().catch(showError);
   else if (document.body.dataset.tab === "library" && !NARROW.matches) selectFirst();
 }

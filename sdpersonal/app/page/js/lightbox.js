@@ -5,7 +5,9 @@ import { deleteImages, downloadImage, imageName, images, setFavourite } from "./
 import { selection } from "./selection.js";
 import { button, openDialog, showError } from "./ui.js";
 
-/** Open the selected image over the page. Arrow keys go to the others and select them, f marks a favourite, Delete
+const MOST_ENLARGED = 4; // times a small image's own size
+
+/** Open the selected image over the page. 1 shows it at its own size, arrow keys go to the others and select them, f marks a favourite, Delete
  * deletes, Escape closes. */
 export function openLightbox(id) {
   selection.choose(id);
@@ -16,12 +18,22 @@ export function openLightbox(id) {
     if (next) selection.choose(next);
     if (step > 0 && !images.beside(selection.id, 5)) images.more();
   };
+  let isOwnSize = false;
+  const fit = () => {
+    const { width, height } = images.get(selection.id);
+    const own = `${width}px`, room = `calc((100dvh - 100px) * ${width / height})`;
+    stage.firstElementChild.style.setProperty("width", isOwnSize ? own : `min(100%, ${MOST_ENLARGED * width}px, ${room})`);
+    ownSize.setAttribute("aria-pressed", String(isOwnSize));
+    stage.classList.toggle("own-size", isOwnSize);
+  };
+  const toggleSize = () => { isOwnSize = !isOwnSize; fit(); };
+  const ownSize = button("Own size", { kind: "quiet", small: true, busyWhile: false, title: "One pixel of the image is one of the page (key 1)", onclick: toggleSize });
   const favourite = button("Favourite", { iconName: "star", kind: "quiet", iconOnly: true, onclick: () => act.favourite() });
   const act = {
     favourite: () => setFavourite([selection.id], !images.get(selection.id).favourite).then(show),
     remove: () => deleteImages([selection.id]),
   };
-  const bar = h("div", { class: "lightbox-bar" }, text,
+  const bar = h("div", { class: "lightbox-bar" }, text, ownSize,
     button("Previous image", { iconName: "left", iconOnly: true, kind: "quiet", onclick: () => move(-1) }),
     button("Next image", { iconName: "right", iconOnly: true, kind: "quiet", onclick: () => move(1) }),
     favourite,
@@ -35,13 +47,14 @@ export function openLightbox(id) {
     if (!entry) return dialog.close();
     if (stage.dataset.id !== entry.id) fill(stage, h("img", { src: entry.url, alt: imageName(entry), width: entry.width, height: entry.height }));
     stage.dataset.id = entry.id;
+    fit();
     text.textContent = entry.prompt;
     favourite.setAttribute("aria-pressed", String(Boolean(entry.favourite)));
     return favourite.firstElementChild.replaceWith(icon("star", { filled: Boolean(entry.favourite) }));
   }
   const stopListening = selection.onChange(show);
   dialog.addEventListener("keydown", event => {
-    const work = { ArrowLeft: () => move(-1), ArrowRight: () => move(1), f: act.favourite, Delete: act.remove }[event.key];
+    const work = { ArrowLeft: () => move(-1), ArrowRight: () => move(1), 1: toggleSize, f: act.favourite, Delete: act.remove }[event.key];
     if (!work || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     Promise.resolve(work()).catch(showError);

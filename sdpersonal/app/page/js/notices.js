@@ -1,7 +1,7 @@
 // Tell that something is done: the percentage in the window's title, a notification, a sound.
 
 import { saved } from "./api.js";
-import { jobs } from "./jobs.js";
+import { imageCount, jobs } from "./jobs.js";
 import { addMenuItems } from "./main.js";
 import { announce, countText, toast } from "./ui.js";
 
@@ -43,7 +43,7 @@ function tellEnd(job) {
   if (job.state === "failed") toast(job.message || "That failed.", { kind: "error" });
   else if (job.state === "done" && job.message) (PLAIN.test(job.message) ? announce : toast)(job.message);
   if (job.state === "stopped" || jobs.active.length > 1) return; // others go on
-  const text = job.state === "done" ? `${countText(job.images?.length ?? 0, "image")} done` : "Generating failed";
+  const text = job.state === "done" ? `${countText(imageCount(job), "image")} done` : "Generating failed";
   tell(text, job.title ?? "");
 }
 

@@ -8,6 +8,7 @@ import { form } from "./form.js";
 import { toast } from "./ui.js";
 
 const MAX_PROMPT = 20000;
+const END = 1e9; // a place after the last letter
 const CHECK_AFTER = 450; // milliseconds without typing
 const SYNTAX = /[<>{}[\]|()]|__|\bAND\b|\bBREAK\b/; // a prompt without these has no problem and no concepts
 const WRITTEN = /<([^<>\s:]+)[^<>\n]*>/g;
@@ -45,12 +46,15 @@ export function promptBox({ onCheck }) {
     form.set({ prompt: input.value }, "prompt");
     check();
   });
+  let cursor = [END, END]; // a dialog takes the selection away
+  input.addEventListener("blur", () => { cursor = [input.selectionStart, input.selectionEnd]; });
   input.addEventListener("scroll", () => { layer.scrollTop = input.scrollTop; });
   input.addEventListener("keydown", event => { if (!popup.onKey(event)) onEmphasisKey(event, input); });
   input.addEventListener("paste", event => onPaste(event, input));
   form.onChange((patch, source) => {
     if (source === "prompt" || patch.prompt === undefined || patch.prompt === input.value) return;
     input.value = patch.prompt;
+    cursor = [END, END];
     isMissing = false;
     paint();
     check.now();
@@ -66,7 +70,12 @@ export function promptBox({ onCheck }) {
     focus: () => input.focus(),
     /** Say what is wrong; the message goes when something is typed. */
     error(text) { say(text); isMissing = true; input.focus(); },
-    insert: text => insertAt(input, text),
+    /** Insert a concept where the cursor was when the box was left last. */
+    insert(text) {
+      input.focus();
+      input.setSelectionRange(...cursor);
+      insertAt(input, text);
+    },
   };
 }
 

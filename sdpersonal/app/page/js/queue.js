@@ -1,7 +1,7 @@
 // The queue at the foot of every tab: what runs, how far it is, what waits; and the list of all of it.
 
 import { fill, h, icon, uniqueId, updateList } from "./dom.js";
-import { isActive, jobs } from "./jobs.js";
+import { imageCount, isActive, jobs } from "./jobs.js";
 import { mountNotices } from "./notices.js";
 import { button, progressBar, showError, timeText, toast } from "./ui.js";
 
@@ -120,7 +120,7 @@ function updateRow(row, job) {
 
 function progressText(job) {
   if (job.state === "running" && job.total) return `step ${job.done} of ${job.total}`;
-  const count = job.images?.length ?? 0;
+  const count = imageCount(job);
   return count ? `${count} ${count === 1 ? "image" : "images"}` : "";
 }
 

@@ -15,6 +15,7 @@ import { announce, button, dateText, menuButton, openDialog, showError, toast } 
 
 const FACTS_AFTER = 120; // milliseconds: moving through the gallery with the arrow keys asks for few
 const details = new Map(); // id -> answer of GET /app/gallery/image
+const MOST_ENLARGED = 2; // times a small image's own size
 const MAX_DETAILS = 200;
 
 /** Load what is known about an image. */
@@ -56,7 +57,9 @@ export function selectedPane({ onLeave }) {
 
 function imageStage(entry) {
   const picture = h("img", { src: entry.url, alt: imageName(entry), width: entry.width, height: entry.height, draggable: "false" });
+  picture.style.setProperty("width", `min(100%, ${MOST_ENLARGED * entry.width}px, calc(42vh * ${entry.width / entry.height}))`);
   const areas = h("img", { class: "areas", alt: "", hidden: true });
+  areas.style.setProperty("width", picture.style.getPropertyValue("width"));
   const open = h("button", { type: "button", class: "stage-button", "aria-label": "Show it large", onclick: () => openLightbox(entry.id) },
     h("span", { class: "stage-frame" }, picture, areas));
   const toggle = checkbox({ label: "Where each concept is", isSwitch: true, onChange: on => {
