@@ -33,6 +33,7 @@ from support.serving import Server
 PHOTOS = Path(__file__).parents[1] / "sdpersonal/photos/samples/teddy-bear"
 MOST_CLICKS = {"first": 12, "favourite": 5, "export": 4}
 CELLS = "document.querySelectorAll('.gallery-grid .cell[data-id]').length"
+SAVED = 8  # images, four of last week and four of today
 FIND = """
 const [selector, text] = arguments;
 return [...document.querySelectorAll(selector)].find(e => e.checkVisibility() && e.innerText.trim().startsWith(text)) ?? null;
@@ -108,7 +109,7 @@ def _favourite(user: User) -> None:
     user.click(".gallery-grid .cell")
     user.click(".selected-image button", "Variations")
     user.click("dialog button", "Generate")
-    user.wait(f"{CELLS} > 1", 300)
+    user.wait(f"{CELLS} > {SAVED}", 300)
 
 
 def _export(user: User) -> None:
@@ -128,7 +129,7 @@ def _fill_outputs(server: Server, folder: Path) -> None:
     """Put four images into last week, one of them a favourite, and four into today."""
     outputs = folder / "outputs"
     for _ in range(2):
-        server.draw(num_images=4)
+        server.draw(num_images=SAVED // 2)
         if not (last_week := outputs / (date.today() - timedelta(days=7)).isoformat()).exists():
             shutil.move(outputs / date.today().isoformat(), last_week)
     Outputs(outputs).add_favourite(sorted(last_week.glob("*.png"))[1])

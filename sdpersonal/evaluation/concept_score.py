@@ -206,7 +206,9 @@ _PRAISE_FIDELITY = {
 def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind, praise: bool) -> list[str]:
     """Return a sentence about the likeness. praise: whether to say so if there is nothing to improve."""
     subject = {"style": "The style", "person": "The person", "object": "It"}[kind]
-    right, wrong = _aspects(scores, kind)
+    values = _aspects(scores, kind)
+    right = [name for name, value in values.items() if value >= ASPECT_RIGHT]
+    wrong = [name for name in values if name not in right]
     if scores.likeness < LITTLE_LIKENESS:
         if scores.colour is not None and scores.colour >= ASPECT_RIGHT and kind != "style":
             return ["Only the colours are those of the photos; nothing else is recognisable. Give more --steps."]
@@ -218,7 +220,10 @@ def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind,
         if not praise:
             return []
         of = f" in {_join(right)}" if right else ""
-        but = f"; {_join(wrong)} could be nearer" if wrong and right else ""
+        far = [name for name in wrong if values[name] < LITTLE_LIKENESS]
+        near = [name for name in wrong if name not in far]
+        but = f", but not in {_join(far)}" if far and right else ""
+        but += f"; {_join(near)} could be nearer" if near and right else ""
         fidelity = _PRAISE_FIDELITY["style" if kind == "style" else "subject"]
         return [f"{subject} is like the photos{of}{but}, and {fidelity}."]
     how = "somewhat" if scores.likeness >= SOME_LIKENESS else "hardly"
@@ -229,12 +234,10 @@ def _explain_likeness(scores: ConceptScores, class_noun: str, kind: ConceptKind,
     return [f"{subject} is {how} like the photos{seen if right or wrong else ''}. {more}"]
 
 
-def _aspects(scores: ConceptScores, kind: ConceptKind) -> tuple[list[str], list[str]]:
-    """Return the names of the aspects that are as in the photos, and of those that are not."""
+def _aspects(scores: ConceptScores, kind: ConceptKind) -> dict[str, float]:
+    """Return the values of the aspects by the names that the sentences use."""
     names = {"detail": "texture"} if kind == "style" else {}
-    values = {names.get(name, name): value for name, value in scores.aspects.items()}
-    right = [name for name, value in values.items() if value >= ASPECT_RIGHT]
-    return right, [name for name in values if name not in right]
+    return {names.get(name, name): value for name, value in scores.aspects.items()}
 
 
 def _join(words: Sequence[str]) -> str:

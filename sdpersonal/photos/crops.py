@@ -24,7 +24,7 @@ from .decode import decode, largest_decoded_side, shorter_side
 SUFFIX = ".crop.json"
 MIN_CROP = 64  # pixels of the photo: the side of the smallest square
 _MAX_BYTES = 1000
-_TOLERANCE = 1e-4  # by which shares that were rounded may leave the photo: less than a pixel
+_SLACK = 1.0  # pixels by which the square may leave the photo, whose sides and shares were rounded
 
 
 class OwnCrop(NamedTuple):
@@ -42,14 +42,14 @@ class OwnCrop(NamedTuple):
         )
         return left, top, side
 
-    def check(self, width: int, height: int) -> None:
-        """Raise Refused if the square is not inside a photo of this size, or too small."""
-        short = min(width, height)
-        right, bottom = self.left * width + self.side * short, self.top * height + self.side * short
-        if right > width * (1 + _TOLERANCE) or bottom > height * (1 + _TOLERANCE):
+    def check(self, width: int, height: int, scale: float = 1.0) -> None:
+        """Raise Refused if the square is not inside a photo of this size, or too small. scale: of this size
+        to the photo's own."""
+        side = self.side * min(width, height)
+        if self.left * width + side > width + _SLACK or self.top * height + side > height + _SLACK:
             raise Refused("has a square that is not inside the photo")
-        if round(self.side * short) < MIN_CROP:
-            raise Refused(f"has a square of {self.side * short:.0f} pixels; at least {MIN_CROP} are needed")
+        if round(side * scale) < MIN_CROP:
+            raise Refused(f"has a square of {side * scale:.0f} pixels; at least {MIN_CROP} are needed")
 
 
 class OwnCrops:
@@ -108,8 +108,7 @@ def decode_square(data: bytes, crop: OwnCrop, size: int) -> tuple[np.ndarray, tu
     short = shorter_side(data)
     pixels, notes = decode(data, max(1, min(largest_decoded_side(data), round(size / max(crop.side, 1e-9)))))
     height, width = pixels.shape[:2]
-    scale = short / min(height, width)
-    crop.check(round(width * scale), round(height * scale))
+    crop.check(width, height, short / min(height, width))
     left, top, side = crop.box(width, height)
     square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     original = round(crop.side * short)

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -21,7 +22,7 @@ from sdpersonal.app.backend.user_jobs import MAX_WAITING
 from sdpersonal.app.server.login import MAX_FAILED_LOGINS
 from sdpersonal.app.server.middleware import SECURITY_HEADERS
 from sdpersonal.app.server.uploads import MAX_UPLOAD
-from support.serving import HOSTILE, Server
+from support.serving import FORM, HOSTILE, Server
 from support.stock import small_library
 
 
@@ -343,6 +344,7 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
         assert running.http.get("/openapi.json").status_code == 404 == running.http.get("/gradio_api/token").status_code
         (picture,) = (tmp_path / "outputs" / "ann").glob("*/*.png")
         (entry,) = done["images"]
+        anns = dict(running.http.cookies)
         assert running.log_in("bob", "battery staple") == 200
         for path in (entry["url"], entry["thumb"], f"/app/gallery/image?id={entry['id']}"):
             assert running.http.get(path).status_code in (400, 404)
@@ -350,6 +352,15 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
         assert running.post_json(f"/app/jobs/{done['id']}/cancel").status_code == 400
         assert running.post_json("/app/gallery/delete", {"ids": [entry["id"]]}).status_code in (200, 400)
         assert picture.exists()
+        with httpx.Client(base_url=running.url, cookies=anns, trust_env=False) as ann:
+            for _ in range(10):
+                form = FORM | {"num_images": 8, "steps": 40}
+                assert ann.post("/app/jobs", json={"kind": "generate", "form": form}).status_code == 200
+            assert "1 image in" in running.draw()["message"]  # users take turns: bob waits for one batch of ann's
+            assert [job["state"] for job in ann.get("/app/jobs").json()["jobs"]].count("waiting") > 5
+            assert ann.post("/app/jobs/stop").status_code == 200
+            assert ann.get("/logout").headers["location"] == running.url
+            assert ann.get("/app/jobs").status_code == 401  # also elsewhere
         guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]
         assert guesses == [400] * MAX_FAILED_LOGINS + [429] * (50 - MAX_FAILED_LOGINS)
         assert running.http.get("/config", headers={"Host": "evil.example"}).status_code == 400

@@ -247,6 +247,7 @@ def test_a_job_that_nobody_looks_at_ends(clients, soon):
         while len(clients.gradio.ended) < 2:
             await anyio.sleep(0.01)
         assert states == {"bobs": "state"}  # its step goes on
+        assert await clients.begin("bob", "call/greet/bobs") == 404
         del clients.gradio.events["event"]
         while states or clients.middleware._timers or clients.middleware._tasks:
             await anyio.sleep(0.01)

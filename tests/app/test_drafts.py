@@ -14,8 +14,7 @@ from PIL import Image
 
 from sdpersonal import storage
 from sdpersonal.app.backend import EventHub, Workspace
-from sdpersonal.app.backend.train import drafts as drafts_module
-from sdpersonal.app.backend.train import photo_review
+from sdpersonal.app.backend.train import draft_folders, photo_review
 from sdpersonal.app.backend.train.drafts import MAX_DRAFTS, Drafts
 from sdpersonal.app.backend.train.run_folders import PROCESS_FILE, SETTINGS_FILE, list_runs
 from sdpersonal.app.backend.train.trainer_process import command_name
@@ -149,7 +148,7 @@ def test_there_is_always_a_draft_and_never_too_many(drafts, monkeypatch):
     kept = drafts.all(None)[3]["id"]
     drafts.set_form(None, kept, {"noun": "bear"})
     later = time.time() + 2 * 86_400
-    monkeypatch.setattr(drafts_module.time, "time", lambda: later)
+    monkeypatch.setattr(draft_folders.time, "time", lambda: later)
     left = [draft["id"] for draft in drafts.all(None)]
     assert kept in left and first["id"] not in left and len(left) == 2  # the newest stays, though it is empty
     for draft in left:

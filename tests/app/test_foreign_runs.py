@@ -224,6 +224,7 @@ def test_photos_that_are_elsewhere_are_not_trained_on(workspace, launched, tmp_p
     with pytest.raises(UserError, match="folder of photos is a link"):
         TrainingService(workspace, loaded_model=lambda: "tiny").resume(None, "run")
     assert launched == []
+    assert RunStatusReader().read(folder).state == "failed"  # it is not in the line
 
 
 def test_only_numbers_of_ours_are_kept_of_what_a_training_cost(workspace):

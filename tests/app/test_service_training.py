@@ -14,6 +14,7 @@ from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
 from sdpersonal.app.backend.train.loss_curve import loss_curve
 from sdpersonal.app.backend.train.run_commands import keep_step, run_command
+from sdpersonal.app.backend.train.run_folders import read_process
 from sdpersonal.app.backend.train.run_images import photo_thumbnail, read_image
 from sdpersonal.app.backend.train.run_progress import LossPoints, ProgressReader
 from sdpersonal.app.backend.train.run_status import RunStatusReader
@@ -55,7 +56,7 @@ def trainings(workspace):
     opened = TrainingService(workspace)
     yield opened
     for folder in opened._all():
-        training_service._read_process(folder).terminate(at_once=True)
+        read_process(folder).terminate(at_once=True)
 
 
 def inversion(**more):

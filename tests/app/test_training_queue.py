@@ -212,6 +212,15 @@ def test_two_apps_on_the_same_folders_start_a_training_once(trainings, machine, 
     assert len(machine.argvs) == 2
 
 
+def test_what_a_starting_training_does_is_told_in_steps(trainings, machine):
+    folder = trainings.start(settings("a"), Photos(), None)
+    log = ["Base: tiny on cpu, the built-in model.", "5 photos, 5 with captions", "Training <me/a> with ..."]
+    for count in range(4):
+        (folder / "said.txt").write_text("Base: an earlier run\n\f" + "\n".join(log[:count]))
+        steps = [step["state"] for step in run_summary(trainings.runs(None)[0], trainings)["ready"]]
+        assert steps == ["done"] * count + ["now"] + ["todo"] * (3 - count)
+
+
 # --- what pages are told ----------------------------------------------------------------------------------------------
 
 
@@ -230,6 +239,9 @@ class Page(EventHub):
 
     def publish(self, user, kind, data, key=""):
         self.events.append((kind, json.loads(json.dumps(data))))
+
+    def publish_to_all(self, kind, data, key=""):
+        self.publish(None, kind, data, key)
 
 
 def wait_for(condition):
@@ -257,6 +269,7 @@ def test_the_watcher_starts_the_next_tells_pages_and_ends_with_the_last(training
     machine.end(second)
     wait_for(lambda: watcher._thread is None)
     assert {entry["token"]: entry["state"] for entry in page.lists()[-1]} == {"<me/b>": "failed", "<me/a-v1>": "done"}
+    assert page.events.count(("library", {})) == 1  # for the concept that was added
     count = len(page.events)
     time.sleep(0.05)
     assert len(page.events) == count  # nothing runs: nothing is read and nothing is sent

@@ -266,6 +266,7 @@ def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, co
     [
         ("object", (0.9, 1.0, 0.9), "It is like the photos in shape, colour and detail, and the places"),
         ("person", (0.85, 1.0, 0.5), "The person is like the photos in shape and colour; detail could be nearer, and"),
+        ("object", (2.1, -0.1, 1.8), "It is like the photos in shape and detail, but not in colour, and the places"),
         ("style", (0.9, 0.9, 0.9), "The style is like the photos in colour and texture, and what prompts ask for is"),
         ("object", (0.5, 0.9, 0.4), "It is somewhat like the photos: right in shape and colour; not yet in detail."),
         ("object", (0.2, 0.9, 0.4), "It is hardly like the photos: right in shape and colour; not yet in detail."),

@@ -54,6 +54,17 @@ def test_shares_are_of_the_upright_photo(folder):
     assert np.array_equal(load_photo(folder / "01.png", 256, "subject").square(), upright[320:576, 0:256])
 
 
+@pytest.mark.parametrize(("width", "height"), [(768, 511), (511, 768), (1023, 1022), (301, 1199), (513, 512)])
+def test_a_square_at_the_edge_is_inside_at_every_resolution(folder, width, height):
+    short = min(width, height)
+    for number, side in enumerate((0.4, 0.7, 1.0)):
+        crop = [(width - side * short) / width, (height - side * short) / height, side]
+        put(folder, f"0{number}.png", noise(width, height, number), [round(share, 6) for share in crop])
+    for size in (64, 100, 128, 257, 512):
+        for photo in load_photos(folder, size).photos:
+            assert photo.own_crop and photo.square().shape == (size, size, 3), photo.notes
+
+
 def test_a_crop_changes_the_identity_of_a_set_and_is_no_other_file(folder):
     put(folder, "01.png", noise(640, 480))
     plain = load_photos(folder, 128)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 from ...config.text_checks import IF_UNSET
 from ...errors import FieldError, UserError
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 # Labels of the fields of `GenerateRequest` and of the training settings; `ui` lays them out under these labels.
@@ -44,12 +40,15 @@ LABELS = {
     "vectors": "Vectors",
     "sample_prompts": "Sample prompts",
 }
+GET_CONCEPT = "Get its file from its author or from the Hub, and import it in the library."
 
 
 def labelled(error: UserError) -> UserError:
     """Replace the field's name in the error by its label on the page, and drop hints about shells."""
     if isinstance(error, FieldError) and error.hint == IF_UNSET:
         error = FieldError(error.field, error.message)
+    elif "sdpersonal hub pull" in error.hint:
+        error = UserError(error.message, GET_CONCEPT)
     if isinstance(error, FieldError) and error.field in LABELS and error.message.startswith(f"{error.field} "):
         return error.called(LABELS[error.field])
     return error
@@ -63,11 +62,3 @@ def describe_error(error: Exception) -> str:
     failure_id = uuid.uuid4().hex[:8]
     log.error("failure %s", failure_id, exc_info=error)
     return f"Internal error {failure_id}; the terminal shows the details. Nothing was lost: try again."
-
-
-def value_or_error(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> tuple[T | None, str]:
-    """Return (result, ""), or (None, error text) if the work fails."""
-    try:
-        return work(*args, **named), ""
-    except Exception as error:
-        return None, describe_error(error)

@@ -147,6 +147,7 @@ class ClientSessionMiddleware:
         if self._open_sessions[session]:
             return
         await app.get_blocks()._queue.clean_events(session_hash=session)
+        self._sessions[user].pop(session, None)  # whoever asks for its answer now would wait for ever
         if session in _running_sessions(app):  # its last step gives the session a state again
             self._watch(app, user, session)
         else:

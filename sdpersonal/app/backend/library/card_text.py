@@ -20,6 +20,7 @@ METHODS = {
     "merged": "Merged from other concepts",
 }
 _SETTINGS = {  # of the card's recipe that people choose: the labels that the Train tab has
+    "continue_from": "Continued from",
     "resolution": LABELS["resolution"],
     "lr": LABELS["lr"],
     "batch": "Photos in a step",

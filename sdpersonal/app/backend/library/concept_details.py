@@ -26,6 +26,11 @@ LICENCES = {  # choices on the page; any other SPDX identifier can be typed
     "creativeml-openrail-m": "CreativeML OpenRAIL-M: as Stable Diffusion 1.x",
 }
 FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "consent", "consent_note", "prompts")
+_TRAIN_METHODS = {  # by the card's method
+    "dreambooth-lora": "lora",
+    "dreambooth-pivotal": "pivotal",
+    "textual-inversion": "textual-inversion",
+}
 _LABELS = {
     "title": "Title",
     "description": "Description",
@@ -44,7 +49,8 @@ def concept_details(library: Library, token_text: object, loaded: str) -> dict[s
 
     token: with its version; name: as it is written in prompts; image: a large thumbnail; verdict: sentences on its
     scores; prompts: to try, at least one; facts, settings, scores, reproducing: [[name, text]]; versions: [{token,
-    version}], oldest first; card: its fields to edit, null if the file is damaged. Raises UserError.
+    version}], oldest first; card: its fields to edit, null if the file is damaged; method: of the Train tab, by which
+    it was trained, or "". Raises UserError.
     """
     entry = library.find(parse_token(token_text))
     versions = library.versions(entry.token) or [entry.token]
@@ -63,6 +69,7 @@ def concept_details(library: Library, token_text: object, loaded: str) -> dict[s
         "reproducing": reproducing_facts(entry),
         "versions": [{"token": str(token), "version": token.version} for token in versions],
         "card": _card_fields(card) if card else None,
+        "method": _TRAIN_METHODS.get(card.method, "") if card else "",
     }
 
 

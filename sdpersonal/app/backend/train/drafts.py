@@ -1,31 +1,23 @@
-"""Drafts of trainings: a form and photos in a folder of the user's runs, which survive the end of the app.
-
-`runs/[USER/].drafts/ID/` holds `draft.json`, the list of its photos, and the photos with their captions and crops. Its
-hidden name keeps it apart from runs.
-"""
+"""Drafts of trainings: a form and photos in a folder of the user's runs, which survive the end of the app."""
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from .... import storage
 from ....config import TrainingSettings
 from ....errors import UserError
 from ....photos.captions import Refused
 from ....photos.crops import OwnCrop, to_crop
-from ....training.run_dir import read_json, to_number
+from ....training.run_dir import read_json
 from ..events import EventHub
 from ..generation_service import GenerationService
 from ..workspace import Workspace
 from .concept_name import DEFAULT_OWNER, make_token
+from .draft_folders import Draft, DraftFolders, no_draft_error
 from .draft_view import draft_view
 from .photo_files import find_samples
 from .photo_review import ReviewOptions
@@ -36,11 +28,8 @@ from .trainer_process import settings_from_json
 from .training_cost import MeasuredCosts
 from .uploads import PhotoUploads
 
-DRAFTS_FOLDER, DRAFT_FILE = ".drafts", "draft.json"
 MAX_DRAFTS = 20  # of a user
-_ID = re.compile(r"[0-9a-f]{16}")
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
-_MAX_EMPTY_SECONDS = 86_400.0  # after which a draft without photos and words is removed
 
 
 class Trainings(Protocol):
@@ -51,29 +40,6 @@ class Trainings(Protocol):
     def start(self, settings: TrainingSettings, uploads: PhotoUploads, user: str | None) -> Path: ...
 
 
-class Draft:
-    """An open draft. lock: held while it is read or changed; created: seconds since 1970."""
-
-    def __init__(self, folder: Path, side: int):
-        saved = read_json(folder / DRAFT_FILE)
-        self.folder, self.id = folder, folder.name
-        self.created = to_number(saved.get("created"), time.time() + _MAX_EMPTY_SECONDS)
-        self.form = _read_form(saved.get("form"))
-        self.photos = PhotoUploads(folder, side)
-        self.lock = self.photos.lock
-
-    def set_form(self, form: TrainForm) -> None:
-        """Save the form."""
-        with self.lock:
-            storage.write_json(self.folder / DRAFT_FILE, {"created": self.created, "form": form.model_dump()})
-            self.form = form
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are no photos and nothing was typed or chosen."""
-        return not self.photos.uploads and self.form == TrainForm(owner=self.form.owner)
-
-
 class Drafts:
     """The drafts of all users. Methods that change a draft return it as the page reads it, and tell other pages."""
 
@@ -81,33 +47,25 @@ class Drafts:
         self.workspace, self.generation = workspace, generation
         self.reviewer = Reviewer()
         self._events, self._trainings = events, trainings
-        self._open_drafts: dict[Path, Draft] = {}
-        self._mutex = threading.RLock()
+        self._folders = DraftFolders(workspace)
 
     def all(self, user: str | None) -> list[dict[str, Any]]:
         """Return the user's drafts, oldest first: at least one."""
-        with self._mutex:
-            drafts = self._read_all(user)
-            for draft in drafts[:-1]:
-                if draft.created < time.time() - _MAX_EMPTY_SECONDS and draft.lock.acquire(blocking=False):
-                    try:
-                        if draft.is_empty:
-                            self._remove(draft)
-                    finally:
-                        draft.lock.release()
-            drafts = [draft for draft in drafts if draft.folder in self._open_drafts] or [
-                self._create(user, TrainForm())
-            ]
+        side = self.generation.base.resolution
+        with self._folders.lock:
+            drafts = self._folders.remove_empty(self._folders.all(user, side))
+            drafts = drafts or [self._folders.create(user, TrainForm(), side)]
         return [self.view(user, draft) for draft in drafts]
 
     def create(self, user: str | None, from_run: str | None = None) -> dict[str, Any]:
         """Create a draft. from_run: of a run's settings, and of its photos if they are there yet."""
         run = self._run(user, from_run) if from_run is not None else None
         form = form_of_settings(settings_from_json(read_json(run / SETTINGS_FILE))) if run else TrainForm()
-        with self._mutex:
-            if len(self._read_all(user)) >= MAX_DRAFTS:
+        side = self.generation.base.resolution
+        with self._folders.lock:
+            if len(self._folders.all(user, side)) >= MAX_DRAFTS:
                 raise UserError(f"There are {MAX_DRAFTS} drafts already.", "Delete one that you do not need.")
-            draft = self._create(user, form)
+            draft = self._folders.create(user, form, side)
         if run and (run / PHOTOS_FOLDER).is_dir() and not (run / PHOTOS_FOLDER).is_symlink():
             files = [
                 path for path in sorted((run / PHOTOS_FOLDER).iterdir()) if path.is_file() and not path.is_symlink()
@@ -119,8 +77,7 @@ class Drafts:
 
     def delete(self, user: str | None, draft_id: str) -> None:
         """Delete a draft with its photos."""
-        with self._mutex:
-            self._remove(self._get(user, draft_id))
+        self._remove(self._get(user, draft_id))
         self._events.publish(user, "drafts", {})
 
     def set_form(self, user: str | None, draft_id: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +166,7 @@ class Drafts:
         with draft.lock:
             settings = parse_settings(draft.form, self.generation.base, user or DEFAULT_OWNER)
             run = self._trainings.start(settings, draft.photos, user)
-        with self._mutex, suppress(UserError):  # it has started: a draft that stays is no reason to say that it failed
+        with suppress(UserError):  # it has started: a draft that stays is no reason to say that it failed
             self._remove(draft)
         self._events.publish(user, "drafts", {})
         return run.name
@@ -225,7 +182,7 @@ class Drafts:
             try:
                 photos = draft.photos.photos()
             except FileNotFoundError:
-                raise _no_draft_error() from None
+                raise no_draft_error() from None
             review, checking = self.reviewer.latest(draft.photos, photos, options, lambda: self._publish(user, draft))
             return draft_view(
                 draft.id,
@@ -259,7 +216,7 @@ class Drafts:
         return view
 
     def _publish(self, user: str | None, draft: Draft) -> None:
-        if self._events.is_watched(user) and draft.folder in self._open_drafts:
+        if self._events.is_watched(user) and self._folders.is_there(draft):
             self._told(user, draft)
 
     def _review_options(self, draft: Draft) -> ReviewOptions:
@@ -273,68 +230,18 @@ class Drafts:
             n for n in names if not self.workspace.library.versions(make_token(owner, n, user or DEFAULT_OWNER))
         )
 
-    # --- folders ------------------------------------------------------------------------------------------------------
-
-    def _folder(self, user: str | None) -> Path:
-        """Return the folder of a user's drafts, which only this user of the machine can read."""
-        folder = storage.make_folder(self.workspace.user_runs(user) / DRAFTS_FOLDER)
-        if folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
-        return folder
-
-    def _read_all(self, user: str | None) -> list[Draft]:
-        """Return the user's drafts, oldest first."""
-        folder = self._folder(user)
-        storage.remove_leftovers(folder)
-        drafts = [self._open(folder / name) for name in os.listdir(folder) if _ID.fullmatch(name)]
-        return sorted(drafts, key=lambda draft: (draft.created, draft.id))
-
     def _get(self, user: str | None, draft_id: str) -> Draft:
-        if _ID.fullmatch(draft_id):
-            folder = self._folder(user) / draft_id
-            with self._mutex:
-                if folder.is_dir() and not folder.is_symlink():
-                    return self._open(folder)
-        raise _no_draft_error()
-
-    def _open(self, folder: Path) -> Draft:
-        if folder not in self._open_drafts:
-            self._open_drafts[folder] = Draft(folder, self.generation.base.resolution)
-        draft = self._open_drafts[folder]
-        draft.photos.side = self.generation.base.resolution
-        return draft
-
-    def _create(self, user: str | None, form: TrainForm) -> Draft:
-        folder = self._folder(user) / secrets.token_hex(8)
-        with storage.new_folder(folder) as staged:
-            storage.write_json(staged / DRAFT_FILE, {"created": time.time(), "form": form.model_dump()})
-        return self._open(folder)
+        return self._folders.get(user, draft_id, self.generation.base.resolution)
 
     def _remove(self, draft: Draft) -> None:
-        with draft.lock:
-            self._open_drafts.pop(draft.folder, None)
-            self.reviewer.forget(draft.folder)
-            storage.remove(draft.folder)
+        self._folders.remove(draft)
+        self.reviewer.forget(draft.folder)
 
     def _run(self, user: str | None, run_id: str) -> Path:
         folder = self.workspace.user_runs(user) / run_id
         if not _RUN_ID.fullmatch(run_id) or folder.is_symlink() or not is_app_run(folder):
             raise UserError("That training does not exist any more.", "Choose another.")
         return folder
-
-
-def _read_form(saved: object) -> TrainForm:
-    """Return the saved form; of a damaged one the fields that can be read."""
-    values: Iterable[tuple[Any, Any]] = saved.items() if isinstance(saved, dict) else ()
-    form = TrainForm()
-    for name, value in values:
-        with suppress(UserError):
-            form = form.with_values({str(name): value})
-    return form
-
-
-def _no_draft_error() -> UserError:
-    return UserError("That draft does not exist any more.", "Reload the page.")
 
 
 def _parse_crop(values: object) -> OwnCrop | None:

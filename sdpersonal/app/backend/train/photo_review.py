@@ -118,7 +118,10 @@ class SeenPhotos:
 
 def _load(stored: StoredPhoto, options: ReviewOptions) -> SeenPhoto:
     def load() -> Photo:
-        return load_photo(stored.path, options.side, options.crop)
+        photo = load_photo(stored.path, options.side, options.crop)
+        if photo.own_crop != stored.crop:
+            raise UnusablePhoto("was cropped meanwhile")
+        return photo
 
     photo = load()
     examined = ExaminedPhoto(stored.name, photo.original_size, False, lambda: load().square())

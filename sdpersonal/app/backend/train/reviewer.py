@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
+from ....errors import UserError
+from ....photos.decode import UnusablePhoto
 from .photo_review import PhotoReview, ReviewOptions, SeenPhotos, review_photos
 from .uploads import PhotoUploads, StoredPhoto
 
@@ -84,7 +86,7 @@ class Reviewer:
             try:
                 self.now(uploads, options)
                 done()
-            except FileNotFoundError:  # the draft was deleted meanwhile
+            except (OSError, UserError, UnusablePhoto):  # photos have changed meanwhile: they are pending again
                 continue
             except Exception:  # an error to be mended: the page can go on
                 log.warning("the photos of %s were not reviewed", uploads.folder.name, exc_info=True)

@@ -59,6 +59,11 @@ def parse_process(about: dict[str, Any]) -> Process:
     return Process(int(to_number(about.get("pid"))), to_number(about.get("born")))
 
 
+def read_process(folder: Path) -> Process:
+    """Return the process of a run, which may have ended."""
+    return parse_process(read_run_json(folder / PROCESS_FILE))
+
+
 def list_folders(folder: Path) -> list[Path]:
     """List the folders in a folder, without hidden ones, such as those that a kill left half deleted."""
     try:

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ....config import DreamboothSettings, TrainingSettings
+from ....errors import UserError
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
 from ..workspace import Workspace
-from .run_folders import PHOTOS_FOLDER, SETTINGS_FILE
+from .run_folders import PHOTOS_FOLDER, SETTINGS_FILE, read_run_json
 from .train_form import PRIORS
+from .trainer_process import settings_from_json
 
 
 def own_paths(folder: Path, workspace: Workspace) -> dict[str, object]:
@@ -35,6 +37,16 @@ def untrusted_settings(
     if isinstance(saved, DreamboothSettings):
         own["prior"] = saved.prior if saved.prior in PRIORS.values() else "none"
     return {name: value for name, value in own.items() if getattr(saved, name) != value}
+
+
+def waiting_settings(folder: Path, workspace: Workspace, loaded_model: str | None) -> TrainingSettings:
+    """Return the settings of a run that waited when the app started. Raises UserError if its model is not one that the
+    app may load by that name."""
+    saved = settings_from_json(read_run_json(folder / SETTINGS_FILE))
+    replaced = untrusted_settings(saved, folder, workspace, loaded_model)
+    if "base" in replaced:
+        raise UserError("The model of this training has to be chosen again: Resume takes the loaded one.")
+    return saved.model_copy(update=replaced)
 
 
 def _is_cached(base: str | None) -> bool:

@@ -170,15 +170,19 @@ def _ended_status(status: RunStatus, last: dict[str, Any], damaged_file: str) ->
 
 
 def _running_state(folder: Path, began: float, step: int, steps: int) -> RunState:
-    log_text = _read_tail(folder / OUTPUT_FILE)
-    current_log = log_text[log_text.rfind(RUN_SEPARATOR) + 1 :]
-    if any(line.startswith(ENDING_LINES) for line in current_log.splitlines()) or (steps and step >= steps):
+    if any(line.startswith(ENDING_LINES) for line in current_log(folder)) or (steps and step >= steps):
         return "finishing"
     try:
         fresh = (folder / PROGRESS_FILE).stat().st_mtime >= began
     except OSError:
         return "starting"
     return "training" if step and fresh else "starting"
+
+
+def current_log(folder: Path) -> list[str]:
+    """Return the lines that the trainer has written since it was started or resumed."""
+    text = _read_tail(folder / OUTPUT_FILE)
+    return text[text.rfind(RUN_SEPARATOR) + 1 :].splitlines()
 
 
 def _read_tail(path: Path) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ....config import CONCEPT_KINDS
-from ....display.units import GB, format_minutes
 from ....errors import UserError, printable
 from ....prompts import Token
 from ....training.own_prompts import read_own_prompts
@@ -17,21 +16,22 @@ from ....training.run_dir import (
     KEPT_FILE,
     PROMPTS_FILE,
     REPORT_FILE,
+    SNAPSHOT_FILE,
     VALIDATIONS_FILE,
     VALIDATIONS_FOLDER,
     checkpoint_steps,
     has_snapshot,
     read_json,
-    to_number,
     to_step,
     to_text,
     validation_folders,
     validation_images,
 )
 from .loss_curve import loss_curve
-from .run_advice import advice_after, name_fields, page_text
+from .run_advice import advice_after, name_fields
 from .run_images import ShownImage, class_images, photo_urls, samples_url, timeline_images
 from .run_status import RunStatus
+from .run_text import noun_of, preparation, run_text, token_of
 from .training_service import TrainingService
 
 _MAX_RUNS = 100  # in the list
@@ -59,12 +59,13 @@ def run_summaries(runs: Sequence[RunStatus], service: TrainingService) -> list[d
 
 def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
     """Describe a run in one line, with its progress."""
-    title, text = _words(status, service)
+    ahead = service.waiting_before(status) if status.state == "waiting" else 0
+    title, text = run_text(status, ahead)
     losses = status.points.losses
     settings = status.settings
     return {
         "id": status.id,
-        "token": printable(status.token or _token(status), 100),
+        "token": printable(status.token or token_of(status), 100),
         "state": status.state,
         "step": status.step,
         "steps": status.steps or to_step(settings.get("steps")),
@@ -74,14 +75,15 @@ def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "thumb": _thumb(status),
         "method": to_text(settings.get("method")) or "textual-inversion",
         "kind": to_text(settings.get("kind")) or "object",
-        "noun": _noun(status),
+        "noun": noun_of(status),
         "model": to_text(settings.get("base")),
         "photos": status.photos,
         "photo_count": status.photos,
         "created": status.created_at,
         "started": status.started_at,
-        "ahead": service.waiting_before(status) if status.state == "waiting" else 0,
+        "ahead": ahead,
         "loss": losses[-1][1] if losses and status.running else None,
+        "ready": preparation(status),
     }
 
 
@@ -128,6 +130,7 @@ def run_details(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "advice": [asdict(advice) for advice in advice_after(status)],
         "commands": list(_COMMANDS[status.state]),
         "kept": kept_tokens(status.folder),
+        "snapshot_bytes": _snapshot_bytes(status),
     }
 
 
@@ -150,9 +153,19 @@ def kept_tokens(run: Path) -> dict[str, str]:
 
 def own_prompts(status: RunStatus) -> list[str]:
     """Return the user's own sample prompts, with the token in them."""
-    saved, token, kind = status.settings.get("sample_prompts", ()), _token(status), to_text(status.settings.get("kind"))
+    saved, token, kind = (
+        status.settings.get("sample_prompts", ()),
+        token_of(status),
+        to_text(status.settings.get("kind")),
+    )
     prompts = read_own_prompts(status.folder, saved if isinstance(saved, list) else (), token, kind)
     return [prompt.replace("{}", token) for prompt in prompts]
+
+
+def _snapshot_bytes(status: RunStatus) -> int:
+    """Return the bytes of the states that the timeline keeps to choose from."""
+    files = (folder / SNAPSHOT_FILE for folder in validation_folders(status.folder).values())
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
@@ -170,7 +183,7 @@ def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
     verdict: list[str] = []
     for step in steps:
         scored = scores.get(step)
-        explained = explain_scores(scored, _noun(status), *kinds) if scored else []
+        explained = explain_scores(scored, noun_of(status), *kinds) if scored else []
         sentences = [name_fields(printable(sentence, 400)) for sentence in explained]
         if step == best_step and scored:
             verdict = [*sentences, format_scores(scored)]
@@ -203,83 +216,6 @@ def _report_url(status: RunStatus) -> str | None:
     path = status.folder / REPORT_FILE
     exists = status.state == "done" and path.is_file()
     return f"/app/trainings/{status.id}/report?v={_modified_at(path):x}" if exists else None
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def _words(status: RunStatus, service: TrainingService) -> tuple[str, str]:
-    """Return the status as a title and a sentence or two."""
-    if status.state == "waiting":
-        return f"{_token(status)} waits", _waiting_text(status, service)
-    formatters = {
-        "starting": _starting_text,
-        "training": _training_text,
-        "finishing": _finishing_text,
-        "done": _done_text,
-    }
-    return formatters.get(status.state, _ended_text)(status)
-
-
-def _token(status: RunStatus) -> str:
-    return to_text(status.settings.get("token"))
-
-
-def _noun(status: RunStatus) -> str:
-    nouns = (to_text(status.settings.get(name)) for name in ("class_noun", "init"))
-    return next(filter(None, nouns), "the class")
-
-
-def _waiting_text(status: RunStatus, service: TrainingService) -> str:
-    if before := service.waiting_before(status):
-        return f"It starts by itself; {before} {'training starts' if before == 1 else 'trainings start'} before it."
-    return "It starts by itself when the training before it has ended."
-
-
-def _starting_text(status: RunStatus) -> tuple[str, str]:
-    text = "Loading the model, checking the photos, testing one step …"
-    if cost := _cost_text(status):
-        text = f"The dry run is done. {cost} …"
-    return f"Preparing to train {_token(status)}", text
-
-
-def _training_text(status: RunStatus) -> tuple[str, str]:
-    left = f", {format_minutes(status.seconds_left)} left at most" if status.seconds_left is not None else ""
-    text = f"Step {status.step:,} of at most {status.steps:,}{left}. It stops earlier if the loss has converged."
-    command = status.pending_command.partition(" ")[0]
-    text += {"sample": " Samples come after this step.", "keep": " It stops after this step."}.get(command, "")
-    return f"Training {_token(status)}", text
-
-
-def _finishing_text(status: RunStatus) -> tuple[str, str]:
-    text = f"Trained for {status.step:,} steps. Choosing the best checkpoint and generating its samples …"
-    return f"Finishing {_token(status)}", text
-
-
-def _done_text(status: RunStatus) -> tuple[str, str]:
-    duration = f", after {format_minutes(status.seconds)}" if status.seconds else ""
-    text = f"It is in your library{duration}. Use {status.token} in a prompt, or try one of these."
-    return f"{status.token} is ready", text
-
-
-def _ended_text(status: RunStatus) -> tuple[str, str]:
-    if status.state == "damaged":
-        title = f"The training of {_token(status)} is damaged" if _token(status) else "A training is damaged"
-        folder = printable(str(status.folder), 300)
-        return title, f"{status.message}\nIt cannot be resumed. Discard deletes its folder, {folder}."
-    title, message = f"{_token(status)} is not finished", page_text(status.message)
-    if status.state == "stopped":
-        if not message.startswith("Stopped after step"):
-            message += f"\nIt is saved up to step {status.step:,} of {status.steps:,}."
-        return title, f"{message}\nPress Resume to go on."
-    return title, f"{message}\nNothing was added. Press Resume to try again, or start again with other settings."
-
-
-def _cost_text(status: RunStatus) -> str:
-    memory, seconds = to_number(status.cost.get("held")), to_number(status.cost.get("seconds"))
-    if not memory or not seconds:
-        return ""
-    return f"At most {format_minutes(seconds)}, with {memory / GB:.1f} GB of memory"
 
 
 def _modified_at(path: Path) -> int:

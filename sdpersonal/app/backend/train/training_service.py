@@ -6,7 +6,6 @@ A training that cannot start at once waits in line; `training_watcher` starts th
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -18,32 +17,25 @@ from .... import storage
 from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
 from ....models.loading import kind_of
-from ....photos.loading import is_sidecar
-from ....prompts import Token
 from ....training.methods.continuation import find_start
-from ....training.own_prompts import write_own_prompts
-from ....training.run_dir import COST_FILE, RESULT_FILE, latest_step, read_json
+from ....training.run_dir import RESULT_FILE, latest_step, read_json
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
+from .run_files import new_run_name, tidy_run, write_new_run
 from .run_folders import (
     PHOTOS_FOLDER,
-    PROCESS_FILE,
-    SETTINGS_FILE,
     is_app_run,
     list_folders,
     list_runs,
-    parse_process,
-    read_run_json,
+    read_process,
     write_process,
 )
-from .run_settings import own_paths, replaced_note, untrusted_settings
+from .run_settings import own_paths, replaced_note, untrusted_settings, waiting_settings
 from .run_status import RUN_SEPARATOR, RunStatus, RunStatusReader
 from .trainer_process import (
     ERRORS_FILE,
     NO_PROCESS,
     OUTPUT_FILE,
-    Process,
-    command_name,
     settings_from_json,
     settings_to_argv,
     start_process,
@@ -81,7 +73,7 @@ class TrainingService:
                 storage.remove_leftovers(runs_folder)
             for folder in list_runs(runs_folder):
                 with suppress(OSError, UserError):
-                    self._tidy(folder)
+                    tidy_run(folder, self.measured_costs)
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -99,10 +91,10 @@ class TrainingService:
                 raise UserError(f"{MAX_WAITING} of your trainings are waiting already.", "Cancel one of them first.")
             if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
                 raise DiskFull("The disk is nearly full, so training was not started.", "Free some disk space first.")
-            folder = runs_folder / _folder_name(settings)
+            folder = runs_folder / new_run_name(settings)
             settings = settings.model_copy(update=own_paths(folder, self.workspace))
             try:
-                self._write_run(folder, settings, uploads)
+                write_new_run(folder, settings, uploads, next_place(self._all()))
                 self._own_settings[folder] = settings
                 self._launch_if_next(folder, settings)
             except BaseException:
@@ -126,9 +118,14 @@ class TrainingService:
             saved = settings_from_json(status.settings)
             replaced = untrusted_settings(saved, status.folder, self.workspace, self._loaded_model())
             settings = saved.model_copy(update=replaced)
-            self._own_settings[status.folder] = settings
             write_process(status.folder, NO_PROCESS, began=time.time(), queued=next_place(self._all()))
-            self._launch_if_next(status.folder, settings)
+            self._own_settings[status.folder] = settings
+            try:
+                self._launch_if_next(status.folder, settings)
+            except BaseException:
+                self._own_settings.pop(status.folder, None)
+                write_process(status.folder, NO_PROCESS, began=status.started_at)
+                raise
         self.on_work()
         return replaced_note(replaced)
 
@@ -144,7 +141,9 @@ class TrainingService:
                 return None
             folder = line[0]
             try:
-                settings = self._own_settings.get(folder) or self._settings_on_disk(folder)
+                settings = self._own_settings.get(folder) or waiting_settings(
+                    folder, self.workspace, self._loaded_model()
+                )
                 return folder if self._launch_if_next(folder, settings) else None
             except (UserError, OSError) as error:
                 message = error.message if isinstance(error, UserError) else "Its process could not be started."
@@ -156,28 +155,6 @@ class TrainingService:
         """Return whether a training runs or waits on this machine."""
         with self._mutex:
             return not self._closed and (self.running_training(None) is not None or bool(waiting_runs(self._all())))
-
-    def _write_run(self, folder: Path, settings: TrainingSettings, uploads: PhotoUploads) -> None:
-        # After a crash at any moment the page lists the run, so that it can be discarded, or it is swept.
-        with storage.new_folder(folder) as staged:
-            uploads.copy_to(staged / PHOTOS_FOLDER)
-            photos = [name for name in os.listdir(staged / PHOTOS_FOLDER) if not is_sidecar(name)]
-            saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
-            storage.write_json(staged / SETTINGS_FILE, saved)
-            if settings.sample_prompts:
-                write_own_prompts(staged, settings.sample_prompts)
-            now = time.time()
-            info = {"pid": 0, "born": 0.0, "began": now, "created": now, "queued": next_place(self._all())}
-            storage.write_json(staged / PROCESS_FILE, info | {"photos": len(photos)})
-
-    def _settings_on_disk(self, folder: Path) -> TrainingSettings:
-        """Return the settings of a run that waited when the app started. Raises UserError if its model is not one that
-        this app may load by that name."""
-        saved = settings_from_json(read_json(folder / SETTINGS_FILE))
-        replaced = untrusted_settings(saved, folder, self.workspace, self._loaded_model())
-        if "base" in replaced:
-            raise UserError("The model of this training has to be chosen again: Resume takes the loaded one.")
-        return saved.model_copy(update=replaced)
 
     def _free_memory_if_idle(self) -> None:
         if self.running_training(None) is None:
@@ -210,7 +187,7 @@ class TrainingService:
     def _wait_for(self, child: Any, folder: Path) -> None:
         child.wait()
         with suppress(UserError):
-            self._tidy(folder)
+            tidy_run(folder, self.measured_costs)
 
     # --- status -------------------------------------------------------------------------------------------------------
 
@@ -238,7 +215,7 @@ class TrainingService:
     def running_training(self, user: str | None) -> RunningTraining | None:
         """Return the training that runs on this machine, of any user."""
         with self._mutex:
-            if self._current is None or not _read_process(self._current).is_alive():
+            if self._current is None or not read_process(self._current).is_alive():
                 self._current = self._find_running()  # another app on the same folders may have started one
             if self._current is None:
                 return None
@@ -270,10 +247,10 @@ class TrainingService:
         with self._mutex:
             status = self.find(user, run)
             was_done = status.state == "done"
-            if not _read_process(status.folder).terminate(at_once=True):
+            if not read_process(status.folder).terminate(at_once=True):
                 raise UserError("The training process did not exit.", "Try again in a minute.")
             if not was_done and read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
-                self._tidy(status.folder)
+                tidy_run(status.folder, self.measured_costs)
                 return "Training had just finished, so the concept is in your library."
             self._reader.forget(status.folder)
             self._own_settings.pop(status.folder, None)
@@ -290,21 +267,21 @@ class TrainingService:
         status = self.find(user, run)
         if not status.running:
             raise UserError("This training does not run.")
-        _read_process(status.folder).terminate(wait=0.0)
+        read_process(status.folder).terminate(wait=0.0)
 
     def dismiss(self, user: str | None, run: str) -> None:
         """Stop showing a finished run. Its report stays."""
         with self._mutex:
             status = self.find(user, run)
             if status.state == "done":
-                write_process(status.folder, _read_process(status.folder), began=status.started_at, away=True)
+                write_process(status.folder, read_process(status.folder), began=status.started_at, away=True)
 
     def close(self) -> None:
         """Stop a running training when the app ends: it finishes its step, saves, and can be resumed."""
         with self._mutex:
             self._closed = True
             if self._current:
-                _read_process(self._current).terminate(wait=_END_SECONDS)
+                read_process(self._current).terminate(wait=_END_SECONDS)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -318,21 +295,4 @@ class TrainingService:
 
     def _find_running(self) -> Path | None:
         """Return the folder of the running training, of any user."""
-        return next((folder for folder in self._all() if _read_process(folder).is_alive()), None)
-
-    def _tidy(self, folder: Path) -> None:
-        """Delete what a crash left in a run, and the photos of a finished one; save what it cost."""
-        if _read_process(folder).is_alive():
-            return
-        storage.remove_leftovers(folder)
-        if read_json(folder / RESULT_FILE) and (folder / PHOTOS_FOLDER).exists():
-            self.measured_costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
-            storage.remove(folder / PHOTOS_FOLDER)
-
-
-def _folder_name(settings: TrainingSettings) -> str:
-    return f"{Token.parse(settings.token).slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-
-
-def _read_process(folder: Path) -> Process:
-    return parse_process(read_run_json(folder / PROCESS_FILE))
+        return next((folder for folder in self._all() if read_process(folder).is_alive()), None)

@@ -69,9 +69,12 @@ class TrainingWatcher:
         """Send a user's pages the list of trainings and which timelines have grown, if they have changed."""
         runs = self._service.runs(user)
         summaries = run_summaries(runs, self._service)
-        if self._sent.get(user) != summaries:
+        before = self._sent.get(user)
+        if before != summaries:
             self._sent[user] = summaries
             self._events.publish(user, "trainings", {"trainings": summaries})
+            if before is not None and not _done_ids(summaries) <= _done_ids(before):
+                self._events.publish_to_all("library", {})  # the trainer has added its concept
         for run in runs:
             stamp = timeline_stamp(run)
             if self._stamps.setdefault((user, run.id), stamp) != stamp:
@@ -85,3 +88,7 @@ class TrainingWatcher:
         except Exception as error:  # a damaged folder must not end the line for everybody
             log.error("trainings could not be watched", exc_info=error)
             return True
+
+
+def _done_ids(summaries: list[dict[str, Any]]) -> set[str]:
+    return {summary["id"] for summary in summaries if summary["state"] == "done"}

@@ -104,11 +104,9 @@ export function emit(kind, data) {
 /** state: everything of GET /app/state, once `main.js` has loaded it. pendingPrompt: see `usePrompt`. */
 export const app = { state: null, pendingPrompt: null };
 
-/** Put a prompt into the form of the Generate tab. That tab takes it from the event, or from `app.pendingPrompt` when it
- * is opened first, and sets that to null. generate: start at once. */
+/** Keep a prompt for the form of the Generate tab, which takes it when it is shown next; generate: starts it too. */
 export function usePrompt(prompt, generate = false) {
   app.pendingPrompt = { prompt, generate };
-  emit("use-prompt", app.pendingPrompt);
 }
 
 /** A value kept in this browser, by user. `.value` reads it, `.set(value)` keeps it; `.onChange(listener)` is called

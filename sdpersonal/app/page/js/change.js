@@ -32,7 +32,7 @@ export async function openChange(entry) {
   };
   const chosen = await openDialog({
     title: "Change it",
-    content: () => [h("p", { class: "muted clamp" }, entry.prompt), kind.root, byWords, byStrength],
+    content: () => [h("p", { class: "muted clamp" }, entry.prompt), tokens.length > 0 && kind.root, byWords, byStrength],
     buttons: close => [button("Cancel", { onclick: () => close() }), button("Generate", { kind: "primary", onclick: () => { const value = read(); if (value) close(value); } })],
     onOpen: () => words.input.focus(),
   });

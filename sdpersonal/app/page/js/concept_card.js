@@ -140,7 +140,7 @@ function use(prompt, generate) {
 function trainMenu(details) {
   const name = details.name.slice(1, -1).replace(/-v\d+$/, "");
   const [owner, word] = name.split("/");
-  const again = { kind: details.card.kind, noun: details.card.class_noun, owner, name: word };
+  const again = { kind: details.card.kind, noun: details.card.class_noun, owner, name: word, ...(details.method ? { method: details.method } : {}) };
   return menuButton("Train", () => [
     { label: "Train again, from new photos", iconName: "plus", run: () => startDraft(again) },
     { label: "Continue: train this one further", iconName: "right", disabled: !details.fits, run: () => startDraft({ ...again, continue_from: details.name }) },

@@ -2,8 +2,9 @@
 
 import { fill, h, svg } from "./dom.js";
 
-const WIDTH = 720, HEIGHT = 164, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 26;
-const Y_MARKS = 4, X_MARKS = 6;
+const NARROW = matchMedia("(max-width: 760px)").matches;
+const WIDTH = NARROW ? 360 : 720, HEIGHT = 164, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 26;
+const Y_MARKS = 4, X_MARKS = NARROW ? 3 : 6;
 
 /** Make the plot. Returns {root, update({curve, steps, samples: [step], best})}. */
 export function lossCurve() {

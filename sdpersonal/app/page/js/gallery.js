@@ -48,15 +48,14 @@ export function gallery({ onOpen, emptyPart }) {
   new IntersectionObserver(seen => { if (seen.some(entry => entry.isIntersecting)) images.more(); }, { rootMargin: "800px" }).observe(sentinel);
   images.onChange(() => { if (images.hasMore && sentinel.getBoundingClientRect().top < innerHeight + 800) images.more(); });
   grid.addEventListener("keydown", event => onKey(event, context));
-  return {
-    root: scroller,
-    /** Show what was just started: the newest images, from the top. */
-    showNewest() {
-      filters.reset();
-      scroller.scrollTop = 0;
-      if (matchMedia("(max-width: 760px)").matches) scroller.scrollIntoView({ block: "start" });
-    },
+  /** Show what was just started: the newest images, from the top. */
+  const showNewest = () => {
+    filters.reset();
+    scroller.scrollTop = 0;
+    if (matchMedia("(max-width: 760px)").matches) scroller.scrollIntoView({ block: "start" });
   };
+  jobs.onStart(showNewest);
+  return { root: scroller, showNewest };
 }
 
 function frameOnce(work) {

@@ -1,6 +1,6 @@
 // The Generate tab: the form on the left, the gallery in the middle, the selected image on the right.
 
-import { api, app, events } from "./api.js";
+import { api, app } from "./api.js";
 import { concepts } from "./concepts.js";
 import { conceptRows, pickConcept } from "./concept_rows.js";
 import { h, icon } from "./dom.js";
@@ -16,6 +16,7 @@ import { selectedPane } from "./selected.js";
 import { advancedSettings, shapeAndNumber } from "./settings.js";
 import { announce, button, dropTarget, openDialog, showError, toast } from "./ui.js";
 
+const PHONE = matchMedia("(max-width: 760px)");
 const NARROW = matchMedia("(max-width: 1100px)"); // no place for the selected image beside the gallery
 
 export function mount(root) {
@@ -33,10 +34,14 @@ export function mount(root) {
   const left = h("div", { class: "side generate-form" },
     h("div", { class: "field" }, h("div", { class: "field-label spread" }, h("label", { for: "prompt" }, "Prompt"), historyButton()), prompt.root),
     rows.root, promptButtons(prompt), shape.root, init.root,
-    h("div", { class: "generate-foot" }, start.root), advanced.root);
+    advanced.root);
   const right = h("aside", { class: "side selected-side", "aria-label": "Selected image" }, selected.root);
   view.set(selected.root, right);
+  const foot = h("div", { class: "generate-foot" }, start.root);
+  const placeFoot = () => (PHONE.matches ? root.append(foot) : advanced.root.before(foot)); // on a phone beside what scrolls
+  PHONE.addEventListener("change", placeFoot);
   root.append(h("div", { class: "columns generate" }, left, h("div", { class: "gallery-pane" }, results.root), right));
+  placeFoot();
 
   async function submit(kind) {
     clearErrors(fields);
@@ -66,22 +71,17 @@ export function mount(root) {
   concepts.load();
   images.show({});
   jobs.refresh().catch(showError);
-  takePrompts(prompt, () => submit("generate"));
-  return { show() { start.show(); } };
+  return { show() { start.show(); takePrompt(prompt, () => submit("generate")); } };
 }
 
-/** Take prompts that other tabs send here. start(): starts one. */
-function takePrompts(prompt, start) {
-  const take = () => {
-    const pending = app.pendingPrompt;
-    if (!pending) return;
-    app.pendingPrompt = null;
-    form.replace({ prompt: pending.prompt }, "Took the prompt.");
-    prompt.focus();
-    if (pending.generate) start();
-  };
-  events.on("use-prompt", take);
-  take();
+/** Take a prompt that another tab sent here, now that it can be seen. start(): starts it. */
+function takePrompt(prompt, start) {
+  const pending = app.pendingPrompt;
+  if (!pending) return;
+  app.pendingPrompt = null;
+  form.replace({ prompt: pending.prompt }, "Took the prompt.");
+  if (!(pending.generate && NARROW.matches)) prompt.focus(); // on a phone the images are what to look at then
+  if (pending.generate) start();
 }
 
 function generateButton(onclick) {

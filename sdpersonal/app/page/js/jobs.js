@@ -6,7 +6,7 @@ import { images } from "./images.js";
 import { selection } from "./selection.js";
 
 const ENDED = new Set(["done", "stopped", "failed"]);
-const listeners = new Set(), endings = new Set();
+const listeners = new Set(), beginnings = new Set(), endings = new Set();
 const previews = new Map(); // job id -> data URLs
 const started = new Map(); // id of a job of this tab -> `selection.choices` when it was started
 const firstImages = new Map(); // job id -> id of its first image
@@ -54,6 +54,8 @@ export const jobs = {
   get trainings() { return trainings; },
   previews: id => previews.get(id) ?? [],
   onChange(listener) { listeners.add(listener); },
+  /** Listen to jobs that this tab has started. */
+  onStart(listener) { beginnings.add(listener); },
   /** Listen to jobs that end: listener(job). */
   onEnd(listener) { endings.add(listener); },
   refresh: async () => take((await api.get("/app/jobs")).jobs),
@@ -73,6 +75,7 @@ export const jobs = {
       started.set(job.id, since);
       if (!list.some(other => other.id === job.id)) list = [...list, job];
       follow(job.id);
+      for (const listener of beginnings) listener();
       return job;
     } finally {
       placeholders = placeholders.filter(other => other !== waiting);

@@ -32,13 +32,13 @@ function bar() {
     root, opener,
     show() {
       const job = jobs.active[0] ?? null, count = jobs.active.length - (job ? 1 : 0);
-      const trained = job ? null : runningTraining();
+      const trained = job ? null : runningTraining(), steps = trained?.state === "training" ? trained.steps : 0;
       root.classList.toggle("idle", !job && !trained);
       title.textContent = job ? (job.title || "Generating") : trained ? `Training ${trained.token}` : "Nothing runs";
       title.title = title.textContent;
       progress.root.hidden = !job && !trained;
-      progress.set(job ? (job.total ? job.done / job.total : null) : trained?.steps ? trained.step / trained.steps : null);
-      left.textContent = job ? leftText(job) : trained?.left ? `${timeText(trained.left)} left` : "";
+      progress.set(job ? (job.total ? job.done / job.total : null) : steps ? trained.step / steps : null);
+      left.textContent = job ? leftText(job) : steps && trained.left ? `${timeText(trained.left)} left` : trained?.state === "finishing" ? "finishing" : "";
       waiting.textContent = count > 0 ? `${count} waiting` : "";
       skip.hidden = !jobs.running;
       stop.hidden = !job;

@@ -11,7 +11,7 @@ import { inpaintImage, startFromImage } from "./init_image.js";
 import { jobs } from "./jobs.js";
 import { openLightbox } from "./lightbox.js";
 import { selection } from "./selection.js";
-import { announce, button, dateText, menuButton, openDialog, showError, toast } from "./ui.js";
+import { announce, button, copyText, dateText, menuButton, openDialog, showError, toast } from "./ui.js";
 
 const FACTS_AFTER = 120; // milliseconds: moving through the gallery with the arrow keys asks for few
 const details = new Map(); // id -> answer of GET /app/gallery/image
@@ -60,7 +60,7 @@ function imageStage(entry) {
   picture.style.setProperty("width", `min(100%, ${MOST_ENLARGED * entry.width}px, calc(42vh * ${entry.width / entry.height}))`);
   const areas = h("img", { class: "areas", alt: "", hidden: true });
   areas.style.setProperty("width", picture.style.getPropertyValue("width"));
-  const open = h("button", { type: "button", class: "stage-button", "aria-label": "Show it large", onclick: () => openLightbox(entry.id) },
+  const open = h("button", { type: "button", class: "stage-button", "aria-label": `Show it large: ${imageName(entry)}`, onclick: () => openLightbox(entry.id) },
     h("span", { class: "stage-frame" }, picture, areas));
   const toggle = checkbox({ label: "Where each concept is", isSwitch: true, onChange: on => {
     if (on && !areas.getAttribute("src")) areas.src = `/app/areas/${entry.id}.png`;
@@ -108,6 +108,8 @@ function actions(entry, favourite, onLeave) {
   const download = menuButton("Download", () => [
     { label: "With its recipe", iconName: "download", run: () => downloadImage(entry, false) },
     { label: "Nothing but pixels", iconName: "download", run: () => downloadImage(entry, true) },
+    null,
+    { label: "Copy its settings as text", iconName: "copy", run: async () => copyText((await loadDetails(entry.id)).recipe_text, "Copied the settings") },
   ], { iconName: "download", iconOnly: false, kind: "action" });
   if (isGrid) return h("div", { class: "actions" }, download, entry.page && h("a", { class: "button", href: entry.page, target: "_blank", rel: "noopener" }, icon("image"), "Open as a page"), deleteButton(entry));
   return h("div", { class: "actions" }, favourite, download,

@@ -101,7 +101,7 @@ function trainingActions(id, details) {
     variant: { label: "Train a variant", iconName: "copy", run: () => prepare(null) },
     continue: { label: "Continue this concept", iconName: "play", inMenu: true, run: () => prepare({ continue_from: plainToken(details()) }) },
     cancel: { label: "Cancel", kind: "danger", run: ask("cancel", { title: "Cancel this training?", text: "Nothing is added to the library; its work and its copies of the photos are deleted.", yes: "Cancel the training", no: "Go on training" }) },
-    discard: { label: "Discard", kind: "danger", run: ask("discard", { title: "Discard this training?", text: "Its folder with the samples, the checkpoints and its copies of the photos is deleted. What is in the library stays.", yes: "Discard it" }) },
+    discard: { label: "Discard", kind: "danger", iconName: "trash", run: ask("discard", { title: "Discard this training?", text: "Its folder with the samples, the checkpoints and its copies of the photos is deleted. What is in the library stays.", yes: "Discard it" }) },
     dismiss: { label: "Remove from the list", iconName: "close", inMenu: true, run: send("dismiss") },
   };
   const prepare = async change => go("train", "draft", (await draftFrom(details(), change)).id);
@@ -118,7 +118,7 @@ function trainingActions(id, details) {
     const usable = order.filter(name => names.includes(name));
     const adviseFirst = now.state === "failed" && (now.advice ?? []).some(hasChange); // then the advice has the primary button
     const inMenu = name => all[name].inMenu || (name === "discard" && now.state === "done");
-    return usable.map(name => ({ name, ...all[name], inMenu: inMenu(name), danger: all[name].kind === "danger", kind: name === "resume" && adviseFirst ? "" : all[name].kind ?? "" }));
+    return usable.map(name => ({ name, ...all[name], inMenu: inMenu(name), danger: all[name].kind === "danger", label: name === "discard" && now.state === "done" ? "Delete this training" : all[name].label, kind: name === "resume" && adviseFirst ? "" : all[name].kind ?? "" }));
   };
   return { buttons, keep, generate };
 }

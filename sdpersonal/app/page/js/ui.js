@@ -179,8 +179,8 @@ export function dropTarget(element, onFiles, accepts = event => event.dataTransf
   });
   element.addEventListener("dragover", event => { if (accepts(event)) { event.preventDefault(); event.dataTransfer.dropEffect = "copy"; } });
   element.addEventListener("dragleave", () => { depth -= 1; if (depth <= 0) end(); });
+  element.addEventListener("drop", end, true); // also where a target inside this one takes it
   element.addEventListener("drop", event => {
-    end();
     if (!accepts(event)) return;
     event.preventDefault();
     event.stopPropagation();
