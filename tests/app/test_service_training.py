@@ -158,7 +158,7 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, photo_uploads, worksp
     assert folder.parent == (workspace.runs / "anna").resolve()
     until(trainings, learning, "anna")
     trainings.close()
-    standing = shown(trainings, "anna")
+    standing = until(trainings, lambda now: not now.running, "anna")  # it saves, even if the app ends before
     assert standing.state == "stopped" and standing.can_resume and standing.step >= 2
     assert (folder / "photos").exists() and trainings.running_training("anna") is None
     text = run_summary(standing, trainings)["text"]
