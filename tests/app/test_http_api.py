@@ -147,7 +147,7 @@ def test_a_training_starts_with_what_was_sent_and_can_be_cancelled(server, ann, 
 def test_a_concept_is_exported(ann):
     exported = ann.predict("<me/duck>", "a1111", api_name="/export")
     assert exported["steps"] and Path(exported["file"]).read_bytes()[:2] == b"PK"
-    tokens = [concept["token"] for concept in ann.predict("concepts", "DUCK", api_name="/list")]
+    tokens = [concept["token"] for concept in ann.predict("concepts", "ME/DUCK", api_name="/list")]
     assert tokens == ["<me/duck>"]
 
 

@@ -554,6 +554,10 @@ def test_what_no_sheet_can_change_is_told(kind, values):
 def test_an_axis_is_one_line_of_a_sheet():
     assert axis_text("Seed", "1..4") == "seed: 1..4"
     assert axis_text("Strength of a concept", "<me/duck>: 0..1 by 0.25") == "strength <me/duck>: 0..1 by 0.25"
+    assert axis_text("Strength of a concept", "0.5, 1", "a <me/duck> and <me/duck:0.5>") == "strength <me/duck>: 0.5, 1"
+    for prompt in ("a duck", "<me/duck> and <me/cat>", "<me/duck", None):
+        with pytest.raises(UserError, match="start with the concept"):
+            axis_text("Strength of a concept", "0.5, 1", prompt)
     assert axis_text(NO_AXIS, "1") is None
 
 

@@ -234,7 +234,13 @@ def _listed(app: App, user: str | None, what: str, search: str, limit: int) -> l
     else:
         items = models_page(app)["models"]
     words = search.casefold().split()
-    return [item for item in items if all(word in str(item.values()).casefold() for word in words)][:limit]
+    return [item for item in items if all(word in _searched_text(item) for word in words)][:limit]
+
+
+def _searched_text(item: Mapping[str, Any]) -> str:
+    """Return a concept's own text for searches, else all texts of an item that are not addresses."""
+    texts = [value for value in item.values() if isinstance(value, str) and not value.startswith("/")]
+    return str(item.get("text") or " ".join(texts)).casefold()
 
 
 def _import_endpoint(app: App) -> Callable[..., list[dict]]:

@@ -10,6 +10,7 @@ from typing import Any
 from ....config import GenerateRequest
 from ....config.scheduler_table import difference
 from ....errors import UserError
+from ....generation.request_checks import named
 from ....outputs import Outputs
 from ....playground.endless_series import EndlessSeries, generate_endless
 from ....playground.xyz_grid import XyzGridRequest, generate_grid
@@ -78,8 +79,9 @@ def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> JobPl
     return JobPlan("endless", f"Endless: {quoted(request.prompt)}", None, work)
 
 
-def axis_text(kind: object, values: object) -> str | None:
+def axis_text(kind: object, values: object, prompt: object = "") -> str | None:
     """Return the axis as text for `XyzGridRequest`, None for no axis. Raises UserError if it is not on offer.
+    prompt: if it names one concept, values without a concept are those of that one.
 
     Checkpoints are not on offer: their axis names a folder, and text from a page must not.
     """
@@ -90,17 +92,28 @@ def axis_text(kind: object, values: object) -> str | None:
     name, example = AXES[kind]
     target, colon, rest = values.rpartition(": ") if name in ("strength", "window", "concept") else ("", "", values)
     if name in ("strength", "window", "concept") and not colon:
-        raise UserError(f"The values of {kind} start with the concept.", f"For example {example}")
+        target = _only_concept(prompt)
+        if not target:
+            raise UserError(f"The values of {kind} start with the concept.", f"For example {example}")
     return f"{name} {target}: {rest}".replace(" :", ":")
+
+
+def _only_concept(prompt: object) -> str:
+    """Return the token of the one concept that a prompt names; "" if there is none or several."""
+    try:
+        tokens = {str(mention.token) for mention in named(prompt)} if isinstance(prompt, str) else set()
+    except UserError:
+        return ""
+    return tokens.pop() if len(tokens) == 1 else ""
 
 
 def grid_job(form: Mapping[str, Any], x: object, x_values: object, y: object, y_values: object) -> JobPlan:
     """Plan a grid. form: as for `generate_job`; its number of images is ignored. Raises UserError."""
     fields = {name: value for name, value in form.items() if name not in ("num_images", "all_combinations")}
-    across = axis_text(x, x_values)
+    across = axis_text(x, x_values, form.get("prompt"))
     if across is None:
         raise UserError("Choose what changes from column to column.", "For example Seed, 1..4.")
-    request = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
+    request = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values, form.get("prompt")))
     count = sum(batch.request.num_images for batch in plan_batches(request.cells))
     pixels = max(1.0, request.work_per_image / request.denoising_steps)
 

@@ -111,7 +111,7 @@ function actions(entry, favourite, onLeave) {
     null,
     { label: "Copy its settings as text", iconName: "copy", run: async () => copyText((await loadDetails(entry.id)).recipe_text, "Copied the settings") },
   ], { iconName: "download", iconOnly: false, kind: "action" });
-  if (isGrid) return h("div", { class: "actions" }, download, entry.page && h("a", { class: "button", href: entry.page, target: "_blank", rel: "noopener" }, icon("image"), "Open as a page"), deleteButton(entry));
+  if (isGrid) return h("div", { class: "actions" }, download, entry.page && h("a", { class: "button", href: entry.page, target: "_blank", rel: "noopener" }, icon("image"), "Open page"), deleteButton(entry));
   return h("div", { class: "actions" }, favourite, download,
     action("Variations", "shuffle", () => openVariations(entry), { title: "The same prompt from noise near this image's" }),
     action("Upscale 2×", "enlarge", () => start(entry, "hires", "Upscale 2×", 1), { title: "Hires fix: generates it again at twice the size, over an enlarged first pass" }),
