@@ -4,8 +4,8 @@
 - favourite: find last week's favourite and vary it;
 - export: take a concept to ComfyUI.
 
-Every click is made by WebDriver at the middle of an element that a user sees. Choosing files in the system's dialog counts as
-two clicks, the button and the dialog's own; typing counts as none, but the click into the field does.
+Every click is made by WebDriver at the middle of an element that a user sees. Choosing files in the system's dialog
+counts as two clicks, the button and the dialog's own; typing counts as none, but the click into the field does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ CELLS = "document.querySelectorAll('.gallery-grid .cell[data-id]').length"
 SAVED = 8  # images, four of last week and four of today
 FIND = """
 const [selector, text] = arguments;
-return [...document.querySelectorAll(selector)].find(e => e.checkVisibility() && e.innerText.trim().startsWith(text)) ?? null;
+const isMeant = e => e.checkVisibility() && e.innerText.trim().startsWith(text);
+return [...document.querySelectorAll(selector)].find(isMeant) ?? null;
 """
 
 
@@ -84,12 +85,14 @@ def main(tasks: str = "first,favourite,export", training_minutes: float = 30) ->
                 if task == "favourite":
                     _fill_outputs(server, folder)
                 window.open(server.url)
-                window.wait("document.querySelector('#loading').hidden && document.querySelector('main .tab:not([hidden])')")
+                window.wait(
+                    "document.querySelector('#loading').hidden && document.querySelector('main .tab:not([hidden])')"
+                )
                 user = User(window)
                 steps[task](user)
                 seconds = time.monotonic() - user.started
-        print(f"{task}: {user.clicks} clicks (at most {MOST_CLICKS[task]}), {seconds:.1f} s, {user.waited:.1f} s of it waiting",
-              flush=True)  # fmt: skip
+        clicks = f"{user.clicks} clicks (at most {MOST_CLICKS[task]})"
+        print(f"{task}: {clicks}, {seconds:.1f} s, {user.waited:.1f} s of it waiting", flush=True)
 
 
 def _first(user: User, seconds: float) -> None:
