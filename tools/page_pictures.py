@@ -1,7 +1,7 @@
 """Take the pictures of the app's page for docs/: `PYTHONPATH=.:tests python -m tools.page_pictures FOLDER`.
 
 FOLDER is a work folder with `concepts`, `outputs` and `runs` that show the app in use; it is copied first. Of each
-state of the page there is one picture of 1280x900 pixels, and a sheet with 1920x1080, 1280x900 and 390x844 pixels in the
+state of the page there is a picture of 1280x900 pixels, and a sheet with 1920x1080, 1280x900 and 390x844 pixels, in the
 light and in the dark theme.
 """
 

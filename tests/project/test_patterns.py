@@ -10,7 +10,7 @@ from support.patterns import Use, all_uses, slow_text
 # Patterns that are made when they are used, and what they are like then.
 MADE = {
     "cli.diffusers_compat.rules re.escape(words)": r"sks\ dog",
-    "concepts.card f'(?<=[<+]){old}(?=[>:@+]|-v[0-9])'": r"(?<=[<+])me/duck(?=[>:@+]|-v[0-9])",
+    "concepts.card f'(?<=[<+]){owner}{old.name}(?=[>:@+]|-v[0-9])'": r"(?<=[<+])(?:me/)?duck(?=[>:@+]|-v[0-9])",
     "concepts.importers.peft_patterns expression": "[a-z]",
     "concepts.importers.unsupported pattern": "",  # all of them are in a table, which is measured
     'image_metadata.programs re.escape(name) + \'="([^"]*)"\'': 'xmp:x="([^"]*)"',

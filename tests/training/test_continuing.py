@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import FieldError, UserError
+from sdpersonal.errors import FieldError
 from sdpersonal.training import train
 from sdpersonal.training.methods.continuation import find_start
 from support.narrow import save_narrow, save_photos
@@ -86,7 +86,7 @@ def test_a_lora_of_other_layers_leaves_the_model_as_it_was(finished):
 
 def test_a_concept_that_is_not_there_or_damaged(finished, tmp_path):
     _, further = finished
-    with pytest.raises(UserError, match="nobody"):
+    with pytest.raises(FieldError, match="continue_from <me/nobody>: it is not in the library"):
         find_start(further("lora", "nobody"), "sd1")
     path = tmp_path / "me" / "lora-v1.safetensors"
     path.parent.mkdir()

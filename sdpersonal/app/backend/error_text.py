@@ -11,24 +11,24 @@ from ...errors import FieldError, UserError
 log = logging.getLogger(__name__)
 
 
-# Labels of the fields of `GenerateRequest` and of the training settings; `ui` lays them out under these labels.
+# Labels of the fields of `GenerateRequest` and of the training settings, as the page's scripts have them (tested).
 LABELS = {
     "prompt": "Prompt",
     "negative": "Negative prompt",
     "num_images": "Images",
     "steps": "Steps",
-    "guidance": "Guidance scale",
-    "size": "Size",
+    "guidance": "Guidance",
+    "size": "Shape",
     "seed": "Seed",
-    "all_combinations": "All combinations",
-    "hires_scale": "Hires scale",
-    "rescale": "Guidance rescale",
+    "all_combinations": "All combinations of {a|b}",
+    "hires_scale": "Hires fix",
+    "rescale": "Rescale",
     "fast": "Fast LoRA",
     "scheduler": "Scheduler",
     "clip_skip": "Clip skip",
     "compose": "Compose",
     "strength": "Denoising strength",
-    "init_image": "Init image",
+    "init_image": "Start from an image",
     "class_noun": "Class noun",
     "init": "Class noun",
     "token": "Concept name",
@@ -38,14 +38,14 @@ LABELS = {
     "continue_from": "Continue from a concept",
     "method": "Method",
     "vectors": "Vectors",
-    "sample_prompts": "Sample prompts",
+    "sample_prompts": "Own sample prompts",
 }
 GET_CONCEPT = "Get its file from its author or from the Hub, and import it in the library."
 
 
 def labelled(error: UserError) -> UserError:
     """Replace the field's name in the error by its label on the page, and drop hints about shells."""
-    if isinstance(error, FieldError) and error.hint == IF_UNSET:
+    if isinstance(error, FieldError) and (error.hint == IF_UNSET or error.hint.startswith("See: sdpersonal ")):
         error = FieldError(error.field, error.message)
     elif "sdpersonal hub pull" in error.hint:
         error = UserError(error.message, GET_CONCEPT)

@@ -13,7 +13,7 @@ from torch import nn
 from ...concepts.concept import Concept, Lora
 from ...concepts.library import Entry, Library
 from ...config import DreamboothSettings, TextualInversionSettings, TrainingSettings
-from ...errors import FieldError
+from ...errors import FieldError, UnknownConcept
 from ...prompts import Token
 
 _FIELD = "continue_from"
@@ -21,10 +21,13 @@ _FIELD = "continue_from"
 
 def find_start(settings: TrainingSettings, base_kind: str | None) -> Entry | None:
     """Return the library's entry of the concept to start from, None if the run starts anew. base_kind: of the model
-    that is trained, None if it is not known yet. Raises FieldError if the concept does not fit, UnknownConcept."""
+    that is trained, None if it is not known yet. Raises FieldError if the concept does not fit or is not there."""
     if settings.continue_from is None:
         return None
-    entry = Library(settings.library).find(Token.parse(settings.continue_from))
+    try:
+        entry = Library(settings.library).find(Token.parse(settings.continue_from))
+    except UnknownConcept as error:
+        raise FieldError(_FIELD, f"{_FIELD} {settings.continue_from}: it is not in the library.", error.hint) from None
     if entry.damaged or entry.card is None:
         raise _misfit_error(entry, "it is damaged.", "Choose another version.")
     if base_kind and entry.card.base != base_kind:

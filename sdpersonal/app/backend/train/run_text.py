@@ -87,12 +87,16 @@ def _cost_text(status: RunStatus) -> str:
     return f"At most {format_minutes(seconds)}, with {memory / GB:.1f} GB of memory"
 
 
+# What the trainer's log has after each step of the preparation.
+_PREPARATION_MARKS = (re.compile(r"Base: "), re.compile(r"\d+ photos?\b"), re.compile(r"Training <"))
+
+
 def preparation(status: RunStatus) -> list[dict[str, str]]:
     """Return what a starting training does before its first step; each is "done", "now" or "todo". []: it trains."""
     if status.state != "starting":
         return []
     lines = current_log(status.folder)
-    done = sum(any(re.match(begin, line) for line in lines) for begin in (r"Base: ", r"\d+ photos?\b", r"Training <"))
+    done = sum(any(mark.match(line) for line in lines) for mark in _PREPARATION_MARKS)
     texts = ("Load the model", "Check the photos", "Test one step and generate samples to compare with", "Train")
     return [
         {"text": text, "state": "done" if number < done else "now" if number == done else "todo"}

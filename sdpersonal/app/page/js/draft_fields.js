@@ -56,7 +56,7 @@ function advancedFields(typed, chosen) {
   return {
     steps: number("steps", "Max steps", "automatic"),
     lr: number("lr", "Learning rate", "automatic", "learning rate"),
-    rank: number("rank", "Rank", "16", "rank"),
+    rank: number("rank", "LoRA rank", "16", "rank"),
     resolution: number("resolution", "Resolution", "the model's own", "resolution"),
     seed: number("seed", "Seed", "0"),
     prior: select({ label: "Prior preservation", word: "prior preservation", choices: PRIORS, value: "none", ...chosen("prior") }),
