@@ -36,7 +36,7 @@ CELLS = "document.querySelectorAll('.gallery-grid .cell[data-id]').length"
 SAVED = 8  # images, four of last week and four of today
 FIND = """
 const [selector, text] = arguments;
-const isMeant = element => element.checkVisibility() && element.innerText.trim().startsWith(text);
+const isMeant = e => e.checkVisibility() && e.innerText.trim().startsWith(text);
 return [...document.querySelectorAll(selector)].find(isMeant) ?? null;
 """
 
@@ -85,7 +85,9 @@ def main(tasks: str = "first,favourite,export", training_minutes: float = 30) ->
                 if task == "favourite":
                     _fill_outputs(server, folder)
                 window.open(server.url)
-                window.wait("document.querySelector('#loading').hidden")
+                window.wait(
+                    "document.querySelector('#loading').hidden && document.querySelector('main .tab:not([hidden])')"
+                )
                 user = User(window)
                 steps[task](user)
                 seconds = time.monotonic() - user.started

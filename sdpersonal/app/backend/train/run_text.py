@@ -77,7 +77,8 @@ def _ended_text(status: RunStatus) -> tuple[str, str]:
         if not message.startswith("Stopped after step"):
             message += f"\nIt is saved up to step {status.step:,} of {status.steps:,}."
         return title, f"{message}\nPress Resume to go on."
-    return title, f"{message}\nNothing was added. Press Resume to try again, or start again with other settings."
+    added = "" if "No concept was made" in message else "Nothing was added. "
+    return title, f"{message}\n{added}Press Resume to try again, or start again with other settings."
 
 
 def _cost_text(status: RunStatus) -> str:

@@ -67,6 +67,7 @@ export function mount(root) {
     submit(form.values.endless ? "endless" : "generate");
   });
   jobs.onChange(start.show);
+  jobs.onStart(() => view.close()); // the images under way are beneath the sheet
   acceptDrops(root, prompt);
   concepts.load();
   images.show({});

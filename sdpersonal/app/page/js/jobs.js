@@ -4,6 +4,7 @@
 import { api, events } from "./api.js";
 import { images } from "./images.js";
 import { selection } from "./selection.js";
+import { toast } from "./ui.js";
 
 const ENDED = new Set(["done", "stopped", "failed"]);
 const listeners = new Set(), beginnings = new Set(), endings = new Set();
@@ -87,6 +88,12 @@ export const jobs = {
   stopAll: () => api.post("/app/jobs/stop"),
 };
 
+/** The queue of images does not outlive the app: say so to a page that was open meanwhile. */
+function tellOfLost(before) {
+  const lost = before.filter(job => !list.some(other => other.id === job.id)).length;
+  if (lost) toast(`The app was closed before ${lost === 1 ? "a job of yours" : `${lost} jobs of yours`} had ended. The prompts are under “Recent prompts”.`, { seconds: 30 });
+}
+
 events.on("jobs", data => take(data.jobs));
 events.on("preview", data => { previews.set(data.job, data.images); notify(); });
 events.on("image", ({ job, image }) => {
@@ -95,6 +102,7 @@ events.on("image", ({ job, image }) => {
 });
 events.on("trainings", data => { trainings = data.trainings; notify(); });
 events.on("connected", () => {
-  jobs.refresh().catch(() => {});
+  const before = list.filter(isActive);
+  jobs.refresh().then(() => tellOfLost(before)).catch(() => {});
   jobs.refreshTrainings().catch(() => {});
 });

@@ -104,7 +104,11 @@ function trainingActions(id, details) {
     discard: { label: "Discard", kind: "danger", iconName: "trash", run: ask("discard", { title: "Discard this training?", text: "Its folder with the samples, the checkpoints and its copies of the photos is deleted. What is in the library stays.", yes: "Discard it" }) },
     dismiss: { label: "Remove from the list", iconName: "close", inMenu: true, run: send("dismiss") },
   };
-  const prepare = async change => go("train", "draft", (await draftFrom(details(), change)).id);
+  const prepare = async change => {
+    const draft = await draftFrom(details(), change);
+    go("train", "draft", draft.id);
+    if (!draft.photos.length) toast("The settings are here. The copies of the photos were deleted with the end of that training: add them again.");
+  };
   const generate = prompt => { usePrompt(prompt, true); go("generate"); };
   const keep = async step => {
     const answer = await api.post(`/app/trainings/${encodeURIComponent(id)}/keep`, { step });

@@ -28,11 +28,13 @@ function verdict() {
   return {
     root,
     update(now) {
-      root.hidden = !now.verdict?.length;
-      const text = (now.verdict ?? []).join("\n");
+      const sentences = now.verdict ?? [], text = sentences.join("\n");
+      root.hidden = !sentences.length;
       if (list.dataset.text === text) return;
       list.dataset.text = text;
-      fill(list, (now.verdict ?? []).map(sentence => h("p", { class: /^score [\d.]/.test(sentence) ? "muted small-text" : "" }, sentence)));
+      const isNumbers = sentence => /^score [\d.]/.test(sentence), numbers = sentences.filter(isNumbers);
+      fill(list, sentences.filter(sentence => !isNumbers(sentence)).map(sentence => h("p", {}, sentence)),
+        numbers.length > 0 && h("details", {}, h("summary", {}, "As numbers"), numbers.map(sentence => h("p", { class: "muted small-text" }, sentence))));
     },
   };
 }
