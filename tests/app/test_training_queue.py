@@ -12,9 +12,11 @@ from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.events import EventHub
 from sdpersonal.app.backend.train import training_service
 from sdpersonal.app.backend.train.run_advice import advice_after, page_text
+from sdpersonal.app.backend.train.run_files import tidy_run
 from sdpersonal.app.backend.train.run_status import RunStatus
 from sdpersonal.app.backend.train.run_view import run_summary
 from sdpersonal.app.backend.train.trainer_process import Process
+from sdpersonal.app.backend.train.training_cost import MeasuredCosts
 from sdpersonal.app.backend.train.training_queue import MAX_WAITING
 from sdpersonal.app.backend.train.training_service import TrainingService
 from sdpersonal.app.backend.train.training_watcher import TrainingWatcher
@@ -409,3 +411,17 @@ def test_own_prompts_name_the_subject_once():
     for wrong in (["{} and {}"], ["<me/b>"], ["x" * 301], ["a"] * 9, [""], [7], "a hat", [" \t "], ["a\x00b"]):
         with pytest.raises(UserError, match="sample_prompts"):
             settings(sample_prompts=wrong)
+
+
+def test_what_a_step_took_counts_and_not_the_one_of_the_dry_run(tmp_path):
+    run, costs = tmp_path / "run", MeasuredCosts(tmp_path / "pace.json")
+    (run / "photos").mkdir(parents=True)
+    (run / "settings.json").write_text('{"base": "tiny", "method": "lora"}')
+    (run / "result.json").write_text('{"token": "<me/a-v1>"}')
+    (run / "cost.json").write_text('{"steps": 100, "seconds": 900, "held": 1000000}')
+    before = [(step, 5.0 * step) for step in range(1, 41)]
+    resumed = [(step, 2.0 * (step - 40)) for step in range(41, 81)]
+    lines = [json.dumps({"step": step, "loss": 0.1, "seconds": seconds}) for step, seconds in before + resumed]
+    (run / "progress.jsonl").write_text("\n".join([*lines, ""]))
+    tidy_run(run, costs)
+    assert costs.read() == {"tiny lora own": {"step": 2.0, "held": 1000000.0}}

@@ -6,17 +6,28 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from .... import storage
 from ....config import TrainingSettings
 from ....photos.loading import is_sidecar
 from ....prompts import Token
 from ....training.own_prompts import write_own_prompts
-from ....training.run_dir import COST_FILE, RESULT_FILE, read_json
+from ....training.run_dir import (
+    COST_FILE,
+    PROGRESS_FILE,
+    RESULT_FILE,
+    read_json,
+    read_progress,
+    to_number,
+    to_step,
+)
 from .run_folders import PHOTOS_FOLDER, PROCESS_FILE, SETTINGS_FILE, read_process
 from .trainer_process import command_name
 from .training_cost import MeasuredCosts
 from .uploads import PhotoUploads
+
+FEWEST_STEPS = 10  # from which the time of a step is taken
 
 
 def new_run_name(settings: TrainingSettings) -> str:
@@ -46,5 +57,17 @@ def tidy_run(folder: Path, costs: MeasuredCosts) -> None:
         return
     storage.remove_leftovers(folder)
     if read_json(folder / RESULT_FILE) and (folder / PHOTOS_FOLDER).exists():
-        costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
+        costs.add(read_json(folder / SETTINGS_FILE), _measured_cost(folder))
         storage.remove(folder / PHOTOS_FOLDER)
+
+
+def _measured_cost(folder: Path) -> dict[str, Any]:
+    """Return what the dry run measured, with the seconds that the steps took in fact since the run was resumed last."""
+    cost, entries = read_json(folder / COST_FILE), read_progress(folder / PROGRESS_FILE)
+    seconds, steps = [to_number(entry.get("seconds")) for entry in entries], [entry["step"] for entry in entries]
+    resumed = [place for place in range(1, len(entries)) if seconds[place] < seconds[place - 1]]
+    first = resumed[-1] if resumed else 0
+    if entries and steps[-1] - steps[first] >= FEWEST_STEPS:
+        pace = (seconds[-1] - seconds[first]) / (steps[-1] - steps[first])
+        cost["seconds"] = pace * to_step(cost.get("steps"))
+    return cost
