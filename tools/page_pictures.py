@@ -117,6 +117,7 @@ def main(
         shutil.copytree(folder, place)
         (out / "sheets").mkdir(parents=True, exist_ok=True)
         with Server(place) as server, browsers.browser(Path(temporary) / "profile") as window:
+            _resume_stopped(server)
             ids = _ids(server)
             for name, (address, act) in chosen.items():
                 if all(ids.get(part) for part in ("draft", "running", "done", "failed") if f"{{{part}}}" in address):
@@ -126,6 +127,14 @@ def main(
                     print(name, flush=True)
                 else:
                     print(f"{name}: the folder has no such training", flush=True)
+
+
+def _resume_stopped(server: Server) -> None:
+    """Let a training that was stopped go on, to be seen under way; wait for it to train."""
+    for training in server.http.get("/app/trainings").json()["trainings"]:
+        if training["state"] == "stopped":
+            server.http.post(f"/app/trainings/{training['id']}/command", json={"command": "resume"}).raise_for_status()
+            time.sleep(60)
 
 
 def _ids(server: Server) -> dict[str, str]:

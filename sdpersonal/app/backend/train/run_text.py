@@ -89,7 +89,7 @@ def _cost_text(status: RunStatus) -> str:
 
 
 # What the trainer's log has after each step of the preparation.
-_PREPARATION_MARKS = (re.compile(r"Base: "), re.compile(r"\d+ photos?\b"), re.compile(r"Training <"))
+_PREPARATION_MARKS = (re.compile(r"Base: "), re.compile(r"\d{1,4} photos?\b"), re.compile(r"Training <"))
 
 
 def preparation(status: RunStatus) -> list[dict[str, str]]:
