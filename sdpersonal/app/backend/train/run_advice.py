@@ -80,6 +80,11 @@ def advice_after(status: RunStatus) -> list[Advice]:
     return []
 
 
+def fails_again(status: RunStatus) -> bool:
+    """Return whether the training would fail in the same way if it were started again as it is."""
+    return status.state == "failed" and _DIVERGED.search(status.message) is not None
+
+
 def _lower_rate(message: str, settings: Mapping[str, Any]) -> list[Advice]:
     proposed = re.search(r"Try --lr ([0-9.]+(?:e[-+]?[0-9]+)?)", message) or None
     used = to_number(settings.get("lr")) or (float(match[1]) if (match := _LEARNING_RATE.search(message)) else 0.0)

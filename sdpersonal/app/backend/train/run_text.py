@@ -7,7 +7,7 @@ import re
 from ....display.units import GB, format_minutes
 from ....errors import printable
 from ....training.run_dir import to_number, to_text
-from .run_advice import page_text
+from .run_advice import fails_again, page_text
 from .run_status import RunStatus, current_log
 
 
@@ -78,6 +78,8 @@ def _ended_text(status: RunStatus) -> tuple[str, str]:
             message += f"\nIt is saved up to step {status.step:,} of {status.steps:,}."
         return title, f"{message}\nPress Resume to go on."
     added = "" if "No concept was made" in message else "Nothing was added. "
+    if fails_again(status):
+        return title, f"{message}\n{added}".rstrip()
     return title, f"{message}\n{added}Press Resume to try again, or start again with other settings."
 
 

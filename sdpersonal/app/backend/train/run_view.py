@@ -28,7 +28,7 @@ from ....training.run_dir import (
     validation_images,
 )
 from .loss_curve import loss_curve
-from .run_advice import advice_after, name_fields
+from .run_advice import advice_after, fails_again, name_fields
 from .run_images import ShownImage, class_images, photo_urls, samples_url, timeline_images
 from .run_status import RunStatus
 from .run_text import noun_of, preparation, run_text, token_of
@@ -128,7 +128,7 @@ def run_details(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "samples": samples_url(status),
         "report": _report_url(status),
         "advice": [asdict(advice) for advice in advice_after(status)],
-        "commands": list(_COMMANDS[status.state]),
+        "commands": [name for name in _COMMANDS[status.state] if not (name == "resume" and fails_again(status))],
         "kept": kept_tokens(status.folder),
         "snapshot_bytes": _snapshot_bytes(status),
     }
