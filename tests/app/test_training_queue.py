@@ -393,7 +393,7 @@ def test_advice_changes_fields_of_the_form_and_names_no_flag():
         "The loss became NaN at step 27 (photo 01; learning rate 50). Nothing was kept. No concept was made."
     )
     # As it is, it would fail again: Resume is offered after other failures only.
-    assert "Resume" not in run_text(failed(diverged))[1] and "Press Resume" in run_text(failed("It broke."))[1]
+    assert "Resume" not in run_text(failed(diverged), 0)[1] and "Press Resume" in run_text(failed("It broke."), 0)[1]
     memory = "Not enough memory for a step: 9.1 GB of 8.0.\nTry --checkpointing 1, --resolution 384."
     changes = [advice.change for advice in advice_after(failed(memory, rank=16))]
     assert changes == [{}, {"resolution": "384"}, {"rank": "4"}, {"method": "textual-inversion"}]
