@@ -97,6 +97,14 @@ function colouredParts(text) {
   return [...parts, text.slice(end)];
 }
 
+/** A prompt about "my dog" without a concept shows any dog. */
+function hintFor(prompt) {
+  const noun = /\b(?:my|our)\s+([a-z]+)/i.exec(prompt)?.[1];
+  if (!noun) return "";
+  const way = concepts.list.some(concept => concept.fits) ? "insert its concept, or train it from photos" : "train it from photos first, in the Train tab";
+  return `The model does not know your ${noun}, and shows any: ${way}.`;
+}
+
 /** Return a function that checks the prompt some time after the last call; `.now()` at once. A prompt without any syntax
  * is not sent anywhere, and neither is one whose concept is just being typed. */
 function makeChecker(input, popup, say, onCheck) {
@@ -107,7 +115,7 @@ function makeChecker(input, popup, say, onCheck) {
     if (!SYNTAX.test(prompt)) {
       last = prompt;
       number += 1;
-      say("");
+      say(hintFor(prompt));
       return onCheck([]);
     }
     if (prompt === last) return undefined;
