@@ -31,13 +31,14 @@ export function promptBox({ onCheck }) {
     fill(layer, colouredParts(input.value), "\n");
     layer.scrollTop = input.scrollTop;
   };
-  const say = text => {
+  const say = (text, isHint = false) => {
     problem.textContent = text;
     problem.hidden = !text;
-    input.setAttribute("aria-invalid", text ? "true" : "false");
+    problem.classList.toggle("hint", isHint);
+    input.setAttribute("aria-invalid", text && !isHint ? "true" : "false");
   };
   let isMissing = false; // until something is typed, the message about an empty prompt stays
-  const check = makeChecker(input, popup, text => { if (!isMissing) say(text); }, onCheck);
+  const check = makeChecker(input, popup, (text, isHint) => { if (!isMissing) say(text, isHint); }, onCheck);
 
   input.addEventListener("input", () => {
     paint();
@@ -115,7 +116,7 @@ function makeChecker(input, popup, say, onCheck) {
     if (!SYNTAX.test(prompt)) {
       last = prompt;
       number += 1;
-      say(hintFor(prompt));
+      say(hintFor(prompt), true);
       return onCheck([]);
     }
     if (prompt === last) return undefined;
