@@ -542,7 +542,6 @@ def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
         ("Seed", "checkpoint: /etc"),
         ("Seed", None),
         (None, "1..4"),
-        ("Strength of a concept", "1"),
         (3, "1"),
     ],
 )

@@ -366,8 +366,9 @@ def _runs() -> Format:
 
 def _read_runs(name: str, data: bytes, folder: Path) -> None:
     """The app starts, and shows what it can of every run."""
-    from sdpersonal.app.backend.train.run_status import RunStatusReader, list_runs
-    from sdpersonal.app.backend.train.run_view import run_view
+    from sdpersonal.app.backend.train.run_folders import list_runs
+    from sdpersonal.app.backend.train.run_status import RunStatusReader
+    from sdpersonal.app.backend.train.run_view import run_details, run_summaries
     from sdpersonal.app.backend.train.trainer_process import settings_from_json, settings_to_argv
     from sdpersonal.app.backend.train.training_service import TrainingService
     from sdpersonal.app.backend.workspace import Workspace
@@ -376,13 +377,11 @@ def _read_runs(name: str, data: bytes, folder: Path) -> None:
 
     space = Workspace(Library(folder / "concepts"), folder / "outputs", folder / "runs", folder / "served")
     service = TrainingService(space)
-    service.shown_run(None)
-    assert service.running_training(None) is None
+    json.dumps(run_summaries(service.runs(None), service)).encode()
     reader = RunStatusReader()
     for run in list_runs(folder / "runs"):
         if status := reader.read(run):
-            view = run_view(status, space, "page")
-            (view.title + view.text + view.bar + view.curve + view.score).encode()
+            json.dumps([run_details(status, service), *run_summaries([status], service)]).encode()
             latest_step(run)
             service.measured_costs.add(status.settings, status.cost)
     service.measured_costs.read()
