@@ -110,7 +110,8 @@ function updateRow(row, job) {
   const waits = job.state === "waiting" && !job.isPlaceholder;
   const others = jobs.waiting.filter(other => !other.isPlaceholder), place = others.findIndex(other => other.id === job.id);
   title.textContent = job.title || "Generating";
-  state.textContent = [STATES[job.state], isActive(job) || !job.message ? progressText(job) : job.message].filter(Boolean).join(" · ");
+  const detail = isActive(job) || !job.message ? progressText(job) : job.message;
+  state.textContent = detail.startsWith(STATES[job.state]) ? detail : [STATES[job.state], detail].filter(Boolean).join(" · ");
   state.classList.toggle("error-text", job.state === "failed");
   up.hidden = !waits || place < 1;
   down.hidden = !waits || place > others.length - 2;
