@@ -27,6 +27,10 @@ QUALITY = 82  # of WebP
 GAP = 24  # pixels between the pictures of a sheet
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures" / "app"
 Window = browsers.Browser
+LOADED = (  # every image in view
+    "[...document.images].filter(image => image.checkVisibility() && image.getBoundingClientRect().top < innerHeight)"
+    ".every(image => image.complete)"
+)
 
 
 def press(window: Window, text: str, where: str = "body") -> None:
@@ -162,6 +166,7 @@ def _take(window: Window, address: str, act: Callable[[Window], object], check: 
             window.wait("document.querySelector('main > .tab:not([hidden])')?.childElementCount", 30)
             time.sleep(1.5)
             act(window)
+            window.wait(LOADED, 60)
             row.append(_screenshot(window))
             for problem in violations(window) if check and width != SIZES[0][0] else []:
                 print(f"  axe, {theme}, {width}x{height}: {problem[:300]}", flush=True)

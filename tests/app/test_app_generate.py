@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdpersonal.image_metadata import read_recipe
 from support import browser as browsers
+from support.axe import violations
 from support.serving import Server
 from support.stock import small_library
 
@@ -376,6 +377,17 @@ def test_all_is_in_view_and_the_grid_uses_the_width(page):
         "const e = document.querySelector('.selected-image .stage img'); return [e.clientWidth, e.naturalWidth]"
     )
     assert large[0] <= 2 * large[1]
+
+
+def test_nothing_keeps_anybody_from_using_it(page):
+    """axe's rules, in both themes: the form with all its settings, the gallery, the selected image."""
+    for theme in ("light", "dark"):
+        page.window.set_theme(theme)
+        page.open()
+        page.wait("document.querySelector('.selected-facts dd')")
+        page.run("document.querySelector('#tab-generate details').open = true")
+        assert violations(page.window) == [], theme
+    page.window.set_theme("light")
 
 
 def test_generate_twice_queues_both_and_the_queue_can_be_arranged(page):
