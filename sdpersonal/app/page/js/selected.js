@@ -133,6 +133,11 @@ async function useSettings(entry, onLeave) {
 }
 
 async function openVariations(entry) {
+  const { settings } = await loadDetails(entry.id);
+  if (settings?.variation_strength) {
+    toast(`This image is itself a variation, of the image with seed ${settings.seed}. Vary that one, or use “Start from it”.`, { kind: "error" });
+    return;
+  }
   const strength = slider({ label: "How different", min: 0.05, max: 1, step: 0.05, value: 0.15 });
   const count = slider({ label: "Images", min: 1, max: 16, step: 1, value: 4 });
   const chosen = await openDialog({
