@@ -124,11 +124,10 @@ def test_the_app_opens_from_a_wheel(installed, bare_environment, tmp_path):
             assert any(f"Open http://127.0.0.1:{port}" in line for line in lines)
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
                 text = page.read().decode()
-            assert "gradio" in text
-            asset = re.search(r'(?:src|href)="([^"]*assets/[^"]+\.(?:js|css))"', text)[1]
-            address = asset if asset.startswith("http") else f"http://127.0.0.1:{port}/{asset.lstrip('./')}"
-            with urllib.request.urlopen(address, timeout=60) as file:
-                assert file.read(1)
+            for asset in re.findall(r'(?:src|href)="(/page/[^"]+\.(?:js|css))"', text):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}{asset}", timeout=60) as file:
+                    assert file.read(1)
+            assert "main.js" in text and "base.css" in text
         finally:
             server.terminate()
             code = server.wait(60)
