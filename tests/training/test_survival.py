@@ -23,7 +23,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 from sdpersonal.prompts import Token
-from sdpersonal.training import loop, run, sampling, train
+from sdpersonal.training import loop, run, run_ending, sampling, train
 from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods.textual_inversion import TextualInversion
@@ -452,7 +452,7 @@ def test_a_finished_last_step_still_makes_its_concept(settings, tmp_path, monkey
     def broken(*_):
         raise KeyboardInterrupt  # while the pictures were drawn
 
-    monkeypatch.setattr(run, "add_sample_sheet", broken)
+    monkeypatch.setattr(run_ending, "add_sample_sheet", broken)
     with pytest.raises(KeyboardInterrupt):
         train(settings("inversion", tmp_path, samples=True), quiet)
     monkeypatch.undo()

@@ -186,19 +186,21 @@ class AppWork:
         Image.fromarray(pixels).resize((300, 260)).save(self.photo)
 
     def steps(self, rng: random.Random, log: Log) -> Iterator[None]:
-        from sdpersonal.app.backend.train.uploads import UploadsByPage
+        from sdpersonal.app.backend.train.draft_folders import DraftFolders
+        from sdpersonal.app.backend.train.train_form import TrainForm
         from sdpersonal.app.backend.workspace import Workspace
         from sdpersonal.app.server.auth import isolate_gradio
+        from sdpersonal.outputs.trash import OutputsTrash
 
         tempfile.tempdir = str(self.temporary)
         served = isolate_gradio()
         space = Workspace(Library(self.place / "concepts"), self.outputs.folder, self.runs, served)
-        pages = UploadsByPage()
-        service = _training_service(space)
+        folders, trash, service = DraftFolders(space), OutputsTrash(self.outputs), _training_service(space)
         saved: list[Path] = []
         while True:
-            page = f"page{rng.randrange(3)}"
-            photos = pages.get(page, 64)
+            drafts = folders.all(None, 64) or [folders.create(None, TrainForm(), 64)]
+            draft = rng.choice(drafts)
+            photos = draft.photos
             match rng.randrange(9):
                 case 0 | 1:
                     data = _png(rng)
@@ -209,22 +211,25 @@ class AppWork:
                     with suppress(UserError):
                         self.outputs.add_favourite(rng.choice(saved))
                 case 3 if saved:
-                    space.publish(rng.choice(saved), page)
+                    path = rng.choice(saved)
+                    with suppress(UserError):
+                        trash.restore(trash.delete([(path.parent.name, path.name)]))
                 case 4 | 5:
                     _other_photo(rng, self.photo)
-                    photos.add([self.photo])
-                case 6 if photos.uploads:
                     with suppress(UserError):
-                        photos.rotate(0, 1)
-                        photos.set_caption(0, "{} on grass")
-                        photos.use(0, bool(rng.randrange(2)))
+                        photos.add([self.photo])
+                case 6 if photos.uploads:
+                    name = photos.photos()[0].name
+                    with suppress(UserError):
+                        photos.rotate(name, 1)
+                        photos.set_captions(name, "{} on grass")
+                        photos.use(name, bool(rng.randrange(2)))
                 case 7 if photos.uploads:
                     with suppress(UserError):
-                        service.start(_settings(), photos, None)
-                        service.cancel(None)
+                        run = service.start(_settings(), photos, None)
+                        service.cancel(None, run.name)
                 case 8:
-                    pages.close_session(page)
-                    space.close_session(page)
+                    folders.remove(draft) if len(drafts) > 2 else folders.create(None, TrainForm(), 64)
             yield
 
     def problems(self, lines: list[dict]) -> list[str]:
@@ -253,6 +258,7 @@ class AppWork:
 
     def _next_start(self) -> list[str]:
         """Start as the app does, make one more image, and return what an earlier process left over."""
+        from sdpersonal.app.backend.train.draft_folders import DRAFTS_FOLDER, DraftFolders
         from sdpersonal.app.backend.workspace import Workspace
         from sdpersonal.app.server.auth import isolate_gradio
         from sdpersonal.outputs import write_page
@@ -261,12 +267,16 @@ class AppWork:
         served = isolate_gradio()
         space = Workspace(Library(self.place / "concepts"), self.outputs.folder, self.runs, served)
         _training_service(space)
+        for draft in DraftFolders(space).all(None, 64):
+            for photo in draft.photos.photos():
+                draft.photos.jpeg(photo.name, thumb=True)
         self.outputs.save(_png(random.Random(0)))
         write_page(self.outputs)
         old = [path for path in self.temporary.iterdir() if not served.is_relative_to(path)]
         left = [f"left over: tmp/{path.name.rpartition('-')[0]}-*" for path in old]
         if self.runs.exists():
-            half = [path for path in self.runs.iterdir() if path.is_dir() and not (path / "process.json").exists()]
+            runs = [path for path in self.runs.iterdir() if path.is_dir() and path.name != DRAFTS_FOLDER]
+            half = [path for path in runs if not (path / "process.json").exists()]
             left += [
                 f"left over: a run that never began, with {sorted(p.name for p in path.iterdir())}" for path in half
             ]
