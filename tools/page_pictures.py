@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -139,7 +140,7 @@ def _resume_stopped(server: Server) -> None:
     for training in server.http.get("/app/trainings").json()["trainings"]:
         if training["state"] == "stopped":
             server.http.post(f"/app/trainings/{training['id']}/command", json={"command": "resume"}).raise_for_status()
-            time.sleep(60)
+            time.sleep(40)
 
 
 def _ids(server: Server) -> dict[str, str]:
@@ -166,7 +167,8 @@ def _take(window: Window, address: str, act: Callable[[Window], object], check: 
             window.wait("document.querySelector('main > .tab:not([hidden])')?.childElementCount", 30)
             time.sleep(1.5)
             act(window)
-            window.wait(LOADED, 60)
+            with suppress(TimeoutError):  # of images that are scrolled out of view, which load lazily
+                window.wait(LOADED, 5)
             row.append(_screenshot(window))
             for problem in violations(window) if check and width != SIZES[0][0] else []:
                 print(f"  axe, {theme}, {width}x{height}: {problem[:300]}", flush=True)
