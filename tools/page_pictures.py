@@ -168,7 +168,7 @@ def _take(window: Window, address: str, act: Callable[[Window], object], check: 
             time.sleep(1.5)
             act(window)
             with suppress(TimeoutError):  # of images that are scrolled out of view, which load lazily
-                window.wait(LOADED, 5)
+                window.wait(LOADED, 2)
             row.append(_screenshot(window))
             for problem in violations(window) if check and width != SIZES[0][0] else []:
                 print(f"  axe, {theme}, {width}x{height}: {problem[:300]}", flush=True)
