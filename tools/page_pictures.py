@@ -123,7 +123,8 @@ def main(
         shutil.copytree(folder, place)
         (out / "sheets").mkdir(parents=True, exist_ok=True)
         with Server(place) as server, browsers.browser(Path(temporary) / "profile") as window:
-            _resume_stopped(server)
+            if "training" in chosen:
+                _resume_stopped(server)
             ids = _ids(server)
             for name, (address, act) in chosen.items():
                 if all(ids.get(part) for part in ("draft", "running", "done", "failed") if f"{{{part}}}" in address):
