@@ -9,7 +9,7 @@ import { toast } from "./ui.js";
 
 const MAX_PROMPT = 20000;
 const END = 1e9; // a place after the last letter
-const CHECK_AFTER = 450; // milliseconds without typing
+const CHECK_AFTER = 700; // milliseconds without typing
 const SYNTAX = /[<>{}[\]|()]|__|\bAND\b|\bBREAK\b/; // a prompt without these has no problem and no concepts
 const WRITTEN = /<([^<>\s:]+)[^<>\n]*>/g;
 const A1111 = /\bSteps: *\d+[\s\S]*\b(Sampler|CFG scale|Seed|Size): */;
