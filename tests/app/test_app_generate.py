@@ -390,6 +390,25 @@ def test_nothing_keeps_anybody_from_using_it(page):
     page.window.set_theme("light")
 
 
+def test_more_tabs_than_a_browser_opens_connections(page):
+    """Seven tabs share one stream of events; a stream each would leave the seventh waiting for ever."""
+    window, first = page.window, page.window.client.get(f"{page.window.path}/window").json()["value"]
+    handles = []
+    for _ in range(6):
+        handles.append(window.call("window/new", type="tab")["handle"])
+        window.call("window", handle=handles[-1])
+        page.open()
+    page.prompt("a cat")
+    page.run("document.querySelector('.generate-button').click()")
+    window.call("window", handle=handles[0])
+    page.wait("document.querySelector('.job-cell')", 20)  # told by the tab that has the stream
+    for handle in handles:
+        window.call("window", handle=handle)
+        window.client.delete(f"{window.path}/window")
+    window.call("window", handle=first)
+    page.wait(IDLE, 60)
+
+
 def test_generate_twice_queues_both_and_the_queue_can_be_arranged(page):
     page.settings(count=1, steps=STEPS)
     before = page.ids()

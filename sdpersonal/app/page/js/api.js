@@ -64,34 +64,55 @@ export const api = {
   },
 };
 
+const KINDS = ["jobs", "preview", "image", "gallery", "library", "model", "drafts", "draft", "trainings", "training", "closing"]; // of the server
 const listeners = new Map();
-let source = null;
+let source = null, channel = null;
 
 export const events = {
   /** Listen to events of a kind; returns a function that stops that. "connected" and "lost" are about the stream: after
    * "connected" a page should ask again for what it shows, since it may have missed something. */
   on(kind, listener) {
-    if (!listeners.has(kind)) {
-      listeners.set(kind, new Set());
-      if (source) source.addEventListener(kind, onMessage);
-    }
+    if (!listeners.has(kind)) listeners.set(kind, new Set());
     listeners.get(kind).add(listener);
     return () => listeners.get(kind).delete(listener);
   },
-  /** Open the stream; the browser opens it again by itself when it breaks. */
+  /** Receive the server's events. A browser opens at most six connections to a server, so one of its tabs has the stream
+   * and hands the events on to the others; when it is closed, another one takes over. Where the browser has no locks,
+   * which it has on this machine and over HTTPS only, each tab has a stream of its own. */
   connect() {
-    source = new EventSource("/app/events");
-    source.addEventListener("hello", () => emit("connected", {}));
-    source.onerror = () => {
-      emit("lost", {});
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => events.connect(), 3000);
-    };
-    for (const kind of listeners.keys()) source.addEventListener(kind, onMessage);
+    addEventListener("pagehide", () => source?.close()); // a page that is kept for Back would keep its connection
+    addEventListener("pageshow", event => { if (event.persisted) location.reload(); });
+    if (!navigator.locks || !window.BroadcastChannel) {
+      openStream();
+      return;
+    }
+    const name = `sdpersonal.${app.state?.user ?? ""}.events`, hold = () => { openStream(); return new Promise(() => {}); };
+    channel = new BroadcastChannel(name);
+    channel.onmessage = ({ data: [kind, data] }) => emit(kind, data);
+    navigator.locks.request(name, { ifAvailable: true }, lock => {
+      if (lock) return hold();
+      emit("connected", {});
+      navigator.locks.request(name, hold);
+      return undefined;
+    });
   },
 };
 
-function onMessage(event) {
-  if (typeof event.data === "string") emit(event.type, JSON.parse(event.data));
+/** Open the stream; the browser opens it again by itself when it breaks. */
+function openStream() {
+  source = new EventSource("/app/events");
+  source.addEventListener("hello", () => share("connected", {}));
+  source.onerror = () => {
+    share("lost", {});
+    if (source.readyState === EventSource.CLOSED) setTimeout(openStream, 3000);
+  };
+  for (const kind of KINDS) source.addEventListener(kind, event => share(kind, JSON.parse(event.data)));
+}
+
+/** Give an event to this tab and to the others. */
+function share(kind, data) {
+  emit(kind, data);
+  channel?.postMessage([kind, data]);
 }
 
 /** Call the listeners of a kind: for events that the page sends to itself, such as "model". */
