@@ -229,18 +229,17 @@ def test_every_file_that_the_page_names_exists():
 
 def test_every_colour_of_the_page_is_in_both_themes():
     """A colour that is written outside of the custom properties would not change with the theme."""
-    base = (PAGE / "css" / "base.css").read_text()
-    light, dark = (set(re.findall(r"(--[a-z-]+): (?:#|rgb)", block)) for block in _theme_blocks(base))
-    used = {name for path in PAGE.rglob("*.css") for name in re.findall(r"var\((--[a-z-]+)", path.read_text())}
-    sizes = set(re.findall(r"(--[a-z-]+):", " ".join(path.read_text() for path in PAGE.rglob("*.css"))))
-    sizes |= {f"--{name}" for path in SCRIPTS for name in re.findall(r"""["']--([a-z-]+)""", path.read_text())}
-    assert light - {"--shadow"} == dark - {"--shadow"} and used <= light | sizes
-
-
-def _theme_blocks(css: str) -> tuple[str, str]:
-    return css[css.index(":root {") : css.index("@media")], css[
-        css.index(':root[data-theme="dark"]') : css.index("*, *::before")
-    ]
+    texts = {path.name: path.read_text() for path in PAGE.rglob("*.css")}
+    literal = r"#[0-9a-f]{3,8}\b|\brgba?\("
+    pairs = re.findall(r"(--[a-z-]+): light-dark\(", texts["theme.css"])
+    assert len(pairs) > 15 and not re.search(literal, re.sub(r"light-dark\(.*\);", "", texts["theme.css"]), re.I)
+    # What is drawn on a photo to crop it is the same in both themes.
+    rules = [rule for name in texts.keys() - {"theme.css"} for rule in texts[name].split("}") if ".crop" not in rule]
+    assert [rule for rule in rules if re.search(literal, rule, re.I)] == []
+    css = " ".join(texts.values())
+    defined = set(re.findall(r"(--[a-z-]+):", css))
+    defined |= {f"--{name}" for path in SCRIPTS for name in re.findall(r"""["']--([a-z-]+)""", path.read_text())}
+    assert set(re.findall(r"var\((--[a-z-]+)", css)) <= defined
 
 
 def test_no_assert_guards_anything():

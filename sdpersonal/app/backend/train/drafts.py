@@ -93,7 +93,7 @@ class Drafts:
         finally:
             for file in files:
                 self.workspace.discard_upload(file)
-        return self._told(user, draft) | {"problems": problems}
+        return self._announce(user, draft) | {"problems": problems}
 
     def change_photo(
         self,
@@ -207,9 +207,9 @@ class Drafts:
                 change(draft)
         else:
             change(draft)
-        return self._told(user, draft)
+        return self._announce(user, draft)
 
-    def _told(self, user: str | None, draft: Draft) -> dict[str, Any]:
+    def _announce(self, user: str | None, draft: Draft) -> dict[str, Any]:
         """Tell other pages about a change; return the draft as the page reads it."""
         view = self.view(user, draft)
         self._events.publish(user, "draft", {"draft": view}, draft.id)
@@ -217,7 +217,7 @@ class Drafts:
 
     def _publish(self, user: str | None, draft: Draft) -> None:
         if self._events.is_watched(user) and self._folders.is_there(draft):
-            self._told(user, draft)
+            self._announce(user, draft)
 
     def _review_options(self, draft: Draft) -> ReviewOptions:
         base, form = self.generation.base, draft.form

@@ -27,5 +27,5 @@ def running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]
 def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Thin the points to about `_MAX_POINTS`, keeping the last one; losses have four digits."""
     stride = max(1, -(-len(points) // _MAX_POINTS))
-    kept = [*points[::stride], *(points[-1:] if points and (len(points) - 1) % stride else ())]
-    return [(step, float(f"{loss:.4g}")) for step, loss in kept]
+    thinned = [*points[::stride], *(points[-1:] if points and (len(points) - 1) % stride else ())]
+    return [(step, float(f"{loss:.4g}")) for step, loss in thinned]

@@ -73,10 +73,10 @@ class PhotoReview:
 
     def without(self, names: Set[object]) -> PhotoReview:
         """Return what still holds of the review when these photos have changed or are left out."""
-        kept = [replace(f, photos=tuple(name for name in f.photos if name not in names)) for f in self.findings]
+        findings = [replace(f, photos=tuple(name for name in f.photos if name not in names)) for f in self.findings]
         return PhotoReview(
             self.count,
-            tuple(finding for finding in kept if finding.photos),
+            tuple(finding for finding in findings if finding.photos),
             {name: marks for name, marks in self.marks.items() if name not in names},
             {name: quarters for name, quarters in self.advice.items() if name not in names},
             {name: crop for name, crop in self.crops.items() if name not in names},

@@ -69,8 +69,8 @@ def keep_step(service: TrainingService, user: str | None, run: str, step: int) -
         send_command(service, user, run, f"keep {step}")
         return f"The training ends now, with the concept as it was after step {step:,}."
     token = service.workspace.library.add(_read_snapshot(status, step))
-    kept = read_json(status.folder / KEPT_FILE)
-    storage.write_json(status.folder / KEPT_FILE, kept | {str(step): str(token)})
+    saved = read_json(status.folder / KEPT_FILE)
+    storage.write_json(status.folder / KEPT_FILE, saved | {str(step): str(token)})
     return f"{token} is in your library: the concept as it was after step {step:,}."
 
 

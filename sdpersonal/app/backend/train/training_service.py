@@ -196,10 +196,10 @@ class TrainingService:
         those that were dismissed."""
         with self._mutex:
             folders = list_runs(self.workspace.user_runs(user).resolve())
-            found = [status for folder in folders if (status := self._reader.read(folder))]
-        running = [status for status in found if status.running]
-        waiting = sorted((status for status in found if status.state == "waiting"), key=lambda run: run.queued_at)
-        ended = [status for status in found if not status.running and status.state != "waiting"]
+            statuses = [status for folder in folders if (status := self._reader.read(folder))]
+        running = [status for status in statuses if status.running]
+        waiting = sorted((status for status in statuses if status.state == "waiting"), key=lambda run: run.queued_at)
+        ended = [status for status in statuses if not status.running and status.state != "waiting"]
         return [*running, *waiting, *(status for status in ended if not status.is_dismissed)]
 
     def find(self, user: str | None, run: str) -> RunStatus:

@@ -10,7 +10,7 @@ const MAX = 6;
 export function completion(input, insert) {
   const id = uniqueId("completion");
   const root = h("ul", { class: "completion", role: "listbox", id, "aria-label": "Concepts", hidden: true });
-  let found = [], active = 0;
+  let matches = [], active = 0;
   input.setAttribute("aria-autocomplete", "list");
   input.setAttribute("aria-controls", id);
 
@@ -38,15 +38,15 @@ export function completion(input, insert) {
   h("span", { class: "muted small-text" }, concept.fits ? concept.kind : "for another model"));
 
   // Small images come when typing pauses: after "<" alone they would be those of all concepts.
-  const showThumbs = debounce(() => found.forEach((concept, place) => root.children[place]?.firstElementChild.replaceWith(conceptImage(concept.thumb, concept.token))), 250);
+  const showThumbs = debounce(() => matches.forEach((concept, place) => root.children[place]?.firstElementChild.replaceWith(conceptImage(concept.thumb, concept.token))), 250);
 
   const update = () => {
     const typed = input.selectionStart === input.selectionEnd && OPEN.exec(input.value.slice(0, input.selectionStart));
     if (!typed || document.activeElement !== input) return close();
     if (!concepts.loaded) concepts.load().then(update);
-    found = concepts.search(typed[1]).filter(concept => !concept.damaged).slice(0, MAX);
-    if (!found.length) return close();
-    fill(root, found.map(option));
+    matches = concepts.search(typed[1]).filter(concept => !concept.damaged).slice(0, MAX);
+    if (!matches.length) return close();
+    fill(root, matches.map(option));
     root.hidden = false;
     showThumbs();
     return mark(0);
@@ -60,8 +60,8 @@ export function completion(input, insert) {
     onKey(event) {
       if (root.hidden || event.ctrlKey || event.metaKey || event.altKey) return false;
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (step) mark((active + step + found.length) % found.length);
-      else if (event.key === "Enter" || (event.key === "Tab" && !event.shiftKey)) accept(found[active]);
+      if (step) mark((active + step + matches.length) % matches.length);
+      else if (event.key === "Enter" || (event.key === "Tab" && !event.shiftKey)) accept(matches[active]);
       else if (event.key === "Escape") close();
       else return false;
       event.preventDefault();

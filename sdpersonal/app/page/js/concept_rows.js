@@ -21,10 +21,10 @@ export function conceptRows() {
   return {
     root,
     show(checked) {
-      const found = checked.filter(concept => concept.kind); // the others do not exist
-      root.hidden = !found.length;
+      const existing = checked.filter(concept => concept.kind); // the others do not exist
+      root.hidden = !existing.length;
       // A row of its own for each kind of change that a row cannot take over.
-      updateList(list, found, concept => `${concept.token} ${concept.region === null} ${concept.thumb ?? ""}`, makeRow, updateRow);
+      updateList(list, existing, concept => `${concept.token} ${concept.region === null} ${concept.thumb ?? ""}`, makeRow, updateRow);
     },
   };
 }
@@ -79,9 +79,9 @@ export async function pickConcept() {
       const note = h("p", { class: "muted small-text", role: "status" });
       const search = h("input", { type: "search", placeholder: "Search names, kinds and words", "aria-label": "Search concepts", autofocus: true });
       const show = () => {
-        const found = concepts.search(search.value).filter(concept => !concept.damaged);
-        fill(tiles, found.slice(0, SHOWN).map(concept => pickerTile(concept, close)));
-        note.textContent = pickerNote(found.length, search.value);
+        const matches = concepts.search(search.value).filter(concept => !concept.damaged);
+        fill(tiles, matches.slice(0, SHOWN).map(concept => pickerTile(concept, close)));
+        note.textContent = pickerNote(matches.length, search.value);
       };
       search.addEventListener("input", show);
       search.addEventListener("keydown", event => { if (event.key === "Enter") tiles.querySelector("button:not(:disabled)")?.click(); });

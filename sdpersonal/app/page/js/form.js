@@ -10,7 +10,7 @@ const EXTRA = {
 };
 const NUMBERS = ["steps", "guidance", "rescale", "hires_scale", "clip_skip", "width", "height", "num_images", "strength"];
 const NAMES = [...NUMBERS, "prompt", "negative", "all_combinations", "fast", "scheduler", "compose", "variation_strength", "variation_seed"];
-const kept = saved("form", {});
+const savedForm = saved("form", {});
 const listeners = new Set();
 let values = {}, defaults = {};
 
@@ -23,7 +23,7 @@ function changes() {
   return Object.fromEntries(Object.entries(values).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaults[name])));
 }
 
-const keep = debounce(() => kept.set(changes()), 300);
+const keep = debounce(() => savedForm.set(changes()), 300);
 addEventListener("pagehide", () => keep.now());
 
 const amount = text => {
@@ -33,10 +33,10 @@ const amount = text => {
 };
 
 export const form = {
-  /** Read what was kept; call it once `app.state` is there. */
+  /** Read the saved values; call it once `app.state` is there. */
   load() {
     readDefaults();
-    values = { ...defaults, ...kept.value };
+    values = { ...defaults, ...savedForm.value };
   },
   get values() { return values; },
   get defaults() { return defaults; },

@@ -22,7 +22,7 @@ const NARROW = matchMedia("(max-width: 1100px)"); // no place for the selected i
 export function mount(root) {
   form.load();
   const rows = conceptRows();
-  const prompt = promptBox({ onCheck: found => rows.show(found) });
+  const prompt = promptBox({ onCheck: checked => rows.show(checked) });
   const shape = shapeAndNumber(), init = initImageField();
   const advanced = advancedSettings({ onGrid: () => submit("grid") });
   const fields = { ...shape.fields, ...init.fields, ...advanced.fields, ...advanced.grid.fields };

@@ -22,11 +22,11 @@ function remember(entry) {
 
 /** Load images from an id on, null for the newest. keepRest: what is shown beyond them stays. */
 async function load(from, { limit = PAGE, keepRest = false } = {}) {
-  const asked = epoch;
+  const requested = epoch;
   if (!from) recent = [];
   const params = { search: filter.search, favourites: filter.favourites ? 1 : 0, from, limit };
   const answer = await api.get("/app/gallery", params);
-  if (asked !== epoch) return; // the filter has changed meanwhile
+  if (requested !== epoch) return; // the filter has changed meanwhile
   const ids = answer.images.map(remember), isRestKept = keepRest && answer.next !== null;
   const late = recent.filter(id => !ids.includes(id) && !removed.has(id));
   if (from) order = [...order, ...ids.filter(id => !order.includes(id))];

@@ -5,7 +5,7 @@
 
 import { saved } from "./api.js";
 
-const kept = saved("selected", null);
+const savedSelection = saved("selected", null);
 const listeners = new Set();
 let current = null;
 let choices = 0;
@@ -13,7 +13,7 @@ let choices = 0;
 function set(id) {
   if (id === current) return;
   current = id;
-  kept.set(id);
+  savedSelection.set(id);
   for (const listener of listeners) listener(id);
 }
 
@@ -23,7 +23,7 @@ export const selection = {
   /** How often a person has chosen so far; for `offer`. */
   get choices() { return choices; },
   /** Id that was selected when this browser showed the page last. */
-  get last() { return kept.value; },
+  get last() { return savedSelection.value; },
   /** Select what a person has chosen. */
   choose(id) { choices += 1; set(id); },
   /** Select what the program proposes, unless a person has chosen after `since`, a former value of `choices`. */

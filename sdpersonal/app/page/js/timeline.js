@@ -61,16 +61,16 @@ function makeCard(entry, open, keep, training) {
   const all = button("+", { small: true, kind: "quiet", hidden: true, onclick: () => open(entry.step, 0) });
   const scores = h("dl", { class: "timeline-scores" });
   const keeper = button("", { small: true, class: "button small timeline-keep", dataset: { step: entry.step }, onclick: () => keep(entry.step) });
-  const kept = h("p", { class: "small-text timeline-kept", hidden: true });
+  const savedAs = h("p", { class: "small-text timeline-kept", hidden: true });
   const card = h("li", { class: "timeline-card", "aria-label": `Step ${entry.step}` },
-    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), h("span", { class: "row nowrap" }, all, star)), scores, kept, keeper);
-  card.parts = { images, all, star, scores, kept, keeper };
+    images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), h("span", { class: "row nowrap" }, all, star)), scores, savedAs, keeper);
+  card.parts = { images, all, star, scores, savedAs, keeper };
   fillCard(card, entry, open, training);
   return card;
 }
 
 function fillCard(card, entry, open, training) {
-  const { images, all, star, scores, kept, keeper } = card.parts;
+  const { images, all, star, scores, savedAs, keeper } = card.parts;
   updateList(images, cardImages(entry.images), image => image.url, image => makeImage(image, entry.step, open));
   images.classList.toggle("single", entry.images.length === 1);
   const hidden = entry.images.length - images.childElementCount;
@@ -81,8 +81,8 @@ function fillCard(card, entry, open, training) {
   card.classList.toggle("best", entry.best);
   updateList(scores, scoreParts(entry.scores), ([name]) => name, makeScore, fillScore);
   const token = training.kept?.[entry.step];
-  kept.hidden = !token;
-  kept.textContent = token ? `In the library as ${token}` : "";
+  savedAs.hidden = !token;
+  savedAs.textContent = token ? `In the library as ${token}` : "";
   const running = training.state === "training";
   keeper.hidden = !entry.can_keep;
   const words = running ? "Keep this one and stop" : "Make the concept from this step";

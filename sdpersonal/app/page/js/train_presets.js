@@ -31,8 +31,8 @@ async function savePreset(values) {
     onOpen: () => name.input.focus(),
   });
   if (!chosen) return;
-  const kept = Object.fromEntries(PRESET_FIELDS.map(field => [field, values[field]]));
-  presets.set([{ name: chosen, values: kept }, ...presets.value.filter(preset => preset.name !== chosen)].slice(0, MAX_PRESETS));
+  const fields = Object.fromEntries(PRESET_FIELDS.map(field => [field, values[field]]));
+  presets.set([{ name: chosen, values: fields }, ...presets.value.filter(preset => preset.name !== chosen)].slice(0, MAX_PRESETS));
   toast(`Saved as “${chosen}”.`, { kind: "good" });
 }
 
