@@ -1,6 +1,6 @@
 // The settings that are seldom changed: negative prompt, steps, guidance, scheduler, seed, hires fix, grid.
 
-import { app, events } from "./api.js";
+import { app } from "./api.js";
 import { concepts } from "./concepts.js";
 import { fill, h } from "./dom.js";
 import { checkbox, numberField, select, textField } from "./fields.js";
@@ -63,7 +63,7 @@ function choiceFields() {
   };
   fastChoices();
   concepts.onChange(fastChoices);
-  events.on("model", () => fields.scheduler.setChoices(schedulers(), form.values.scheduler));
+  form.onChange((patch, source) => { if (source === "model") fields.scheduler.setChoices(schedulers(), form.values.scheduler); });
   return fields;
 }
 

@@ -1,7 +1,7 @@
 // Talk to the server: requests, uploads, the stream of events; and keep the page's state in the browser.
 
 /** An error that the server words for people. message: what is wrong; hint: what to do; field: of the form, or null. */
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(message, { hint = "", field = null, status = 0 } = {}) {
     super(message);
     Object.assign(this, { hint, field, status });
@@ -115,7 +115,7 @@ function share(kind, data) {
   channel?.postMessage([kind, data]);
 }
 
-/** Call the listeners of a kind: for events that the page sends to itself, such as "model". */
+/** Call the listeners of a kind: also for those that the page sends to itself, such as "model-loaded". */
 export function emit(kind, data) {
   for (const listener of listeners.get(kind) ?? []) {
     try { listener(data); } catch (error) { console.error(error); }
@@ -130,8 +130,7 @@ export function usePrompt(prompt, generate = false) {
   app.pendingPrompt = { prompt, generate };
 }
 
-/** A value kept in this browser, by user. `.value` reads it, `.set(value)` keeps it; `.onChange(listener)` is called
- * when another tab changes it. Values are JSON. */
+/** A value kept in this browser, by user. `.value` reads it, `.set(value)` keeps it. Values are JSON. */
 export function saved(name, initial) {
   const key = () => `sdpersonal.${app.state?.user ?? ""}.${name}`;
   let memory; // where the browser keeps nothing
@@ -145,9 +144,6 @@ export function saved(name, initial) {
     set(value) {
       memory = value;
       try { localStorage.setItem(key(), JSON.stringify(value)); } catch { /* full, or forbidden */ }
-    },
-    onChange(listener) {
-      addEventListener("storage", event => { if (event.key === key()) listener(this.value); });
     },
   };
 }

@@ -2,12 +2,12 @@
 
 import { debounce, h, updateList } from "./dom.js";
 import { textField } from "./fields.js";
-import { announce, button, confirmDialog } from "./ui.js";
+import { announce, button, confirmDialog, insertText } from "./ui.js";
 
 const SAVE_AFTER = 500; // milliseconds without a key
 
 /** Put {}, which stands for the concept, before each line that lacks it. */
-export const withConcept = text => text.split("\n").map(line => (!line.trim() || line.includes("{}") ? line : `{} ${line.trimStart()}`)).join("\n");
+const withConcept = text => text.split("\n").map(line => (!line.trim() || line.includes("{}") ? line : `{} ${line.trimStart()}`)).join("\n");
 
 /** Collect captions as they are typed and send them together. onSaved(error or null, photos). Returns {set(photo, text),
  * waits(photo), flush()}. */
@@ -31,21 +31,13 @@ export function captionSaver(requests, onSaved) {
   };
 }
 
-/** Put a text into a field where the cursor is. */
-export function insertText(input, text) {
-  const { selectionStart: start, selectionEnd: end } = input;
-  input.setRangeText(text, start, end, "end");
-  input.focus();
-  input.dispatchEvent(new Event("input", { bubbles: true }));
-}
-
 /** Save a field's text for a photo as it is typed; photo(): its id. */
 export function connectCaption(field, saver, photo) {
   field.input.addEventListener("input", () => saver.set(photo(), field.value));
   field.input.addEventListener("blur", () => { field.value = withConcept(field.value); saver.flush(); });
 }
 
-/** Make the table. Returns {root, update(draft), flush(), end()}. */
+/** Make the table. Returns {root, update(draft), flush()}. */
 export function captionTable({ requests, draft }) {
   const note = h("span", { class: "muted small-text", role: "status" });
   const rows = h("ul", { class: "caption-rows" });
@@ -62,15 +54,12 @@ export function captionTable({ requests, draft }) {
     }))) return;
     await requests.send("captions", { captions: Object.fromEntries(photos.map(photo => [photo.id, text])) });
   } });
-  const onLeave = () => saver.flush();
-  addEventListener("pagehide", onLeave);
   return {
     root: h("div", { class: "captions" },
       h("p", { class: "muted small-text" }, "What a photo shows beside the concept, such as its place. {} stands for the concept; it is put first where you leave it out. Without captions the words are chosen automatically."),
       h("div", { class: "caption-all" }, all.root, insertButton(all.input), write), note, rows),
     update(now) { updateList(rows, now.photos, photo => photo.id, photo => captionRow(photo, saver, note), fillRow(saver)); },
     flush: saver.flush,
-    end: () => { saver.flush(); removeEventListener("pagehide", onLeave); },
   };
 }
 

@@ -11,9 +11,9 @@ const MAX = 400;
 export async function openChange(entry) {
   const tokens = [...new Set([...entry.prompt.matchAll(/<([^<>\s:]+)/g)].map(match => `<${match[1]}>`))];
   const words = textField({ label: "Words in its prompt", placeholder: "beach", maxLength: MAX });
-  const others = textField({ label: "Instead of them", help: "Several with | between them: snow|space", placeholder: "snow|space", maxLength: MAX });
+  const others = textField({ label: "Instead of them", help: "Write | between several: snow|space", placeholder: "snow|space", maxLength: MAX });
   const token = select({ label: "Concept", choices: tokens.length ? tokens : ["None in its prompt"], value: tokens[0] });
-  const strengths = textField({ label: "Strengths", help: "One image for each", value: "0.6, 0.8, 1.2", maxLength: MAX });
+  const strengths = textField({ label: "Strengths", help: "Each makes an image.", value: "0.6, 0.8, 1.2", maxLength: MAX });
   const byWords = h("div", { class: "stack" }, words.root, others.root);
   const byStrength = h("div", { class: "stack", hidden: true }, token.root, strengths.root);
   const kind = segmented({ label: "What to change", hideLabel: true, value: "words", choices: [{ value: "words", label: "Words" }, ...(tokens.length ? [{ value: "strength", label: "Strength of a concept" }] : [])], onChange: value => {

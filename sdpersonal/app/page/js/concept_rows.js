@@ -31,13 +31,19 @@ export function conceptRows() {
 
 const rows = new WeakMap();
 
-async function edit(token, change) {
-  try {
-    const { prompt } = await api.post("/app/prompt/edit", { prompt: form.values.prompt, token, ...change });
-    form.set({ prompt });
-  } catch (error) {
-    showError(error);
-  }
+let lastEdit = Promise.resolve();
+
+/** Change a concept in the prompt, after the changes before it, and without losing what is typed meanwhile. */
+function edit(token, change) {
+  lastEdit = lastEdit.then(() => editNow(token, change)).catch(showError);
+  return lastEdit;
+}
+
+async function editNow(token, change) {
+  const before = form.values.prompt;
+  const { prompt } = await api.post("/app/prompt/edit", { prompt: before, token, ...change });
+  if (form.values.prompt === before) form.set({ prompt });
+  else await editNow(token, change);
 }
 
 function makeRow(concept) {

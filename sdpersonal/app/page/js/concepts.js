@@ -49,4 +49,4 @@ export function conceptImage(thumb, token) {
 }
 
 events.on("library", () => { if (concepts.loaded) load().catch(showError); });
-events.on("model", () => { if (concepts.loaded) load().catch(showError); });
+events.on("model-loaded", () => { if (concepts.loaded) load().catch(showError); });

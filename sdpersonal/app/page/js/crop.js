@@ -9,14 +9,14 @@ const STEP = 0.02; // of the shorter side, per key
 const CORNERS = ["nw", "ne", "sw", "se"];
 
 /** A crop as a square in pixels of the photo. */
-export function toSquare([left, top, side], width, height) {
+function toSquare([left, top, side], width, height) {
   return { x: left * width, y: top * height, side: side * Math.min(width, height) };
 }
 
 const minSide = shorter => Math.min(shorter, Math.max(MIN_PIXELS, Math.ceil(MIN_SHARE * shorter)));
 
 /** A square in pixels, moved and shrunk until it is inside the photo, as a crop. */
-export function toCrop({ x, y, side }, width, height) {
+function toCrop({ x, y, side }, width, height) {
   const shorter = Math.min(width, height);
   const length = Math.min(shorter, Math.max(minSide(shorter), side));
   const left = Math.min(width - length, Math.max(0, x)), top = Math.min(height - length, Math.max(0, y));

@@ -57,13 +57,13 @@ export function lossCurve() {
 }
 
 /** Three digits, without the exponents of very small numbers where they are not needed. */
-export function numberText(value) {
+function numberText(value) {
   if (value === 0) return "0";
   return Math.abs(value) >= 0.001 && Math.abs(value) < 10000 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
 }
 
 /** A step between marks that people can read: 1, 2 or 5 times a power of ten. */
-export function niceStep(range, marks) {
+function niceStep(range, marks) {
   const rough = range / Math.max(1, marks), power = 10 ** Math.floor(Math.log10(rough || 1));
   return [1, 2, 5, 10].map(factor => factor * power).find(step => step >= rough * 0.999);
 }

@@ -11,7 +11,7 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "indeterminate", "open", "selected", "multiple", "readOnly"]);
+const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "open", "multiple", "readOnly"]);
 
 function setProps(element, props) {
   for (const [name, value] of Object.entries(props ?? {})) {
@@ -77,8 +77,6 @@ const ICONS = {
   image: "M4.5 5.5h15v13h-15zM4.5 16l4.5-4.5 3.5 3.5 2.5-2.5 4.5 4.5M15.5 9.5h.01",
   menu: "M4.5 7h15M4.5 12h15M4.5 17h15",
   more: "M5.5 12a.5.5 0 1 0 1 0 .5.5 0 1 0-1 0M11.5 12a.5.5 0 1 0 1 0 .5.5 0 1 0-1 0M17.5 12a.5.5 0 1 0 1 0 .5.5 0 1 0-1 0",
-  moon: "M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10z",
-  sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 3v1.5M12 19.5V21M3 12h1.5M19.5 12H21M5.6 5.6l1.1 1.1M17.3 17.3l1.1 1.1M5.6 18.4l1.1-1.1M17.3 6.7l1.1-1.1",
   undo: "M8.5 5L4.5 9l4 4M5 9h9a5 5 0 0 1 0 10h-4",
   edit: "M5 19l.8-3.8L15.5 5.5l3 3-9.7 9.7z",
   copy: "M9 9h10.5v10.5H9zM15 9V4.5H4.5V15H9",
@@ -86,7 +84,6 @@ const ICONS = {
   play: "M8 5.5v13l10-6.5z",
   stop: "M7 7h10v10H7z",
   info: "M12 20.5a8.5 8.5 0 1 0 0-17 8.5 8.5 0 0 0 0 17zM12 11v5M12 8h.01",
-  bell: "M6.5 16.5V11a5.5 5.5 0 0 1 11 0v5.5l1.5 1.5H5zM10 20.5h4",
   brush: "M19.5 4.5l-8 8M11.5 12.5c-3-1-5 1-5 3.5 0 1.5-1 2.5-2.5 3 3 1 8.5.5 8.5-3.5 0-1.5-.5-2.5-1-3z",
   enlarge: "M4.5 10V4.5H10M19.5 14v5.5H14M4.5 4.5l6 6M19.5 19.5l-6-6",
   shuffle: "M4 7.5h3.5l8 9H20M4 16.5h3.5l2.5-2.8M13 10.3l2.5-2.8H20M17.5 5L20 7.5 17.5 10M17.5 14l2.5 2.5-2.5 2.5",

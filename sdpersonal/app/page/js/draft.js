@@ -60,7 +60,7 @@ export function draftView(id) {
   };
   const onLeave = () => view.hide();
   addEventListener("pagehide", onLeave);
-  view.end = () => { if (draft()) photos.end(); removeEventListener("pagehide", onLeave); };
+  view.end = () => removeEventListener("pagehide", onLeave);
   view.add = photos.add;
   view.onLists();
   return view;

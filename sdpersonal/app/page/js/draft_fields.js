@@ -7,9 +7,9 @@ import { checkbox, numberField, segmented, select, textField } from "./fields.js
 const KINDS = [{ value: "object", label: "Object or animal" }, { value: "person", label: "Person" }, { value: "style", label: "Style" }];
 const NOUNS = { object: "toy duck", person: "woman", style: "watercolour" };
 const METHODS = [
-  { value: "lora", label: "DreamBooth LoRA", text: "Closest likeness. A file of some megabytes." },
-  { value: "pivotal", label: "Pivotal tuning", text: "A likeness that mixes better with other words and concepts." },
-  { value: "textual-inversion", label: "Textual inversion", text: "Smallest file, and the model stays as it is. Less likeness." },
+  { value: "lora", label: "DreamBooth LoRA", text: "It gives the closest likeness, in a file of some megabytes." },
+  { value: "pivotal", label: "Pivotal tuning", text: "It mixes better with other words and concepts." },
+  { value: "textual-inversion", label: "Textual inversion", text: "It makes the smallest file and leaves the model as it is. The likeness is lower." },
 ];
 const PRIORS = [
   { value: "none", label: "None" }, { value: "predicted", label: "Predicted by the model" }, { value: "generated", label: "Generated class images" },
@@ -60,9 +60,9 @@ function advancedFields(typed, chosen) {
     resolution: number("resolution", "Resolution", "the model's own", "resolution"),
     seed: number("seed", "Seed", "0"),
     prior: select({ label: "Prior preservation", word: "prior preservation", choices: PRIORS, value: "none", ...chosen("prior") }),
-    crop: checkbox({ label: "Crop each photo around its subject", help: "Otherwise at its centre. What you crop by hand stays.", ...chosen("crop") }),
-    flip: checkbox({ label: "Also train on mirrored photos", help: "Not for faces or writing.", ...chosen("flip") }),
-    text_encoder: checkbox({ label: "Train the text encoder too", word: "text encoder", help: "Closer, but it mixes worse.", ...chosen("text_encoder") }),
+    crop: checkbox({ label: "Crop each photo around its subject", help: "It is cropped at its centre otherwise. What you crop by hand stays.", ...chosen("crop") }),
+    flip: checkbox({ label: "Also train on mirrored photos", help: "Leave it off for faces and writing.", ...chosen("flip") }),
+    text_encoder: checkbox({ label: "Train the text encoder too", word: "text encoder", help: "The likeness is closer, but it mixes worse.", ...chosen("text_encoder") }),
     early_stop: checkbox({ label: "Stop when the loss has converged", word: "loss", ...chosen("early_stop") }),
     sample_prompts: textField({ id: "train-sample-prompts", label: "Own sample prompts", word: "samples", rows: 3, maxLength: 4000, placeholder: "{} on the beach", help: "At most 8, one a line; {} stands for the concept.", ...typed("sample_prompts") }),
     continue_from: select({ id: "train-continue", label: "Continue from a concept", choices: [{ value: "", label: "No: start anew" }], value: "", help: "Starts from what a finished concept has learned.", ...chosen("continue_from") }),

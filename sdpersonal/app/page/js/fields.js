@@ -71,14 +71,13 @@ export function slider({ min, max, step, value, ...options }) {
   };
 }
 
-/** A drop-down. choices: [{value, label}] or texts; groups: [{label, choices}] instead. */
-export function select({ choices = [], groups = null, value = "", ...options }) {
+/** A drop-down. choices: [{value, label}] or texts. */
+export function select({ choices = [], value = "", ...options }) {
   const id = options.id ?? uniqueId("select");
   const input = h("select", { id });
   const option = choice => typeof choice === "string" ? h("option", { value: choice }, choice) : h("option", { value: choice.value }, choice.label);
   const setChoices = (list, keep = input.value) => { fill(input, list.map(option)); input.value = keep; };
-  if (groups) fill(input, groups.map(group => group.label ? h("optgroup", { label: group.label }, group.choices.map(option)) : group.choices.map(option)));
-  else setChoices(choices, value);
+  setChoices(choices, value);
   input.value = value;
   listen(input, options);
   const parts = wrap(input, options, id);

@@ -2,7 +2,7 @@
 
 import { api, app, events, saved } from "./api.js";
 import { debounce } from "./dom.js";
-import { toast } from "./ui.js";
+import { showError, toast } from "./ui.js";
 
 const EXTRA = {
   prompt: "", endless: false, new_seed: true, seed: "", init: null, mask: null, custom_size: false, advanced: false,
@@ -86,12 +86,21 @@ function initReference(init) {
 /** Whether a starting image fixes the size. */
 export const sizeIsFixed = () => Boolean(values.init);
 
-events.on("model", async () => {
-  const own = changes();
-  const before = defaults;
-  app.state = await api.get("/app/state");
+let modelChanges = 0;
+events.on("model-loaded", async () => {
+  const change = ++modelChanges;
+  let state;
+  try {
+    state = await api.get("/app/state");
+  } catch (error) {
+    return showError(error);
+  }
+  if (change !== modelChanges) return undefined;
+  const own = changes(), before = defaults; // with what was typed meanwhile
+  app.state = state;
   readDefaults();
   if (before.width !== defaults.width) for (const name of ["width", "height", "custom_size"]) delete own[name];
   values = { ...defaults, ...own };
-  for (const listener of listeners) listener(values, null);
+  for (const listener of listeners) listener(values, "model");
+  return undefined;
 });

@@ -10,7 +10,7 @@ import { jobs } from "./jobs.js";
 import { openLightbox } from "./lightbox.js";
 import { selectMode } from "./select_mode.js";
 import { selection } from "./selection.js";
-import { button, showError } from "./ui.js";
+import { button, countText, showError } from "./ui.js";
 
 /** Make the gallery. onOpen(id): shows the selected image where the window has no place for it beside the gallery. */
 export function gallery({ onOpen, emptyPart }) {
@@ -77,7 +77,7 @@ function filterFields() {
   search.addEventListener("input", later);
   return {
     root: h("div", { class: "row nowrap gallery-filters" }, kind.root, search, total),
-    count(number) { total.textContent = images.loaded ? number.toLocaleString() : ""; total.title = `${number} images`; },
+    count(number) { total.textContent = images.loaded ? number.toLocaleString() : ""; total.title = countText(number, "image"); },
     reset() {
       if (kind.value === "recent" && !search.value) return;
       kind.value = "recent";

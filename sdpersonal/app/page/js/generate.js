@@ -71,7 +71,6 @@ export function mount(root) {
   acceptDrops(root, prompt);
   concepts.load();
   images.show({});
-  jobs.refresh().catch(showError);
   return { show() { start.show(); takePrompt(prompt, () => submit("generate")); } };
 }
 

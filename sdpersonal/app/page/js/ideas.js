@@ -30,7 +30,7 @@ export function historyButton() {
 }
 
 /** Open the ready prompts; one that is taken replaces the prompt, with a message that can undo it. */
-export function openIdeas() {
+function openIdeas() {
   const presets = app.state.prompt_presets ?? [];
   const kinds = [...new Set(presets.map(preset => preset.kind))];
   return openDialog({
@@ -57,7 +57,7 @@ const PRESET_KINDS = {
 };
 
 /** Open the user's presets: use, save, delete. */
-export async function openPresets() {
+async function openPresets() {
   let presets = [];
   const list = h("div", { class: "stack" });
   const load = async () => { ({ presets } = await api.get("/app/presets")); };

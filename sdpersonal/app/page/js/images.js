@@ -27,7 +27,7 @@ async function load(from, { limit = PAGE, keepRest = false } = {}) {
   const params = { search: filter.search, favourites: filter.favourites ? 1 : 0, from, limit };
   const answer = await api.get("/app/gallery", params);
   if (requested !== epoch) return; // the filter has changed meanwhile
-  const ids = answer.images.map(remember), isRestKept = keepRest && answer.next !== null;
+  const ids = answer.images.map(remember).filter(id => !removed.has(id)), isRestKept = keepRest && answer.next !== null;
   const late = recent.filter(id => !ids.includes(id) && !removed.has(id));
   if (from) order = [...order, ...ids.filter(id => !order.includes(id))];
   else order = [...late, ...ids, ...(isRestKept ? order.slice(order.indexOf(ids[ids.length - 1]) + 1 || order.length) : [])];
@@ -56,8 +56,6 @@ export const images = {
   get hasMore() { return next !== null; },
   /** The entry of an id, or null. */
   get: id => entries.get(id) ?? null,
-  /** Keep an entry that came from elsewhere. */
-  put: remember,
   onChange(listener) { listeners.add(listener); },
   /** Load the newest again, as many as are shown. */
   refresh: () => load(null, { limit: Math.min(REFRESH, Math.max(PAGE, order.length)), keepRest: true }).then(checkSelected).catch(showError),

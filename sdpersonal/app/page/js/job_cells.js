@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { imageCount, jobs } from "./jobs.js";
+import { countText } from "./ui.js";
 
 const MAX_CELLS = 16; // of a running job; the bar at the foot tells the rest
 
@@ -33,8 +34,8 @@ export function updateJobCell(cell, { job, number, isBehind }) {
 }
 
 function noteText(job, number, isBehind, preview) {
-  if (isBehind) return `Next: ${job.expected ?? "∞"}`;
-  if (job.state !== "running") return number ? "" : job.ahead ? `Behind ${job.ahead}` : "Starting";
+  if (isBehind) return job.expected ? `${countText(job.expected, "image")} next` : "Endless images next";
+  if (job.state !== "running") return number ? "" : job.ahead ? `Waits for ${countText(job.ahead, "job")} of others` : "Starting";
   if (!job.total) return number ? "" : "Starting";
   return preview || number === 0 ? `${job.done}/${job.total}` : "";
 }

@@ -18,6 +18,10 @@ const notify = () => { for (const listener of listeners) listener(); };
 /** Whether a job waits or runs. */
 export const isActive = job => !ENDED.has(job.state);
 
+const RUNNING = new Set(["starting", "training", "finishing"]);
+/** Whether a training has the machine. */
+export const isRunning = training => RUNNING.has(training.state);
+
 /** How many images of a job are finished; its `images` are only the newest. */
 export const imageCount = job => job.count ?? job.images?.length ?? 0;
 
@@ -59,10 +63,13 @@ export const jobs = {
   onStart(listener) { beginnings.add(listener); },
   /** Listen to jobs that end: listener(job). */
   onEnd(listener) { endings.add(listener); },
-  refresh: async () => take((await api.get("/app/jobs")).jobs),
-  async refreshTrainings() {
-    trainings = (await api.get("/app/trainings")).trainings;
-    notify();
+  /** Ask the server for both lists, unless an event brings newer ones meanwhile. */
+  async refresh() {
+    const knownJobs = list, knownTrainings = trainings;
+    const [newJobs, newTrainings] = await Promise.all([api.get("/app/jobs"), api.get("/app/trainings")]);
+    if (trainings === knownTrainings) trainings = newTrainings.trainings;
+    if (list === knownJobs) take(newJobs.jobs);
+    else notify();
   },
   /** Start a job. placeholder: {title, expected} shown meanwhile; makeBody: a function that returns the request. */
   async submit(placeholder, makeBody) {
@@ -103,6 +110,5 @@ events.on("image", ({ job, image }) => {
 events.on("trainings", data => { trainings = data.trainings; notify(); });
 events.on("connected", () => {
   const before = list.filter(isActive);
-  jobs.refresh().then(() => tellOfLost(before)).catch(() => {});
-  jobs.refreshTrainings().catch(() => {});
+  jobs.refresh().then(() => tellOfLost(before)).catch(() => {}); // the page says that the app does not answer
 });

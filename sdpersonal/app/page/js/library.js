@@ -14,7 +14,7 @@ import { button, countText, dropTarget, showError } from "./ui.js";
 const NARROW = matchMedia("(max-width: 760px)");
 const KINDS = [{ value: "", label: "All" }, { value: "object", label: "Objects" }, { value: "person", label: "People" }, { value: "style", label: "Styles" }];
 const SORTS = [{ value: "name", label: "Name" }, { value: "newest", label: "Newest first" }, { value: "kind", label: "Kind" }];
-export const KIND_NAMES = { object: "Object", person: "Person", style: "Style", "": "Damaged" };
+const KIND_NAMES = { object: "Object", person: "Person", style: "Style", "": "Damaged" };
 
 const view = saved("library.view", { kind: "", fits: false, sort: "name" });
 const store = { concepts: null, note: "", error: "" };
@@ -26,7 +26,7 @@ let listScroll = 0; // on a phone, where the list was left
 let hasFailed = false;
 
 /** "me/duck" of "<me/duck>". */
-export const bareName = token => token.slice(1, -1);
+const bareName = token => token.slice(1, -1);
 
 export function mount(root) {
   ui.root = h("div", { class: "library" });
@@ -35,7 +35,7 @@ export function mount(root) {
   layOut();
   dropTarget(root, files => importFiles(files, openConcept));
   events.on("library", debounce(load, 200));
-  events.on("model", debounce(load, 200));
+  events.on("model-loaded", debounce(load, 200));
   events.on("connected", debounce(() => { if (hasFailed) load(); }, 200));
   load();
   return { show };

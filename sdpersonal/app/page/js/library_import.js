@@ -72,7 +72,7 @@ function results({ files, message }, again) {
 
 /** Choices for another try with the same files, where a name was taken or missing. */
 function againPart(again) {
-  const name = textField({ label: "Name of the concept", placeholder: "me/duck", maxLength: 200, help: "Empty: as the file says. For one concept only." });
+  const name = textField({ label: "Name of the concept", placeholder: "me/duck", maxLength: 200, help: "Leave it empty to take the name in the file. It works for one concept only." });
   const duplicates = select({ label: "If the name is taken", choices: DUPLICATES, value: "versions" });
   return h("div", { class: "import-again" }, h("h3", {}, "Import again"),
     h("div", { class: "edit-pair" }, name.root, duplicates.root),

@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { fieldChoices } from "./concept_dialogs.js";
-import { fill, h } from "./dom.js";
+import { fill, h, uniqueId } from "./dom.js";
 import { select } from "./fields.js";
 import { button, confirmDialog, dateText, openDialog, showError, toast } from "./ui.js";
 
@@ -14,12 +14,15 @@ async function allVersions() {
 
 /** Work out an answer and show it in `place`; an error is shown there too. */
 async function showAnswer(place, work) {
-  fill(place, h("p", { class: "muted" }, "Reading their weights"));
+  const request = place.dataset.request = uniqueId("request"); // a slower answer to an earlier choice does not count
+  fill(place, h("p", { class: "muted" }, "The concepts are being compared."));
+  let content;
   try {
-    fill(place, await work());
+    content = await work();
   } catch (error) {
-    fill(place, h("p", { class: "notice error" }, error.text ?? String(error)));
+    content = h("p", { class: "notice error" }, error.text ?? String(error));
   }
+  if (place.dataset.request === request) fill(place, content);
 }
 
 /** Compare two concepts, or two versions of one. selected: the token of the card, or null. */

@@ -27,7 +27,7 @@ export function openLightbox(id) {
     stage.classList.toggle("own-size", isOwnSize);
   };
   const toggleSize = () => { isOwnSize = !isOwnSize; fit(); };
-  const ownSize = button("Own size", { kind: "quiet", small: true, busyWhile: false, title: "One pixel of the image is one of the page (key 1)", onclick: toggleSize });
+  const ownSize = button("Actual size", { kind: "quiet", small: true, busyWhile: false, title: "One pixel of the image is one of the page (key 1)", onclick: toggleSize });
   const favourite = button("Favourite", { iconName: "star", kind: "quiet", iconOnly: true, onclick: () => act.favourite() });
   const act = {
     favourite: () => setFavourite([selection.id], !images.get(selection.id).favourite).then(show),

@@ -99,7 +99,10 @@ async function start() {
   app.state = await api.get("/app/state");
   showModel(app.state.model);
   fill(document.getElementById("header-menu"), headerMenu());
-  events.on("model", data => { if (data.model) showModel(data.model); });
+  events.on("model", data => {
+    if (data.model) showModel(data.model);
+    if (!data.loading) emit("model-loaded", {});
+  });
   let lost = false;
   events.on("lost", () => { lost = true; document.body.classList.add("offline"); });
   events.on("connected", () => {
@@ -109,9 +112,12 @@ async function start() {
   });
   events.on("closing", () => toast("The app is closing. What was finished is saved.", { seconds: 30 }));
   addEventListener("hashchange", show);
+  for (const name of ["dragover", "drop"]) { // a file that misses its place would be opened instead of the page
+    addEventListener(name, event => { if (event.dataTransfer?.types.includes("Files")) event.preventDefault(); });
+  }
   await show();
-  events.connect();
-  import("./queue.js").then(module => module.mountQueue(document.getElementById("queue"))).catch(showError);
+  await import("./queue.js").then(module => module.mountQueue(document.getElementById("queue"))).catch(showError);
+  events.connect(); // "connected" then asks for the queue
 }
 
 start().catch(error => {
@@ -120,5 +126,3 @@ start().catch(error => {
   fill(document.getElementById("tab-generate"), h("p", { class: "empty" }, `${error.message ?? error} `,
     h("button", { class: "button", type: "button", onclick: () => location.reload() }, "Try again"))).hidden = false;
 });
-
-export { emit };

@@ -15,7 +15,7 @@ export function mount(root) {
   ui.message = h("p", { role: "status" });
   fill(ui.progress, ui.message, ui.bar.root);
   ui.rows = h("ul", { class: "model-rows" });
-  ui.hub = textField({ label: "Another model of the Hugging Face Hub", placeholder: "owner/name", maxLength: 100, help: "A Stable Diffusion model in diffusers' layout. It is asked before anything is downloaded." });
+  ui.hub = textField({ label: "Another model of the Hugging Face Hub", placeholder: "owner/name", maxLength: 100, help: "It must be a Stable Diffusion model in diffusers' format. You are asked before anything is downloaded." });
   ui.others = h("section", { class: "stack", "aria-labelledby": "models-others" });
   ui.machine = h("p", { class: "muted" });
   root.append(h("div", { class: "models" }, h("h2", {}, "Models"), ui.loaded, ui.others));
@@ -37,7 +37,6 @@ async function load() {
 }
 
 function onModel(event) {
-  if (!("loading" in event)) return load();
   const wasLoading = status.loading;
   status = event;
   if (wasLoading && !event.loading) {

@@ -1,14 +1,13 @@
 // Tell that something is done: the percentage in the window's title, a notification, a sound.
 
 import { saved } from "./api.js";
-import { imageCount, jobs } from "./jobs.js";
+import { imageCount, isRunning, jobs } from "./jobs.js";
 import { addMenuItems } from "./main.js";
 import { announce, countText, toast } from "./ui.js";
 
 const TITLE = "sdpersonal";
 const notify = saved("notify", false), sound = saved("sound", false);
 const PLAIN = /^\d+ images? in [\d.]+ (s|min)\.?$/; // a message that tells no more than the gallery shows
-const RUNS = new Set(["starting", "training", "finishing"]);
 
 /** Add the menu items and listen to the jobs. */
 export function mountNotices() {
@@ -31,10 +30,10 @@ export function mountNotices() {
   });
 }
 
-const runningTrainings = () => new Map(jobs.trainings.filter(training => RUNS.has(training.state)).map(training => [training.id, training.token]));
+const runningTrainings = () => new Map(jobs.trainings.filter(isRunning).map(training => [training.id, training.token]));
 
 function showTitle() {
-  const job = jobs.running, training = jobs.trainings.find(other => RUNS.has(other.state));
+  const job = jobs.running, training = jobs.trainings.find(isRunning);
   const share = job?.total ? job.done / job.total : training?.steps ? training.step / training.steps : null;
   document.title = share === null || (!job && !training) ? TITLE : `${Math.floor(100 * share)} % · ${TITLE}`;
 }

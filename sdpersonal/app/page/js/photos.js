@@ -44,7 +44,6 @@ export function photosSection({ requests, draft }) {
       review.update(now);
     },
     flush: () => captions.flush(),
-    end: () => captions.end(),
   };
 }
 

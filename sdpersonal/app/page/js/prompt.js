@@ -5,7 +5,7 @@ import { completion } from "./completion.js";
 import { concepts } from "./concepts.js";
 import { debounce, fill, h } from "./dom.js";
 import { form } from "./form.js";
-import { toast } from "./ui.js";
+import { insertText, toast } from "./ui.js";
 
 const MAX_PROMPT = 20000;
 const END = 1e9; // a place after the last letter
@@ -137,15 +137,6 @@ function makeChecker(input, popup, say, onCheck) {
   return check;
 }
 
-/** Put text in place of what is selected, as typing does, so that the browser's own undo takes it back. */
-export function insertText(input, text) {
-  input.focus();
-  if (!document.execCommand("insertText", false, text)) {
-    input.setRangeText(text, input.selectionStart, input.selectionEnd, "end");
-    input.dispatchEvent(new Event("input", { bubbles: true }));
-  }
-}
-
 /** Insert a concept at the cursor, with blanks around it where words would touch. */
 function insertAt(input, text) {
   const before = input.value.slice(0, input.selectionStart), after = input.value.slice(input.selectionEnd);
@@ -182,7 +173,7 @@ function wordsAt(input) {
 }
 
 /** "words" -> "(words:1.1)" -> "words"; a concept changes its strength. */
-export function emphasised(text, step) {
+function emphasised(text, step) {
   const round = number => Math.round(number * 100) / 100;
   const concept = CONCEPT.exec(text);
   if (concept) {

@@ -1,11 +1,10 @@
 // The queue at the foot of every tab: what runs, how far it is, what waits; and the list of all of it.
 
 import { fill, h, icon, uniqueId, updateList } from "./dom.js";
-import { imageCount, isActive, jobs } from "./jobs.js";
+import { imageCount, isActive, isRunning, jobs } from "./jobs.js";
 import { mountNotices } from "./notices.js";
-import { button, progressBar, showError, timeText, toast } from "./ui.js";
+import { button, countText, progressBar, timeText, toast } from "./ui.js";
 
-const TRAINING_RUNS = new Set(["starting", "training", "finishing"]);
 const STATES = { waiting: "Waiting", running: "Running", done: "Done", stopped: "Stopped", failed: "Failed" };
 
 /** Put the queue into its place. */
@@ -17,7 +16,6 @@ export function mountQueue(root) {
   jobs.onChange(show);
   show();
   mountNotices();
-  for (const load of [jobs.refresh, jobs.refreshTrainings]) load().catch(error => { if (error.status !== 404) showError(error); });
 }
 
 function bar() {
@@ -48,11 +46,11 @@ function bar() {
 }
 
 function leftText(job) {
-  if (job.state !== "running") return job.ahead ? `behind ${job.ahead}` : "starting";
+  if (job.state !== "running") return job.ahead ? `waits for ${countText(job.ahead, "job")} of others` : "starting";
   return job.left === null || job.left === undefined ? "" : `${timeText(job.left)} left`;
 }
 
-const runningTraining = () => jobs.trainings.find(training => TRAINING_RUNS.has(training.state));
+const runningTraining = () => jobs.trainings.find(isRunning);
 
 function showTraining(link) {
   const training = runningTraining();
@@ -81,7 +79,7 @@ function queueList(opener) {
   opener.popoverTargetElement = root; // a click handler would open again what the same click has closed
   const show = () => {
     if (!root.matches(":popover-open")) return;
-    const active = jobs.trainings.filter(training => TRAINING_RUNS.has(training.state) || training.state === "waiting");
+    const active = jobs.trainings.filter(training => isRunning(training) || training.state === "waiting");
     none.hidden = jobs.all.length > 0;
     trainingHead.hidden = trainings.hidden = !active.length;
     updateList(rows, jobs.all, job => job.id, makeRow, updateRow);
@@ -121,8 +119,7 @@ function updateRow(row, job) {
 
 function progressText(job) {
   if (job.state === "running" && job.total) return `step ${job.done} of ${job.total}`;
-  const count = imageCount(job);
-  return count ? `${count} ${count === 1 ? "image" : "images"}` : "";
+  return imageCount(job) ? countText(imageCount(job), "image") : "";
 }
 
 async function moveJob(id, direction) {

@@ -19,7 +19,7 @@ const MOST_ENLARGED = 2; // times a small image's own size
 const MAX_DETAILS = 200;
 
 /** Load what is known about an image. */
-export async function loadDetails(id, signal) {
+async function loadDetails(id, signal) {
   if (!details.has(id)) {
     details.set(id, await api.get("/app/gallery/image", { id }, { signal }));
     if (details.size > MAX_DETAILS) details.delete(details.keys().next().value);

@@ -1,6 +1,6 @@
 // Shape and number of images, and the line that tells the other settings and opens them.
 
-import { app, events } from "./api.js";
+import { app } from "./api.js";
 import { advancedFields } from "./advanced.js";
 import { fill, h } from "./dom.js";
 import { numberField, segmented } from "./fields.js";
@@ -41,8 +41,10 @@ export function shapeAndNumber() {
   }
   setAspects();
   show();
-  form.onChange(show);
-  events.on("model", () => { setAspects(); show(); });
+  form.onChange((patch, source) => {
+    if (source === "model") setAspects();
+    show();
+  });
   return { root: h("div", { class: "stack" }, shape.root, custom, fixed, number.root), fields: { width, height, size: width, num_images: number } };
 }
 
@@ -82,7 +84,7 @@ export function advancedSettings({ onGrid }) {
 const or = (value, usual) => (value === null || value === undefined || value === "" ? usual : value);
 
 /** "25 steps, guidance 7.5, the model's scheduler, new seed each time": what is in use, other than usual things last. */
-export function summaryText(values) {
+function summaryText(values) {
   const model = app.state.model;
   const parts = [
     `${or(values.steps, "usual")} steps`, `guidance ${or(values.guidance, model.guidance)}`,

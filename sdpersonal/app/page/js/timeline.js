@@ -7,7 +7,7 @@ import { button } from "./ui.js";
 const ASPECTS = { shape: "shape", colour: "colours", detail: "detail", fidelity: "prompt" };
 
 /** The parts of a score that are shown: [[name, share from 0 to 1]]. */
-export function scoreParts(scores) {
+function scoreParts(scores) {
   const parts = Object.entries(ASPECTS).filter(([key]) => typeof scores?.[key] === "number").map(([key, name]) => [name, scores[key]]);
   if (parts.length || typeof scores?.score !== "number") return parts;
   return [["likeness", scores.likeness ?? scores.score]];
@@ -44,7 +44,7 @@ function starText(training, entries) {
 const SHOWN = 4; // images of a card; the viewer has all
 
 /** Choose images for a card: the user's own prompts first, one of each prompt before a second one of any. */
-export function cardImages(images) {
+function cardImages(images) {
   const all = images.map((image, index) => ({ ...image, index })), seen = new Set();
   const rank = image => {
     const again = seen.has(image.prompt);

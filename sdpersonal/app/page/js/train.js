@@ -22,8 +22,10 @@ export function mount(root) {
   dropTarget(root, (files, event) => takeDrop(event).catch(showError));
   followLists();
   events.on("train-list", onLists);
-  events.on("connected", () => { if (store.loaded) loadLists().then(() => shown?.refresh?.()).catch(showError); });
-  events.on("model", () => shown?.refresh?.());
+  events.on("connected", () => {
+    if (store.loaded) loadLists().then(() => shown?.kind === "training" && shown.refresh()).catch(showError); // a draft is in the list
+  });
+  events.on("model-loaded", () => shown?.refresh?.().catch(showError));
   return {
     show(parts) { path = parts; open().catch(showError); },
     hide() { shown?.hide?.(); },
@@ -79,7 +81,7 @@ async function readTarget() {
 
 function replaceAddress(kind, id) {
   path = kind === "draft" ? ["draft", id] : [id];
-  history.replaceState(null, "", `#${["train", ...path].map(encodeURIComponent).join("/")}`);
+  if (document.body.dataset.tab === "train") history.replaceState(null, "", `#${["train", ...path].map(encodeURIComponent).join("/")}`);
   return { kind, id };
 }
 

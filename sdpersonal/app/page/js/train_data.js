@@ -3,8 +3,7 @@
 import { api, emit, events } from "./api.js";
 import { showError } from "./ui.js";
 
-export const RUNNING = ["starting", "training", "finishing"];
-export const isRunning = training => RUNNING.includes(training.state);
+export { isRunning } from "./jobs.js";
 
 /** drafts: oldest first; trainings: as the server lists them. loaded: whether it has been asked. */
 export const store = { drafts: [], trainings: [], loaded: false };
@@ -50,8 +49,11 @@ export const isUntouched = draft => !draft.photos.length && !draft.form.name && 
 
 /** Return a draft with nothing in it, made if there is none. */
 export async function emptyDraft() {
-  return store.drafts.find(isUntouched) ?? putDraft(await api.post("/app/drafts"));
+  const draft = store.drafts.find(isUntouched);
+  newDraft ??= draft ? null : api.post("/app/drafts").then(putDraft).finally(() => { newDraft = null; });
+  return draft ?? newDraft;
 }
+let newDraft = null; // the request that makes one
 
 /** Make a draft with a training's settings, and its photos where they still exist. change: values that differ. */
 export async function draftFrom(training, change = null) {

@@ -38,11 +38,12 @@ export function trainingView(id) {
     state.announced = now.state;
   };
   const load = async () => {
+    state.isStale = Boolean(state.loading); // the answer under way may be older than what is asked for now
     if (state.loading) return state.loading;
     state.loading = api.get(`/app/trainings/${encodeURIComponent(id)}`).finally(() => { state.loading = null; });
     state.details = await state.loading;
     show();
-    return undefined;
+    return state.isStale ? load() : undefined;
   };
   const stop = events.on("training", data => { if (data.id === id) load().catch(showError); });
   const onLists = () => {

@@ -94,8 +94,8 @@ export async function confirmDialog({ title, text, yes = "Yes", no = "Cancel", d
 }
 
 /** A word of the field with its meaning in a tooltip, reachable by hover, focus and touch. */
-export function term(word, text = null) {
-  const meaning = text ?? TERMS[word.toLowerCase()];
+export function term(word) {
+  const meaning = TERMS[word.toLowerCase()];
   if (!meaning) return document.createTextNode(word);
   const id = uniqueId("term");
   const tip = h("span", { class: "tooltip", role: "tooltip", id, hidden: true }, meaning);
@@ -205,9 +205,29 @@ export function dateText(seconds) {
 /** "1 image", "4 images". */
 export const countText = (count, noun, plural = `${noun}s`) => `${count.toLocaleString()} ${count === 1 ? noun : plural}`;
 
+/** Put text in place of what is selected, as typing does, so that the browser's own undo takes it back. */
+export function insertText(input, text) {
+  input.focus();
+  if (!document.execCommand("insertText", false, text)) {
+    input.setRangeText(text, input.selectionStart, input.selectionEnd, "end");
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}
+
+/** Copy where the browser has no clipboard: over HTTP from another machine. */
+function copyBySelection(text) {
+  const area = h("textarea", { value: text, readOnly: true });
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  if (!copied) throw new Error("The browser does not allow copying here.");
+}
+
 /** Copy a text and say so. */
 export async function copyText(text, what = "Copied") {
-  await navigator.clipboard.writeText(text);
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else copyBySelection(text);
   toast(`${what}.`, { kind: "good", seconds: 2 });
 }
 

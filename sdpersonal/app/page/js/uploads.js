@@ -33,7 +33,7 @@ async function readEntry(entry, files) {
 }
 
 /** Split files into parts that hold a photo's caption together with it; also count what is neither. */
-export function toParts(files) {
+function toParts(files) {
   const wanted = files.filter(file => PHOTO.test(file.name) || CAPTION.test(file.name) || file.type.startsWith("image/"));
   const stem = file => file.name.replace(CAPTION, "").replace(PHOTO, "");
   const byStem = Map.groupBy ? Map.groupBy(wanted, stem) : groupBy(wanted, stem);
