@@ -72,7 +72,8 @@ def file(app, generated):
 
 def asked(app, kind, image=None, user=None, **options):
     """Ask for a job as a page does; return the last view."""
-    return app.run(lambda: plan_job(JobRequest(kind, image=image, **options), app.gallery, user), user)
+    request = JobRequest.model_construct(kind=kind, image=image, **options)  # of any types
+    return app.run(lambda: plan_job(request, app.gallery, user), user)
 
 
 def recipes(app, view):
