@@ -24,12 +24,12 @@ from sdpersonal.app.backend.generate.generate_form import (
 from sdpersonal.app.backend.generate.image_files import ImageFiles
 from sdpersonal.app.backend.generate.init_images import InitImages
 from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
+from sdpersonal.app.backend.generate.places import change_region
 from sdpersonal.app.backend.generate.prompt import (
     MAX_CONCEPTS,
     PROMPT_PRESETS,
     REGION_CHOICES,
     PromptConcept,
-    change_region,
     change_strength,
     check_prompt,
     fill_preset,
@@ -189,6 +189,11 @@ def test_subjects_say_where_they_are_to_be(workspace, prompt, regions):
         ("<me/duck:at=left+you/ink>", "right", "<me/duck+you/ink:at=right>"),
         ("<duck:at=left> and <you/ink>", "auto", "<duck> and <you/ink>"),
         ("<me/duck:at={left|right}> {a|b}", "bottom", "<me/duck:at=bottom> {a|b}"),
+        ("a <me/duck:at=top> here", "0.05,.4,0.50,1", "a <me/duck:box=0.05,0.4,0.5,1> here"),
+        ("<me/duck:box=0,0,1,0.2@0-0.5>", "0,0,0.5,1", "<me/duck:at=left@0-0.5>"),  # its name
+        ("<me/duck:at=left>", "0.5,0,0.2,1", "<me/duck:at=left>"),
+        ("<me/duck:at=left>", "0,0,1,1:0.5", "<me/duck:at=left>"),
+        ("<me/duck:at=left>", "0,0,nan,1", "<me/duck:at=left>"),
         ("<me/duck:at=left>", "box", "<me/duck:at=left>"),
         ("<me/duck:at=left>", "behind", "<me/duck:at=left>"),
         ("<me/duck:at=left>", None, "<me/duck:at=left>"),
@@ -199,6 +204,46 @@ def test_a_place_that_is_chosen_is_written_in_the_prompt(prompt, name, wanted):
     assert change_region(prompt, "<me/duck>", name) == wanted
     assert change_region(prompt, "no token", name) == change_region(prompt, "<me/cat>", name) == prompt
     parse(wanted.replace("{a|b}", ""))
+
+
+@pytest.mark.parametrize(
+    "prompt, places",
+    [
+        (
+            "a <me/duck> and <me/photo> by <you/ink>",
+            [("me/duck", (0, 0, 0.5, 1), False), ("me/photo", (0.5, 0, 1, 1), False)],
+        ),
+        (
+            "a <me/duck> on top of a <me/photo>",
+            [("me/duck", (0, 0, 1, 0.5), False), ("me/photo", (0, 0.5, 1, 1), False)],
+        ),
+        (
+            "a <me/duck:at=right> and <me/photo>",
+            [("me/duck", (0.5, 0, 1, 1), True), ("me/photo", (0, 0, 0.5, 1), False)],
+        ),
+        ("<you/ink> <me/duck+me/photo:box=0,0.1,1,1>", [("me/duck+me/photo", (0, 0.1, 1, 1), True)]),
+        (
+            "<me/duck:at=left> <me/duck:at=right>",
+            [("me/duck", (0, 0, 0.5, 1), True), ("me/duck", (0.5, 0, 1, 1), True)],
+        ),
+        (r"\<me/duck> <me/nobody:at=left> by <you/ink:at=left> {a|b}", []),
+        ("<me/duck", []),
+    ],
+)
+def test_a_prompt_says_where_its_subjects_stand(workspace, prompt, places):
+    """The same as where the generator puts them: as given, else side by side or one above the other."""
+    listed = check_prompt(prompt, workspace, "tiny").places
+    assert [(place.name, place.box, place.is_given) for place in listed] == places
+
+
+def test_one_of_two_mentions_gets_a_place(workspace):
+    prompt = "<you/ink>, <me/duck:at=left> and <duck:0.5>"
+    first, second = check_prompt(prompt, workspace, "tiny").places
+    assert (first.number, second.number) == (1, 2)
+    moved = change_region(prompt, second.token, "0.6,0,1,1", second.number)
+    assert moved == "<you/ink>, <me/duck:at=left> and <duck:0.5:box=0.6,0,1,1>"
+    assert change_region(prompt, first.token, "auto", first.number) == "<you/ink>, <me/duck> and <duck:0.5>"
+    assert change_region(prompt, second.token, "top", 0) == change_region(prompt, second.token, "top", 9) == prompt
 
 
 def test_ready_prompts_get_a_fitting_concept(workspace):

@@ -18,7 +18,8 @@ from ..backend.generate.gallery import Gallery
 from ..backend.generate.generate_form import form_values, save_init_image
 from ..backend.generate.image_settings import MAX_TEXT, ImageSettings, read_pasted_settings, read_settings
 from ..backend.generate.init_images import InitImages
-from ..backend.generate.prompt import change_region, change_strength, check_prompt, fill_preset
+from ..backend.generate.places import change_region
+from ..backend.generate.prompt import change_strength, check_prompt, fill_preset
 from ..backend.generate.submission import JobRequest, plan_job
 from ..backend.render_job import JobKind
 from .requests import Body, User
@@ -40,6 +41,7 @@ class EditBody(PromptBody):
     token: ShortText
     strength: float | None = None
     region: ShortText | None = None
+    mention: int | None = None
 
 
 class PresetPromptBody(PromptBody):
@@ -109,12 +111,12 @@ def _add_prompts(routes: APIRouter, app: App) -> None:
 
     @routes.post("/app/prompt/edit")
     def edit(body: EditBody, user: User) -> dict[str, Any]:
-        """Change the strength or the region of a concept in a prompt."""
+        """Change the strength or the region of a concept in a prompt; the region also of one of its mentions."""
         prompt = body.prompt
         if body.strength is not None:
             prompt = change_strength(prompt, body.token, body.strength)
         if body.region is not None:
-            prompt = change_region(prompt, body.token, body.region)
+            prompt = change_region(prompt, body.token, body.region, body.mention)
         return {"prompt": prompt}
 
     @routes.post("/app/prompt/preset")
