@@ -124,10 +124,8 @@ def test_whoever_waits_longest_is_next_whoever_it_is(trainings, machine):
     running = trainings.start(settings("a"), Photos(), "anna")
     waiting = [trainings.start(settings(name), Photos(), user) for name, user in (("b", "ben"), ("c", "anna"))]
     [status] = [status for status in trainings.runs("anna") if status.state == "waiting"]
-    assert (
-        trainings.waiting_before(status) == 1
-        and "1 training starts before it" in run_summary(status, trainings)["text"]
-    )
+    summary = run_summary(status, trainings)
+    assert summary["ahead"] == 1 and "1 training starts before it" in summary["text"]
     assert "ben" not in json.dumps(run_summary(status, trainings))
     for folder in waiting:
         machine.end(running, token="<me/a-v1>")

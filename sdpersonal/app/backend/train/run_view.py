@@ -54,12 +54,19 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
 
 def run_summaries(runs: Sequence[RunStatus], service: TrainingService) -> list[dict[str, Any]]:
     """Describe the runs for the list."""
-    return [run_summary(run, service) for run in runs[:_MAX_RUNS]]
+    shown = runs[:_MAX_RUNS]
+    line = service.line() if any(run.state == "waiting" for run in shown) else []
+    places = {folder: place for place, folder in enumerate(line)}
+    return [_summary(run, places.get(run.folder, 0)) for run in shown]
 
 
 def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
     """Describe a run in one line, with its progress."""
-    ahead = service.waiting_before(status) if status.state == "waiting" else 0
+    return run_summaries([status], service)[0]
+
+
+def _summary(status: RunStatus, ahead: int) -> dict[str, Any]:
+    """Describe a run. ahead: trainings, of anybody, that start before a waiting one."""
     title, text = run_text(status, ahead)
     losses = status.points.losses
     settings = status.settings

@@ -225,11 +225,10 @@ class TrainingService:
             is_own = self._current.parent == self.workspace.user_runs(user).resolve()
             return RunningTraining(is_own, status.started_at, status.seconds_left)
 
-    def waiting_before(self, status: RunStatus) -> int:
-        """Return how many trainings, of anybody, start before this one which waits."""
+    def line(self) -> list[Path]:
+        """Return the folders of the trainings, of anybody, that wait, in the order in which they start."""
         with self._mutex:
-            line = waiting_runs(self._all())
-            return line.index(status.folder) if status.folder in line else 0
+            return waiting_runs(self._all())
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
