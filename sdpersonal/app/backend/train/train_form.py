@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -31,7 +31,7 @@ from .training_cost import cost_key, duration_text, memory_text
 
 Method = Literal["lora", "pivotal", "textual-inversion"]
 Prior = Literal["none", "predicted", "generated"]
-PRIORS: dict[str, str] = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "generated"}
+PRIORS: tuple[str, ...] = get_args(Prior)
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 _METHOD_EFFECTS = {
     "lora": "a LoRA and the embedding of its token, in a file of a few megabytes",
@@ -118,14 +118,14 @@ def form_of_settings(settings: TrainingSettings) -> TrainForm:
         "crop": settings.crop,
         "flip": settings.flip,
         "early_stop": settings.early_stop,
-        "sample_prompts": getattr(settings, "sample_prompts", None) or (),
-        "continue_from": getattr(settings, "continue_from", None),
+        "sample_prompts": settings.sample_prompts,
+        "continue_from": settings.continue_from,
     }
     values |= {name: getattr(settings, name) for name in _NUMBERS}
     if isinstance(settings, DreamboothSettings):
         values |= {"noun": settings.class_noun, "text_encoder": settings.text_encoder, "rank": settings.rank}
         values["method"] = settings.method if settings.method != "full" else "lora"
-        values["prior"] = settings.prior if settings.prior in PRIORS.values() else "none"
+        values["prior"] = settings.prior if settings.prior in PRIORS else "none"
     else:
         values |= {"method": "textual-inversion", "noun": getattr(settings, "init", None) or ""}
     return TrainForm(**values)
@@ -157,8 +157,6 @@ def parse_settings(form: TrainForm, base: ModelInfo, owner: str = DEFAULT_OWNER)
     if form.sample_prompts:
         values["sample_prompts"] = form.sample_prompts
     if form.continue_from:
-        if "continue_from" not in TrainingSettings.model_fields:
-            raise FieldError("continue_from", "A concept cannot be trained further yet.", "Start from the model.")
         values["continue_from"] = form.continue_from
     try:
         return _build(form, noun, values)
