@@ -103,6 +103,7 @@ STATES: dict[str, tuple[str, Callable[[Window], object]]] = {
     "queue": ("generate", lambda window: (_under_way(window), press(window, "Queue", "#queue"))),
     "library": ("library", _nothing),
     "library-import": ("library", lambda window: press(window, "Import", "#tab-library")),
+    "library-export": ("library/me/teddy-bear", lambda window: press(window, "Export", "#tab-library")),
     "models": ("models", _nothing),
     "train": ("train/draft/{draft}", _nothing),
     "train-captions": ("train/draft/{draft}", lambda window: press(window, "Captions", "#tab-train")),

@@ -77,7 +77,7 @@ def press(window, name: str, within: str = "body") -> None:
         assert time.monotonic() < until, name
         time.sleep(0.05)
     window.run("arguments[0].scrollIntoView({block: 'center'})", element)  # away from messages at the foot
-    window.call(f"element/{element[browsers.ELEMENT]}/click")
+    window.click_element(element)
 
 
 def close_dialog(window) -> None:

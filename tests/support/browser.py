@@ -128,8 +128,19 @@ class Browser:
         return value
 
     def click(self, selector: str) -> None:
-        element = self.call("element", using="css selector", value=selector)[ELEMENT]
-        self.call(f"element/{element}/click")
+        self.click_element(self.call("element", using="css selector", value=selector))
+
+    def click_element(self, element: dict, seconds: float = 10) -> None:
+        """Click an element of `run` once nothing lies over it, as after a change of the layout or under a message."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                self.call(f"element/{element[ELEMENT]}/click")
+                return
+            except RuntimeError as error:
+                if "click intercepted" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.1)
 
     def type(self, selector: str, text: str) -> None:
         element = self.call("element", using="css selector", value=selector)[ELEMENT]
