@@ -253,9 +253,7 @@ def _import_endpoint(app: App) -> Callable[..., list[dict]]:
         """Import uploaded concept files: [{"name", "status", "message", "token"}]. name: for a single concept;
         duplicates: "refuse", "skip", "rename", "versions" or "replace"."""
         with _in_words():
-            replace = duplicates == "replace"
-            paths = upload_paths(files, "files")
-            outcomes = import_uploads(app.workspace, paths, name, replace, "refuse" if replace else duplicates)
+            outcomes = import_uploads(app.workspace, upload_paths(files, "files"), name, duplicates)
             app.events.publish_to_all("library", {})
             return [asdict(outcome) for outcome in outcomes]
 
