@@ -23,7 +23,7 @@ from sdpersonal.app.backend.generate.generate_form import (
 )
 from sdpersonal.app.backend.generate.image_files import ImageFiles
 from sdpersonal.app.backend.generate.init_images import InitImages
-from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
+from sdpersonal.app.backend.generate.jobs import AXES, axis_text, generate_job, grid_job
 from sdpersonal.app.backend.generate.prompt import (
     MAX_CONCEPTS,
     PROMPT_PRESETS,
@@ -532,7 +532,7 @@ def test_a_part_is_generated_anew(app, workspace, generated, file):
 def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
     for kind, (_, example) in AXES.items():
         prompt = "a <me/duck> by <me/ink> {}" if "{}" in kind else "a <me/duck> by <me/ink>"
-        assert grid_job(FORM | {"prompt": prompt}, kind, example, NO_AXIS, "").expected > 2
+        assert grid_job(FORM | {"prompt": prompt}, kind, example, "", "").expected > 2
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,7 @@ def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
 )
 def test_what_no_sheet_can_change_is_told(kind, values):
     with pytest.raises(UserError):
-        grid_job(FORM, kind, values, NO_AXIS, "")
+        grid_job(FORM, kind, values, "", "")
 
 
 def test_an_axis_is_one_line_of_a_sheet():
@@ -557,7 +557,7 @@ def test_an_axis_is_one_line_of_a_sheet():
     for prompt in ("a duck", "<me/duck> and <me/cat>", "<me/duck", None):
         with pytest.raises(UserError, match="start with the concept"):
             axis_text("Strength of a concept", "0.5, 1", prompt)
-    assert axis_text(NO_AXIS, "1") is None
+    assert axis_text("", "1") is None
 
 
 def test_a_grid_is_generated_and_its_images_are_saved(app):

@@ -198,9 +198,7 @@ def _cancel_endpoint(app: App) -> Callable[..., dict]:
             if any(job["id"] == id for job in app.jobs.views(user)):
                 app.jobs.cancel(user, id)
                 return {"message": "Cancelled."}
-            message = run_command(app.trainings, user, str(id), "cancel")
-            app.training_watcher.wake()
-            return {"message": message}
+            return {"message": run_command(app.trainings, user, str(id), "cancel")}
 
     return cancel
 
