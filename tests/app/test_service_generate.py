@@ -11,12 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.app.backend import Workspace
-from sdpersonal.app.backend.error_text import LABELS
 from sdpersonal.app.backend.generate import image_settings, init_images, presets
 from sdpersonal.app.backend.generate.generate_form import (
     aspect_presets,
     form_defaults,
-    form_limits,
     form_values,
     request_fields,
     save_init_image,
@@ -27,7 +25,6 @@ from sdpersonal.app.backend.generate.jobs import AXES, axis_text, generate_job, 
 from sdpersonal.app.backend.generate.prompt import (
     MAX_CONCEPTS,
     PROMPT_PRESETS,
-    REGION_CHOICES,
     PromptConcept,
     change_region,
     change_strength,
@@ -178,7 +175,6 @@ def test_a_slider_changes_the_prompt(strength, wanted):
 )
 def test_subjects_say_where_they_are_to_be(workspace, prompt, regions):
     assert tuple(concept.region for concept in check_prompt(prompt, workspace, "tiny").concepts) == regions
-    assert all(region in (None, *REGION_CHOICES) for region in regions)
 
 
 @pytest.mark.parametrize(
@@ -240,21 +236,6 @@ def test_a_form_as_it_opens_is_a_request(app):
     for seed in ("-1", "1.5", "x", "9" * 30, True, [1], 1.5):
         with pytest.raises(UserError, match=r"seed must be a .* got"):
             GenerateRequest(**fields(app, {"seed": seed}))
-
-
-def test_its_numbers_have_the_limits_that_are_told():
-    limits = form_limits()
-    for name in ("num_images", "steps", "guidance", "rescale", "hires_scale", "clip_skip", "strength"):
-        for value in limits[name]:
-            GenerateRequest(prompt="", **{name: value})
-        for value in (limits[name][0] - 0.1 if name != "strength" else 0, limits[name][1] + 1):
-            with pytest.raises(UserError):
-                GenerateRequest(prompt="", **{name: value})
-    low, high, unit = limits["side"]
-    GenerateRequest(prompt="", size=f"{low}x{high}", num_images=1)
-    with pytest.raises(UserError):
-        GenerateRequest(prompt="", size=f"{low + unit - 1}x{high}")
-    assert all(name in LABELS for name in ("prompt", "steps", "size", "seed", "clip_skip"))
 
 
 @pytest.mark.parametrize("form", [{"width": 7, "height": 64}, {"width": "x"}, {"height": 128}, {"size": "1x1"}])
