@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ from ....training.run_dir import (
     to_text,
     validation_folder,
 )
+from .run_folders import read_process
 from .run_status import RunStatus
 from .run_view import keepable_steps
 from .training_service import TrainingService
@@ -36,14 +38,14 @@ _MAX_IMAGE_SIDE = 4096  # pixels
 def run_command(service: TrainingService, user: str | None, run: str, command: str) -> str:
     """Do what a button says; return a message for the user, "" if there is none. Raises UserError."""
     if command in ("sample", "keep"):
-        send_command(service, user, run, Command[command.upper()])
+        send(_find_running(service, user, run), Command[command.upper()])
         return ""
     if command in ("cancel", "discard"):
         return service.cancel(user, run)
     if command == "resume":
         return service.resume(user, run)
-    if command == "pause":
-        service.pause(user, run)
+    if command == "pause":  # it finishes its step, saves and stops
+        read_process(_find_running(service, user, run)).terminate(wait=0.0)
         return ""
     if command == "dismiss":
         service.dismiss(user, run)
@@ -51,13 +53,12 @@ def run_command(service: TrainingService, user: str | None, run: str, command: s
     raise UserError("There is no such command.")
 
 
-def send_command(service: TrainingService, user: str | None, run: str, command: Command, step: int = 0) -> None:
-    """Send a command to a running training. step: the one to keep, 0 for the best. Raises UserError if it does not
-    run."""
+def _find_running(service: TrainingService, user: str | None, run: str) -> Path:
+    """Return the folder of a running training. Raises UserError if it does not run."""
     status = service.find(user, run)
     if not status.running:
         raise UserError("This training does not run.")
-    send(status.folder, command, step)
+    return status.folder
 
 
 def keep_step(service: TrainingService, user: str | None, run: str, step: int) -> str:
@@ -67,7 +68,7 @@ def keep_step(service: TrainingService, user: str | None, run: str, step: int) -
     if step not in keepable_steps(status, [step]):
         raise UserError(f"The state after step {step:,} was not kept.", "Choose another step.")
     if status.running:
-        send_command(service, user, run, Command.KEEP, step)
+        send(status.folder, Command.KEEP, step)
         return f"The training ends now, with the concept as it was after step {step:,}."
     token = service.workspace.library.add(_read_snapshot(status, step))
     saved = read_json(status.folder / KEPT_FILE)

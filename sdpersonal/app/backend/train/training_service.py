@@ -261,13 +261,6 @@ class TrainingService:
             return "Discarded: its samples and its report were deleted; the concept stays in your library."
         return "Cancelled: nothing was added, and its copies of your photos were deleted."
 
-    def pause(self, user: str | None, run: str) -> None:
-        """Let a running training finish its step, save and stop; it can be resumed."""
-        status = self.find(user, run)
-        if not status.running:
-            raise UserError("This training does not run.")
-        read_process(status.folder).terminate(wait=0.0)
-
     def dismiss(self, user: str | None, run: str) -> None:
         """Stop showing a finished run. Its report stays."""
         with self._mutex:
