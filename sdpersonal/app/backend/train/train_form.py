@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -126,8 +127,8 @@ def form_of_settings(settings: TrainingSettings) -> TrainForm:
         values |= {"noun": settings.class_noun, "text_encoder": settings.text_encoder, "rank": settings.rank}
         values["method"] = settings.method if settings.method != "full" else "lora"
         values["prior"] = settings.prior if settings.prior in PRIORS else "none"
-    else:
-        values |= {"method": "textual-inversion", "noun": getattr(settings, "init", None) or ""}
+    elif isinstance(settings, TextualInversionSettings):
+        values |= {"method": "textual-inversion", "noun": settings.init or ""}
     return TrainForm(**values)
 
 
@@ -153,7 +154,7 @@ def parse_settings(form: TrainForm, base: ModelInfo, owner: str = DEFAULT_OWNER)
         "early_stop": form.early_stop,
         "consent": "yes" if form.kind == "person" else "unknown",
     }
-    values |= {name: number for name in _NUMBERS if (number := typed_number(getattr(form, name))) is not None}
+    values |= {name: typed_number(typed) for name in _NUMBERS if (typed := getattr(form, name)) is not None}
     if form.sample_prompts:
         values["sample_prompts"] = form.sample_prompts
     if form.continue_from:
@@ -168,8 +169,8 @@ def _build(form: TrainForm, noun: str, values: dict[str, Any]) -> TrainingSettin
     if form.method == "textual-inversion":
         return TextualInversionSettings(**values, init=noun)
     values |= {"class_noun": noun, "method": form.method, "prior": form.prior, "text_encoder": form.text_encoder}
-    if (rank := typed_number(form.rank)) is not None:
-        values["rank"] = rank
+    if form.rank is not None:
+        values["rank"] = typed_number(form.rank)
     return DreamboothSettings(**values)
 
 
@@ -214,18 +215,12 @@ def make_plan(
     )
 
 
-def typed_number(typed: object) -> object:
-    """Parse a number field: None if empty; invalid text is returned unchanged so that validation can name it."""
-    if not isinstance(typed, str):
-        return typed
+def typed_number(typed: str) -> int | float | str:
+    """Parse a number field; invalid text is returned unchanged so that validation can name it."""
     text = typed.strip()
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    if not text:
-        return None
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return typed
