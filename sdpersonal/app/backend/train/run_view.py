@@ -26,8 +26,9 @@ from ....training.run_dir import (
     validation_folders,
     validation_images,
 )
+from ..error_text import name_fields
 from .loss_curve import loss_curve
-from .run_advice import advice_after, fails_again, name_fields
+from .run_advice import advice_after, fails_again
 from .run_images import ShownImage, class_images, photo_urls, samples_url, timeline_images
 from .run_status import RunStatus
 from .run_text import noun_of, preparation, run_text, token_of
