@@ -103,7 +103,7 @@ def test_the_second_waits_and_starts_when_the_first_has_ended(trainings, machine
     assert states(trainings) == [("<me/a>", "starting"), ("<me/b>", "waiting")] and len(machine.argvs) == 1
     assert trainings.start_next() is None and len(machine.argvs) == 1
     summary = run_summary(trainings.runs(None)[1], trainings)
-    assert summary["photos"] == 2 and summary["ahead"] == 0 and "starts by itself" in summary["text"]
+    assert summary["photo_count"] == 2 and summary["ahead"] == 0 and "starts by itself" in summary["text"]
     machine.end(first, token="<me/a-v1>", steps=9, best=9)
     assert trainings.start_next() == second and f"--run={second}" in machine.argvs[1]
     assert states(trainings) == [("<me/b>", "starting"), ("<me/a>", "done")]

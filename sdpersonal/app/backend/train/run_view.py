@@ -84,7 +84,6 @@ def _summary(status: RunStatus, ahead: int) -> dict[str, Any]:
         "kind": to_text(settings.get("kind")) or "object",
         "noun": noun_of(status),
         "model": to_text(settings.get("base")),
-        "photos": status.photos,
         "photo_count": status.photos,
         "created": status.created_at,
         "started": status.started_at,
