@@ -19,15 +19,14 @@ from ..library.thumbnails import thumb_url
 from ..workspace import Workspace
 
 MAX_CONCEPTS = 24  # of a prompt, that the page shows
-ANYWHERE, OWN_BOX = "auto", "box"
-REGION_CHOICES = (ANYWHERE, *REGIONS, OWN_BOX)  # the last only shows that the prompt has a box of its own
+ANYWHERE, OWN_BOX = "auto", "box"  # regions beside `REGIONS`; the last is a box that the prompt itself gives
 
 
 @dataclass(frozen=True)
 class PromptConcept:
     """A concept that a prompt names. token: without its options; written: its last mention as it stands in the prompt;
-    kind: "object", "person", "style", "" for an unknown one; region: a name of `REGION_CHOICES`, None for a style;
-    thumb: address of its thumbnail, or ""."""
+    kind: "object", "person", "style", "" for an unknown one; region: `ANYWHERE`, a name of `REGIONS`, `OWN_BOX`, None
+    for a style; thumb: address of its thumbnail, or ""."""
 
     token: str
     written: str
