@@ -154,6 +154,8 @@ def test_presets_are_saved_and_deleted(page):
     [
         ("/app/jobs", {"kind": "evil"}, 422),
         ("/app/jobs", {"kind": "generate", "evil": 1}, 422),
+        ("/app/jobs", {"kind": "hires", "strength": "x"}, 422),
+        ("/app/jobs", {"kind": "variations", "strength": []}, 422),
         ("/app/jobs", {"kind": "generate", "form": {f"{i}": 1 for i in range(999)}}, 422),
         ("/app/jobs", {"kind": "generate", "form": {"prompt": "x" * 100_000}}, 422),
         ("/app/jobs", {"kind": "generate", "form": {"prompt": "a", "steps": 999}}, 400),

@@ -11,24 +11,21 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.app.backend import Workspace
-from sdpersonal.app.backend.error_text import LABELS
 from sdpersonal.app.backend.generate import image_settings, init_images, presets
 from sdpersonal.app.backend.generate.generate_form import (
     aspect_presets,
     form_defaults,
-    form_limits,
     form_values,
     request_fields,
     save_init_image,
 )
 from sdpersonal.app.backend.generate.image_files import ImageFiles
 from sdpersonal.app.backend.generate.init_images import InitImages
-from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
+from sdpersonal.app.backend.generate.jobs import AXES, axis_text, generate_job, grid_job
 from sdpersonal.app.backend.generate.places import change_region
 from sdpersonal.app.backend.generate.prompt import (
     MAX_CONCEPTS,
     PROMPT_PRESETS,
-    REGION_CHOICES,
     PromptConcept,
     change_strength,
     check_prompt,
@@ -72,7 +69,7 @@ def file(app, generated):
 
 def asked(app, kind, image=None, user=None, **options):
     """Ask for a job as a page does; return the last view."""
-    return app.run(lambda: plan_job(JobRequest(kind, image=image, **options), app.gallery, user), user)
+    return app.run(lambda: plan_job(JobRequest(kind=kind, image=image, **options), app.gallery, user), user)
 
 
 def recipes(app, view):
@@ -178,7 +175,6 @@ def test_a_slider_changes_the_prompt(strength, wanted):
 )
 def test_subjects_say_where_they_are_to_be(workspace, prompt, regions):
     assert tuple(concept.region for concept in check_prompt(prompt, workspace, "tiny").concepts) == regions
-    assert all(region in (None, *REGION_CHOICES) for region in regions)
 
 
 @pytest.mark.parametrize(
@@ -285,21 +281,6 @@ def test_a_form_as_it_opens_is_a_request(app):
     for seed in ("-1", "1.5", "x", "9" * 30, True, [1], 1.5):
         with pytest.raises(UserError, match=r"seed must be a .* got"):
             GenerateRequest(**fields(app, {"seed": seed}))
-
-
-def test_its_numbers_have_the_limits_that_are_told():
-    limits = form_limits()
-    for name in ("num_images", "steps", "guidance", "rescale", "hires_scale", "clip_skip", "strength"):
-        for value in limits[name]:
-            GenerateRequest(prompt="", **{name: value})
-        for value in (limits[name][0] - 0.1 if name != "strength" else 0, limits[name][1] + 1):
-            with pytest.raises(UserError):
-                GenerateRequest(prompt="", **{name: value})
-    low, high, unit = limits["side"]
-    GenerateRequest(prompt="", size=f"{low}x{high}", num_images=1)
-    with pytest.raises(UserError):
-        GenerateRequest(prompt="", size=f"{low + unit - 1}x{high}")
-    assert all(name in LABELS for name in ("prompt", "steps", "size", "seed", "clip_skip"))
 
 
 @pytest.mark.parametrize("form", [{"width": 7, "height": 64}, {"width": "x"}, {"height": 128}, {"size": "1x1"}])
@@ -426,7 +407,7 @@ def test_a_change_of_nothing_is_told(app, generated, change):
     assert not view["images"] and view["message"] and "Internal" not in view["message"]
 
 
-@pytest.mark.parametrize("strength", [math.nan, 0, 7, "x", []])
+@pytest.mark.parametrize("strength", [math.nan, 0, 7])
 def test_a_bad_strength_is_told(app, generated, strength):
     view = asked(app, "variations", generated, strength=strength)
     assert not view["images"] and "variation_strength must be" in view["message"]
@@ -577,7 +558,7 @@ def test_a_part_is_generated_anew(app, workspace, generated, file):
 def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
     for kind, (_, example) in AXES.items():
         prompt = "a <me/duck> by <me/ink> {}" if "{}" in kind else "a <me/duck> by <me/ink>"
-        assert grid_job(FORM | {"prompt": prompt}, kind, example, NO_AXIS, "").expected > 2
+        assert grid_job(FORM | {"prompt": prompt}, kind, example, "", "").expected > 2
 
 
 @pytest.mark.parametrize(
@@ -592,7 +573,7 @@ def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
 )
 def test_what_no_sheet_can_change_is_told(kind, values):
     with pytest.raises(UserError):
-        grid_job(FORM, kind, values, NO_AXIS, "")
+        grid_job(FORM, kind, values, "", "")
 
 
 def test_an_axis_is_one_line_of_a_sheet():
@@ -602,7 +583,7 @@ def test_an_axis_is_one_line_of_a_sheet():
     for prompt in ("a duck", "<me/duck> and <me/cat>", "<me/duck", None):
         with pytest.raises(UserError, match="start with the concept"):
             axis_text("Strength of a concept", "0.5, 1", prompt)
-    assert axis_text(NO_AXIS, "1") is None
+    assert axis_text("", "1") is None
 
 
 def test_a_grid_is_generated_and_its_images_are_saved(app):

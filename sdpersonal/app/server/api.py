@@ -198,9 +198,7 @@ def _cancel_endpoint(app: App) -> Callable[..., dict]:
             if any(job["id"] == id for job in app.jobs.views(user)):
                 app.jobs.cancel(user, id)
                 return {"message": "Cancelled."}
-            message = run_command(app.trainings, user, str(id), "cancel")
-            app.training_watcher.wake()
-            return {"message": message}
+            return {"message": run_command(app.trainings, user, str(id), "cancel")}
 
     return cancel
 
@@ -253,9 +251,7 @@ def _import_endpoint(app: App) -> Callable[..., list[dict]]:
         """Import uploaded concept files: [{"name", "status", "message", "token"}]. name: for a single concept;
         duplicates: "refuse", "skip", "rename", "versions" or "replace"."""
         with _in_words():
-            replace = duplicates == "replace"
-            paths = upload_paths(files, "files")
-            outcomes = import_uploads(app.workspace, paths, name, replace, "refuse" if replace else duplicates)
+            outcomes = import_uploads(app.workspace, upload_paths(files, "files"), name, duplicates)
             app.events.publish_to_all("library", {})
             return [asdict(outcome) for outcome in outcomes]
 

@@ -12,7 +12,6 @@ from ....errors import FieldError, UserError
 from ....generation.request_checks import named, references_in
 from ....playground.xyz_grid.prompt_edits import set_strength
 from ....prompts import MAX_PROMPT, MAX_STRENGTH, Mention, Region, Token, Wildcards, count_prompts
-from ....prompts.concept_options import REGIONS
 from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled
 from ..library.thumbnails import thumb_url
@@ -20,15 +19,14 @@ from ..workspace import Workspace
 from .places import ANYWHERE, PromptPlace, region_name, subject_places
 
 MAX_CONCEPTS = 24  # of a prompt, that the page shows
-OWN_BOX = "box"
-REGION_CHOICES = (ANYWHERE, *REGIONS, OWN_BOX)  # the last only shows that the prompt has a box of its own
+OWN_BOX = "box"  # the region of a concept whose box has no name
 
 
 @dataclass(frozen=True)
 class PromptConcept:
     """A concept that a prompt names. token: without its options; written: its last mention as it stands in the prompt;
-    kind: "object", "person", "style", "" for an unknown one; region: a name of `REGION_CHOICES`, None for a style;
-    thumb: address of its thumbnail, or ""."""
+    kind: "object", "person", "style", "" for an unknown one; region: `ANYWHERE`, the name of a region, `OWN_BOX`, None
+    for a style; thumb: address of its thumbnail, or ""."""
 
     token: str
     written: str

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ....errors import UserError
+from ....prompts import MAX_PROMPT
 from ..render_job import JobKind, JobPlan
 from .gallery import Gallery
 from .generate_form import request_fields
@@ -14,22 +15,29 @@ from .image_jobs import change_job, hires_job, redo_job, variation_job
 from .jobs import endless_job, generate_job, grid_job
 from .prompt import check_concepts
 
+_MAX_LENGTH = MAX_PROMPT * 2  # characters: `GenerateRequest` says what is too long
+ShortText = Annotated[str, Field(max_length=_MAX_LENGTH)]
+ImageId = Annotated[str, Field(max_length=80)]
+FormValue = dict[str, Any] | ShortText | bool | int | float | None
+Form = Annotated[dict[Annotated[str, Field(max_length=40)], FormValue], Field(max_length=60)]
 
-@dataclass(frozen=True)
-class JobRequest:
+
+class JobRequest(BaseModel):
     """What is asked for. form: for generate, endless and grid, as `request_fields` takes it; image: id of the image
     that the other kinds begin with; the rest: as their functions take it."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     kind: JobKind
-    form: Mapping[str, Any] = field(default_factory=dict)
-    image: str | None = None
+    form: Form = Field(default_factory=dict)
+    image: ImageId | None = None
     strength: float | None = None
     count: int | None = None
-    change: str | None = None
-    x: str | None = None
-    x_values: str | None = None
-    y: str | None = None
-    y_values: str | None = None
+    change: ShortText | None = None
+    x: ShortText | None = None
+    x_values: ShortText | None = None
+    y: ShortText | None = None
+    y_values: ShortText | None = None
 
 
 def plan_job(request: JobRequest, gallery: Gallery, user: str | None) -> JobPlan:
