@@ -11,22 +11,19 @@ from pydantic import Field
 
 from ... import storage
 from ...errors import UserError
-from ...prompts import MAX_PROMPT
 from ..backend import App
 from ..backend.generate import presets
 from ..backend.generate.gallery import Gallery
 from ..backend.generate.generate_form import form_values, save_init_image
 from ..backend.generate.image_settings import MAX_TEXT, ImageSettings, read_pasted_settings, read_settings
 from ..backend.generate.init_images import InitImages
-from ..backend.generate.prompt import change_region, change_strength, check_prompt, fill_preset
-from ..backend.generate.submission import Form, JobRequest, plan_job
+from ..backend.generate.places import change_region
+from ..backend.generate.prompt import change_strength, check_prompt, fill_preset
+from ..backend.generate.submission import Form, ImageId, JobRequest, ShortText, plan_job
 from .requests import Body, User
 
 _MAX_INIT = 1 << 28  # bytes of a saved init image
-_MAX_LENGTH = MAX_PROMPT * 2  # characters: `GenerateRequest` says what is too long
-ShortText = Annotated[str, Field(max_length=_MAX_LENGTH)]
 JobId = Annotated[str, Field(max_length=40)]
-ImageId = Annotated[str, Field(max_length=80)]
 
 
 class PromptBody(Body):
@@ -37,6 +34,7 @@ class EditBody(PromptBody):
     token: ShortText
     strength: float | None = None
     region: ShortText | None = None
+    mention: int | None = None
 
 
 class PresetPromptBody(PromptBody):
@@ -93,12 +91,12 @@ def _add_prompts(routes: APIRouter, app: App) -> None:
 
     @routes.post("/app/prompt/edit")
     def edit(body: EditBody, user: User) -> dict[str, Any]:
-        """Change the strength or the region of a concept in a prompt."""
+        """Change the strength or the region of a concept in a prompt; the region also of one of its mentions."""
         prompt = body.prompt
         if body.strength is not None:
             prompt = change_strength(prompt, body.token, body.strength)
         if body.region is not None:
-            prompt = change_region(prompt, body.token, body.region)
+            prompt = change_region(prompt, body.token, body.region, body.mention)
         return {"prompt": prompt}
 
     @routes.post("/app/prompt/preset")

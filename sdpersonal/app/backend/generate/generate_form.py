@@ -8,19 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....config import MAX_CLIP_SKIP, MAX_IMAGES, GenerateRequest
+from ....config import GenerateRequest
 from ....config.generation import DEFAULT_STEPS
 from ....errors import FieldError, UserError
-from ....prompts import MAX_PROMPT
 from ..models.model_info import ModelInfo
 from .gallery import Gallery
-from .init_images import FORMATS, MAX_SIDE, InitImages
+from .init_images import InitImages
 
 FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
 _MAY_STAY_EMPTY = ("fast", "scheduler", "steps", "guidance", "rescale")  # None in a request, "" or null in the form
 _PATHS = ("init_image", "mask")  # fields of a request that no page may give
 _ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
-_SIDES = (64, 2048)  # pixels that a side may have
+_MIN_SIDE = 64  # pixels
 
 
 def form_defaults(base: ModelInfo) -> dict[str, Any]:
@@ -47,31 +46,13 @@ def form_defaults(base: ModelInfo) -> dict[str, Any]:
     }
 
 
-def form_limits() -> dict[str, Any]:
-    """Return the limits of the form's fields, as [least, most] for numbers."""
-    return {
-        "prompt": MAX_PROMPT,
-        "num_images": [1, 100],
-        "all_images": MAX_IMAGES,
-        "steps": [1, 150],
-        "guidance": [1, 30],
-        "rescale": [0, 1],
-        "side": [*_SIDES, 8],
-        "hires_scale": [1, 4],
-        "strength": [0.01, 1],
-        "clip_skip": [1, MAX_CLIP_SKIP],
-        "init_side": MAX_SIDE,
-        "init_formats": list(FORMATS),
-    }
-
-
 def aspect_presets(resolution: int) -> list[dict[str, Any]]:
     """Return sizes of about a model's area: multiples of 64 pixels, or of 8 for a small one."""
     unit = 64 if resolution >= 512 else 8
     presets = []
     for across, down in _ASPECTS:
         width = resolution * (across / down) ** 0.5
-        width, height = (max(_SIDES[0], round(side / unit) * unit) for side in (width, resolution**2 / width))
+        width, height = (max(_MIN_SIDE, round(side / unit) * unit) for side in (width, resolution**2 / width))
         presets.append({"label": f"{across}:{down}", "width": width, "height": height})
     return presets
 

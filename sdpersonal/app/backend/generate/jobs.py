@@ -33,7 +33,6 @@ AXES = {
     "Steps": ("steps", "5, 10, 25, 50"),
     "Guidance scale": ("guidance", "1, 3, 5, 7.5"),
 }
-NO_AXIS = "None"
 
 
 def quoted(prompt: str) -> str:
@@ -96,7 +95,7 @@ def axis_text(kind: object, values: object, prompt: object = "") -> str | None:
 
     Checkpoints are not on offer: their axis names a folder, and text from a page must not.
     """
-    if kind in (None, "", NO_AXIS):
+    if kind in (None, ""):
         return None
     if not isinstance(kind, str) or kind not in AXES or not isinstance(values, str):
         raise UserError("That is not an axis of the grid.", f"Choose one of: {', '.join(AXES)}.")

@@ -18,29 +18,31 @@ from .image_jobs import change_job, hires_job, redo_job, variation_job
 from .jobs import endless_job, generate_job, grid_job
 from .prompt import check_concepts
 
-_Text = Annotated[str, Field(max_length=MAX_PROMPT * 2)]  # `GenerateRequest` says what is too long
-_FieldName = Annotated[str, Field(max_length=40)]
-Form = Annotated[dict[_FieldName, dict[str, Any] | _Text | bool | int | float | None], Field(max_length=60)]
+_MAX_LENGTH = MAX_PROMPT * 2  # characters: `GenerateRequest` says what is too long
+ShortText = Annotated[str, Field(max_length=_MAX_LENGTH)]
+ImageId = Annotated[str, Field(max_length=80)]
+FormValue = dict[str, Any] | ShortText | bool | int | float | None
+Form = Annotated[dict[Annotated[str, Field(max_length=40)], FormValue], Field(max_length=60)]
 
 
 class JobRequest(BaseModel):
-    """What is asked for, as the page sends it. form: for generate, endless and grid, as `request_fields` takes it;
-    image: id of the image that the other kinds begin with; seed: of the first image of "redo" with a count, by
-    default a new one; the rest: as their functions take it."""
+    """What is asked for. form: for generate, endless and grid, as `request_fields` takes it; image: id of the image
+    that the other kinds begin with; seed: of the first image of "redo" with a count, by default a new one; the rest: as
+    their functions take it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: JobKind
     form: Form = Field(default_factory=dict)
-    image: Annotated[str, Field(max_length=80)] | None = None
+    image: ImageId | None = None
     strength: float | None = None
     count: int | None = None
     seed: Annotated[int, Field(ge=0, lt=FRESH_SEEDS)] | None = None
-    change: _Text | None = None
-    x: _Text | None = None
-    x_values: _Text | None = None
-    y: _Text | None = None
-    y_values: _Text | None = None
+    change: ShortText | None = None
+    x: ShortText | None = None
+    x_values: ShortText | None = None
+    y: ShortText | None = None
+    y_values: ShortText | None = None
 
 
 def plan_job(request: JobRequest, gallery: Gallery, user: str | None, skip: int = 0) -> JobPlan:
