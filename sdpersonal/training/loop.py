@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DiskFull, Interrupted
 from .checkpoint import save_checkpoint
 from .control import NO_REQUEST, StopRequest, StopSignals, poll
-from .distributed import Accelerator, average_gradients
+from .distributed import average_gradients
 from .early_stopping import fixed_batch_loss
 from .loss_inputs import prefetch
 from .run_dir import latest_step
@@ -38,7 +38,7 @@ def fit(state: TrainState, config: LoopConfig, hooks: LoopHooks) -> StopRequest:
     inputs_of_steps = prefetch(partial(state.load_inputs, config), range(state.step, end), accelerator.device)
     with (
         _name_checkpoint_if_disk_full(config.run),
-        _stop_signals(accelerator) as signals,
+        _stop_signals(state) as signals,
         closing(inputs_of_steps),
     ):
         for step in range(state.step, end):
@@ -91,7 +91,10 @@ def _save(state: TrainState, config: LoopConfig, hooks: LoopHooks, request: Stop
     save_checkpoint(config.run, state.step, state.checkpoint_state(), config.identity, request.step or best_step)
 
 
-def _stop_signals(accelerator: Accelerator) -> StopSignals:
+def _stop_signals(state: TrainState) -> AbstractContextManager[StopSignals]:
+    if state.signals:
+        return nullcontext(state.signals)
+    accelerator = state.accelerator
     window = 0.0 if accelerator.num_processes == 1 else _REPEAT_WINDOW
     return StopSignals(window, verbose=accelerator.is_main_process)
 

@@ -51,16 +51,20 @@ from .run_ending import restore_best, save_concept, save_snapshot
 from .run_inputs import RunInputs
 from .trackers import check_tracker_installed, open_tracker
 from .train_result import TrainResult
-from .train_state import LoopConfig, LoopHooks, TrainState
+from .train_state import LoopConfig, LoopHooks, SharedTraining, TrainState
 from .validation import Validator
 
 
 def train(
-    settings: TrainingSettings, log: Callable[[str], None] = print, on_progress: OnProgress | None = None
+    settings: TrainingSettings,
+    log: Callable[[str], None] = print,
+    on_progress: OnProgress | None = None,
+    joint: SharedTraining | None = None,
 ) -> TrainResult | None:
     """Train a concept and add it to the library.
 
     on_progress: called after each step, in place of a bar.
+    joint: what it shares with other runs that are trained in the same batch.
     Returns: the result in the main process, None in the others.
     Raises: UserError (bad photos, another run in the folder, out of memory, ...), Diverged, DiskFull, Interrupted;
     each leaves the library as it was and the newest checkpoint whole. One process raises it, the others SystemExit.
@@ -74,7 +78,7 @@ def train(
         check_before_loading(settings)
         check_not_finished(settings, run)
         storage.check_folder(run)
-        inputs = _load(settings, run, accelerator, say)
+        inputs = _load(settings, run, accelerator, say, joint)
         if accelerator.is_main_process:
             stack.enter_context(storage.lock(run))
             for folder in (run, run / VALIDATIONS_FOLDER):
@@ -82,6 +86,8 @@ def train(
                     storage.remove_leftovers(folder)
             poll(run)  # drop a command that an earlier run did not read
         state, config, validator = _setup(inputs, stack)
+        if joint:
+            joint.join(state)  # only now: the dry run measures this run's own steps
         end = _fit(inputs, state, config, validator, on_progress)
         if not accelerator.is_main_process:
             return None
@@ -94,16 +100,26 @@ def train(
     return result
 
 
-def _load(settings: TrainingSettings, run: Path, accelerator: Accelerator, say: Callable[[str], None]) -> RunInputs:
+def _load(
+    settings: TrainingSettings,
+    run: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    joint: SharedTraining | None,
+) -> RunInputs:
     with OomAdvice(accelerator.device, settings, 0, 1).translate("while loading the model", "Use a smaller --base."):
-        base = load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
+        base = (
+            joint.base
+            if joint
+            else load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
+        )
     say(describe_base(base, settings.base))
     if settings.checkpointing:
         base.enable_gradient_checkpointing(settings.checkpointing)
     photos = load_photos(settings.photos, settings.resolution or base.resolution, settings.crop, settings.kind)
     scorer, lines = None, []
     if accelerator.is_main_process:
-        scorer = scorer_for_base(base.kind)
+        scorer = joint.scorer if joint else scorer_for_base(base.kind)
         if scorer:
             scorer.use_device(base.device)
         clip = scorer if base.kind == "tiny" else Scorer()  # the limits of the checks are those of the built-in CLIP

@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from ..evaluation import Scorer
+from ..models import StableDiffusion
 from .checkpoint import CheckpointState
+from .control import StopSignals
 from .dataset import PhotoDataset
 from .distributed import Accelerator
 from .gradients import Gradients
@@ -34,6 +38,7 @@ class TrainState:
     step: int = 0
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     say: Callable[[str], None] = print
+    signals: StopSignals | None = None  # of the caller, where this run is not the one that receives them
 
     def __post_init__(self) -> None:
         self.gradients = Gradients(self.method, self.accelerator, self.scaler, self.say)
@@ -79,6 +84,16 @@ class LoopConfig:
         so a step trains on the same photos however it is split into batches and processes."""
         first = ((step * self.accumulate + part) * processes + rank) * self.batch
         return range(first, first + self.batch)
+
+
+class SharedTraining(Protocol):
+    """What a run shares with others that are trained in the same batch (`joint.py`)."""
+
+    base: StableDiffusion
+    scorer: Scorer | None
+
+    def join(self, state: TrainState) -> None:
+        """Have its gradients computed with those of the others, and stop it with them."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class TextualInversion:
     def embeddings(self) -> dict[str, Tensor]:
         return self._embedding()
 
+    @property
+    def snr_gamma(self) -> float | None:
+        return self._preset.snr_gamma
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return self._embedding.named_parameters()
 
