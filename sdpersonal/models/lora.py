@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +36,7 @@ from ..concepts.plain_lora import as_lora, exact_rank
 from ..concepts.weight_deltas import bias_change, weight_change
 from ..errors import UserError
 from .lora_buffers import LoraBuffers, StoredFactors, StoredPart, bucket_of
-from .lora_groups import Factors, LayerGroups
+from .lora_groups import Factors, LayerGroups, grouped_lora, stack_factors
 from .unet_replay import Replayable, address
 
 LoraTargets = Literal["attention", "transformer", "all"]
@@ -216,6 +218,15 @@ def _is_merge_faster(weight: Tensor) -> bool:
     It was not measured on a GPU, and in bf16 rounding the sum would lose a good part of the LoRA.
     """
     return weight.device.type == "cpu" and weight.dtype.itemsize >= 4 and weight.numel() <= _MERGE_MAX_WEIGHTS
+
+
+@dataclass(frozen=True)
+class AdapterContents:
+    """What a model's adapters held: see `LoraAdapters.take_out`."""
+
+    active: list[tuple[LoraAdapter, Tensor | None, Tensor | None, Tensor | None]]  # A, B, full change
+    replaced: list[tuple[nn.Module, str, nn.Parameter]]
+    mix: list[tuple[Lora, float]] | None
 
 
 class LoraAdapters:
@@ -452,23 +463,49 @@ class LoraAdapters:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Disable all adapters inside the block; restore them after it."""
+        contents = self.take_out()
+        try:
+            yield
+        finally:
+            self.put_back(contents)
+
+    def take_out(self) -> AdapterContents:
+        """Clear the adapters, and return what they held, for `put_back`."""
         active = [
             (adapter, adapter.down, adapter.up, adapter.full_change)
             for adapter in self._adapters.values()
             if not adapter.is_empty
         ]
-        replaced, mix = self._replaced.restore(), self._mix
+        contents = AdapterContents(active, self._replaced.restore(), self._mix)
         self.clear()
-        try:
+        return contents
+
+    def put_back(self, contents: AdapterContents) -> None:
+        if self._buffers and contents.mix is not None:
+            self.set(contents.mix)  # others may have been in its buffers
+            return
+        for adapter, down, up, full_change in contents.active:
+            adapter.set(down, up, full_change=full_change)
+        for module, name, value in contents.replaced:
+            self._replaced.replace(module, name, value)
+
+    @contextmanager
+    def trained_in_groups(self, loras: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
+        """Let G trainable LoRAs, from `add_trainable`, act in the block, each on its own of G equal groups of rows.
+
+        Gradients reach them in a backward pass within the block. The adapters must be empty, and the LoRAs of the UNet.
+        """
+        by_layer: dict[str, dict[int, Factors]] = {}
+        for group, trained in enumerate(loras):
+            for key, down in trained.items():
+                name, _, end = key.partition(".")
+                if end == "lora_down.weight":
+                    by_layer.setdefault(name, {})[group] = down, trained[f"{name}.lora_up.weight"]
+        with ExitStack() as stack:
+            for name, factors in by_layer.items():
+                added = partial(_add_to_groups, stack_factors(factors, len(loras)))
+                stack.callback(self._adapters[name].layer.register_forward_hook(added).remove)
             yield
-        finally:
-            if self._buffers and mix is not None:
-                self.set(mix)  # others may have been in its buffers
-            else:
-                for adapter, down, up, full_change in active:
-                    adapter.set(down, up, full_change=full_change)
-                for module, name, value in replaced:
-                    self._replaced.replace(module, name, value)
 
     def clear(self) -> None:
         self._mix = None
@@ -488,6 +525,11 @@ class LoraAdapters:
                 factor = lora.change_factors.get(name, 1.0)
                 parts.setdefault(self._aliases.get(name, name), []).append((layer, strength * factor))
         return parts
+
+
+def _add_to_groups(factors: Factors, layer: nn.Linear | nn.Conv2d, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    down, up = (matrices.to(args[0].dtype) for matrices in factors)
+    return out + grouped_lora(layer, args[0], down, up)
 
 
 def to_lora(trained: Mapping[str, Tensor]) -> Lora:

@@ -1,10 +1,11 @@
-"""Train several textual inversions in one batch over one frozen model.
+"""Train several concepts, textual inversions or LoRAs, in one batch over one frozen model.
 
 Each is the ordinary run, `run.train`, with its own folder, log, checkpoints, validation, random numbers and end, so
 that any of them can be resumed alone. They share the model and the pass that computes gradients: a run works, in a
 thread of its own, until it needs the gradients of a batch. When all runs wait for theirs, the inputs of all become one
-batch, whose one forward and backward pass gives each run its loss and gradients; no sample depends on another. Threads
-take turns, so nothing happens at the same time, and the order is always the same.
+batch, whose one forward and backward pass gives each run its loss and gradients; no sample depends on another, and each
+has its own run's LoRA. Threads take turns, so nothing happens at the same time, and the order is always the same.
+While a run works, the model's adapters hold its LoRA.
 """
 
 from __future__ import annotations
@@ -18,23 +19,29 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..config import TextualInversionSettings, TrainingSettings
+from ..config import DreamboothSettings, TrainingSettings
+from ..config.base import BaseKind
 from ..display.progress import Progress
 from ..errors import Interrupted, UserError
 from ..evaluation import Scorer, scorer_for_base
 from ..models import StableDiffusion, load_base
+from ..models.lora import AdapterContents
 from .control import StopSignals
 from .distributed import init_distributed
 from .gradients import Gradients
 from .loss_inputs import LossInputs
+from .methods.dreambooth_lora import DreamboothLora
+from .methods.factory import method_name
 from .methods.textual_inversion import TextualInversion
 from .objective import batch_loss, min_snr
+from .presets import preset
 from .resume import run_folder
 from .run import train
 from .train_result import TrainResult
 from .train_state import TrainState
 
 MAX_TOGETHER = 64  # runs; their photos' latents and optimizer states are small, their activations are not
+JointMethod = TextualInversion | DreamboothLora
 _SHARED_SETTINGS = ("base", "revision", "vae", "resolution", "checkpointing")
 
 
@@ -43,7 +50,7 @@ def train_together(
     log: Callable[[str], None] = print,
     on_progress: Callable[[int, Progress], None] = lambda run, progress: None,
 ) -> list[TrainResult | UserError]:
-    """Train several textual inversions of one base and resolution in one batch.
+    """Train several concepts of one base and resolution in one batch: textual inversions, and DreamBooth with LoRA.
 
     on_progress: called after each step of each run, with its index.
     Returns: for each run its result, or its error, which ends no other run.
@@ -56,6 +63,7 @@ def train_together(
         raise UserError("Runs are trained together in one process only.", "Start it without accelerate launch.")
     first = settings[0]
     base = load_base(first.base, accelerator.device, revision=first.revision, vae=first.vae)
+    _check_batches(settings, base.kind)
     scorer = scorer_for_base(base.kind)
     if scorer:
         scorer.use_device(base.device)
@@ -73,8 +81,8 @@ def _check_together(settings: Sequence[TrainingSettings]) -> None:
     if not 1 <= len(settings) <= MAX_TOGETHER:
         raise UserError(f"From 1 to {MAX_TOGETHER} runs are trained together, got {len(settings)}.")
     for other in settings:
-        if not isinstance(other, TextualInversionSettings):
-            raise UserError(f"{other.token} is no textual inversion.", "Train it by itself.")
+        if reason := _reason_for_alone(other):
+            raise UserError(f"{other.token} cannot be trained together with others: {reason}.", "Train it by itself.")
         for name in _SHARED_SETTINGS:
             ours, theirs = getattr(settings[0], name), getattr(other, name)
             if ours != theirs:
@@ -89,6 +97,25 @@ def _check_together(settings: Sequence[TrainingSettings]) -> None:
                 f"{settings[earlier].token} and {settings[second].token} have the same run folder.",
                 "Give each its own --run.",
             )
+
+
+def _reason_for_alone(settings: TrainingSettings) -> str:
+    """Return why a run cannot be trained together with others, "" if it can."""
+    if not isinstance(settings, DreamboothSettings):
+        return ""
+    if settings.method != "lora":
+        return f"it has --method {settings.method}"
+    if settings.prior != "none":
+        return "it has a --prior"
+    return "its text encoder is trained" if settings.text_encoder else ""
+
+
+def _check_batches(settings: Sequence[TrainingSettings], kind: BaseKind) -> None:
+    """Raise UserError unless runs with LoRAs have as many samples: the rows of a batch are equal groups."""
+    sizes = {run.batch or preset(method_name(run), kind, run.kind).batch: run for run in settings}
+    if len(sizes) > 1 and any(isinstance(run, DreamboothSettings) for run in settings):
+        texts = [f"{run.token} has {size}" for size, run in sorted(sizes.items())]
+        raise UserError(f"With LoRAs all need the same batch size: {', '.join(texts)}.", "Give all the same --batch.")
 
 
 def _labelled(log: Callable[[str], None], settings: TrainingSettings) -> Callable[[str], None]:
@@ -114,7 +141,7 @@ class _PendingGradients:
     wrong.
     """
 
-    method: TextualInversion
+    method: JointMethod
     inputs: LossInputs
     scale: Callable[[Tensor], Tensor]
     answer: Tensor | BaseException | None = None
@@ -122,9 +149,10 @@ class _PendingGradients:
 
 def _answer_all(base: StableDiffusion, pending: Sequence[_PendingGradients]) -> None:
     try:
-        losses = joint_losses(base, [(request.method, request.inputs) for request in pending])
-        means = [loss.mean() for loss in losses]
-        torch.stack([request.scale(mean) for request, mean in zip(pending, means, strict=True)]).sum().backward()
+        with base.adapters.trained_in_groups([request.method.trained_lora for request in pending]):
+            losses = joint_losses(base, [(request.method, request.inputs) for request in pending])
+            means = [loss.mean() for loss in losses]
+            torch.stack([request.scale(mean) for request, mean in zip(pending, means, strict=True)]).sum().backward()
     except Exception as error:  # each run reports it in its own words
         for request in pending:
             request.answer = error
@@ -133,8 +161,9 @@ def _answer_all(base: StableDiffusion, pending: Sequence[_PendingGradients]) -> 
         request.answer = mean.detach()
 
 
-def joint_losses(base: StableDiffusion, batches: Sequence[tuple[TextualInversion, LossInputs]]) -> list[Tensor]:
-    """Compute the losses of the batches of several runs in one pass: per sample, (B_k,) for each run k."""
+def joint_losses(base: StableDiffusion, batches: Sequence[tuple[JointMethod, LossInputs]]) -> list[Tensor]:
+    """Compute the losses of the batches of several runs in one pass: per sample, (B_k,) for each run k. LoRAs are those
+    that act on the model."""
     embeddings = [method.embeddings for method, _ in batches]
     vectors = {key: torch.cat([of_run[key] for of_run in embeddings]) for key in embeddings[0]}
     counts = [len(next(iter(of_run.values()))) for of_run in embeddings]
@@ -167,7 +196,7 @@ class JointGradients(Gradients):
         self._run = run
 
     def add(self, inputs: LossInputs, step: int, share: float = 1.0) -> Tensor:
-        assert isinstance(self._method, TextualInversion)
+        assert isinstance(self._method, TextualInversion | DreamboothLora)
         request = _PendingGradients(self._method, inputs, lambda loss: self._scaler.scale(loss * share))
         return self._run.wait_for(request)
 
@@ -190,6 +219,7 @@ class JointRun:
         self._error: BaseException | None = None
         self._abort: BaseException | None = None
         self._works = False
+        self._adapters: AdapterContents | None = None  # while it waits
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._work, name="training", daemon=True)
 
@@ -201,13 +231,15 @@ class JointRun:
         """Let it work until it waits or ends; called by the main thread."""
         if not self._thread.ident:
             self._thread.start()
+        if self._adapters:
+            self.base.adapters.put_back(self._adapters)
         self.pending, self._works = None, True
         self._go.release()
         self._await_pause()
 
     def _await_pause(self) -> None:
         self._paused.acquire()  # a signal's handler runs meanwhile
-        self._works = False
+        self._works, self._adapters = False, self.base.adapters.take_out()
 
     def wait_for(self, request: _PendingGradients) -> Tensor:
         """Wait for the gradients of a batch; return its mean loss. Called in the run's thread."""

@@ -1,4 +1,4 @@
-"""Several textual inversions in one batch: each equal to the same run alone, and none affected by another's end."""
+"""Several concepts in one batch: each equal to the same run alone, and none affected by another's end."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def settings(narrow, photos):
     """Settings of run `number`; all differ in what each run has of its own."""
 
     def build(number, place, **changes):
-        own = {"batch": 1 + number, "vectors": 1 + number, "seed": number, "steps": 4 + 2 * number, "init": "cat"}
+        own = {"batch": 1 + number, "vectors": 1 + number, "seed": number, "steps": 4 + number, "init": "cat"}
         common = {"photos": photos[number], "token": f"<me/thing{number}>", "base": str(narrow), "save_every": 2}
         common |= {"library": place / "concepts", "run": place / f"run{number}", "samples": False}
         return TextualInversionSettings(**(common | own | changes))
@@ -47,7 +47,7 @@ def settings(narrow, photos):
     return build
 
 
-DIFFERENT = ({}, {"snr_gamma": 5.0, "accumulate": 2}, {"lr": 0.01, "samples": True})
+DIFFERENT = ({}, {"snr_gamma": 5.0, "accumulate": 2}, {"lr": 0.01})
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_every_run_is_the_same_as_alone(settings, alone, tmp_path):
     for result, expected in zip(results, alone, strict=True):
         check_equal(result, expected)
     assert np.abs(vectors(results[0])[0] - vectors(results[1])[0]).max() > 1e-3
-    assert [steps.count((0, step)) for step in range(1, 5)] == [1] * 4 and max(steps) == (2, 8)
+    assert [steps.count((0, step)) for step in range(1, 5)] == [1] * 4 and max(steps) == (2, 6)
     assert all(line.startswith("<me/thing") for line in lines) and threading.active_count() == before
 
 
@@ -103,6 +103,57 @@ def test_gradients_are_those_of_every_run_alone(narrow, photos):
         method.loss(inputs, 0).mean().backward()
         torch.testing.assert_close(together, parameter.grad, atol=1e-6, rtol=1e-4)
         assert parameter.grad.abs().max() > 1e-6
+
+
+def test_gradients_of_loras_are_those_of_every_run_alone(narrow, photos):
+    """Of two ranks, of every kind of layer, beside a run without a LoRA."""
+    kinds = (("lora", {"rank": 2}), ("inversion", {}), ("lora", {"rank": 3, "targets": "all"}))
+    states = [
+        train_state_for(settings_for(method, folder, narrow, **options))
+        for folder, (method, options) in zip(photos, kinds, strict=True)
+    ]
+    batches = [(state.method, state.method.inputs(state.photos.batch(range(2)))) for state in states]
+    rng, base = torch.Generator().manual_seed(0), load_base(str(narrow), "cpu")
+    for method, _ in batches:
+        for parameter in method.trained_lora.values():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=rng)
+    with base.adapters.trained_in_groups([method.trained_lora for method, _ in batches]):
+        torch.stack([loss.mean() for loss in joint_losses(base, batches)]).sum().backward()
+    assert not any(module._forward_hooks for module in base.unet.modules())
+    for method, inputs in batches:
+        parameters = method.trainable_parameters()
+        together = {name: parameter.grad for name, parameter in parameters.items()}
+        for parameter in parameters.values():
+            parameter.grad = None
+        method.loss(inputs, 0).mean().backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(together[name], parameter.grad, atol=1e-5, rtol=1e-3, msg=name)
+        assert max(parameter.grad.abs().max() for parameter in parameters.values()) > 1e-4
+
+
+def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_path):
+    def runs(place):
+        common = {"base": str(narrow), "batch": 2, "steps": 2, "samples": False, "library": place / "concepts"}
+        loras = [
+            DreamboothSettings(token=f"<me/cat{i}>", class_noun="cat", run=place / f"cat{i}", photos=folder, **own)
+            for i, (folder, own) in enumerate(
+                (
+                    (photos[0], common | {"rank": 2}),
+                    (photos[1], common | {"rank": 3, "seed": 4, "lr": 1e-3, "samples": True, "accumulate": 2}),
+                )
+            )
+        ]
+        return [*loras, settings(2, place, batch=2, steps=2)]
+
+    expected = [train(run, quiet) for run in runs(tmp_path / "alone")]
+    for result, other in zip(train_together(runs(tmp_path / "together"), quiet), expected, strict=True):
+        check_equal(result, other)
+        lora, theirs = (Library(x.run.parent / "concepts").get(x.token).lora for x in (result, other))
+        assert (lora is None) == (theirs is None)
+        for name, layer in lora.layers.items() if lora else ():
+            np.testing.assert_allclose(layer.up, theirs.layers[name].up, atol=2e-5)
+            np.testing.assert_allclose(layer.down, theirs.layers[name].down, atol=2e-5)
+            assert np.abs(layer.up).max() > 1e-6
 
 
 def test_a_run_is_resumed_alone_after_a_signal_stopped_all(settings, alone, tmp_path):
@@ -175,8 +226,15 @@ def test_runs_that_cannot_be_trained_together_are_refused_at_once(settings, tmp_
         train_together([first, settings(1, tmp_path, resolution=128)], quiet)
     with pytest.raises(UserError, match="the same run folder"):
         train_together([first, settings(1, tmp_path, run=first.run)], quiet)
-    lora = DreamboothSettings(photos=photos[1], token="<me/cat>", base=str(narrow), class_noun="cat")
-    with pytest.raises(UserError, match="<me/cat> is no textual inversion"):
+    lora = DreamboothSettings(photos=photos[1], token="<me/cat>", base=str(narrow), class_noun="cat", batch=2)
+    for changes, reason in (
+        ({"method": "pivotal"}, "it has --method pivotal"),
+        ({"prior": "predicted"}, "it has a --prior"),
+        ({"text_encoder": True}, "its text encoder is trained"),
+    ):
+        with pytest.raises(UserError, match=f"<me/cat> cannot be trained together with others: {reason}"):
+            train_together([first, lora.model_copy(update=changes)], quiet)
+    with pytest.raises(UserError, match="the same batch size: <me/thing0> has 1, <me/cat> has 2"):
         train_together([first, lora], quiet)
     with pytest.raises(UserError, match="got 0"):
         train_together([], quiet)

@@ -67,6 +67,14 @@ class DreamboothLora:
                 raise
 
     @property
+    def snr_gamma(self) -> float | None:
+        return self._preset.snr_gamma
+
+    @property
+    def trained_lora(self) -> dict[str, nn.Parameter]:
+        return self._lora
+
+    @property
     def embeddings(self) -> dict[str, Tensor]:
         return self._embedding()
 

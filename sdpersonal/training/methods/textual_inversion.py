@@ -40,6 +40,10 @@ class TextualInversion:
     def snr_gamma(self) -> float | None:
         return self._preset.snr_gamma
 
+    @property
+    def trained_lora(self) -> dict[str, nn.Parameter]:
+        return {}
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return self._embedding.named_parameters()
 
