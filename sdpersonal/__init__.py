@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .api import train as train
     from .api import train_dreambooth as train_dreambooth
     from .api import train_textual_inversion as train_textual_inversion
+    from .api import train_together as train_together
 
 _MODULES = {
     "Concept": "concepts.concept",
@@ -57,6 +58,7 @@ _MODULES = {
     "train": "training",
     "train_dreambooth": "api",
     "train_textual_inversion": "api",
+    "train_together": "training",
 }
 _FORMER_NAMES = {  # kept for one more version
     "InversionSettings": "TextualInversionSettings",

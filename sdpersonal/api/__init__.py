@@ -27,5 +27,6 @@ if TYPE_CHECKING:  # the other public names, for `sdpersonal/__init__.py`, which
     from ..prompts import Token as Token
     from ..training import TrainResult as TrainResult
     from ..training import train as train
+    from ..training import train_together as train_together
 
 __all__ = ["Pipeline", "load", "train_dreambooth", "train_textual_inversion"]

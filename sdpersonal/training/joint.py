@@ -128,6 +128,8 @@ def _run_in_turns(base: StableDiffusion, runs: Sequence[JointRun]) -> None:
     while active:
         for run in active:
             run.resume()
+            if run.error and not isinstance(run.error, UserError):
+                raise run.error
         active = [run for run in active if run.pending]
         if active:
             _answer_all(base, [run.pending for run in active if run.pending])
@@ -196,7 +198,8 @@ class JointGradients(Gradients):
         self._run = run
 
     def add(self, inputs: LossInputs, step: int, share: float = 1.0) -> Tensor:
-        assert isinstance(self._method, TextualInversion | DreamboothLora)
+        if not isinstance(self._method, TextualInversion | DreamboothLora):
+            raise TypeError(f"{self._method.name} cannot be trained together with others")
         request = _PendingGradients(self._method, inputs, lambda loss: self._scaler.scale(loss * share))
         return self._run.wait_for(request)
 
@@ -216,7 +219,7 @@ class JointRun:
         self.is_done = False
         self._train = train
         self._result: TrainResult | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._abort: BaseException | None = None
         self._works = False
         self._adapters: AdapterContents | None = None  # while it waits
@@ -263,9 +266,9 @@ class JointRun:
         """Return its result, or the error that ended it. Raises Interrupted, and errors that are no UserError."""
         if self._result:
             return self._result
-        if isinstance(self._error, UserError) and not isinstance(self._error, Interrupted):
-            return self._error
-        raise self._error or RuntimeError("the run has not ended")
+        if isinstance(self.error, UserError) and not isinstance(self.error, Interrupted):
+            return self.error
+        raise self.error or RuntimeError("the run has not ended")
 
     def _work(self) -> None:
         self._go.acquire()
@@ -274,7 +277,7 @@ class JointRun:
                 raise self._abort
             self._result = self._train(joint=self)
         except BaseException as error:
-            self._error = error
+            self.error = error
         finally:
             self.pending, self.is_done = None, True
             self._paused.release()

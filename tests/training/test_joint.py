@@ -14,7 +14,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import Diverged, Interrupted, UserError
 from sdpersonal.models import load_base
-from sdpersonal.training import train
+from sdpersonal.training import train, validation
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.joint import joint_losses, train_together
 from sdpersonal.training.run_dir import checkpoint_steps
@@ -40,7 +40,13 @@ def settings(narrow, photos):
 
     def build(number, place, **changes):
         own = {"batch": 1 + number, "vectors": 1 + number, "seed": number, "steps": 4 + number, "init": "cat"}
-        common = {"photos": photos[number], "token": f"<me/thing{number}>", "base": str(narrow), "save_every": 2}
+        common = {
+            "photos": photos[number],
+            "token": f"<me/thing{number}>",
+            "base": str(narrow),
+            "save_every": 2,
+            "resolution": 64,
+        }
         common |= {"library": place / "concepts", "run": place / f"run{number}", "samples": False}
         return TextualInversionSettings(**(common | own | changes))
 
@@ -131,9 +137,12 @@ def test_gradients_of_loras_are_those_of_every_run_alone(narrow, photos):
         assert max(parameter.grad.abs().max() for parameter in parameters.values()) > 1e-4
 
 
-def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_path):
+def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+
     def runs(place):
         common = {"base": str(narrow), "batch": 2, "steps": 2, "samples": False, "library": place / "concepts"}
+        common["resolution"] = 64
         loras = [
             DreamboothSettings(token=f"<me/cat{i}>", class_noun="cat", run=place / f"cat{i}", photos=folder, **own)
             for i, (folder, own) in enumerate(
@@ -218,15 +227,18 @@ def test_an_interrupt_at_once_ends_every_thread(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_together([settings(0, tmp_path), settings(1, tmp_path)], quiet, interrupt)
     assert threading.active_count() == before
+    assert not list(tmp_path.rglob("result.json"))  # the other run did not go on
 
 
 def test_runs_that_cannot_be_trained_together_are_refused_at_once(settings, tmp_path, photos, narrow):
     first = settings(0, tmp_path)
-    with pytest.raises(UserError, match=r"<me/thing0> has resolution None and <me/thing1> has 128"):
+    with pytest.raises(UserError, match=r"<me/thing0> has resolution 64 and <me/thing1> has 128"):
         train_together([first, settings(1, tmp_path, resolution=128)], quiet)
     with pytest.raises(UserError, match="the same run folder"):
         train_together([first, settings(1, tmp_path, run=first.run)], quiet)
-    lora = DreamboothSettings(photos=photos[1], token="<me/cat>", base=str(narrow), class_noun="cat", batch=2)
+    lora = DreamboothSettings(
+        photos=photos[1], token="<me/cat>", base=str(narrow), class_noun="cat", batch=2, resolution=64
+    )
     for changes, reason in (
         ({"method": "pivotal"}, "it has --method pivotal"),
         ({"prior": "predicted"}, "it has a --prior"),
