@@ -14,6 +14,7 @@ from .atomic import (
     sync,
     write_bytes,
     write_json,
+    write_new_bytes,
     write_text,
 )
 from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
@@ -44,5 +45,6 @@ __all__ = [
     "sync",
     "write_bytes",
     "write_json",
+    "write_new_bytes",
     "write_text",
 ]

@@ -17,10 +17,10 @@ from sdpersonal.app.backend import EventHub, Workspace
 from sdpersonal.app.backend.train import draft_folders, photo_review
 from sdpersonal.app.backend.train.drafts import MAX_DRAFTS, Drafts
 from sdpersonal.app.backend.train.run_folders import PROCESS_FILE, SETTINGS_FILE, list_runs
-from sdpersonal.app.backend.train.trainer_process import command_name
 from sdpersonal.app.routes import drafts as routes
 from sdpersonal.app.routes.requests import USER_KEY, add_error_handlers
 from sdpersonal.concepts.library import Library
+from sdpersonal.config import settings_to_json
 from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.photos.loading import load_photos
 
@@ -49,7 +49,7 @@ class Trainings:
         folder = self.workspace.user_runs(user) / f"me-bear-{len(self.started)}"
         with storage.new_folder(folder) as staged:
             uploads.copy_to(staged / "photos")
-            saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
+            saved = settings_to_json(settings)
             storage.write_json(staged / SETTINGS_FILE, saved)
             storage.write_json(staged / PROCESS_FILE, {})
         self.started.append(settings)
