@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,9 +27,11 @@ from .worker import TrainingWorker, WorkerInfo, WorkerOptions
 INSTALL_HINT = "Install it: pip install 'sdpersonal[fleet]'"
 _OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts: only paths and small numbers pass through it
 _MAX_FAILED_STARTS = 3
+_CONNECT_SECONDS = 10.0
 _PATIENCE = 180.0  # seconds without any worker, after which the user is told what is missing
 _MAX_SOCKET_PATH = 45  # characters of the folder; Ray adds 62 for its sockets, and Linux allows 107
 _GB = 1e9
+_token: list[str] = []  # of the clusters that this process starts, once there is one
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def connect(address: str | None, cpus: float | None = None) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS") or None
     folder = None if address else _private_folder()
     common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    _check_reachable(address)
     with nullcontext() if address else _own_token():
         ray = _import_ray()
         try:
@@ -79,6 +84,17 @@ def connect(address: str | None, cpus: float | None = None) -> Iterator[Any]:
                     storage.remove(folder)
 
 
+def _check_reachable(address: str | None) -> None:
+    """Raise UserError if nothing listens at HOST:PORT, which Ray would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _connect_error(address, error) from None
+
+
 def _import_ray() -> Any:
     try:
         import ray
@@ -98,11 +114,19 @@ def _private_folder() -> Path | None:
 
 @contextmanager
 def _own_token() -> Iterator[None]:
-    """Set a token for a cluster of this command's own. Without one Ray would write a token into the user's home, which
-    every cluster started there later would then ask for."""
+    """Set a token for a cluster of this process's own. Without one Ray would write a token into the user's home, which
+    every cluster started there later would then ask for.
+
+    ray reads the variables once, when it is imported, so the token is the same for the whole process; where ray was
+    imported before, by the caller, its settings are left as they are."""
+    if "ray" in sys.modules and not _token:
+        yield
+        return
+    if not _token:
+        _token.append(secrets.token_hex(32))
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
     before = {name: os.environ.get(name) for name in names}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token[0]}
     try:
         yield
     finally:
@@ -113,7 +137,8 @@ def _own_token() -> Iterator[None]:
 
 
 def _connect_error(address: str | None, error: Exception) -> UserError:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = getattr(error, "strerror", None) or str(error)
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
     reason = printable(lines[0].rstrip("."), 200)
     if address is None:
         return UserError(f"Ray could not be started on this machine: {reason}.")

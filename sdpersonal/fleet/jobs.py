@@ -203,7 +203,8 @@ class Job:
 
     def claim(self, session: str) -> Attempt | None:
         """Begin a new attempt; None if another driver has begun one in this moment."""
-        attempt = Attempt(max(self.attempt_numbers(), default=0) + 1, session)
+        copies = (int(name) for name in self.store.names(f"{self.key}/run") if name.isascii() and name.isdecimal())
+        attempt = Attempt(max([0, *self.attempt_numbers(), *copies]) + 1, session)  # copies: of before a `retry`
         return attempt if self.store.write_new_json(self._attempt_key(attempt.number), attempt.as_json()) else None
 
     def update(self, attempt: Attempt) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,26 @@ def train_fleet(
             write_page(store, tracked, pool.slots())
 
         driver = Driver(jobs, pool, Librarian(options.library), driver_options, say, show)
-        return list(driver.tracked.values()), driver.run()
+        with _sigterm_as_ctrl_c():
+            code = driver.run()
+    return list(driver.tracked.values()), code
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Stop with checkpoints on SIGTERM too, as a job of Ray or of a batch system gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)  # after Ray has set its own, which ends the workers at once
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _pool(

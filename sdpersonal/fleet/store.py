@@ -138,7 +138,8 @@ class FsspecStore(Store):
     """An object store or network file system that fsspec knows. `write_new` is as strict as its file system's own."""
 
     def __init__(self, uri: str):
-        self.uri = uri.rstrip("/")
+        scheme, _, path = uri.partition("://")
+        self.uri = f"{scheme}://{path.rstrip('/')}"
         try:
             import fsspec  # type: ignore[import-untyped]  # the package has no type information
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -111,7 +109,7 @@ def train(training: FleetTraining) -> int:
     options = FleetOptions(args.storage, args.library, args.address, args.workers, needs)
     say(f"{len(training.concepts)} concepts. Page: {printable(page_of(args.storage), 300)}")
     try:
-        with _sigterm_as_ctrl_c(), ProgressBar("concepts", transient=True) as bar:
+        with ProgressBar("concepts", transient=True) as bar:
             jobs, code = train_fleet(training.concepts, options, say, lambda summary: _show(bar, summary))
     except KeyboardInterrupt:
         raise Interrupted("Stopped. The same command again goes on from the newest checkpoints.") from None
@@ -122,20 +120,6 @@ def train(training: FleetTraining) -> int:
 def _show(bar: ProgressBar, summary: Summary) -> None:
     left = math.inf if summary.seconds_left is None else summary.seconds_left
     bar.show(Progress(summary.done, summary.total, left))
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Stop cleanly on SIGTERM too, as a job of Ray or of a batch system gets it."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def show_status(settings: FleetStatusArgs) -> int:
