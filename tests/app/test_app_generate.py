@@ -13,6 +13,7 @@ from PIL import Image
 from sdpersonal.image_metadata import read_recipe
 from support import browser as browsers
 from support.axe import violations
+from support.samples import concept
 from support.serving import Server
 from support.stock import small_library
 
@@ -27,7 +28,9 @@ IDLE = "!document.querySelector('.job-cell') && document.querySelector('.queue-r
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
-    small_library(place / "concepts")
+    library = small_library(place / "concepts")
+    library.add(concept("<zz/quick>", vectors={}))  # as an LCM LoRA comes from another program
+    library.add(concept("<zz/tree>"))
     with Server(place) as running:
         yield running
 
@@ -598,6 +601,26 @@ def test_keys_in_the_gallery_dropped_images_and_recent_prompts(page, tmp_path):
         "[...document.querySelectorAll('[role=menuitemcheckbox][aria-checked=true]')]"
         ".some(e => e.innerText.trim() == 'Sound when done')"
     )
+
+
+def test_few_loras_are_offered_as_fast_and_the_others_are_searched(page):
+    field = (
+        "document.getElementById([...document.querySelectorAll('label')].find(e => e.innerText == 'Fast LoRA').htmlFor)"
+    )
+    options = f"[...{field}.options].map(e => e.label)"
+    assert page.wait(options) == ["None", "<zz/quick>", "Another LoRA…"]
+    page.put_labelled("Fast LoRA", "other")
+    page.wait("document.querySelectorAll('dialog .picker-tile').length === 2")  # no embeddings, nothing of other models
+    page.put("dialog input[type=search]", "tree")
+    page.run("document.querySelector('dialog .picker-tile').click()")
+    page.wait("document.querySelector('.advanced summary').innerText.includes('fast LoRA <zz/tree>')")
+    assert page.wait(options) == ["None", "<zz/quick>", "<zz/tree>"]
+    page.put_labelled("Fast LoRA", "")
+    page.wait("!document.querySelector('.advanced summary').innerText.includes('fast LoRA')")
+    page.put_labelled("Fast LoRA", "other")
+    page.wait("document.querySelector('dialog .picker-tile')")
+    page.press("Close", "dialog")
+    page.wait(f"{field}.value === ''")  # nothing was chosen
 
 
 def test_places_are_drawn_as_boxes(page):
