@@ -13,6 +13,7 @@ from tools.tiny_base import (
     autoencoder,
     captions,
     feed,
+    figures,
     filters,
     muon,
     places,
@@ -366,3 +367,20 @@ def test_going_on_from_a_base_starts_with_its_weights(world, tmp_path):
 def test_a_base_that_starts_from_nothing_takes_nothing(tmp_path):
     stages.run("start", BuildContext(tmp_path, presets.TRIAL, "cpu"))
     assert not any(tmp_path.iterdir())
+
+
+def test_both_things_of_a_pair_must_be_named_each_in_a_part_of_its_own():
+    class RedOrBlue:
+        """Names a view by the channel that is brightest in it: 0 red, 2 blue."""
+
+        def __call__(self, images):
+            return (images.mean((2, 3)),)
+
+    red, blue = torch.tensor([1.0, 0, 0])[:, None, None], torch.tensor([0, 0, 1.0])[:, None, None]
+    both, one = torch.zeros(2, 3, 50, 50)
+    both[..., :20], both[..., 30:] = red, blue
+    one[...] = red
+    assert figures.named_in_views(RedOrBlue(), torch.stack([both, one]), [0, 0], [2, 2]).tolist() == [True, False]
+    assert figures.named_in_views(RedOrBlue(), both[None], [2], [0]).tolist() == [True]
+    assert figures.named_in_views(RedOrBlue(), both[None], [1], [0]).tolist() == [False]
+    assert figures.named_in_views(RedOrBlue(), both[None], [1], [0], first_choices=3).tolist() == [True]

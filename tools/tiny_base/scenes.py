@@ -30,6 +30,7 @@ class Mix:
     first_look: float = 0.0  # this share is in the first look, the rest in any
     look_shares: tuple[float, ...] = ()  # of the rest, how much is in each of the world's looks; () for even shares
     trios: float = 0.0  # three different things
+    pair_kinds: tuple[str, ...] = tuple(captions.PAIRS)
     pair_sizes: float = 0.0  # this share of the pairs has a small or a large thing, and says so
 
 
@@ -169,7 +170,7 @@ def _draw_others(rng, world, mix, name, count):
 
 def _pair(rng, mix, wander, sprites, nouns):
     """Two things that touch or nearly do: side by side on one ground, or one above the other; and their words."""
-    kind = pick(rng, tuple(captions.PAIRS))
+    kind = pick(rng, mix.pair_kinds)
     sizes, words = [rng.uniform(0.42, 0.5) for _ in nouns], list(nouns)
     if rng.random() < mix.pair_sizes:
         which, size = int(rng.integers(2)), pick(rng, ("small", "large"))
