@@ -52,7 +52,7 @@ def _art_rows(context):
         package = art.PACKAGES[look]
         yield f"| {look} | {package.source}: npm `{package.name}` {package.version} | {package.licence} |"
     if filtered := [look for look in context.world.looks if look in filters.FILTERS]:
-        yield f"| {', '.join(filtered)} | filters over {context.world.looks[0]} scenes: `tools/tiny_base/filters.py` | |"
+        yield f"| {', '.join(filtered)} | filters over {context.world.looks[0]}: `tools/tiny_base/filters.py` | |"
 
 
 def _recipe(context):
