@@ -18,7 +18,7 @@ export function trainingSide({ id, details, generate }) {
 }
 
 /** The thumbnails of a training's photos; the list of trainings has only their number. */
-export const thumbs = training => (Array.isArray(training.photos) ? training.photos : []).map(photo => photo.thumb);
+export const thumbs = training => (training.photos ?? []).map(photo => photo.thumb);
 
 const section = (title, ...content) => h("section", { class: "side-section", "aria-label": title, hidden: true }, h("h3", {}, title), content);
 
