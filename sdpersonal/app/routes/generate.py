@@ -109,8 +109,7 @@ def _add_jobs(routes: APIRouter, app: App) -> None:
     @routes.post("/app/jobs")
     def submit(body: JobRequest, user: User) -> dict[str, Any]:
         """Put a job at the end of the user's line."""
-        plan = plan_job(body, app.gallery, user)
-        return app.jobs.submit(user, plan).view()
+        return app.jobs.submit(user, plan_job(body, app.gallery, user)).view()
 
     @routes.get("/app/jobs")
     def jobs(user: User) -> dict[str, Any]:

@@ -57,23 +57,43 @@ def aspect_presets(resolution: int) -> list[dict[str, Any]]:
     return presets
 
 
+def keep_uploads(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
+    """Return a form for the same images at any time: with a seed, and with saved images in the place of uploads, which
+    are deleted. Raises UserError."""
+    kept = dict(form)
+    if kept.get("init_image") or isinstance(kept.get("mask"), str):
+        raise UserError("The form names a file.", "Reload the page.")
+    seed = read_seed(kept.get("seed"))
+    kept["seed"] = str(seed) if isinstance(seed, int) else seed
+    init, mask = kept.get("init"), kept.get("mask")
+    if mask and not init:
+        raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
+    if not init:
+        return kept
+    init_images = InitImages(gallery.workspace, user)
+    if isinstance(init, Mapping) and "upload" in init:
+        kept["init"] = {"saved": init_images.save_image(str(init["upload"]))}
+    if isinstance(mask, Mapping) and "upload" in mask:
+        size = init_images.size(_init_path(kept["init"], gallery, user))
+        name = init_images.save_mask(str(mask["upload"]), size)
+        kept["mask"] = {"saved": name} if name is not None else None
+    return kept
+
+
 def request_fields(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
     """Return the fields of a `GenerateRequest`. Raises UserError.
 
     form: its fields, but width and height for the size, a seed as text or None for a new one, and init and mask as
     {"upload": path}, {"image": id} or {"saved": name of an init image}, or None. Uploads are saved and deleted.
     """
-    fields = dict(form)
+    fields = keep_uploads(form, gallery, user)
     init, mask = fields.pop("init", None), fields.pop("mask", None)
-    if fields.pop("init_image", None) or isinstance(mask, str):
-        raise UserError("The form names a file.", "Reload the page.")
+    fields.pop("init_image", None)
     width, height = fields.pop("width", None), fields.pop("height", None)
     if width is not None or height is not None:
         fields["size"] = f"{width}x{height}"
     fields |= {name: None for name in (*_MAY_STAY_EMPTY, "size") if name in fields and fields[name] in ("", None)}
     fields["seed"] = read_seed(fields.get("seed"))
-    if mask and not init:
-        raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
     init_fields = _init_fields(init, mask, gallery, user)
     if init_fields:  # the init image has its own size
         fields |= {"size": None, "hires_scale": 1.0}
@@ -123,22 +143,14 @@ def save_init_image(source: object, gallery: Gallery, user: str | None) -> dict[
 def _init_fields(init: object, mask: object, gallery: Gallery, user: str | None) -> dict[str, Path]:
     if not init:
         return {}
-    init_images = InitImages(gallery.workspace, user)
-    path = _init_path(init, gallery, user)
-    fields = {"init_image": path}
-    if isinstance(mask, Mapping) and "upload" in mask:
-        name = init_images.save_mask(str(mask["upload"]), init_images.size(path))
-        if name is not None:
-            fields["mask"] = init_images.path(name)
-    elif mask:
-        fields["mask"] = _saved_path(mask, init_images)
+    fields = {"init_image": _init_path(init, gallery, user)}
+    if mask:
+        fields["mask"] = _saved_path(mask, InitImages(gallery.workspace, user))
     return fields
 
 
 def _init_path(init: object, gallery: Gallery, user: str | None) -> Path:
     init_images = InitImages(gallery.workspace, user)
-    if isinstance(init, Mapping) and "upload" in init:
-        return init_images.path(init_images.save_image(str(init["upload"])))
     if isinstance(init, Mapping) and "image" in init:
         return gallery.find(user, init["image"]).path
     return _saved_path(init, init_images)

@@ -104,9 +104,11 @@ export const jobs = {
   stopAll: () => api.post("/app/jobs/stop"),
 };
 
-/** The queue of images does not outlive the app: say so to a page that was open meanwhile. */
-function tellOfLost(before) {
-  const lost = before.filter(job => !list.some(other => other.id === job.id)).length;
+/** Tell a page that was open meanwhile which of its jobs the next app has taken up, and which it has not. */
+function tellOfRestart(before) {
+  const lost = before.filter(job => isActive(job) && !list.some(other => other.id === job.id)).length;
+  const restored = list.filter(job => isActive(job) && job.restored && before.some(other => other.id === job.id && !other.restored)).length;
+  if (restored) toast(`${restored === 1 ? "A job of yours is" : `${restored} jobs of yours are`} taken up again after the app was closed.`);
   if (lost) toast(`The app was closed before ${lost === 1 ? "a job of yours" : `${lost} jobs of yours`} had ended. The prompts are under “Recent prompts”.`, { seconds: 30 });
 }
 
@@ -118,6 +120,6 @@ events.on("image", ({ job, image }) => {
 });
 events.on("trainings", data => { trainings = data.trainings; notify(); });
 events.on("connected", () => {
-  const before = list.filter(isActive);
-  jobs.refresh().then(() => tellOfLost(before)).catch(() => {}); // the page says that the app does not answer
+  const before = list;
+  jobs.refresh().then(() => tellOfRestart(before)).catch(() => {}); // the page says that the app does not answer
 });

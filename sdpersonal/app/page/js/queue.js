@@ -108,7 +108,7 @@ function updateRow(row, job) {
   const waits = job.state === "waiting" && !job.isPlaceholder;
   const others = jobs.waiting.filter(other => !other.isPlaceholder), place = others.findIndex(other => other.id === job.id);
   title.textContent = job.title || "Generating";
-  const detail = isActive(job) || !job.message ? progressText(job) : job.message;
+  const detail = isActive(job) || !job.message ? progressText(job) || (job.restored ? "taken up again after the app was closed" : "") : job.message;
   state.textContent = detail.startsWith(STATES[job.state]) ? detail : [STATES[job.state], detail].filter(Boolean).join(" · ");
   state.classList.toggle("error-text", job.state === "failed");
   up.hidden = !waits || place < 1;
