@@ -202,6 +202,9 @@ def test_the_prompt_completes_checks_and_says_what_is_missing(page):
     assert page.run("return [...document.querySelectorAll('.prompt-layer .unknown')].map(e => e.innerText)") == [
         "<me/nobody>"
     ]
+    page.prompt("<me/duck@0-0.5> <ME/DUCK:+1:at=left> <me/duck:0.7+you/ink:0.3@0.5-1> \\<me/x>")
+    assert page.run("return document.querySelectorAll('.prompt-layer .word:not(.unknown)').length") == 3
+    assert page.run("return document.querySelectorAll('.prompt-layer .unknown').length") == 0
     page.prompt("a photo of <me/duck> by <you/ink>, sunset")
     page.wait(
         "document.querySelector('.prompt-problem').hidden && document.querySelectorAll('.concept-row').length == 2"
@@ -223,7 +226,7 @@ def test_concepts_ideas_and_presets_go_into_the_prompt(page):
     page.press("Add a concept")
     page.put("dialog input[type=search]", "duck")
     page.run("document.querySelector('dialog .picker-tile').click()")
-    assert page.window.text("#prompt") == "a photo of <me/duck> on grass"  # at the cursor
+    page.prompt_is("a photo of <me/duck> on grass")  # at the cursor
     page.press("Prompt ideas")
     page.press("It at other times", "dialog")
     page.wait("document.querySelector('#prompt').value.startsWith('a photo of <me/duck> {at dawn')")
