@@ -2,36 +2,25 @@
 
 Deleting and restoring rename whole files on one disk, so nothing is copied and no byte of them changes.
 
-The clock may be wrong. If it stands more than `RETENTION` after every trace of use, the file `.clock` in the trash
-keeps that time, and nothing is deleted for good until a week later: by then a wrong clock was noticed. A deletion that
-is dated ahead of the clock counts from the first deletion that finds it so, unless the clock stands before concepts
-were written, and so was set back too far.
+The clock may be wrong (see `storage.trash_times`). A deletion that is dated ahead of the clock counts from the first
+deletion that finds it so, unless the clock stands before concepts were written, and so was set back too far.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 
 from .. import storage
 from ..errors import UserError, printable
 from ..prompts import Token
+from ..storage.trash_times import RETENTION, deletion_time, is_ahead, is_clock_right, new_deletion_name
 from .library import Entry, Library
 
 TRASH_FOLDER = ".trash"
-RETENTION = timedelta(days=30)
-
-_CLOCK_FILE = ".clock"
-_DOUBT = timedelta(days=7)  # how long a time far ahead of all others is not relied on
-_MAX_AHEAD = timedelta(days=1)
-_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
-_DELETION_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Trash:
 
     def delete(self, token: str | Token, all_versions: bool = False) -> Deletion:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
-        name = _new_name(datetime.now(UTC))
+        name = new_deletion_name(datetime.now(UTC))
         storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
         last_used = self._last_used()
         self.library.remove(token, all_versions, move_to=Library(self.folder / name))
@@ -102,34 +91,20 @@ class Trash:
         now = datetime.now(UTC)
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
-            is_clock_right = self._is_clock_right(now, last_used)
+            may_purge = is_clock_right(self.folder, now, last_used)
             for deletion in self._readable():
-                if not deletion.entries or (is_clock_right and now - deletion.deleted_at >= RETENTION):
+                if not deletion.entries or (may_purge and now - deletion.deleted_at >= RETENTION):
                     self._discard(deletion)
                 elif (
                     deletion.name != newest
-                    and deletion.deleted_at - now > _MAX_AHEAD
+                    and is_ahead(deletion.deleted_at, now)
                     and _last_written(self.library) <= now
                 ):
-                    storage.rename(self.folder / deletion.name, self.folder / _new_name(now))
-
-    def _is_clock_right(self, now: datetime, last_used: datetime) -> bool:
-        """Return whether the time can be relied on; keep it for later if it is too far from all that came before."""
-        path = self.folder / _CLOCK_FILE
-        noted_at = _parse_time(_read_text(path))
-        if noted_at is None or noted_at > now:  # the clock was set back since: the time before it was wrong
-            if now - last_used < RETENTION:
-                return True
-            storage.write_text(path, now.strftime(_TIME_FORMAT))
-            return False
-        if now - noted_at < _DOUBT:
-            return False
-        storage.remove(path)
-        return True
+                    storage.rename(self.folder / deletion.name, self.folder / new_deletion_name(now))
 
     def _last_used(self) -> datetime:
         """Return the time of the newest deletion, or of the newest concept, if that is newer."""
-        deleted = [time for name in self._names() if (time := _deletion_time(name))]
+        deleted = [time for name in self._names() if (time := deletion_time(name))]
         return max([*deleted, _last_written(self.library)])
 
     def _readable(self) -> Iterator[Deletion]:
@@ -142,15 +117,13 @@ class Trash:
         try:
             with os.scandir(self.folder) as entries:
                 return sorted(
-                    entry.name
-                    for entry in entries
-                    if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
+                    entry.name for entry in entries if deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
                 )
         except OSError:  # there is none, or it cannot be read
             return []
 
     def _read(self, name: str) -> Deletion:
-        deleted_at = _deletion_time(name)
+        deleted_at = deletion_time(name)
         if not deleted_at or not (folder := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
             raise UserError(f"{printable(str(name))} is not in the trash any more.")
         return Deletion(name, deleted_at, tuple(Library(folder).entries()))
@@ -168,27 +141,3 @@ def _last_written(library: Library) -> datetime:
     with suppress(OverflowError, ValueError, OSError):
         return datetime.fromtimestamp(max(times), UTC)
     return datetime.max.replace(tzinfo=UTC)
-
-
-def _new_name(now: datetime) -> str:
-    return f"{now.strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
-
-
-def _read_text(path: Path) -> str:
-    with suppress(UserError):
-        return storage.read_bytes(path, 100).decode(errors="replace")
-    return ""
-
-
-def _parse_time(text: str) -> datetime | None:
-    with suppress(ValueError):
-        return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
-    return None
-
-
-def _deletion_time(name: object) -> datetime | None:
-    """Return the time in a deletion's name; None for any other name."""
-    with suppress(ValueError):
-        if isinstance(name, str) and (match := _DELETION_NAME.fullmatch(name)):
-            return datetime.strptime(match[1], _TIME_FORMAT).replace(tzinfo=UTC)
-    return None

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ..models import StableDiffusion
 from ..models.attention_maps import AttentionMaps
-from ..prompts import ConceptRef, Prompt, Region, Text
+from ..prompts import ConceptRef, Region, Text
+from .placement import place_subjects
 from .prompt_resolution import Piece, ResolvedPrompt
 from .style_guidance import leading_words
 
@@ -34,8 +35,6 @@ _CONNECTORS = re.compile(
     r"(?:\b(?:an?|the|my|another)\s*)?\Z",
     re.IGNORECASE,
 )
-_ABOVE = re.compile(r"\b(?:on\s+top\s+of|above|over)\b", re.IGNORECASE)
-_BELOW = re.compile(r"\b(?:beneath|under|below)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def split_subjects(resolved: ResolvedPrompt) -> tuple[Subject, ...]:
         return ()
     if len(identities) < 2 and not any(reference.region for reference in references):
         return ()
-    regions = _regions(resolved.prompt, references)
+    regions = place_subjects(resolved.prompt, references)
     prompts = (_own_prompt(resolved, indices, number) for number in range(len(indices)))
     return tuple(
         Subject(prompt, prompt.index_of(reference), region)
@@ -100,29 +99,6 @@ def _text_between(pieces: Sequence[Piece], position: int, subjects: Sequence[int
     if position + 1 in subjects:
         return "" if belongs_to_other else _CONNECTORS.sub("", text)
     return leading_words(text) if belongs_to_other else text
-
-
-def _regions(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Region]:
-    """Return where the subjects are: as given, or side by side in their order, or one above the other, in the columns
-    that are farthest from what is given."""
-    count = len(references)
-    columns = [Region(i / count, 0.0, (i + 1) / count, 1.0) for i in range(count)]
-    if count == 2:
-        places = [i for i, piece in enumerate(prompt.pieces) if any(piece is reference for reference in references)]
-        between = " ".join(piece.text for piece in prompt.pieces[places[0] : places[1]] if isinstance(piece, Text))
-        upper, lower = Region(0.0, 0.0, 1.0, 0.5), Region(0.0, 0.5, 1.0, 1.0)
-        columns = [upper, lower] if _ABOVE.search(between) else columns
-        columns = [lower, upper] if _BELOW.search(between) else columns
-    given = [reference.region for reference in references if reference.region]
-    free = sorted(columns, key=lambda column: sum(_shared_area(column, region) for region in given))
-    free = sorted(free[: count - len(given)], key=columns.index)
-    return [reference.region or free.pop(0) for reference in references]
-
-
-def _shared_area(a: Region, b: Region) -> float:
-    """Return the area that two regions share, as a fraction of the image."""
-    width, height = min(a.right, b.right) - max(a.left, b.left), min(a.bottom, b.bottom) - max(a.top, b.top)
-    return max(0.0, width) * max(0.0, height)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -42,7 +42,7 @@ class Outputs:
     def save(self, data: bytes) -> Path:
         """Save a PNG's bytes and return its path."""
         day = storage.make_folder(self.folder / self._today().isoformat())
-        mark = storage.sha256(data)[:8]
+        mark = content_mark(data)
         with storage.lock(day, timeout=storage.LOCK_TIMEOUT):
             number = 1 + _last_number(day)
             while os.path.lexists(path := day / f"{number:05d}-{mark}.png"):
@@ -79,6 +79,12 @@ class Outputs:
             (entry.name for entry in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(entry.name)), key=_number
         )[::-1]
 
+    def marked(self, mark: str) -> Iterator[Path]:
+        """Yield the images whose content has this mark, the first digits of its sha256, newest first."""
+        ending = f"-{mark}.png"
+        for day in self.days():
+            yield from (self.folder / day / name for name in self.images(day) if name.endswith(ending))
+
     def favourites(self) -> list[str]:
         """Return the file names of the favourites, newest first."""
         matches = (FAVOURITE_NAME.fullmatch(entry.name) for entry in _list_entries(self.folder / FAVOURITES_FOLDER))
@@ -96,6 +102,11 @@ class Outputs:
             f"{printable(str(image), 200)} is not an image of {printable(str(self.folder), 200)}.",
             "Give one of its images, or the folder with --out.",
         )
+
+
+def content_mark(data: bytes) -> str:
+    """Return the part of an image's file name that tells its content."""
+    return storage.sha256(data)[:8]
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -5,27 +5,29 @@
 
 Deleting and restoring rename one file after the other on one disk. After a crash half-way each file is in one of the
 two places, and deleting or restoring again moves the others.
+
+Each deletion purges older ones, unless the clock may be wrong (see `storage.trash_times`). A deletion that is dated
+ahead of the clock counts from the first deletion that finds it so, unless the clock stands before images were saved.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .. import storage
 from ..errors import UserError, printable
+from ..storage.trash_times import RETENTION, deletion_time, is_ahead, is_clock_right, new_deletion_name
 from .facts import CACHE_NAME
 from .folder import DAY_NAME, FAVOURITE_NAME, FAVOURITES_FOLDER, GRID_NAME, IMAGE_NAME, Outputs
 
 TRASH_FOLDER = ".deleted"
-RETENTION = timedelta(days=30)
-_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
-_DELETION_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+
+log = logging.getLogger(__name__)
 
 
 class OutputsTrash:
@@ -37,14 +39,21 @@ class OutputsTrash:
 
     def delete(self, images: Sequence[tuple[str, str]]) -> str:
         """Move images, each a day and a file name, and their copies in the favourites to the trash; return the
-        deletion's name. Those that are gone already are passed over; raises UserError if all are."""
-        name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
+        deletion's name. Those that are gone already are passed over; raises UserError if all are. Purge older
+        deletions."""
+        name = new_deletion_name(datetime.now(UTC))
+        storage.resolve_inside(self.outputs.folder, TRASH_FOLDER)  # a link must not take the files elsewhere
         with self._lock():
+            last_used = self._last_used()
             files = [file for day, image in images for file in self._files_of(day, image)]
             if not files:
                 raise UserError("These images are gone already.")
             for file in files:
                 _move(self.outputs.folder / file, self.folder / name / file)
+            try:
+                self._purge(last_used, name)
+            except UserError as error:  # the images are deleted all the same
+                log.warning("The trash of %s cannot be purged: %s", self.outputs.folder, error)
         return name
 
     def restore(self, name: str) -> int:
@@ -60,21 +69,17 @@ class OutputsTrash:
                 storage.remove_empty_folder(subfolder)
         return count
 
-    def purge(self) -> int:
-        """Delete for good what was deleted `RETENTION` ago; return the number of deletions.
-
-        Nothing is purged if the clock is `RETENTION` ahead of all other traces of use: it may be wrong.
-        """
-        now, last_used = datetime.now(UTC), self._last_used()
-        if last_used is None or now - last_used >= RETENTION:
-            return 0
-        with self._lock():
-            storage.remove_leftovers(self.folder)
-            old = [name for name in self._names() if now - _deletion_time(name) >= RETENTION]
-            for name in old:
+    def _purge(self, last_used: datetime, newest: str) -> None:
+        """Delete for good what was deleted `RETENTION` ago. last_used: before the deletion `newest`."""
+        now = datetime.now(UTC)
+        storage.remove_leftovers(self.folder)
+        may_purge = is_clock_right(self.folder, now, last_used)
+        for name, deleted_at in self._deletions():
+            if may_purge and now - deleted_at >= RETENTION:
                 self._forget_facts(name)
                 storage.remove(self.folder / name)
-        return len(old)
+            elif name != newest and is_ahead(deleted_at, now) and self._last_saved() <= now:
+                storage.rename(self.folder / name, self.folder / new_deletion_name(now))
 
     def _lock(self):
         return storage.lock(self.outputs.folder, "The outputs folder", storage.LOCK_TIMEOUT)
@@ -89,7 +94,7 @@ class OutputsTrash:
                 yield file
 
     def _deletion(self, name: str) -> Path:
-        if not _DELETION_NAME.fullmatch(name) or not (folder := self.folder / name).is_dir():
+        if not deletion_time(name) or not (folder := self.folder / name).is_dir():
             raise UserError(f"{printable(name, 40)} is not in the trash any more.")
         return storage.resolve_inside(self.outputs.folder, TRASH_FOLDER, folder.name)
 
@@ -99,13 +104,17 @@ class OutputsTrash:
             if (self.outputs.folder / file).is_file():
                 storage.remove(self.outputs.folder / file)
 
-    def _names(self) -> list[str]:
-        return sorted(folder.name for folder in _folders(self.folder) if _DELETION_NAME.fullmatch(folder.name))
+    def _deletions(self) -> list[tuple[str, datetime]]:
+        """Return the names and times of all deletions."""
+        return [(folder.name, time) for folder in _folders(self.folder) if (time := deletion_time(folder.name))]
 
-    def _last_used(self) -> datetime | None:
+    def _last_used(self) -> datetime:
         """Return when images were saved or deleted last, as far as names of folders tell."""
-        days = [datetime.fromisoformat(day).replace(tzinfo=UTC) for day in self.outputs.days()[:1] if _is_day(day)]
-        return max([*days, *map(_deletion_time, self._names()[-1:])], default=None)
+        return max([self._last_saved(), *(time for _, time in self._deletions())])
+
+    def _last_saved(self) -> datetime:
+        """Return the newest day with images; the earliest time if there is none."""
+        return max(filter(None, map(_day_time, self.outputs.days())), default=datetime.min.replace(tzinfo=UTC))
 
 
 def _move(source: Path, target: Path) -> None:
@@ -139,14 +148,8 @@ def _folders(folder: Path) -> list[Path]:
     return []
 
 
-def _deletion_time(name: str) -> datetime:
-    """Return the time in a deletion's name; the latest time for an impossible one, which is thus never purged."""
+def _day_time(day: str) -> datetime | None:
+    """Return when a day begins; None for an impossible day."""
     with suppress(ValueError):
-        return datetime.strptime(name[:16], _TIME_FORMAT).replace(tzinfo=UTC)
-    return datetime.max.replace(tzinfo=UTC)
-
-
-def _is_day(text: str) -> bool:
-    with suppress(ValueError):
-        return bool(datetime.fromisoformat(text))
-    return False
+        return datetime.fromisoformat(day).replace(tzinfo=UTC)
+    return None

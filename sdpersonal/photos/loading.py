@@ -128,11 +128,12 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
     for name in names:
         try:
             data = _read_photo(folder, name)
-            _check_duplicate(first_names, hashlib.sha256(data).hexdigest())
-            photo = _make_photo(name, data, size, crop, captions, crops)
+            sha256 = hashlib.sha256(data).hexdigest()
+            _check_duplicate(first_names, sha256)
+            photo = _make_photo(name, data, sha256, size, crop, captions, crops)
             pixels_sha256 = hash_pixels(photo.pixels)
             _check_duplicate(first_names, pixels_sha256)
-            first_names[photo.sha256] = first_names[pixels_sha256] = photo.name
+            first_names[sha256] = first_names[pixels_sha256] = photo.name
             photos.append(photo)
         except UnusablePhoto as reason:
             skipped.append(SkippedFile(printable(name), str(reason)))
@@ -169,10 +170,13 @@ def load_photo(path: Path, size: int, crop: CropMode = "center", kind: str = "ob
     folder, sidecars = path.parent, list_files(path.parent)[1]
     captions = Captions(sidecars, lambda name: _sidecar_bytes(folder, name), kind)
     crops = OwnCrops(sidecars, lambda name: _sidecar_bytes(folder, name))
-    return _make_photo(path.name, _read_photo(folder, path.name), size, crop, captions, crops)
+    data = _read_photo(folder, path.name)
+    return _make_photo(path.name, data, hashlib.sha256(data).hexdigest(), size, crop, captions, crops)
 
 
-def _make_photo(name: str, data: bytes, size: int, crop: str, captions: Captions, crops: OwnCrops) -> Photo:
+def _make_photo(
+    name: str, data: bytes, sha256: str, size: int, crop: str, captions: Captions, crops: OwnCrops
+) -> Photo:
     own_crop, crop_notes = crops.of(name)
     if own_crop:
         try:
@@ -185,7 +189,7 @@ def _make_photo(name: str, data: bytes, size: int, crop: str, captions: Captions
         pixels, notes = decode(data, size)
         left_top, scale = _CROPS[crop](pixels), shorter_side(data) / size
         original_size = round(pixels.shape[0] * scale), round(pixels.shape[1] * scale)
-    caption, sha256 = captions.of(name), hashlib.sha256(data).hexdigest()
+    caption = captions.of(name)
     notes = (*notes, *crop_notes, *caption.notes)
     return Photo(printable(name), pixels, sha256, left_top, notes, caption.lines, original_size, own_crop)
 

@@ -20,6 +20,7 @@ from ..config import FORMER_FIELDS, SEEDS, GenerateRequest
 from ..errors import Interrupted, UserError, printable
 from ..image_metadata import Recipe, png_with_recipe
 from ..outputs import Outputs
+from ..outputs.folder import content_mark
 from ..prompts import Wildcards, count_prompts, nth_prompt
 
 if TYPE_CHECKING:
@@ -154,10 +155,5 @@ def generate_endless(
 
 def _find_saved(outputs: Outputs, data: bytes) -> Path | None:
     """Return the path of a saved image with exactly these bytes."""
-    ending = f"-{storage.sha256(data)[:8]}.png"
-    for day in outputs.days():
-        for name in outputs.images(day):
-            path = outputs.folder / day / name
-            if name.endswith(ending) and storage.read_bytes(path, len(data) + 1) == data:
-                return path
-    return None
+    paths = outputs.marked(content_mark(data))
+    return next((path for path in paths if storage.read_bytes(path, len(data) + 1) == data), None)

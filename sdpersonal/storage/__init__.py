@@ -18,7 +18,7 @@ from .atomic import (
     write_text,
 )
 from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
-from .locks import LOCK_NAME, LOCK_TIMEOUT, lock
+from .locks import LOCK_NAME, LOCK_TIMEOUT, hold_lock, lock
 from .os_errors import free_bytes
 from .reading import open_to_read, read_bytes, read_head, resolve_inside, sha256
 
@@ -28,6 +28,7 @@ __all__ = [
     "append_line",
     "check_folder",
     "free_bytes",
+    "hold_lock",
     "lock",
     "make_folder",
     "new_folder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,19 +29,25 @@ def lock(folder: Path, label: str = "", timeout: float = 0.0) -> Iterator[None]:
     label: how the message calls the folder; by default its path. The kernel frees the lock when the process ends,
     however it ends; the lock file stays and means nothing by itself.
     """
+    release = hold_lock(folder, label, timeout)
+    try:
+        yield
+    finally:
+        release()
+
+
+def hold_lock(folder: Path, label: str = "", timeout: float = 0.0) -> Callable[[], None]:
+    """Lock `folder` as `lock` does, until the function returned is called, by any thread, or the process ends."""
     path = make_folder(folder) / LOCK_NAME
-    file_lock = filelock.FileLock(path, timeout=timeout, poll_interval=0.02)
+    file_lock = filelock.FileLock(path, timeout=timeout, poll_interval=0.02, thread_local=False)
     with translate_os_errors(path):
         try:
             file_lock.acquire()
         except (filelock.Timeout, RuntimeError) as error:  # RuntimeError: this very thread holds it
             problem = f"{label or printable(str(folder))} is in use{_describe_holder(path)}."
             raise UserError(problem, "Wait until it is done, or stop it.") from error
-    try:
-        _write_holder(path)
-        yield
-    finally:
-        file_lock.release()
+    _write_holder(path)
+    return file_lock.release
 
 
 def _write_holder(path: Path) -> None:

@@ -13,11 +13,13 @@ from PIL import Image
 from sdpersonal.image_metadata import read_recipe
 from support import browser as browsers
 from support.axe import violations
+from support.samples import concept
 from support.serving import Server
 from support.stock import small_library
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())]
-CONTROL, ENTER, ESCAPE, UP, RIGHT, DELETE = "\ue009", "\ue007", "\ue00c", "\ue013", "\ue014", "\ue017"
+CONTROL, SHIFT, RELEASE = "\ue009", "\ue008", "\ue000"
+ENTER, ESCAPE, UP, RIGHT, DOWN, DELETE = "\ue007", "\ue00c", "\ue013", "\ue014", "\ue015", "\ue017"
 STEPS = 3  # images that are quick, and good enough to tell one from another
 SELECTED = "document.querySelector('.selected-image').dataset.id"
 IDLE = "!document.querySelector('.job-cell') && document.querySelector('.queue-row.idle')"
@@ -26,7 +28,9 @@ IDLE = "!document.querySelector('.job-cell') && document.querySelector('.queue-r
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
-    small_library(place / "concepts")
+    library = small_library(place / "concepts")
+    library.add(concept("<zz/quick>", vectors={}))  # as an LCM LoRA comes from another program
+    library.add(concept("<zz/tree>"))
     with Server(place) as running:
         yield running
 
@@ -122,6 +126,27 @@ class Page:
         assert large == mark and f"/{large}.png" in source, (large, mark, source)
         return large
 
+    def drag(self, kind: str, *places: tuple[float, float]) -> None:
+        """Drag over the stage of the boxes; kind: of pointer; places: fractions of the stage."""
+        left, top, width, height = self.run(
+            "const stage = document.querySelector('.place-stage'); stage.scrollIntoView({block: 'center'});"
+            "const area = stage.getBoundingClientRect(); return [area.left, area.top, area.width, area.height]"
+        )
+        moves = [
+            {"type": "pointerMove", "duration": 20, "x": round(left + x * width), "y": round(top + y * height)}
+            for x, y in places
+        ]
+        press, release = {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}
+        steps = [moves[0], press, *moves[1:], release]
+        pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": steps}
+        self.window.call("actions", actions=[pointer])
+
+    def prompt_is(self, text: str) -> None:
+        try:
+            self.wait(f"document.querySelector('#prompt').value === {json.dumps(text)}", 10)
+        except TimeoutError:
+            assert self.window.text("#prompt") == text
+
     def file(self, image: str) -> Path:
         return self.server.place / "outputs" / f"{image}.png"
 
@@ -177,6 +202,9 @@ def test_the_prompt_completes_checks_and_says_what_is_missing(page):
     assert page.run("return [...document.querySelectorAll('.prompt-layer .unknown')].map(e => e.innerText)") == [
         "<me/nobody>"
     ]
+    page.prompt("<me/duck@0-0.5> <ME/DUCK:+1:at=left> <me/duck:0.7+you/ink:0.3@0.5-1> \\<me/x>")
+    assert page.run("return document.querySelectorAll('.prompt-layer .word:not(.unknown)').length") == 3
+    assert page.run("return document.querySelectorAll('.prompt-layer .unknown').length") == 0
     page.prompt("a photo of <me/duck> by <you/ink>, sunset")
     page.wait(
         "document.querySelector('.prompt-problem').hidden && document.querySelectorAll('.concept-row').length == 2"
@@ -198,7 +226,7 @@ def test_concepts_ideas_and_presets_go_into_the_prompt(page):
     page.press("Add a concept")
     page.put("dialog input[type=search]", "duck")
     page.run("document.querySelector('dialog .picker-tile').click()")
-    assert page.window.text("#prompt") == "a photo of <me/duck> on grass"  # at the cursor
+    page.prompt_is("a photo of <me/duck> on grass")  # at the cursor
     page.press("Prompt ideas")
     page.press("It at other times", "dialog")
     page.wait("document.querySelector('#prompt').value.startsWith('a photo of <me/duck> {at dawn')")
@@ -215,6 +243,29 @@ def test_concepts_ideas_and_presets_go_into_the_prompt(page):
     page.press("Delete Soft", "dialog")
     page.wait("document.querySelector('dialog').innerText.includes('No style yet')")
     page.press("Close", "dialog")
+
+
+def test_what_the_sliders_write_can_be_undone_in_the_prompt(page):
+    page.prompt("")
+    page.window.type("#prompt", "by <you/ink> at dawn")
+    for strength in ("0.5", "0.8"):
+        page.wait("document.querySelector('.concept-row label')?.innerText.startsWith('you/ink')")
+        page.run("document.querySelector('.concept-row input[type=range]').focus()")
+        page.put(".concept-row input[type=range]", strength)
+        page.prompt_is(f"by <you/ink:{strength}> at dawn")
+        assert page.run("return document.activeElement.type") == "range"  # where it was
+    for before in ("by <you/ink:0.5> at dawn", "by <you/ink> at dawn"):
+        page.window.type("#prompt", CONTROL + "z")
+        page.prompt_is(before)
+    page.wait("document.querySelector('.concept-row input[type=range]').value === '1'")
+    page.window.type("#prompt", CONTROL + "y")
+    page.prompt_is("by <you/ink:0.5> at dawn")
+    # What is typed while a slider waits for its answer stays, and so does the cursor's place in it.
+    page.run("document.querySelector('#prompt').setSelectionRange(2, 2)")
+    page.put(".concept-row input[type=range]", "2")
+    page.run("document.querySelector('#prompt').focus(); document.execCommand('insertText', false, ' me')")
+    page.prompt_is("by me <you/ink:2> at dawn")
+    assert page.run("const e = document.activeElement; return [e.id, e.selectionStart]") == ["prompt", 5]
 
 
 def test_every_action_uses_the_image_that_is_shown(page, pixels):
@@ -553,6 +604,96 @@ def test_keys_in_the_gallery_dropped_images_and_recent_prompts(page, tmp_path):
         "[...document.querySelectorAll('[role=menuitemcheckbox][aria-checked=true]')]"
         ".some(e => e.innerText.trim() == 'Sound when done')"
     )
+
+
+def test_few_loras_are_offered_as_fast_and_the_others_are_searched(page):
+    field = (
+        "document.getElementById([...document.querySelectorAll('label')].find(e => e.innerText == 'Fast LoRA').htmlFor)"
+    )
+    options = f"[...{field}.options].map(e => e.label)"
+    assert page.wait(options) == ["None", "<zz/quick>", "Another LoRA…"]
+    page.put_labelled("Fast LoRA", "other")
+    page.wait("document.querySelectorAll('dialog .picker-tile').length === 2")  # no embeddings, nothing of other models
+    page.put("dialog input[type=search]", "tree")
+    page.run("document.querySelector('dialog .picker-tile').click()")
+    page.wait("document.querySelector('.advanced summary').innerText.includes('fast LoRA <zz/tree>')")
+    assert page.wait(options) == ["None", "<zz/quick>", "<zz/tree>"]
+    page.put_labelled("Fast LoRA", "")
+    page.wait("!document.querySelector('.advanced summary').innerText.includes('fast LoRA')")
+    page.put_labelled("Fast LoRA", "other")
+    page.wait("document.querySelector('dialog .picker-tile')")
+    page.press("Close", "dialog")
+    page.wait(f"{field}.value === ''")  # nothing was chosen
+
+
+def test_places_are_drawn_as_boxes(page):
+    page.prompt("a <me/duck>")
+    page.wait("document.querySelectorAll('.concept-row').length === 1")
+    assert page.run("return document.querySelector('.places').hidden")  # one subject without a place
+    page.prompt("a <me/duck> and <me/duck-v1> by <you/ink>")
+    page.wait("!document.querySelector('.places').hidden")
+    page.press("Draw places")
+    page.press("3:2")
+    boxes = (
+        "return [...document.querySelectorAll('.place-box')].map(e => [e.innerText, e.classList.contains('anywhere')])"
+    )
+    assert page.run(boxes) == [["me/duck", True], ["me/duck-v1", True]]
+    width, height = page.run("const e = document.querySelector('.place-stage'); return [e.clientWidth, e.clientHeight]")
+    assert abs(width / height - 1.5) < 0.1
+    page.drag("mouse", (0.11, 0.29), (0.3, 0.6), (0.42, 0.98))  # across a dashed box
+    page.prompt_is("a <me/duck:box=0.1,0.3,0.4,1> and <me/duck-v1> by <you/ink>")
+    page.drag("mouse", (0.2, 0.5), (0.3, 0.3), (0.31, 0.26))  # moves it
+    page.prompt_is("a <me/duck:box=0.2,0.05,0.5,0.75> and <me/duck-v1> by <you/ink>")
+    page.drag("touch", (0.5, 0.75), (0.4, 0.9), (0.34, 1.2))  # its corner; no further than the image
+    page.prompt_is("a <me/duck:box=0.2,0.05,0.35,1> and <me/duck-v1> by <you/ink>")
+    page.press("Add the box of me/duck-v1")
+    page.prompt_is("a <me/duck:box=0.2,0.05,0.35,1> and <me/duck-v1:at=right> by <you/ink>")
+    colours = (
+        "return ['.prompt-layer .word', '.place-box'].map(name => [...document.querySelectorAll(name)].slice(0, 2)"
+        " .map(e => getComputedStyle(e)[name === '.place-box' ? 'borderTopColor' : 'color']))"
+    )
+    page.wait("document.querySelectorAll('.place-box:not(.anywhere)').length === 2")
+    words, borders = page.run(colours)
+    assert words == borders and len(set(words)) == 2
+    assert violations(page.window) == []
+    page.settings(count=1)
+    (image,) = page.generate()
+    assert page.recipe(image).prompt == page.window.text("#prompt") and page.recipe(image).compose
+    width, height = Image.open(page.file(image)).size
+    assert width > height
+
+    page.press("Remove the box of me/duck")
+    page.prompt_is("a <me/duck> and <me/duck-v1:at=right> by <you/ink>")
+    page.window.type("#prompt", CONTROL + "z")
+    page.prompt_is("a <me/duck:box=0.2,0.05,0.35,1> and <me/duck-v1:at=right> by <you/ink>")
+    page.wait("document.querySelector('.place-box').style.left === '20%'")
+    page.press("Remove the box of me/duck-v1")
+    page.prompt_is("a <me/duck:box=0.2,0.05,0.35,1> and <me/duck-v1> by <you/ink>")
+    page.wait("document.querySelectorAll('.place-box.anywhere').length === 1")
+    page.press("1:1")
+
+
+def test_boxes_are_moved_by_keyboard(page):
+    page.prompt("<me/duck:box=0,0,0.5,0.5> and <me/duck>")  # two mentions of one concept have boxes of their own
+    page.wait("document.querySelector('.place-box').style.height === '50%'")
+    first, second = ".place-box:nth-child(1)", ".place-box:nth-child(2)"
+    page.window.type(first, RIGHT + RIGHT + DOWN)
+    page.prompt_is("<me/duck:box=0.1,0.05,0.6,0.55> and <me/duck>")
+    page.window.type(first, SHIFT + RIGHT + UP + RELEASE + UP + UP)
+    page.prompt_is("<me/duck:box=0.1,0,0.65,0.45> and <me/duck>")
+    page.wait("document.querySelector('#announcer').innerText.includes('me/duck, 10–65 % across, 0–45 % down')")
+    assert page.run("return document.activeElement.getAttribute('aria-label')") == page.window.text("#announcer")
+    page.window.type(second, ENTER)
+    page.prompt_is("<me/duck:box=0.1,0,0.65,0.45> and <me/duck:at=right>")
+    page.window.type(second, DELETE)
+    page.prompt_is("<me/duck:box=0.1,0,0.65,0.45> and <me/duck>")
+    page.window.type(second, CONTROL + "z")
+    page.prompt_is("<me/duck:box=0.1,0,0.65,0.45> and <me/duck:at=right>")
+    page.window.type(first, RIGHT + CONTROL + "z")  # before the prompt has it
+    page.wait("document.querySelector('.place-box').style.left === '10%'")
+    page.prompt_is("<me/duck:box=0.1,0,0.65,0.45> and <me/duck:at=right>")
+    page.prompt("a <me/duck>")
+    page.wait("document.querySelector('.places').hidden")
 
 
 def test_a_phone_has_generate_under_the_thumb_and_images_in_a_sheet(page):

@@ -405,6 +405,17 @@ def test_cookies_are_for_this_site_only(locked):
     assert not any("none" in cookie.lower() for cookie in [*plain, *secure])
 
 
+@pytest.mark.parametrize("cookie", ["access-token-id", "access-token-unsecure-id"])
+def test_logging_out_ends_the_login_of_one_device(locked, cookie):
+    for _ in range(2):
+        locked.log_in()
+    first, second = ({"Cookie": f"{cookie}={token}"} for token in locked.program.tokens)
+    assert locked.ask(path="/logout", headers=first).status_code == 200
+    assert locked.ask(path="/app/state", headers=first).status_code == 401
+    assert locked.ask(path="/app/state", headers=second).status_code == 200
+    assert locked.ask(path="/logout").status_code == 401 and len(locked.program.tokens) == 1
+
+
 def test_logins_do_not_pile_up(locked):
     for _ in range(MAX_TOKENS + 20):
         assert locked.log_in().status_code == 200

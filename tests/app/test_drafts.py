@@ -16,13 +16,14 @@ from sdpersonal import storage
 from sdpersonal.app.backend import EventHub, Workspace
 from sdpersonal.app.backend.train import draft_folders, photo_review
 from sdpersonal.app.backend.train.drafts import MAX_DRAFTS, Drafts
-from sdpersonal.app.backend.train.run_folders import PROCESS_FILE, SETTINGS_FILE, list_runs
+from sdpersonal.app.backend.train.run_files import write_new_run
+from sdpersonal.app.backend.train.run_folders import list_runs
 from sdpersonal.app.routes import drafts as routes
 from sdpersonal.app.routes.requests import USER_KEY, add_error_handlers
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import settings_to_json
 from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.photos.loading import load_photos
+from sdpersonal.training.own_prompts import write_own_prompts
 
 BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
 
@@ -47,11 +48,7 @@ class Trainings:
         if self.error:
             raise self.error
         folder = self.workspace.user_runs(user) / f"me-bear-{len(self.started)}"
-        with storage.new_folder(folder) as staged:
-            uploads.copy_to(staged / "photos")
-            saved = settings_to_json(settings)
-            storage.write_json(staged / SETTINGS_FILE, saved)
-            storage.write_json(staged / PROCESS_FILE, {})
+        write_new_run(folder, settings, uploads, 0.0)
         self.started.append(settings)
         return folder
 
@@ -389,6 +386,8 @@ def test_a_started_draft_is_a_run_and_can_be_prepared_again(drafts, trainings, w
     assert form["sample_prompts"] == ["{} on the moon"]
     assert [photo["own_crop"] for photo in copy["photos"]] == [False, True, False, False]
     assert [photo["caption"] for photo in copy["photos"]] == ["\n".join(photo.captions) for photo in photos]
+    write_own_prompts(folder, ["{} at sea"])  # as the page of the training does
+    assert drafts.create("anna", run)["form"]["sample_prompts"] == ["{} at sea"]
     storage.remove(folder / "photos")  # as after a training
     assert drafts.create("anna", run)["photos"] == []
     assert page.post("/app/drafts", json={"from_run": run}).status_code == 400  # not of this user

@@ -355,24 +355,50 @@ def test_old_deletions_are_purged_unless_the_clock_is_wrong(workspace, monkeypat
         return bin_.delete([(*parse_id(image),) for image in save(workspace, ["x"], f"{Clock.now():%Y-%m-%d}")])
 
     first, second = delete(0), delete(20)
-    assert bin_.purge() == 0
-    Clock.day = 31
-    assert bin_.purge() == 1 and not (bin_.folder / first).exists() and (bin_.folder / second).exists()
-    Clock.day = 3000  # years after all else: the clock may be wrong
-    assert bin_.purge() == 0 and (bin_.folder / second).exists()
-    save(workspace, ["used again"], f"{Clock.now():%Y-%m-%d}")
-    assert bin_.purge() == 1 and not (bin_.folder / second).exists()
+    assert (bin_.folder / first).exists() and (bin_.folder / second).exists()
+    delete(31)
+    assert not (bin_.folder / first).exists() and (bin_.folder / second).exists()
+    spare = save(workspace, ["y"] * 3, f"{Clock.now():%Y-%m-%d}")
+    for Clock.day, image in ((3000, spare[0]), (3001, spare[1])):  # years after all else: the clock may be wrong
+        bin_.delete([parse_id(image)])
+        assert (bin_.folder / second).exists()
+    Clock.day = 3008
+    bin_.delete([parse_id(spare[2])])
+    assert not (bin_.folder / second).exists()
 
 
-def test_the_trash_of_every_user_is_purged_at_the_start(gallery, workspace, monkeypatch):
+def test_a_deletion_dated_ahead_is_purged_in_its_time(gallery, workspace):
+    first, second, third = save(workspace, ["x"] * 3, "2026-01-02")
+    folder = workspace.outputs / trash.TRASH_FOLDER
+    undo, _ = gallery.delete(None, [first])
+    (folder / undo).rename(folder / "29990101T101500Z-01234567")
+    gallery.delete(None, [second])
+    names = [deletion.name for deletion in folder.glob("*-*")]
+    assert len(names) == 2 and max(names) < f"{datetime.now(UTC):%Y%m%dT%H%M%S}Z~"
+    (folder / "20261399T101500Z-01234567").mkdir()  # no time: somebody else's
+    gallery.delete(None, [third])
+    with pytest.raises(UserError, match="not in the trash"):
+        gallery.restore(None, "20261399T101500Z-01234567")
+    assert (folder / "20261399T101500Z-01234567").is_dir()
+
+
+def test_deleting_follows_no_link_out_of_the_outputs(gallery, workspace, tmp_path):
+    (image,) = save(workspace, ["x"])
+    storage.make_folder(tmp_path / "elsewhere")
+    (workspace.outputs / trash.TRASH_FOLDER).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError):
+        gallery.delete(None, [image])
+    assert ids(gallery.page(None)) == [image] and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_trash_of_every_user_is_purged_by_deleting(gallery, workspace):
     secrets = {user: save(workspace, ["a secret", "x"], user=user) for user in ("ann", None)}
     assert {user: gallery.page(user, "secret").total for user in secrets} == {"ann": 1, None: 1}
     undos = {user: gallery.delete(user, ids[:1])[0] for user, ids in secrets.items()}
     folders = {user: OutputsTrash(gallery.outputs(user)).folder for user in undos}
     for user, folder in folders.items():
         (folder / undos[user]).rename(folder / "20200101T101500Z-01234567")
-        gallery.delete(user, save(workspace, ["used since"], user=user))
-    gallery.purge_trash()
+        gallery.delete(user, save(workspace, ["used since"], f"{datetime.now(UTC):%Y-%m-%d}", user))
     assert [len(list(folder.iterdir())) for folder in folders.values()] == [1, 1]
     gallery.page(None, limit=1)
     files = [path.read_bytes() for path in workspace.outputs.rglob("*") if path.is_file()]

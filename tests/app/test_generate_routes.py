@@ -134,6 +134,11 @@ def test_prompts_are_checked_edited_and_filled(page):
     assert check["problem"] == "" and [concept["token"] for concept in check["concepts"]] == ["<me/duck>", "<you/ink>"]
     edit = {"prompt": "a <me/duck>", "token": "<me/duck>", "strength": 0.5, "region": "left"}
     assert page.post("/app/prompt/edit", json=edit).json() == {"prompt": "a <me/duck:0.5:at=left>"}
+    (place,) = check["places"]
+    flags = {"is_given": False, "has_window": False}
+    assert place == {"number": 0, "token": "<me/duck>", "name": "me/duck", "box": [0, 0, 1, 1]} | flags
+    edit = {"prompt": "<me/duck> <me/duck>", "token": "<me/duck>", "region": "0,0,0.5,0.3", "mention": 1}
+    assert page.post("/app/prompt/edit", json=edit).json() == {"prompt": "<me/duck> <me/duck:box=0,0,0.5,0.3>"}
     assert "<me/duck>" in page.post("/app/prompt/preset", json={"id": "object-0", "prompt": ""}).json()["prompt"]
 
 
@@ -150,6 +155,8 @@ def test_presets_are_saved_and_deleted(page):
     [
         ("/app/jobs", {"kind": "evil"}, 422),
         ("/app/jobs", {"kind": "generate", "evil": 1}, 422),
+        ("/app/jobs", {"kind": "hires", "strength": "x"}, 422),
+        ("/app/jobs", {"kind": "variations", "strength": []}, 422),
         ("/app/jobs", {"kind": "generate", "form": {f"{i}": 1 for i in range(999)}}, 422),
         ("/app/jobs", {"kind": "generate", "form": {"prompt": "x" * 100_000}}, 422),
         ("/app/jobs", {"kind": "generate", "form": {"prompt": "a", "steps": 999}}, 400),

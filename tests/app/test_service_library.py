@@ -312,7 +312,7 @@ def test_a_name_that_is_taken_asks_what_to_do(workspace):
         Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "3"),
         **{"x.safetensors": data},
     )
-    (came,) = import_uploads(workspace, again, replace=True)
+    (came,) = import_uploads(workspace, again, duplicates="replace")
     assert (came.status, came.token) == ("imported", "<me/duck-v2>")
 
 

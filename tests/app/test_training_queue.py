@@ -103,7 +103,7 @@ def test_the_second_waits_and_starts_when_the_first_has_ended(trainings, machine
     assert states(trainings) == [("<me/a>", "starting"), ("<me/b>", "waiting")] and len(machine.argvs) == 1
     assert trainings.start_next() is None and len(machine.argvs) == 1
     summary = run_summary(trainings.runs(None)[1], trainings)
-    assert summary["photos"] == 2 and summary["ahead"] == 0 and "starts by itself" in summary["text"]
+    assert summary["photo_count"] == 2 and summary["ahead"] == 0 and "starts by itself" in summary["text"]
     machine.end(first, token="<me/a-v1>", steps=9, best=9)
     assert trainings.start_next() == second and f"--run={second}" in machine.argvs[1]
     assert states(trainings) == [("<me/b>", "starting"), ("<me/a>", "done")]
@@ -124,10 +124,8 @@ def test_whoever_waits_longest_is_next_whoever_it_is(trainings, machine):
     running = trainings.start(settings("a"), Photos(), "anna")
     waiting = [trainings.start(settings(name), Photos(), user) for name, user in (("b", "ben"), ("c", "anna"))]
     [status] = [status for status in trainings.runs("anna") if status.state == "waiting"]
-    assert (
-        trainings.waiting_before(status) == 1
-        and "1 training starts before it" in run_summary(status, trainings)["text"]
-    )
+    summary = run_summary(status, trainings)
+    assert summary["ahead"] == 1 and "1 training starts before it" in summary["text"]
     assert "ben" not in json.dumps(run_summary(status, trainings))
     for folder in waiting:
         machine.end(running, token="<me/a-v1>")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdpersonal.cli.main import main
 from sdpersonal.display.concept_overlay import _COLOURS, ConceptArea, draw_concept_areas
 from sdpersonal.errors import UserError
 from sdpersonal.generation.image import GeneratedImage
@@ -70,3 +71,27 @@ def test_an_image_without_figures_has_no_overlay():
     presence = {"share": 1, "box": [0, 0, 0.5, 0.5], "overlap": 0}
     known = GeneratedImage(GREY, Recipe(**RECIPE, concepts=[concept, concept | {"presence": presence}]))
     assert known.concept_overlay().size == GREY.size and not isinstance(known.concept_overlay(), GeneratedImage)
+
+
+def test_the_command_writes_the_areas_and_says_where_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    presence = {"share": 0.75, "box": [0, 0, 0.5, 0.5], "overlap": 0.25}
+    concepts = [{"token": f"<me/{name}-v1>", "sha256": "b" * 64, "presence": presence} for name in ("duck", "fox")]
+    known = GeneratedImage(GREY, Recipe(**RECIPE, concepts=concepts))
+    known.save("mix.png")
+    assert main(["outputs", "areas", "mix.png", "--to", "seen"]) == 0
+    with Image.open("seen/mix-areas.png") as image:
+        assert np.array_equal(np.asarray(image), np.asarray(known.concept_overlay())) and image.info == {}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "<me/duck-v1> 75%, 0% to 50% across, 0% to 50% down, 25% of it in another"
+    assert said[-1] == "seen/mix-areas.png" and len(said) == 3
+
+
+def test_the_command_refuses_images_without_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    GeneratedImage(GREY, Recipe(**RECIPE)).save("plain.png")
+    GREY.save("foreign.png")
+    for name, message in (("plain", "not known"), ("foreign", "foreign.png"), ("missing", "missing.png")):
+        assert main(["outputs", "areas", f"{name}.png", "--to", "seen"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "seen").exists()

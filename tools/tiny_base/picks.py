@@ -19,20 +19,17 @@ from PIL import Image
 from sdpersonal.models import loading
 from sdpersonal.training.early_stopping import dvar
 from sdpersonal.training.presets import preset
-from sdpersonal.training.run_dir import PROGRESS_FILE, validation_image
+from sdpersonal.training.run_dir import PROGRESS_FILE, read_sample_images, validation_folder
 from sdpersonal.training.validation import Validation, best_validation, is_improving, read_validations
 
 from . import photos, presets, reach
 from .build_context import BuildContext
 
-_TILE, _GAP, _MARGIN = 128, 6, int(128 * 1.15)  # of the sheets that a run keeps
 
-
-def tiles(path):
-    """Cut the sheet of a validation into its eight images."""
-    page = Image.open(path).convert("RGB")
-    corners = [(_MARGIN + _GAP + x * (_TILE + _GAP), _GAP + y * (_TILE + _GAP)) for y in range(4) for x in range(2)]
-    return [page.crop((left, top, left + _TILE, top + _TILE)) for left, top in corners]
+def validation_images(run, step):
+    """Load the scored images of a validation."""
+    samples = read_sample_images(validation_folder(run, step))
+    return [Image.open(sample.path).convert("RGB") for sample in samples if not sample.is_own]
 
 
 def read_losses(run):
@@ -55,7 +52,7 @@ def measure_run(context, subject, method, clip):
         run = folder / method
         entries = [
             {"step": validation.step, "score": round(validation.scores.score, 3)}
-            | clip.likeness(tiles(validation_image(run, validation.step)), unseen)
+            | clip.likeness(validation_images(run, validation.step), unseen)
             for validation in read_validations(run)
         ]
         measured = read_losses(run)
@@ -106,7 +103,8 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else {}
     for method in args.methods:
         for subject in list(reach.SUBJECTS)[: args.subjects]:
-            results.setdefault(method, {})[subject] = measure_run(context, subject, method, scorers)
+            if subject not in results.setdefault(method, {}):  # a measurement goes on where it was stopped
+                results[method][subject] = measure_run(context, subject, method, scorers)
             print(method, subject, json.dumps(apply_rules(method, results[method][subject])), flush=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -42,7 +42,6 @@ class App:
 
     def __post_init__(self) -> None:
         gallery = Gallery(self.workspace)
-        gallery.purge_trash()
         object.__setattr__(self, "gallery", gallery)
         object.__setattr__(self, "images", ImageFiles(gallery))
         object.__setattr__(self, "jobs", UserJobs(self.generation, gallery, self.events))

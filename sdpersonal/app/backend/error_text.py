@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 
 from ...config.text_checks import IF_UNSET
@@ -40,6 +41,8 @@ LABELS = {
     "vectors": "Vectors",
     "sample_prompts": "Own sample prompts",
 }
+_FLAG = re.compile(r"--(?:no-)?([a-z][a-z-]*)")
+_FLAG_NAMES = {"class": "class noun", "photos": "photos", "base": "model", "run": "training"}
 GET_CONCEPT = "Get its file from its author or from the Hub, and import it in the library."
 
 
@@ -52,6 +55,16 @@ def labelled(error: UserError) -> UserError:
     if isinstance(error, FieldError) and error.field in LABELS and error.message.startswith(f"{error.field} "):
         return error.called(LABELS[error.field])
     return error
+
+
+def name_fields(text: str) -> str:
+    """Replace flags of the command line by the names of the page's fields: "more --steps" becomes "more steps"."""
+    text = text.replace("--method lora", "the method DreamBooth LoRA")
+    return _FLAG.sub(lambda match: _field_name(match[1]), text)
+
+
+def _field_name(flag: str) -> str:
+    return _FLAG_NAMES.get(flag) or LABELS.get(flag.replace("-", "_"), flag.replace("-", " ")).lower()
 
 
 def describe_error(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...display.html import data_url
 from ...display.image_grid import encode_jpeg
+from .kept_jobs import KeptJob
 from .render_job import JobPlan
 
 MAX_SHOWN_IMAGES = 100  # of a job, the newest: an endless one makes hundreds
@@ -60,10 +61,13 @@ class Reports:
 
 
 class LiveJob:
-    """A job in its user's line; the listener of its own run (`JobListener`)."""
+    """A job in its user's line; the listener of its own run (`JobListener`). kept: as an earlier app left it; marks: of
+    its images that were saved then."""
 
-    def __init__(self, plan: JobPlan, reports: Reports):
-        self.plan, self.id, self.created = plan, secrets.token_hex(6), time.time()
+    def __init__(self, plan: JobPlan, reports: Reports, kept: KeptJob | None = None, marks: Sequence[str] = ()):
+        self.plan, self.is_restored = plan, kept is not None
+        self.id, self.created = (kept.id, kept.created) if kept else (secrets.token_hex(6), time.time())
+        self.marks, self.starts = list(marks), kept.starts if kept else 0  # as in `KeptJob`
         self.state = "waiting"
         self.message = ""
         self.ahead = 0  # jobs of others before it
@@ -103,7 +107,23 @@ class LiveJob:
                 "count": self.image_count,
                 "expected": self.plan.expected,
                 "created": self.created,
+                "restored": self.is_restored,
             }
+
+    def content(self, is_closing: bool) -> dict[str, Any] | None:
+        """Return the job as `KeptJob` has it; None if it ends with the app, as an endless one does that has begun.
+        is_closing: the app ends as it should, and the job's starts do not count."""
+        request = self.plan.request
+        if request is None or (self.plan.kind == "endless" and (self.image_count or self.state == "running")):
+            return None
+        content = {"id": self.id, "created": self.created, "request": request, "marks": list(self.marks)}
+        return content | {"starts": 0 if is_closing else self.starts}
+
+    def note_mark(self, mark: str) -> None:
+        """Note an image that is about to be saved."""
+        with self._lock:
+            self.marks.append(mark)
+            self.starts = 1
 
     def stop(self) -> None:
         """End at the next step."""

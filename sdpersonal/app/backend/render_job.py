@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -133,9 +133,10 @@ RenderJob = Callable[[JobContext], str | None]
 @dataclass(frozen=True)
 class JobPlan:
     """A job that a user asks for, checked. title: what it makes, in words; expected: number of images, None for an
-    endless one."""
+    endless one; request: what plans it anew after a restart, as JSON, None for a job that ends with the app."""
 
     kind: JobKind
     title: str
     expected: int | None
     work: RenderJob
+    request: Mapping[str, Any] | None = None

@@ -11,25 +11,19 @@ from pydantic import Field
 
 from ... import storage
 from ...errors import UserError
-from ...prompts import MAX_PROMPT
 from ..backend import App
 from ..backend.generate import presets
 from ..backend.generate.gallery import Gallery
 from ..backend.generate.generate_form import form_values, save_init_image
 from ..backend.generate.image_settings import MAX_TEXT, ImageSettings, read_pasted_settings, read_settings
 from ..backend.generate.init_images import InitImages
-from ..backend.generate.prompt import change_region, change_strength, check_prompt, fill_preset
-from ..backend.generate.submission import JobRequest, plan_job
-from ..backend.render_job import JobKind
+from ..backend.generate.places import change_region
+from ..backend.generate.prompt import change_strength, check_prompt, fill_preset
+from ..backend.generate.submission import Form, ImageId, JobRequest, ShortText, plan_job
 from .requests import Body, User
 
 _MAX_INIT = 1 << 28  # bytes of a saved init image
-_MAX_LENGTH = MAX_PROMPT * 2  # characters: `GenerateRequest` says what is too long
-ShortText = Annotated[str, Field(max_length=_MAX_LENGTH)]
 JobId = Annotated[str, Field(max_length=40)]
-ImageId = Annotated[str, Field(max_length=80)]
-FormValue = dict[str, Any] | ShortText | bool | int | float | None
-Form = Annotated[dict[Annotated[str, Field(max_length=40)], FormValue], Field(max_length=60)]
 
 
 class PromptBody(Body):
@@ -40,23 +34,11 @@ class EditBody(PromptBody):
     token: ShortText
     strength: float | None = None
     region: ShortText | None = None
+    mention: int | None = None
 
 
 class PresetPromptBody(PromptBody):
     id: JobId
-
-
-class JobBody(Body):
-    kind: JobKind
-    form: Form = Field(default_factory=dict)
-    image: ImageId | None = None
-    strength: float | None = None
-    count: int | None = None
-    change: ShortText | None = None
-    x: ShortText | None = None
-    x_values: ShortText | None = None
-    y: ShortText | None = None
-    y_values: ShortText | None = None
 
 
 class MoveBody(Body):
@@ -109,12 +91,12 @@ def _add_prompts(routes: APIRouter, app: App) -> None:
 
     @routes.post("/app/prompt/edit")
     def edit(body: EditBody, user: User) -> dict[str, Any]:
-        """Change the strength or the region of a concept in a prompt."""
+        """Change the strength or the region of a concept in a prompt; the region also of one of its mentions."""
         prompt = body.prompt
         if body.strength is not None:
             prompt = change_strength(prompt, body.token, body.strength)
         if body.region is not None:
-            prompt = change_region(prompt, body.token, body.region)
+            prompt = change_region(prompt, body.token, body.region, body.mention)
         return {"prompt": prompt}
 
     @routes.post("/app/prompt/preset")
@@ -125,10 +107,9 @@ def _add_prompts(routes: APIRouter, app: App) -> None:
 
 def _add_jobs(routes: APIRouter, app: App) -> None:
     @routes.post("/app/jobs")
-    def submit(body: JobBody, user: User) -> dict[str, Any]:
+    def submit(body: JobRequest, user: User) -> dict[str, Any]:
         """Put a job at the end of the user's line."""
-        plan = plan_job(JobRequest(**body.model_dump()), app.gallery, user)
-        return app.jobs.submit(user, plan).view()
+        return app.jobs.submit(user, plan_job(body, app.gallery, user)).view()
 
     @routes.get("/app/jobs")
     def jobs(user: User) -> dict[str, Any]:

@@ -167,9 +167,7 @@ def _changes(app: App) -> APIRouter:
     @routes.post("/app/concepts/import")
     def import_files(user: User, body: ImportBody) -> dict[str, Any]:
         """Import uploaded files; tell of each file how it went."""
-        replace = body.duplicates == "replace"
-        duplicates = "refuse" if body.duplicates == "replace" else body.duplicates
-        files = import_uploads(app.workspace, body.uploads, body.name, replace, duplicates)
+        files = import_uploads(app.workspace, body.uploads, body.name, body.duplicates)
         if any(file.token for file in files):
             changed()
         return {"files": [asdict(file) for file in files], "message": import_message(files)}

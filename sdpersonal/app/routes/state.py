@@ -7,11 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from ..backend import App
-from ..backend.generate.gallery import MAX_IDS
-from ..backend.generate.generate_form import aspect_presets, form_defaults, form_limits
+from ..backend.generate.generate_form import aspect_presets, form_defaults
 from ..backend.generate.jobs import AXES
-from ..backend.generate.prompt import REGION_CHOICES, prompt_presets
-from ..backend.user_jobs import MAX_WAITING
+from ..backend.generate.prompt import prompt_presets
 from .requests import User
 
 
@@ -25,15 +23,12 @@ def router(app: App) -> APIRouter:
         return {
             "user": user,
             "owner": user or "me",
-            "fixed_model": app.fixed_base,
             "start": "generate" if app.workspace.is_used(user) else "train",
             "model": base.to_json(),
             "form": form_defaults(base),
             "aspects": aspect_presets(base.resolution),
             "axes": [{"label": label, "example": example} for label, (_, example) in AXES.items()],
-            "regions": list(REGION_CHOICES),
             "prompt_presets": prompt_presets(),
-            "limits": form_limits() | {"waiting_jobs": MAX_WAITING, "gallery_ids": MAX_IDS},
         }
 
     return routes

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import gradio as gr
+from gradio.context import LocalContext
 
 from ...errors import UserError
 from ..backend import App
@@ -110,10 +111,10 @@ def _submit(
 
 
 async def _finished_images(job: LiveJob, files: ClientFiles, user: str | None) -> AsyncIterator[list[dict]]:
-    """Yield the job's images so far whenever there is a new one, until it has ended."""
+    """Yield the job's images so far whenever there is a new one, until it has ended, or nobody waits for them."""
     progress, images, known = gr.Progress(), [], set()
     has_ended = False
-    while not has_ended:
+    while not has_ended and not _is_abandoned():
         has_ended = job.has_ended  # before its images are read
         for image_id in [name for name in job.image_ids if name not in known]:
             known.add(image_id)
@@ -124,8 +125,15 @@ async def _finished_images(job: LiveJob, files: ClientFiles, user: str | None) -
             progress((view["done"], view["total"]), desc=view["message"], unit="steps")
         if not has_ended:
             await asyncio.sleep(_WAITING_SECONDS if view["state"] == "waiting" else _RUNNING_SECONDS)
-    if job.state != "done":
+    if has_ended and job.state != "done":
         raise UserError(job.message)
+
+
+def _is_abandoned() -> bool:
+    """Return whether the client of the present event has gone; Gradio itself looks only when it is given an image."""
+    blocks, event_id = LocalContext.blocks.get(), LocalContext.event_id.get()
+    running = blocks._queue.active_jobs if blocks else []
+    return any(event._id == event_id and not event.alive for events in running for event in events or ())
 
 
 def _train_endpoint(app: App) -> Callable[..., dict]:
@@ -198,9 +206,7 @@ def _cancel_endpoint(app: App) -> Callable[..., dict]:
             if any(job["id"] == id for job in app.jobs.views(user)):
                 app.jobs.cancel(user, id)
                 return {"message": "Cancelled."}
-            message = run_command(app.trainings, user, str(id), "cancel")
-            app.training_watcher.wake()
-            return {"message": message}
+            return {"message": run_command(app.trainings, user, str(id), "cancel")}
 
     return cancel
 
@@ -253,9 +259,7 @@ def _import_endpoint(app: App) -> Callable[..., list[dict]]:
         """Import uploaded concept files: [{"name", "status", "message", "token"}]. name: for a single concept;
         duplicates: "refuse", "skip", "rename", "versions" or "replace"."""
         with _in_words():
-            replace = duplicates == "replace"
-            paths = upload_paths(files, "files")
-            outcomes = import_uploads(app.workspace, paths, name, replace, "refuse" if replace else duplicates)
+            outcomes = import_uploads(app.workspace, upload_paths(files, "files"), name, duplicates)
             app.events.publish_to_all("library", {})
             return [asdict(outcome) for outcome in outcomes]
 

@@ -90,13 +90,15 @@ def place_of(address: str) -> str:
 
 class LoginMiddleware:
     """ASGI middleware. The whole form is read before an attempt is counted and handed on, so that nobody can open many
-    requests first and send all passwords then."""
+    requests first and send all passwords then. Logging out ends the login of one device."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self.app, self.access = app, access
         self.attempts = LoginAttempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/logout":  # Gradio, which knows nobody then, ends no others
+            scope["app"].tokens.pop(session_token(scope), None)
         if scope["type"] != "http" or scope["path"].rstrip("/") != "/login" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -125,6 +127,12 @@ class LoginMiddleware:
             await send(message)
 
         await self.app(scope, replay(body, receive), send_watched)
+
+
+def session_token(scope: Scope) -> str | None:
+    """Return the token of Gradio's login that a request has in its cookies."""
+    cookies, name = Request(scope).cookies, scope["app"].cookie_id
+    return cookies.get(f"access-token-{name}") or cookies.get(f"access-token-unsecure-{name}")
 
 
 def _wait_response() -> PlainTextResponse:

@@ -12,14 +12,13 @@ from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ..routes.requests import DOCUMENT_POLICY, USER_KEY
 from .auth import Access
-from .login import LoginMiddleware
+from .login import LoginMiddleware, session_token
 
 # Scripts and styles come from the page's folder only, so that text that became HTML by mistake could do nothing.
 CONTENT_POLICY = (
@@ -63,9 +62,7 @@ def protect(app: ASGIApp, access: Access, user_of: UserOf, api: bool = True) -> 
 
 def logged_in_user(scope: Scope) -> str | None:
     """Return the name of the user who is logged in to Gradio; None if nobody is."""
-    app, cookies = scope["app"], Request(scope).cookies
-    token = cookies.get(f"access-token-{app.cookie_id}") or cookies.get(f"access-token-unsecure-{app.cookie_id}")
-    return app.tokens.get(token)
+    return scope["app"].tokens.get(session_token(scope))
 
 
 class SecurityHeadersMiddleware:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -68,10 +69,11 @@ def serve(
     say: Callable[[str], None],
     end_jobs: Callable[[], None] = lambda: None,
     api: bool = True,
+    begin_jobs: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until interrupted. served_dir: folder whose files may be served; private: folders that must never be
     served; say: called with a line once the page is up; end_jobs: ends all jobs, before the connections are closed;
-    api: whether the HTTP API is open.
+    api: whether the HTTP API is open; begin_jobs: called in a thread of its own once the page is up.
 
     Raises UserError if the port is taken.
     """
@@ -83,6 +85,7 @@ def serve(
         gc.collect()
         gc.freeze()  # what was imported stays: neither collections nor the program's end have to look through it
         say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
+        threading.Thread(target=begin_jobs, name="jobs of before", daemon=True).start()
         with suppress(KeyboardInterrupt):
             while server.get_blocks().is_running:
                 sleep(0.1)

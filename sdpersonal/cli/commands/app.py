@@ -74,7 +74,8 @@ def open_app(settings: AppArgs) -> int:
     app = App(workspace, generation, fixed_base=bool(settings.listen or settings.proxy), bases=settings.bases)
     server = build_server(app, shown, settings.api)
     private = [settings.library, settings.out, settings.runs, *_own_folders()]
-    serve(server, access, shown, private, say, app.close, settings.api)
+    users: list[str | None] = [*access.passwords] or [None]
+    serve(server, access, shown, private, say, app.close, settings.api, lambda: app.jobs.restore(users))
     return 0
 
 

@@ -35,6 +35,15 @@ class FavouriteArgs(SettingsBase):
     """Folder of the images."""
 
 
+class ConceptAreasArgs(SettingsBase):
+    """Show where each concept is in images of two to six concepts, as their recipes say: in words and as an image."""
+
+    images: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    """PNGs that sdpersonal generated."""
+    to: Path = Path(".")
+    """Folder for the images with the areas drawn over them, NAME-areas.png."""
+
+
 def write_outputs_page(settings: OutputsArgs) -> int:
     from ...outputs import Outputs, write_page
 
@@ -62,7 +71,30 @@ def mark_favourites(settings: FavouriteArgs) -> int:
     return 0
 
 
+def write_concept_areas(settings: ConceptAreasArgs) -> int:
+    from ... import storage
+    from ...display.image_grid import encode_png
+    from ...generation.image import draw_concepts
+    from ...generation.img2img import open_image
+    from ...image_metadata import MAX_IMAGE_BYTES, Recipe, describe_presence, read_recipe
+
+    storage.check_folder(settings.to)
+    for path in settings.images:
+        recipe = read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), path.name)
+        if not isinstance(recipe, Recipe):
+            raise UserError(f"{printable(path.name)} is another program's image.", "Only sdpersonal's have areas.")
+        overlay = draw_concepts(open_image(path), recipe)
+        storage.make_folder(settings.to)
+        target = settings.to / f"{path.stem}-areas.png"
+        storage.write_bytes(target, encode_png(overlay))
+        for line in describe_presence(recipe):
+            say(printable(line, 200))
+        say(printable(str(target), 200))
+    return 0
+
+
 COMMANDS = {
     "outputs page": (write_outputs_page, OutputsArgs),
     "outputs favourite": (mark_favourites, FavouriteArgs),
+    "outputs areas": (write_concept_areas, ConceptAreasArgs),
 }

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 from ...errors import UserError
 from ...prompts import Token
@@ -50,17 +51,22 @@ def set_window(prompt: str, token: Token, window: str) -> str:
     return _edit_mentions(prompt, token, lambda parts, _: _format_brackets(parts, window))
 
 
-def set_region(prompt: str, token: Token, region: str) -> str:
-    """Set where the concept is to be, `<me/duck:at=left>`, in every mention of the token; "": anywhere."""
+def set_region(prompt: str, token: Token, region: str, number: int | None = None) -> str:
+    """Set where the concept is to be, `<me/duck:at=left>` or `<me/duck:box=0.5,0.2,1,0.9>`, in every mention of the
+    token.
+
+    region: as written after the equals sign; "": anywhere. number: of the only brackets to change, counting all of the
+    prompt from 0.
+    """
 
     def change(parts: list[WrittenConcept], window: str) -> str:
         options = [tuple(option for option in part.options if _option_group(option[0]) != "at") for part in parts]
         if region:
-            options[-1] = (*options[-1], ("at", region))
+            options[-1] = (*options[-1], ("box" if "," in region else "at", region))
         edited = [replace(part, options=remaining) for part, remaining in zip(parts, options, strict=True)]
         return _format_brackets(edited, window)
 
-    return _edit_mentions(prompt, token, change)
+    return _edit_mentions(prompt, token, change, number)
 
 
 def replace_concept(prompt: str, token: Token, other: str) -> str:
@@ -113,10 +119,20 @@ def mentions_token(prompt: str, token: Token) -> bool:
     )
 
 
-def _edit_mentions(prompt: str, token: Token, change: Callable[[list[WrittenConcept], str], str]) -> str:
+def _edit_mentions(
+    prompt: str, token: Token, change: Callable[[list[WrittenConcept], str], str], number: int | None = None
+) -> str:
+    """Change the brackets that name the token. number: of the only ones to change among all brackets."""
+    numbers = count()
+
     def edit(bracket: re.Match[str]) -> str:
         parts, window = _split_brackets(bracket[1])
-        return change(parts, window) if any(_is_same_concept(part.word, token) for part in parts) else bracket[0]
+        is_meant = next(numbers) == number or number is None
+        return (
+            change(parts, window)
+            if is_meant and any(_is_same_concept(part.word, token) for part in parts)
+            else bracket[0]
+        )
 
     return BRACKETED.sub(edit, prompt)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,13 +13,11 @@ from ....errors import UserError
 from ....outputs import ImageIndex, Outputs, OutputsTrash, SavedImage
 from ....outputs.facts import Facts
 from ....outputs.index import parse_id, sort_key
-from ....outputs.trash import TRASH_FOLDER
 from ..workspace import Workspace
 
 MAX_PAGE = 500  # images of one answer
 MAX_IDS = 2000  # images that are marked, deleted or downloaded at once
 MAX_SEARCH = 500  # characters
-log = logging.getLogger(__name__)
 _MANY = 300  # images that take long enough to read for somebody to wait
 
 
@@ -98,16 +95,6 @@ class Gallery:
     def restore(self, user: str | None, deletion: str) -> int:
         """Restore a deletion; return the number of images."""
         return OutputsTrash(self.outputs(user)).restore(deletion)
-
-    def purge_trash(self) -> None:
-        """Delete for good what users deleted long ago. Errors are only logged."""
-        folders = [self.workspace.outputs, *self.workspace.outputs.glob("*/")]
-        for folder in folders:
-            if (folder / TRASH_FOLDER).is_dir() and not (folder / TRASH_FOLDER).is_symlink():
-                try:
-                    OutputsTrash(Outputs(folder)).purge()
-                except UserError as error:
-                    log.warning("The trash of %s cannot be purged: %s", folder, error)
 
     def _warm(self, user: str | None, images: Sequence[SavedImage]) -> None:
         """Read the facts of many images before somebody searches them, once and in the background."""

@@ -8,19 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....config import MAX_CLIP_SKIP, MAX_IMAGES, GenerateRequest
+from ....config import GenerateRequest
 from ....config.generation import DEFAULT_STEPS
 from ....errors import FieldError, UserError
-from ....prompts import MAX_PROMPT
 from ..models.model_info import ModelInfo
 from .gallery import Gallery
-from .init_images import FORMATS, MAX_SIDE, InitImages
+from .init_images import InitImages
 
 FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
 _MAY_STAY_EMPTY = ("fast", "scheduler", "steps", "guidance", "rescale")  # None in a request, "" or null in the form
 _PATHS = ("init_image", "mask")  # fields of a request that no page may give
 _ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
-_SIDES = (64, 2048)  # pixels that a side may have
+_MIN_SIDE = 64  # pixels
 
 
 def form_defaults(base: ModelInfo) -> dict[str, Any]:
@@ -47,33 +46,38 @@ def form_defaults(base: ModelInfo) -> dict[str, Any]:
     }
 
 
-def form_limits() -> dict[str, Any]:
-    """Return the limits of the form's fields, as [least, most] for numbers."""
-    return {
-        "prompt": MAX_PROMPT,
-        "num_images": [1, 100],
-        "all_images": MAX_IMAGES,
-        "steps": [1, 150],
-        "guidance": [1, 30],
-        "rescale": [0, 1],
-        "side": [*_SIDES, 8],
-        "hires_scale": [1, 4],
-        "strength": [0.01, 1],
-        "clip_skip": [1, MAX_CLIP_SKIP],
-        "init_side": MAX_SIDE,
-        "init_formats": list(FORMATS),
-    }
-
-
 def aspect_presets(resolution: int) -> list[dict[str, Any]]:
     """Return sizes of about a model's area: multiples of 64 pixels, or of 8 for a small one."""
     unit = 64 if resolution >= 512 else 8
     presets = []
     for across, down in _ASPECTS:
         width = resolution * (across / down) ** 0.5
-        width, height = (max(_SIDES[0], round(side / unit) * unit) for side in (width, resolution**2 / width))
+        width, height = (max(_MIN_SIDE, round(side / unit) * unit) for side in (width, resolution**2 / width))
         presets.append({"label": f"{across}:{down}", "width": width, "height": height})
     return presets
+
+
+def keep_uploads(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
+    """Return a form for the same images at any time: with a seed, and with saved images in the place of uploads, which
+    are deleted. Raises UserError."""
+    kept = dict(form)
+    if kept.get("init_image") or isinstance(kept.get("mask"), str):
+        raise UserError("The form names a file.", "Reload the page.")
+    seed = read_seed(kept.get("seed"))
+    kept["seed"] = str(seed) if isinstance(seed, int) else seed
+    init, mask = kept.get("init"), kept.get("mask")
+    if mask and not init:
+        raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
+    if not init:
+        return kept
+    init_images = InitImages(gallery.workspace, user)
+    if isinstance(init, Mapping) and "upload" in init:
+        kept["init"] = {"saved": init_images.save_image(str(init["upload"]))}
+    if isinstance(mask, Mapping) and "upload" in mask:
+        size = init_images.size(_init_path(kept["init"], gallery, user))
+        name = init_images.save_mask(str(mask["upload"]), size)
+        kept["mask"] = {"saved": name} if name is not None else None
+    return kept
 
 
 def request_fields(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
@@ -82,17 +86,14 @@ def request_fields(form: Mapping[str, Any], gallery: Gallery, user: str | None) 
     form: its fields, but width and height for the size, a seed as text or None for a new one, and init and mask as
     {"upload": path}, {"image": id} or {"saved": name of an init image}, or None. Uploads are saved and deleted.
     """
-    fields = dict(form)
+    fields = keep_uploads(form, gallery, user)
     init, mask = fields.pop("init", None), fields.pop("mask", None)
-    if fields.pop("init_image", None) or isinstance(mask, str):
-        raise UserError("The form names a file.", "Reload the page.")
+    fields.pop("init_image", None)
     width, height = fields.pop("width", None), fields.pop("height", None)
     if width is not None or height is not None:
         fields["size"] = f"{width}x{height}"
     fields |= {name: None for name in (*_MAY_STAY_EMPTY, "size") if name in fields and fields[name] in ("", None)}
     fields["seed"] = read_seed(fields.get("seed"))
-    if mask and not init:
-        raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
     init_fields = _init_fields(init, mask, gallery, user)
     if init_fields:  # the init image has its own size
         fields |= {"size": None, "hires_scale": 1.0}
@@ -142,22 +143,14 @@ def save_init_image(source: object, gallery: Gallery, user: str | None) -> dict[
 def _init_fields(init: object, mask: object, gallery: Gallery, user: str | None) -> dict[str, Path]:
     if not init:
         return {}
-    init_images = InitImages(gallery.workspace, user)
-    path = _init_path(init, gallery, user)
-    fields = {"init_image": path}
-    if isinstance(mask, Mapping) and "upload" in mask:
-        name = init_images.save_mask(str(mask["upload"]), init_images.size(path))
-        if name is not None:
-            fields["mask"] = init_images.path(name)
-    elif mask:
-        fields["mask"] = _saved_path(mask, init_images)
+    fields = {"init_image": _init_path(init, gallery, user)}
+    if mask:
+        fields["mask"] = _saved_path(mask, InitImages(gallery.workspace, user))
     return fields
 
 
 def _init_path(init: object, gallery: Gallery, user: str | None) -> Path:
     init_images = InitImages(gallery.workspace, user)
-    if isinstance(init, Mapping) and "upload" in init:
-        return init_images.path(init_images.save_image(str(init["upload"])))
     if isinstance(init, Mapping) and "image" in init:
         return gallery.find(user, init["image"]).path
     return _saved_path(init, init_images)

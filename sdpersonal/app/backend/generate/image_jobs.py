@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .... import storage
 from ....concepts.library import Library
@@ -24,7 +24,7 @@ from ....playground.xyz_grid import generate_all
 from ..generation_service import count_text
 from ..render_job import JobContext, JobKind, JobPlan
 from .generate_form import read_seed
-from .jobs import quoted
+from .jobs import quoted, without_first
 
 HIRES_SCALE = 2.0
 # Strength of the second pass: more of it invents new things, and the built-in model knows small images only.
@@ -37,27 +37,31 @@ def read_image(image: SavedImage) -> Recipe | Foreign:
     return read_recipe(storage.read_bytes(image.path, MAX_IMAGE_BYTES), "This image")
 
 
-def redo_job(library: Library, image: SavedImage, count: int | None = None) -> JobPlan:
-    """Plan to generate an image again from its recipe: the same, or `count` others with new seeds. Raises
-    UserError."""
+def redo_job(
+    library: Library, image: SavedImage, count: int | None = None, seed: int | None = None, skip: int = 0
+) -> JobPlan:
+    """Plan to generate an image again from its recipe: the same, or `count` others, from `seed` on or a new one.
+    Raises UserError."""
     recipe = read_image(image)
     request = _request(recipe)
     if count is not None:
-        request = _changed(request, num_images=count, seed=read_seed(None), variation_strength=None)
+        request = _changed(request, num_images=count, seed=read_seed(seed), variation_strength=None)
         title = f"{count_text(count)} more like {quoted(request.prompt)}"
-        return _requests_job("redo", title, recipe, library, [request])
+        return _requests_job("redo", title, recipe, library, [request], skip)
     if isinstance(recipe, Foreign):
-        return _requests_job("redo", f"{quoted(request.prompt)} again", recipe, library, [request])
+        return _requests_job("redo", f"{quoted(request.prompt)} again", recipe, library, [request], skip)
     concepts = PinnedConcepts(recipe, library, allow_mismatch=True)
 
     def work(job: JobContext) -> None:
         batch = job.generator.with_concepts(concepts).generate(recipe.batch_request(), job.progress)
         job.save_image(reproduced_image(recipe, list(batch)))
 
-    return JobPlan("redo", f"{quoted(recipe.prompt)} again", 1, work)
+    return JobPlan("redo", f"{quoted(recipe.prompt)} again", 0 if skip else 1, work)
 
 
-def variation_job(library: Library, image: SavedImage, strength: object = None, count: object = None) -> JobPlan:
+def variation_job(
+    library: Library, image: SavedImage, strength: object = None, count: object = None, skip: int = 0
+) -> JobPlan:
     """Plan the same prompt from noise near the image's own. Raises UserError if its recipe allows no variations."""
     strength = DEFAULT_VARIATION_STRENGTH if strength is None else strength
     count = DEFAULT_COUNT if count is None else count
@@ -69,10 +73,10 @@ def variation_job(library: Library, image: SavedImage, strength: object = None, 
         raise UserError(problem, "Vary that one, or use this one as init image.")
     requests = vary_seed(request, valid.variation_strength or DEFAULT_VARIATION_STRENGTH, valid.num_images)
     title = f"{valid.num_images} variation{'s' if valid.num_images > 1 else ''} of {quoted(request.prompt)}"
-    return _requests_job("variations", title, recipe, library, requests)
+    return _requests_job("variations", title, recipe, library, requests, skip)
 
 
-def change_job(library: Library, image: SavedImage, change: object) -> JobPlan:
+def change_job(library: Library, image: SavedImage, change: object, skip: int = 0) -> JobPlan:
     """Plan the image with a concept at other strengths, "<me/duck>=0.6,0.8,1", or with other words,
     "beach=snow|space". Raises UserError."""
     target, equals, values = str(change or "").rpartition("=")
@@ -82,10 +86,13 @@ def change_job(library: Library, image: SavedImage, change: object) -> JobPlan:
     vary = vary_strength if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else vary_words
     request = _request(recipe)
     requests = vary(request, target, values.strip())
-    return _requests_job("change", f"{quoted(str(change))} in {quoted(request.prompt)}", recipe, library, requests)
+    title = f"{quoted(str(change))} in {quoted(request.prompt)}"
+    return _requests_job("change", title, recipe, library, requests, skip)
 
 
-def hires_job(library: Library, image: SavedImage, strength: object = None, scale: float = HIRES_SCALE) -> JobPlan:
+def hires_job(
+    library: Library, image: SavedImage, strength: object = None, scale: float = HIRES_SCALE, skip: int = 0
+) -> JobPlan:
     """Plan the same image larger, in a second pass (hires fix). strength: of that pass. Raises UserError."""
     recipe = read_image(image)
     if isinstance(recipe, Recipe) and recipe.init_image:
@@ -93,7 +100,8 @@ def hires_job(library: Library, image: SavedImage, strength: object = None, scal
     is_tiny = isinstance(recipe, Recipe) and recipe.base.kind == "tiny"
     default = TINY_HIRES_STRENGTH if is_tiny else HIRES_STRENGTH
     request = _changed(recipe.request(), hires_scale=scale, strength=default if strength is None else strength)
-    return _requests_job("hires", f"{quoted(request.prompt)}, {scale:g} times as large", recipe, library, [request])
+    title = f"{quoted(request.prompt)}, {scale:g} times as large"
+    return _requests_job("hires", title, recipe, library, [request], skip)
 
 
 def _request(recipe: Recipe | Foreign) -> GenerateRequest:
@@ -108,18 +116,32 @@ def _changed(request: GenerateRequest, **fields: object) -> GenerateRequest:
 
 
 def _requests_job(
-    kind: JobKind, title: str, recipe: Recipe | Foreign, library: Library, requests: Sequence[GenerateRequest]
+    kind: JobKind,
+    title: str,
+    recipe: Recipe | Foreign,
+    library: Library,
+    requests: Sequence[GenerateRequest],
+    skip: int,
 ) -> JobPlan:
+    """Plan the images of several requests, but for the first `skip`."""
     concepts: ConceptSource = (
         RecipeThenLibrary(recipe, library, allow_mismatch=True) if isinstance(recipe, Recipe) else library
     )
+    left = list(_without_first(requests, skip))
     pixels = max(1.0, requests[0].work_per_image / requests[0].denoising_steps)
 
     def work(job: JobContext) -> None:
         def progress(done: int, total: int) -> None:
             job.progress(round(done / pixels), max(1, round(total / pixels)))
 
-        for _, image in generate_all(job.generator.with_concepts(concepts), requests, progress, job.stopped):
+        for _, image in generate_all(job.generator.with_concepts(concepts), left, progress, job.stopped):
             job.save_image(image)
 
-    return JobPlan(kind, title, sum(request.num_images for request in requests), work)
+    return JobPlan(kind, title, sum(request.num_images for request in left), work)
+
+
+def _without_first(requests: Sequence[GenerateRequest], count: int) -> Iterator[GenerateRequest]:
+    for request in requests:
+        if count < request.num_images:
+            yield without_first(request, count) if count else request
+        count = max(0, count - request.num_images)

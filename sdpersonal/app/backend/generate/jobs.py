@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ AXES = {
     "Steps": ("steps", "5, 10, 25, 50"),
     "Guidance scale": ("guidance", "1, 3, 5, 7.5"),
 }
-NO_AXIS = "None"
 
 
 def quoted(prompt: str) -> str:
@@ -41,19 +41,29 @@ def quoted(prompt: str) -> str:
     return f"“{text if len(text) <= _MAX_TITLE else text[: _MAX_TITLE - 1].rstrip() + '…'}”"
 
 
-def generate_job(form: Mapping[str, Any], wildcards: Path | None = None) -> JobPlan:
-    """Plan the images of a `GenerateRequest` with these fields. Raises UserError."""
+def generate_job(form: Mapping[str, Any], wildcards: Path | None = None, skip: int = 0) -> JobPlan:
+    """Plan the images of a `GenerateRequest` with these fields, but for the first `skip`. Raises UserError."""
     request = GenerateRequest(**form)
     count = request.num_images
     if request.all_combinations:
         count *= count_prompts(request.prompt, Wildcards(wildcards))
+    elif skip:
+        request, skip, count = without_first(request, skip), 0, max(0, count - skip)
 
     def work(job: JobContext) -> None:
         job.notes.extend(filter(None, [difference(request.scheduler)]))
-        for image in job.generator.generate(request, job.progress):
+        for image in islice(job.generator.generate(request, job.progress), skip, None):
             job.save_image(image)
 
-    return JobPlan("generate", f"{count_text(count)} of {quoted(request.prompt)}", count, work)
+    left = max(0, count - skip)
+    return JobPlan("generate", f"{count_text(left)} of {quoted(request.prompt)}", left, work)
+
+
+def without_first(request: GenerateRequest, count: int) -> GenerateRequest:
+    """Return a request for the images after the first ones; for one at least. Not for all combinations."""
+    first = getattr(request, request.seed_field)
+    left = max(1, request.num_images - count)
+    return request.model_copy(update={"num_images": left, request.seed_field: first + count})
 
 
 def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> JobPlan:
@@ -85,7 +95,7 @@ def axis_text(kind: object, values: object, prompt: object = "") -> str | None:
 
     Checkpoints are not on offer: their axis names a folder, and text from a page must not.
     """
-    if kind in (None, "", NO_AXIS):
+    if kind in (None, ""):
         return None
     if not isinstance(kind, str) or kind not in AXES or not isinstance(values, str):
         raise UserError("That is not an axis of the grid.", f"Choose one of: {', '.join(AXES)}.")
@@ -138,9 +148,9 @@ class _ReportedOutputs(Outputs):
 
     def __init__(self, outputs: Outputs, on_saved: Callable[[Path], None]):
         super().__init__(outputs.folder)
-        self._on_saved = on_saved
+        self._outputs, self._on_saved = outputs, on_saved
 
     def save(self, data: bytes) -> Path:
-        path = super().save(data)
+        path = self._outputs.save(data)
         self._on_saved(path)
         return path

@@ -1,4 +1,4 @@
-"""Work on the prompt: check it, set strengths and regions, fill presets, and offer concepts for it."""
+"""Work on the prompt: check it, set strengths, fill presets, and offer concepts for it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from ....concepts.library import Library
 from ....config import ConceptKind, GenerateRequest
 from ....errors import FieldError, UserError
 from ....generation.request_checks import named, references_in
-from ....playground.xyz_grid.prompt_edits import set_region, set_strength
+from ....playground.xyz_grid.prompt_edits import set_strength
 from ....prompts import MAX_PROMPT, MAX_STRENGTH, Mention, Region, Token, Wildcards, count_prompts
-from ....prompts.concept_options import REGIONS
 from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled
 from ..library.thumbnails import thumb_url
 from ..workspace import Workspace
+from .places import ANYWHERE, PromptPlace, region_name, subject_places
 
 MAX_CONCEPTS = 24  # of a prompt, that the page shows
-ANYWHERE, OWN_BOX = "auto", "box"
-REGION_CHOICES = (ANYWHERE, *REGIONS, OWN_BOX)  # the last only shows that the prompt has a box of its own
+OWN_BOX = "box"  # the region of a concept whose box has no name
 
 
 @dataclass(frozen=True)
 class PromptConcept:
     """A concept that a prompt names. token: without its options; written: its last mention as it stands in the prompt;
-    kind: "object", "person", "style", "" for an unknown one; region: a name of `REGION_CHOICES`, None for a style;
-    thumb: address of its thumbnail, or ""."""
+    kind: "object", "person", "style", "" for an unknown one; region: `ANYWHERE`, the name of a region, `OWN_BOX`, None
+    for a style; thumb: address of its thumbnail, or ""."""
 
     token: str
     written: str
@@ -39,10 +38,12 @@ class PromptConcept:
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """Result of a check. problem: what is wrong, or ""; concepts: those that are named, in order."""
+    """Result of a check. problem: what is wrong, or ""; concepts: those that are named, in order; places: of the
+    subjects among them, one for each mention."""
 
     problem: str
     concepts: tuple[PromptConcept, ...] = ()
+    places: tuple[PromptPlace, ...] = ()
 
 
 def check_prompt(prompt: Any, workspace: Workspace, kind: str) -> PromptCheck:
@@ -60,7 +61,8 @@ def check_prompt(prompt: Any, workspace: Workspace, kind: str) -> PromptCheck:
         _prompt_concept(mention, regions.get(str(mention.token)), written.get(str(mention.token), ""), workspace)
         for mention in mentions[:MAX_CONCEPTS]
     )
-    return PromptCheck("  ".join(filter(None, problems)), concepts)
+    places = subject_places(text, {concept.token: concept.kind for concept in concepts if concept.kind})
+    return PromptCheck("  ".join(filter(None, problems)), concepts, places)
 
 
 def check_concepts(prompt: object, library: Library) -> None:
@@ -107,19 +109,7 @@ def change_strength(prompt: str, token: str, strength: Any) -> str:
 
 
 def _region_name(region: Region | None) -> str:
-    if region is None:
-        return ANYWHERE
-    return next((name for name, place in REGIONS.items() if place == region), OWN_BOX)
-
-
-def change_region(prompt: str, token: str, name: Any) -> str:
-    """Return the prompt with that concept in another region, unchanged if token or name is invalid."""
-    if name not in REGIONS and name != ANYWHERE:
-        return prompt
-    try:
-        return set_region(prompt, Token.parse(token), "" if name == ANYWHERE else name)
-    except (UserError, TypeError):
-        return prompt
+    return ANYWHERE if region is None else region_name(region) or OWN_BOX
 
 
 def _within(strength: float) -> float:

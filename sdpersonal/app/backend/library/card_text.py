@@ -8,7 +8,7 @@ from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry
 from ....display.units import format_bytes
 from ....evaluation.concept_score import ConceptScores, explain_scores
-from ..error_text import LABELS
+from ..error_text import LABELS, name_fields
 
 KINDS = {"object": "Object or animal", "person": "Person", "style": "Style"}
 CONSENT = {"unknown": "Unknown", "yes": "Yes", "no": "No"}
@@ -44,11 +44,6 @@ _REPRODUCING = {
     "prediction_type": "The model predicts",
 }
 _PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity (v)", "sample": "the image"}
-_FLAGS = {  # what sentences on the scores name as flags
-    r"--method lora": "the method DreamBooth LoRA",
-    r"--steps": "steps",
-    r"--lr": "learning rate",
-}
 _PART = re.compile(r"part_(\d+)")
 
 Facts = list[tuple[str, str]]
@@ -123,7 +118,7 @@ def verdict(card: Card) -> list[str]:
     """Return sentences on the scores; [] without any."""
     scores = ConceptScores.from_dict(card.scores)
     sentences = explain_scores(scores, card.class_noun or "other thing", card.kind) if scores else []
-    return [_without_flags(sentence) for sentence in sentences]
+    return [name_fields(sentence) for sentence in sentences]
 
 
 def _known(facts: Facts) -> Facts:
@@ -148,9 +143,3 @@ def _in_words(key: str) -> str:
 
 def _date(created: str) -> str:
     return f"{created[:16].replace('T', ' ')} UTC"
-
-
-def _without_flags(sentence: str) -> str:
-    for flag, words in _FLAGS.items():
-        sentence = sentence.replace(flag, words)
-    return sentence

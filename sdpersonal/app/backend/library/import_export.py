@@ -64,17 +64,18 @@ def import_uploads(
     workspace: Workspace,
     dropped: object,
     as_: object = "",
-    replace: object = False,
     duplicates: object = "refuse",
 ) -> list[ImportedFile]:
     """Import uploaded files, then delete the uploads; parts of one concept that were dropped together are joined.
 
-    as_: the token of a single concept, or ""; replace: whether to replace the concept of that name; duplicates: as in
-    `importing.import_all`. Raises UserError.
+    as_: the token of a single concept, or ""; duplicates: as in `importing.import_all`, or "replace" for replacing the
+    concept of that name. Raises UserError.
     """
     paths = _check_uploads(workspace, dropped)
+    replace = duplicates == "replace"
+    duplicates = "refuse" if replace else duplicates
     if duplicates not in DUPLICATES:
-        raise UserError("Choose what to do if the name is taken.", f"One of {', '.join(DUPLICATES)}.")
+        raise UserError("Choose what to do if the name is taken.", f"One of {', '.join(DUPLICATES)}, replace.")
     folder = storage.make_folder(workspace.served_dir / f"arrivals-{secrets.token_hex(16)}")
     try:
         token = _parse_token(as_)
@@ -84,7 +85,7 @@ def import_uploads(
             raise UserError("The name is for one concept, but several were dropped.", "Drop them one at a time.")
         return [
             _imported_file(outcome, sources)
-            for outcome in import_all(workspace.library, sources, token, bool(replace), duplicates)
+            for outcome in import_all(workspace.library, sources, token, replace, duplicates)
         ]
     finally:
         storage.remove(folder)

@@ -44,12 +44,6 @@ class ConceptName:
     problem: str = ""
     field: str = "name"
 
-    def required_token(self) -> Token:
-        """Return the token. Raises FieldError."""
-        if self.token is None:
-            raise FieldError(self.field, self.problem or "The concept name is empty.", "For example: my cat")
-        return self.token
-
 
 def make_name(owner: str, name: str, library: Library, default_owner: str = DEFAULT_OWNER) -> ConceptName:
     """Make the token of a typed owner and name; the owner may be empty."""

@@ -62,7 +62,6 @@ def _photo_view(draft_id: str, photo: StoredPhoto, review: PhotoReview) -> dict[
         "crop": list(photo.crop or review.crops.get(photo.name) or _center(width, height)),
         "own_crop": photo.crop is not None,
         "marks": list(review.marks.get(photo.name, ())),
-        "mask": None,
     }
 
 

@@ -12,6 +12,7 @@ from ....config import TrainingSettings, settings_from_json
 from ....errors import UserError
 from ....photos.captions import Refused
 from ....photos.crops import OwnCrop, to_crop
+from ....training.own_prompts import read_own_prompts
 from ....training.run_dir import read_json
 from ..events import EventHub
 from ..generation_service import GenerationService
@@ -59,7 +60,7 @@ class Drafts:
     def create(self, user: str | None, from_run: str | None = None) -> dict[str, Any]:
         """Create a draft. from_run: of a run's settings, and of its photos if they are there yet."""
         run = self._run(user, from_run) if from_run is not None else None
-        form = form_of_settings(settings_from_json(read_json(run / SETTINGS_FILE))) if run else TrainForm()
+        form = _form_of_run(run) if run else TrainForm()
         side = self.generation.base.resolution
         with self._folders.lock:
             if len(self._folders.all(user, side)) >= MAX_DRAFTS:
@@ -241,6 +242,13 @@ class Drafts:
         if not _RUN_ID.fullmatch(run_id) or folder.is_symlink() or not is_app_run(folder):
             raise UserError("That training does not exist any more.", "Choose another.")
         return folder
+
+
+def _form_of_run(run: Path) -> TrainForm:
+    """Return the form that means a run's settings, with its present sample prompts."""
+    settings = settings_from_json(read_json(run / SETTINGS_FILE))
+    prompts = read_own_prompts(run, (), settings.token, settings.kind)
+    return form_of_settings(settings).with_values({"sample_prompts": prompts})
 
 
 def _parse_crop(values: object) -> OwnCrop | None:

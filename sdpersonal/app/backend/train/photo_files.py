@@ -14,6 +14,7 @@ from PIL import Image
 from .... import storage
 from ....config import ConceptKind
 from ....config.text_checks import encoding_problem
+from ....display.image_grid import encode_jpeg
 from ....errors import DiskFull, UserError
 from ....photos import SAMPLES
 from ....photos.captions import Refused, lines_of
@@ -22,6 +23,7 @@ from ....photos.decode import FORMATS, decode, shorter_side
 MAX_UPLOADS = 40  # photos
 MAX_TOTAL = 1 << 30  # bytes of one drop
 MIN_FREE_BYTES = 1 << 30  # bytes free on the disk below which no photos are accepted
+JPEG_QUALITY = 88  # of photos on the page
 SAMPLE_SIDE = 192  # pixels of a sample set's thumbnail
 MAX_CAPTION = 200_000  # bytes
 
@@ -50,7 +52,7 @@ SAMPLE_SETS = (
 def sample_jpeg(set_id: str) -> bytes:
     """Return a thumbnail of a sample set. Raises UserError if there is none of that id."""
     image = Image.fromarray(decode_photo(find_samples(set_id).files()[0].read_bytes(), SAMPLE_SIDE))
-    return encode_jpeg(image)
+    return encode_jpeg(image, JPEG_QUALITY)
 
 
 def find_samples(set_id: str) -> SampleSet:
@@ -104,10 +106,4 @@ def decode_photo(data: bytes, max_side: int) -> np.ndarray:
 def encode_photo(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def encode_jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

@@ -12,16 +12,12 @@ from typing import Any
 
 from ....config import DreamboothSettings
 from ....training.run_dir import to_number
-from ..error_text import LABELS
+from ..error_text import name_fields
 from .run_status import RunStatus
 
-_FLAG = re.compile(r"--(?:no-)?([a-z][a-z-]*)")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _LEARNING_RATE = re.compile(r"--lr ([0-9.]+(?:e[-+]?[0-9]+)?)")
 _RESOLUTION = re.compile(r"--resolution ([0-9]+)")
-_LORA = "the method DreamBooth LoRA"
-_PAGE_LABELS = {"steps": "steps", "lr": "learning rate", "class": "class noun", "init": "class noun"}
-_PAGE_LABELS |= {"photos": "photos", "base": "model", "run": "training", "seed": "seed"}
 _SMALL_RANK = 4
 _DIVERGED, _NO_MEMORY = re.compile(r"(loss|gradient) became|embeddings diverged"), re.compile(r"memory", re.I)
 _PHOTOS = re.compile(r"photos? .*(unusable|allowed|no photos)|no photos|contains no", re.I)
@@ -45,17 +41,6 @@ def page_text(message: str) -> str:
         if sentences:
             lines.append(name_fields(" ".join(sentences)))
     return "\n".join(lines)
-
-
-def name_fields(text: str) -> str:
-    """Replace flags by the names of the form's fields: "more --steps" becomes "more steps"."""
-    text = text.replace("--method lora", _LORA)
-    return _FLAG.sub(lambda match: _label(match[1]), text)
-
-
-def _label(flag: str) -> str:
-    name = flag.replace("-", "_")
-    return _PAGE_LABELS.get(flag) or LABELS.get(name, flag.replace("-", " ")).lower()
 
 
 def advice_after(status: RunStatus) -> list[Advice]:

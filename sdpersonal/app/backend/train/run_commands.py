@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -15,9 +16,9 @@ from ....concepts.strict_safetensors import MAX_FILE_BYTES
 from ....concepts.thumbnail import make_thumbnail
 from ....config.sample_prompts import check_sample_prompts
 from ....errors import UserError
+from ....training.control import Command, send
 from ....training.own_prompts import write_own_prompts
 from ....training.run_dir import (
-    COMMAND_FILE,
     KEPT_FILE,
     read_json,
     read_sample_images,
@@ -25,8 +26,9 @@ from ....training.run_dir import (
     to_text,
     validation_folder,
 )
+from .run_folders import read_process
 from .run_status import RunStatus
-from .run_view import can_keep
+from .run_view import keepable_steps
 from .training_service import TrainingService
 
 _MAX_IMAGE_BYTES = 64 << 20
@@ -36,14 +38,14 @@ _MAX_IMAGE_SIDE = 4096  # pixels
 def run_command(service: TrainingService, user: str | None, run: str, command: str) -> str:
     """Do what a button says; return a message for the user, "" if there is none. Raises UserError."""
     if command in ("sample", "keep"):
-        send_command(service, user, run, command)
+        send(_find_running(service, user, run), Command[command.upper()])
         return ""
     if command in ("cancel", "discard"):
         return service.cancel(user, run)
     if command == "resume":
         return service.resume(user, run)
-    if command == "pause":
-        service.pause(user, run)
+    if command == "pause":  # it finishes its step, saves and stops
+        read_process(_find_running(service, user, run)).terminate(wait=0.0)
         return ""
     if command == "dismiss":
         service.dismiss(user, run)
@@ -51,22 +53,22 @@ def run_command(service: TrainingService, user: str | None, run: str, command: s
     raise UserError("There is no such command.")
 
 
-def send_command(service: TrainingService, user: str | None, run: str, command: str) -> None:
-    """Send "sample", "keep" or "keep STEP" to a running training. Raises UserError if it does not run."""
+def _find_running(service: TrainingService, user: str | None, run: str) -> Path:
+    """Return the folder of a running training. Raises UserError if it does not run."""
     status = service.find(user, run)
     if not status.running:
         raise UserError("This training does not run.")
-    storage.write_text(status.folder / COMMAND_FILE, command + "\n")
+    return status.folder
 
 
 def keep_step(service: TrainingService, user: str | None, run: str, step: int) -> str:
     """Make the concept from the state after this step: a running training ends for it, of an ended one the state is
     added to the library as a further version. Return a message. Raises UserError if the state was not kept."""
     status = service.find(user, run)
-    if not can_keep(status, step):
+    if step not in keepable_steps(status, [step]):
         raise UserError(f"The state after step {step:,} was not kept.", "Choose another step.")
     if status.running:
-        send_command(service, user, run, f"keep {step}")
+        send(status.folder, Command.KEEP, step)
         return f"The training ends now, with the concept as it was after step {step:,}."
     token = service.workspace.library.add(_read_snapshot(status, step))
     saved = read_json(status.folder / KEPT_FILE)

@@ -5,7 +5,6 @@ A run of a former version has one sheet for each validation, which is shown as o
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from .... import storage
+from ....display.image_grid import encode_jpeg
 from ....errors import UserError
 from ....photos.loading import is_sidecar
 from ....training.run_dir import (
@@ -28,7 +28,7 @@ from ....training.run_dir import (
     validation_folder,
     validation_image,
 )
-from .photo_files import decode_photo
+from .photo_files import JPEG_QUALITY, decode_photo
 from .run_folders import PHOTOS_FOLDER
 from .run_status import RunStatus
 
@@ -141,10 +141,9 @@ def _thumbnail(path: Path, version: str) -> bytes:
             pixels = decode_photo(data, _THUMB_SIDE)
     except Exception:
         raise UserError("That photo cannot be shown.") from None
-    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image = Image.fromarray(pixels)
     image.thumbnail((_THUMB_SIDE * 2, _THUMB_SIDE))
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return encode_jpeg(image, JPEG_QUALITY)
 
 
 def _run_url(status: RunStatus) -> str:

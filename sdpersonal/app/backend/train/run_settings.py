@@ -34,7 +34,7 @@ def untrusted_settings(
         "report_to": None,
     }
     if isinstance(saved, DreamboothSettings):
-        own["prior"] = saved.prior if saved.prior in PRIORS.values() else "none"
+        own["prior"] = saved.prior if saved.prior in PRIORS else "none"
     return {name: value for name, value in own.items() if getattr(saved, name) != value}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ RUNNING_STATES = ("starting", "training", "finishing")
 _TEXT = 200_000  # bytes of a log read at most
 _MAX_LEFT = 1e8  # seconds, three years
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
+_MAX_MESSAGES = 1000  # of ended runs that are remembered
 _KILLED_MESSAGE = "The process ended without a message: it was killed, or the machine ran out of memory."
 
 
@@ -76,11 +78,6 @@ class RunStatus:
     @property
     def running(self) -> bool:
         return self.state in RUNNING_STATES
-
-    @property
-    def can_resume(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return self.state == "stopped"
 
 
 class RunStatusReader:
@@ -164,7 +161,7 @@ def _ended_status(status: RunStatus, last: dict[str, Any], damaged_file: str) ->
         return replace(status, state="damaged", message=f"Its file {damaged_file} is damaged or missing.")
     if status.queued_at:
         return replace(status, state="waiting", step=latest_step(status.folder) or 0)
-    status = replace(status, state="failed", message=_last_message(_read_tail(status.folder / ERRORS_FILE)))
+    status = replace(status, state="failed", message=_last_message(status.folder / ERRORS_FILE))
     saved = latest_step(status.folder)
     return replace(status, state="stopped", step=saved) if saved else status
 
@@ -196,7 +193,21 @@ def _read_tail(path: Path) -> str:
         return ""
 
 
-def _last_message(errors: str) -> str:
+def _last_message(path: Path) -> str:
+    """Return the last message in the trainer's log of errors, which is read again only after a change."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _KILLED_MESSAGE
+    return _read_last_message(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=_MAX_MESSAGES)
+def _read_last_message(path: Path, modified_at: int, size: int) -> str:
+    return _parse_last_message(_read_tail(path))
+
+
+def _parse_last_message(errors: str) -> str:
     """Return the trainer's last message, never a traceback."""
     lines = [line for line in errors[errors.rfind(RUN_SEPARATOR) + 1 :].splitlines() if line.strip()]
     for index in range(len(lines) - 1, -1, -1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,6 @@ from ....training.run_dir import (
     KEPT_FILE,
     PROMPTS_FILE,
     REPORT_FILE,
-    SNAPSHOT_FILE,
     VALIDATIONS_FILE,
     VALIDATIONS_FOLDER,
     checkpoint_steps,
@@ -27,8 +26,9 @@ from ....training.run_dir import (
     validation_folders,
     validation_images,
 )
+from ..error_text import name_fields
 from .loss_curve import loss_curve
-from .run_advice import advice_after, fails_again, name_fields
+from .run_advice import advice_after, fails_again
 from .run_images import ShownImage, class_images, photo_urls, samples_url, timeline_images
 from .run_status import RunStatus
 from .run_text import noun_of, preparation, run_text, token_of
@@ -54,12 +54,19 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
 
 def run_summaries(runs: Sequence[RunStatus], service: TrainingService) -> list[dict[str, Any]]:
     """Describe the runs for the list."""
-    return [run_summary(run, service) for run in runs[:_MAX_RUNS]]
+    shown = runs[:_MAX_RUNS]
+    line = service.line() if any(run.state == "waiting" for run in shown) else []
+    places = {folder: place for place, folder in enumerate(line)}
+    return [_summary(run, places.get(run.folder, 0)) for run in shown]
 
 
 def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
     """Describe a run in one line, with its progress."""
-    ahead = service.waiting_before(status) if status.state == "waiting" else 0
+    return run_summaries([status], service)[0]
+
+
+def _summary(status: RunStatus, ahead: int) -> dict[str, Any]:
+    """Describe a run. ahead: trainings, of anybody, that start before a waiting one."""
     title, text = run_text(status, ahead)
     losses = status.points.losses
     settings = status.settings
@@ -77,7 +84,6 @@ def run_summary(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "kind": to_text(settings.get("kind")) or "object",
         "noun": noun_of(status),
         "model": to_text(settings.get("base")),
-        "photos": status.photos,
         "photo_count": status.photos,
         "created": status.created_at,
         "started": status.started_at,
@@ -130,18 +136,19 @@ def run_details(status: RunStatus, service: TrainingService) -> dict[str, Any]:
         "advice": [asdict(advice) for advice in advice_after(status)],
         "commands": [name for name in _COMMANDS[status.state] if not (name == "resume" and fails_again(status))],
         "kept": kept_tokens(status.folder),
-        "snapshot_bytes": _snapshot_bytes(status),
     }
 
 
-def can_keep(status: RunStatus, step: int) -> bool:
-    """Return whether the concept can be made from the state after this step: of LoRAs and embeddings each validation
-    keeps one; all weights of a model are too large for that, so of these only the newest and the best are there."""
-    if str(step) in kept_tokens(status.folder) or (status.state == "done" and step == status.best):
-        return False
-    if status.state == "training":
-        return has_snapshot(status.folder, step) or step in checkpoint_steps(status.folder)
-    return status.state in ("done", "stopped", "failed") and has_snapshot(status.folder, step)
+def keepable_steps(status: RunStatus, steps: Iterable[int]) -> set[int]:
+    """Return those steps from whose state the concept can be made: of LoRAs and embeddings each validation keeps one;
+    all weights of a model are too large for that, so of these only the newest and the best are there."""
+    if status.state not in ("training", "done", "stopped", "failed"):
+        return set()
+    made = set(kept_tokens(status.folder)) | ({str(status.best)} if status.state == "done" else set())
+    checkpoints = checkpoint_steps(status.folder) if status.state == "training" else ()
+    return {
+        step for step in steps if str(step) not in made and (step in checkpoints or has_snapshot(status.folder, step))
+    }
 
 
 def kept_tokens(run: Path) -> dict[str, str]:
@@ -153,19 +160,8 @@ def kept_tokens(run: Path) -> dict[str, str]:
 
 def own_prompts(status: RunStatus) -> list[str]:
     """Return the user's own sample prompts, with the token in them."""
-    saved, token, kind = (
-        status.settings.get("sample_prompts", ()),
-        token_of(status),
-        to_text(status.settings.get("kind")),
-    )
-    prompts = read_own_prompts(status.folder, saved if isinstance(saved, list) else (), token, kind)
-    return [prompt.replace("{}", token) for prompt in prompts]
-
-
-def _snapshot_bytes(status: RunStatus) -> int:
-    """Return the bytes of the states that the timeline keeps to choose from."""
-    files = (folder / SNAPSHOT_FILE for folder in validation_folders(status.folder).values())
-    return sum(file.stat().st_size for file in files if file.is_file())
+    token, kind = token_of(status), to_text(status.settings.get("kind"))
+    return [prompt.replace("{}", token) for prompt in read_own_prompts(status.folder, (), token, kind)]
 
 
 def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
@@ -179,6 +175,7 @@ def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
     best_step = status.best or (best.step if best else 0)
     kinds = [kind for kind in CONCEPT_KINDS if kind == status.settings.get("kind")]
     steps = sorted({*validation_folders(status.folder), *validation_images(status.folder), *scores})[-_MAX_TIMELINE:]
+    keepable = keepable_steps(status, steps)
     entries = []
     verdict: list[str] = []
     for step in steps:
@@ -194,7 +191,7 @@ def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
                 "scores": scored.to_dict() if scored else None,
                 "sentences": sentences,
                 "best": step == best_step,
-                "can_keep": can_keep(status, step),
+                "can_keep": step in keepable,
             }
         )
     return entries, verdict

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -31,7 +32,7 @@ from .training_cost import cost_key, duration_text, memory_text
 
 Method = Literal["lora", "pivotal", "textual-inversion"]
 Prior = Literal["none", "predicted", "generated"]
-PRIORS: dict[str, str] = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "generated"}
+PRIORS: tuple[str, ...] = get_args(Prior)
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 _METHOD_EFFECTS = {
     "lora": "a LoRA and the embedding of its token, in a file of a few megabytes",
@@ -118,16 +119,16 @@ def form_of_settings(settings: TrainingSettings) -> TrainForm:
         "crop": settings.crop,
         "flip": settings.flip,
         "early_stop": settings.early_stop,
-        "sample_prompts": getattr(settings, "sample_prompts", None) or (),
-        "continue_from": getattr(settings, "continue_from", None),
+        "sample_prompts": settings.sample_prompts,
+        "continue_from": settings.continue_from,
     }
     values |= {name: getattr(settings, name) for name in _NUMBERS}
     if isinstance(settings, DreamboothSettings):
         values |= {"noun": settings.class_noun, "text_encoder": settings.text_encoder, "rank": settings.rank}
         values["method"] = settings.method if settings.method != "full" else "lora"
-        values["prior"] = settings.prior if settings.prior in PRIORS.values() else "none"
-    else:
-        values |= {"method": "textual-inversion", "noun": getattr(settings, "init", None) or ""}
+        values["prior"] = settings.prior if settings.prior in PRIORS else "none"
+    elif isinstance(settings, TextualInversionSettings):
+        values |= {"method": "textual-inversion", "noun": settings.init or ""}
     return TrainForm(**values)
 
 
@@ -153,12 +154,10 @@ def parse_settings(form: TrainForm, base: ModelInfo, owner: str = DEFAULT_OWNER)
         "early_stop": form.early_stop,
         "consent": "yes" if form.kind == "person" else "unknown",
     }
-    values |= {name: number for name in _NUMBERS if (number := typed_number(getattr(form, name))) is not None}
+    values |= {name: typed_number(typed) for name in _NUMBERS if (typed := getattr(form, name)) is not None}
     if form.sample_prompts:
         values["sample_prompts"] = form.sample_prompts
     if form.continue_from:
-        if "continue_from" not in TrainingSettings.model_fields:
-            raise FieldError("continue_from", "A concept cannot be trained further yet.", "Start from the model.")
         values["continue_from"] = form.continue_from
     try:
         return _build(form, noun, values)
@@ -170,8 +169,8 @@ def _build(form: TrainForm, noun: str, values: dict[str, Any]) -> TrainingSettin
     if form.method == "textual-inversion":
         return TextualInversionSettings(**values, init=noun)
     values |= {"class_noun": noun, "method": form.method, "prior": form.prior, "text_encoder": form.text_encoder}
-    if (rank := typed_number(form.rank)) is not None:
-        values["rank"] = rank
+    if form.rank is not None:
+        values["rank"] = typed_number(form.rank)
     return DreamboothSettings(**values)
 
 
@@ -216,18 +215,12 @@ def make_plan(
     )
 
 
-def typed_number(typed: object) -> object:
-    """Parse a number field: None if empty; invalid text is returned unchanged so that validation can name it."""
-    if not isinstance(typed, str):
-        return typed
+def typed_number(typed: str) -> int | float | str:
+    """Parse a number field; invalid text is returned unchanged so that validation can name it."""
     text = typed.strip()
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    if not text:
-        return None
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return typed

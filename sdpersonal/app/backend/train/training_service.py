@@ -224,11 +224,10 @@ class TrainingService:
             is_own = self._current.parent == self.workspace.user_runs(user).resolve()
             return RunningTraining(is_own, status.started_at, status.seconds_left)
 
-    def waiting_before(self, status: RunStatus) -> int:
-        """Return how many trainings, of anybody, start before this one which waits."""
+    def line(self) -> list[Path]:
+        """Return the folders of the trainings, of anybody, that wait, in the order in which they start."""
         with self._mutex:
-            line = waiting_runs(self._all())
-            return line.index(status.folder) if status.folder in line else 0
+            return waiting_runs(self._all())
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -260,13 +259,6 @@ class TrainingService:
         if was_done:
             return "Discarded: its samples and its report were deleted; the concept stays in your library."
         return "Cancelled: nothing was added, and its copies of your photos were deleted."
-
-    def pause(self, user: str | None, run: str) -> None:
-        """Let a running training finish its step, save and stop; it can be resumed."""
-        status = self.find(user, run)
-        if not status.running:
-            raise UserError("This training does not run.")
-        read_process(status.folder).terminate(wait=0.0)
 
     def dismiss(self, user: str | None, run: str) -> None:
         """Stop showing a finished run. Its report stays."""

@@ -21,6 +21,7 @@ from PIL import Image
 
 from .... import storage
 from ....config.text_checks import is_blank
+from ....display.image_grid import encode_jpeg
 from ....errors import FieldError, UserError, printable
 from ....photos import crops
 from ....photos.captions import Refused, by_key, caption_file, lines_of, text_of
@@ -29,11 +30,11 @@ from ....photos.decode import UnusablePhoto
 from ....photos.loading import MAX_BYTES, hash_pixels, is_sidecar
 from ....training.run_dir import read_json
 from .photo_files import (
+    JPEG_QUALITY,
     MAX_CAPTION,
     MAX_UPLOADS,
     check_uploads,
     decode_photo,
-    encode_jpeg,
     encode_photo,
     parse_captions,
 )
@@ -178,7 +179,7 @@ class PhotoUploads:
         with self.lock:
             path = self.path(name)
             if not thumb:
-                return encode_jpeg(Image.fromarray(self._pixels(path)))
+                return encode_jpeg(Image.fromarray(self._pixels(path)), JPEG_QUALITY)
             file = self._thumb(name)
             if not file.exists():  # a crash came before it was written
                 self._write_thumb(name, self._pixels(path))
@@ -243,7 +244,7 @@ class PhotoUploads:
             storage.remove(old)
         image = Image.fromarray(np.ascontiguousarray(pixels))
         image.thumbnail((THUMB_SIDE, THUMB_SIDE), reducing_gap=2.0)
-        storage.write_bytes(self._thumb(name), encode_jpeg(image))
+        storage.write_bytes(self._thumb(name), encode_jpeg(image, JPEG_QUALITY))
 
     def _add_photo(self, path: Path, caption: Path | None, crop: Path | None) -> None:
         with _decoding:

@@ -6,7 +6,7 @@ import { debounce, fill, h, uniqueId } from "./dom.js";
 const OPEN = /<([^<>\s:]*)$/; // a concept that is being typed before the cursor
 const MAX = 6;
 
-/** Make the list for a text box. Returns {root, isOpen, onKey(event): whether it has used the key}. */
+/** Make the list for a text box. Returns {root, close(), isOpen, onKey(event): whether it has used the key}. */
 export function completion(input, insert) {
   const id = uniqueId("completion");
   const root = h("ul", { class: "completion", role: "listbox", id, "aria-label": "Concepts", hidden: true });
@@ -56,6 +56,7 @@ export function completion(input, insert) {
   input.addEventListener("blur", close);
   return {
     root,
+    close,
     get isOpen() { return !root.hidden; },
     onKey(event) {
       if (root.hidden || event.ctrlKey || event.metaKey || event.altKey) return false;

@@ -34,7 +34,7 @@ const rows = new WeakMap();
 let lastEdit = Promise.resolve();
 
 /** Change a concept in the prompt, after the changes before it, and without losing what is typed meanwhile. */
-function edit(token, change) {
+export function editPrompt(token, change) {
   lastEdit = lastEdit.then(() => editNow(token, change)).catch(showError);
   return lastEdit;
 }
@@ -50,14 +50,14 @@ function makeRow(concept) {
   const name = concepts.plain(concept.token);
   const strength = slider({
     label: name, min: Math.min(0, concept.strength), max: Math.max(2, concept.strength), step: 0.05, value: concept.strength,
-    onChange: value => edit(concept.token, { strength: value }),
+    onChange: value => editPrompt(concept.token, { strength: value }),
   });
   strength.input.setAttribute("aria-label", `Strength of ${name}`);
   const label = strength.root.querySelector("label");
   label.append(" ", h("span", { class: "concept-kind" }, concept.kind));
   const place = concept.region === null ? null : select({
     label: `Place of ${name}`, hideLabel: true, className: "place", choices: [...PLACES, ...(concept.region === "box" ? [OWN_BOX] : [])],
-    value: concept.region ?? "auto", onChange: value => edit(concept.token, { region: value }),
+    value: concept.region ?? "auto", onChange: value => editPrompt(concept.token, { region: value }),
   });
   if (place) strength.root.append(place.root);
   const row = h("div", { class: "concept-row" }, conceptImage(concept.thumb, concept.token), strength.root);
@@ -75,17 +75,17 @@ function updateRow(row, concept) {
   place.value = concept.region ?? "auto";
 }
 
-/** Let the user choose a concept; resolves to its token, or undefined. */
-export async function pickConcept() {
+/** Let the user choose a concept; resolves to its token, or undefined. accepts(concept): whether it is offered. */
+export async function pickConcept({ title = "Add a concept", accepts = concept => !concept.damaged } = {}) {
   await concepts.load();
   return openDialog({
-    title: "Add a concept", wide: true, className: "picker",
+    title, wide: true, className: "picker",
     content: close => {
       const tiles = h("div", { class: "picker-tiles" });
       const note = h("p", { class: "muted small-text", role: "status" });
       const search = h("input", { type: "search", placeholder: "Search names, kinds and words", "aria-label": "Search concepts", autofocus: true });
       const show = () => {
-        const matches = concepts.search(search.value).filter(concept => !concept.damaged);
+        const matches = concepts.search(search.value).filter(accepts);
         fill(tiles, matches.slice(0, SHOWN).map(concept => pickerTile(concept, close)));
         note.textContent = pickerNote(matches.length, search.value);
       };

@@ -35,14 +35,13 @@ export function placeSquare(element, crop, width, height) {
 }
 
 /** Make the editor. crop: or null while the photo has none; onChange(crop): when a change is complete.
- * Returns {root, focus(), set({url, crop, maskUrl, name})}. */
+ * Returns {root, focus(), set({url, crop, name})}. */
 export function cropEditor({ onChange }) {
   const image = h("img", { alt: "", draggable: "false" });
-  const mask = h("img", { class: "crop-mask", alt: "", hidden: true });
   const box = h("div", { class: "crop-box", tabindex: 0, role: "group", "aria-roledescription": "crop square" },
     CORNERS.map(corner => h("span", { class: `crop-handle ${corner}`, dataset: { corner } })));
   const square = h("span", { class: "crop-lit" });
-  const frame = h("div", { class: "crop-frame" }, image, mask, h("span", { class: "crop-shade" }, square), box);
+  const frame = h("div", { class: "crop-frame" }, image, h("span", { class: "crop-shade" }, square), box);
   const state = { crop: [0, 0, 1], name: "" };
   const size = () => [image.naturalWidth || 1, image.naturalHeight || 1];
   const show = () => {
@@ -69,12 +68,10 @@ export function cropEditor({ onChange }) {
       if (box.hidden) image.addEventListener("load", () => box.focus(), { once: true });
       else box.focus();
     },
-    set({ url, crop, maskUrl, name }) {
+    set({ url, crop, name }) {
       Object.assign(state, { crop: crop ?? [0, 0, 1], name });
       if (image.getAttribute("src") !== url) image.src = url;
       image.alt = name;
-      if (maskUrl) mask.src = maskUrl;
-      mask.hidden = !maskUrl;
       show();
     },
   };

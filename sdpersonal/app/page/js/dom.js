@@ -80,6 +80,7 @@ const ICONS = {
   undo: "M8.5 5L4.5 9l4 4M5 9h9a5 5 0 0 1 0 10h-4",
   edit: "M5 19l.8-3.8L15.5 5.5l3 3-9.7 9.7z",
   copy: "M9 9h10.5v10.5H9zM15 9V4.5H4.5V15H9",
+  boxes: "M4.5 4.5h6.5v9H4.5zM13 9.5h6.5v10H13z",
   crop: "M7.5 3v13.5H21M3 7.5h13.5V21",
   play: "M8 5.5v13l10-6.5z",
   stop: "M7 7h10v10H7z",

@@ -2,7 +2,7 @@
 
 import { api, app } from "./api.js";
 import { concepts } from "./concepts.js";
-import { conceptRows, pickConcept } from "./concept_rows.js";
+import { conceptRows, editPrompt, pickConcept } from "./concept_rows.js";
 import { h, icon } from "./dom.js";
 import { form } from "./form.js";
 import { gallery } from "./gallery.js";
@@ -11,6 +11,7 @@ import { images } from "./images.js";
 import { DRAGGED, IMAGE_TYPES, initImageField, startFromFile } from "./init_image.js";
 import { jobs } from "./jobs.js";
 import { go } from "./main.js";
+import { placeEditor } from "./places.js";
 import { promptBox } from "./prompt.js";
 import { selectedPane } from "./selected.js";
 import { advancedSettings, shapeAndNumber } from "./settings.js";
@@ -22,7 +23,8 @@ const NARROW = matchMedia("(max-width: 1100px)"); // no place for the selected i
 export function mount(root) {
   form.load();
   const rows = conceptRows();
-  const prompt = promptBox({ onCheck: checked => rows.show(checked) });
+  const places = placeEditor({ edit: editPrompt, undo: isRedo => prompt.undo(isRedo) });
+  const prompt = promptBox({ onCheck: checked => { rows.show(checked.concepts); places.show(checked.places); } });
   const shape = shapeAndNumber(), init = initImageField();
   const advanced = advancedSettings({ onGrid: () => submit("grid") });
   const fields = { ...shape.fields, ...init.fields, ...advanced.fields, ...advanced.grid.fields };
@@ -33,7 +35,7 @@ export function mount(root) {
 
   const left = h("div", { class: "side generate-form" },
     h("div", { class: "field" }, h("div", { class: "field-label spread" }, h("label", { for: "prompt" }, "Prompt"), historyButton()), prompt.root),
-    rows.root, promptButtons(prompt), shape.root, init.root,
+    rows.root, places.root, promptButtons(prompt), shape.root, init.root,
     advanced.root);
   const right = h("aside", { class: "side selected-side", "aria-label": "Selected image" }, selected.root);
   view.set(selected.root, right);

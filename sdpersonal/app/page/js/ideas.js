@@ -46,8 +46,8 @@ function openIdeas() {
 
 async function takeIdea(preset, close) {
   const { prompt } = await api.post("/app/prompt/preset", { id: preset.id, prompt: form.values.prompt });
+  close(); // the text box takes what can be undone only when nothing lies over it
   form.replace({ prompt }, `Took “${preset.title}”.`);
-  close();
 }
 
 const PRESET_KINDS = {
@@ -79,7 +79,7 @@ function presetRows(presets, kind, close, refresh) {
   if (!presets.length) return h("p", { class: "muted" }, empty);
   return h("ul", { class: "preset-list" }, presets.map(preset => h("li", { class: "preset-row" },
     h("div", { class: "grow" }, h("strong", {}, preset.name), h("div", { class: "muted small-text clamp" }, preset.values[PRESET_KINDS[preset.kind].field] ?? "")),
-    button(verb, { small: true, "aria-label": `${verb} ${preset.name}`, onclick: () => { usePreset(preset); close(); } }),
+    button(verb, { small: true, "aria-label": `${verb} ${preset.name}`, onclick: () => { close(); usePreset(preset); } }),
     button(`Delete ${preset.name}`, { iconName: "trash", iconOnly: true, small: true, kind: "quiet", onclick: () => deletePreset(preset, refresh) }))));
 }
 

@@ -11,7 +11,7 @@ const listeners = new Set(), beginnings = new Set(), endings = new Set();
 const previews = new Map(); // job id -> data URLs
 const started = new Map(); // id of a job of this tab -> `selection.choices` when it was started
 const firstImages = new Map(); // job id -> id of its first image
-let list = [], placeholders = [], trainings = [], count = 0;
+let list = [], placeholders = [], trainings = [], askedTrainings = null, count = 0;
 
 const notify = () => { for (const listener of listeners) listener(); };
 
@@ -56,6 +56,7 @@ export const jobs = {
   get active() { return [...list.filter(isActive), ...placeholders]; },
   get running() { return list.find(job => job.state === "running") ?? null; },
   get waiting() { return [...list.filter(job => job.state === "waiting"), ...placeholders]; },
+  /** The user's trainings as the server lists them. */
   get trainings() { return trainings; },
   previews: id => previews.get(id) ?? [],
   onChange(listener) { listeners.add(listener); },
@@ -65,11 +66,19 @@ export const jobs = {
   onEnd(listener) { endings.add(listener); },
   /** Ask the server for both lists, unless an event brings newer ones meanwhile. */
   async refresh() {
-    const knownJobs = list, knownTrainings = trainings;
-    const [newJobs, newTrainings] = await Promise.all([api.get("/app/jobs"), api.get("/app/trainings")]);
-    if (trainings === knownTrainings) trainings = newTrainings.trainings;
-    if (list === knownJobs) take(newJobs.jobs);
-    else notify();
+    const known = list;
+    const [answer] = await Promise.all([api.get("/app/jobs"), jobs.refreshTrainings()]);
+    if (list === known) take(answer.jobs);
+  },
+  /** Ask the server for the trainings, unless an event brings newer ones meanwhile. */
+  refreshTrainings() {
+    const known = trainings;
+    askedTrainings ??= api.get("/app/trainings").then(answer => {
+      if (trainings !== known) return;
+      trainings = answer.trainings;
+      notify();
+    }).finally(() => { askedTrainings = null; });
+    return askedTrainings;
   },
   /** Start a job. placeholder: {title, expected} shown meanwhile; makeBody: a function that returns the request. */
   async submit(placeholder, makeBody) {
@@ -95,9 +104,11 @@ export const jobs = {
   stopAll: () => api.post("/app/jobs/stop"),
 };
 
-/** The queue of images does not outlive the app: say so to a page that was open meanwhile. */
-function tellOfLost(before) {
-  const lost = before.filter(job => !list.some(other => other.id === job.id)).length;
+/** Tell a page that was open meanwhile which of its jobs the next app has taken up, and which it has not. */
+function tellOfRestart(before) {
+  const lost = before.filter(job => isActive(job) && !list.some(other => other.id === job.id)).length;
+  const restored = list.filter(job => isActive(job) && job.restored && before.some(other => other.id === job.id && !other.restored)).length;
+  if (restored) toast(`${restored === 1 ? "A job of yours is" : `${restored} jobs of yours are`} taken up again after the app was closed.`);
   if (lost) toast(`The app was closed before ${lost === 1 ? "a job of yours" : `${lost} jobs of yours`} had ended. The prompts are under “Recent prompts”.`, { seconds: 30 });
 }
 
@@ -109,6 +120,6 @@ events.on("image", ({ job, image }) => {
 });
 events.on("trainings", data => { trainings = data.trainings; notify(); });
 events.on("connected", () => {
-  const before = list.filter(isActive);
-  jobs.refresh().then(() => tellOfLost(before)).catch(() => {}); // the page says that the app does not answer
+  const before = list;
+  jobs.refresh().then(() => tellOfRestart(before)).catch(() => {}); // the page says that the app does not answer
 });

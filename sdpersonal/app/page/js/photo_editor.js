@@ -4,7 +4,7 @@ import { events } from "./api.js";
 import { captionSaver, connectCaption, insertButton } from "./captions.js";
 import { cropEditor } from "./crop.js";
 import { fill, h } from "./dom.js";
-import { checkbox, textField } from "./fields.js";
+import { textField } from "./fields.js";
 import { announce, button, confirmDialog, openDialog, showError } from "./ui.js";
 
 /** Open the dialog at a photo's id; it follows the draft while it is open. */
@@ -13,12 +13,11 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
   const current = () => draft().photos.find(photo => photo.id === state.id);
   const send = body => requests.send("photo", { photo: state.id, ...body }).catch(showError);
   const crop = cropEditor({ onChange: square => send({ crop: square }) });
-  const showsMask = checkbox({ label: "Show the mask", help: "What is dark in it is not trained on.", onChange: () => update() });
   const caption = textField({ label: "Caption", rows: 3, maxLength: 4000, placeholder: "{} on a table", help: "{} stands for the concept." });
   const saver = captionSaver(requests, error => caption.error(error?.text ?? ""));
   connectCaption(caption, saver, () => state.id);
-  const toggle = button("Leave out", { id: "photo-leave-out", onclick: () => send({ used: !current().used }) });
-  const remove = button("Remove", { kind: "danger", id: "photo-remove", onclick: async () => {
+  const toggle = button("Leave out", { onclick: () => send({ used: !current().used }) });
+  const remove = button("Remove", { kind: "danger", onclick: async () => {
     const photo = current();
     if (!(await confirmDialog({ title: `Remove ${photo.name}?`, text: "The copy here and its caption are deleted. Your own file stays.", yes: "Remove it", danger: true }))) return;
     if (draft().photos.length > 1) move(1);
@@ -37,10 +36,9 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
   const update = () => {
     const photo = current(), photos = draft().photos;
     if (!photo) return close();
-    crop.set({ url: photo.url, crop: photo.crop, maskUrl: showsMask.value ? photo.mask : null, name: photo.name });
+    crop.set({ url: photo.url, crop: photo.crop, name: photo.name });
     crop.root.classList.toggle("left-out", !photo.used);
     if (document.activeElement !== caption.input && !saver.waits(photo.id)) caption.value = photo.caption;
-    showsMask.root.hidden = !photo.mask;
     fill(toggle, h("span", {}, photo.used ? "Leave out" : "Put back"));
     const words = [!photo.used && "left out", ...(photo.marks ?? [])].filter(Boolean).join(", ");
     if (marks.textContent !== words) marks.textContent = words;
@@ -53,8 +51,8 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
     h("div", { class: "row nowrap rotate-buttons" },
       button("Rotate left", { iconName: "rotateLeft", onclick: () => send({ quarters: 1 }) }),
       button("Rotate right", { iconName: "rotateRight", onclick: () => send({ quarters: -1 }) })),
-    h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", id: "crop-automatic", onclick: () => send({ crop: null }) }), toggle),
-    showsMask.root, caption.root, h("div", { class: "row spread" }, insertButton(caption.input), remove),
+    h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", onclick: () => send({ crop: null }) }), toggle),
+    caption.root, h("div", { class: "row spread" }, insertButton(caption.input), remove),
     h("p", { class: "muted small-text" }, "Drag the square or its corners. With the keyboard: arrows move it, + and - resize it, Page Up and Page Down go to the photo before and after."));
   const stop = events.on("train-list", update);
   const opened = openDialog({

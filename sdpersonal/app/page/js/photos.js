@@ -96,7 +96,6 @@ function moreMenu({ requests, draft, add }) {
 /** A tile: the whole photo with its crop over it, what is noticeable about it in words, and a switch to leave it out. */
 function photoTile(photo, { editor, requests }) {
   const image = h("img", { alt: "", loading: "lazy", draggable: "false" }), square = h("span", { class: "crop-square", hidden: true });
-  const mask = h("span", { class: "tile-mask", hidden: true }, "mask");
   const open = h("button", { type: "button", class: "photo-open", onclick: () => editor(element.photo.id) },
     h("span", { class: "photo-box" }, h("span", { class: "photo-frame" }, image, square)));
   const toggle = button("Leave out", { iconName: "close", iconOnly: true, small: true, class: "button icon-only small photo-toggle", onclick: () => {
@@ -105,22 +104,21 @@ function photoTile(photo, { editor, requests }) {
     return requests.send("photo", { photo: element.photo.id, used });
   } });
   const marks = h("span", { class: "photo-marks" });
-  const element = h("li", { class: "photo-tile", dataset: { photo: photo.id } }, open, toggle, mask, marks);
-  element.parts = { image, square, open, toggle, marks, mask };
+  const element = h("li", { class: "photo-tile", dataset: { photo: photo.id } }, open, toggle, marks);
+  element.parts = { image, square, open, toggle, marks };
   image.addEventListener("load", () => showSquare(element));
   fillTile(element, photo);
   return element;
 }
 
 function fillTile(element, photo) {
-  const { image, open, toggle, marks, mask } = element.parts;
+  const { image, open, toggle, marks } = element.parts;
   element.photo = photo;
   if (image.getAttribute("src") !== photo.thumb) image.src = photo.thumb;
   element.classList.toggle("left-out", !photo.used);
   const words = [!photo.used && "left out", ...(photo.marks ?? [])].filter(Boolean);
   open.setAttribute("aria-label", [`Edit ${photo.name}`, ...words].join(", "));
   marks.textContent = words.join(", ");
-  mask.hidden = !photo.mask;
   const label = photo.used ? `Leave ${photo.name} out` : `Put ${photo.name} back`;
   toggle.setAttribute("aria-label", label);
   toggle.title = label;
@@ -137,7 +135,7 @@ function showSquare({ parts: { image, square }, photo }) {
 function reviewList({ requests, draft, grid }) {
   const status = h("p", { class: "review-status", role: "status" });
   const list = h("ul", { class: "findings" });
-  const advice = button("Apply suggestions", { id: "photos-advice", onclick: () => requests.send("advice", {}) });
+  const advice = button("Apply suggestions", { onclick: () => requests.send("advice", {}) });
   const root = h("section", { class: "review", "aria-label": "Photo checks", hidden: true },
     h("div", { class: "row spread" }, status, advice), list);
   const mark = (photos, on) => {

@@ -5,18 +5,20 @@ import { completion } from "./completion.js";
 import { concepts } from "./concepts.js";
 import { debounce, fill, h } from "./dom.js";
 import { form } from "./form.js";
-import { insertText, toast } from "./ui.js";
+import { subjectClass } from "./places.js";
+import { insertText, replaceText, toast } from "./ui.js";
 
 const MAX_PROMPT = 20000;
 const END = 1e9; // a place after the last letter
 const CHECK_AFTER = 700; // milliseconds without typing
 const SYNTAX = /[<>{}[\]|()]|__|\bAND\b|\bBREAK\b/; // a prompt without these has no problem and no concepts
-const WRITTEN = /<([^<>\s:]+)[^<>\n]*>/g;
+const WRITTEN = /(?<!\\)<([^<>\s][^<>\n]*)>/g;
 const A1111 = /\bSteps: *\d+[\s\S]*\b(Sampler|CFG scale|Seed|Size): */;
+const PLACE = /:(at|box)=/;
 const EMPHASIS = /^\(([\s\S]*):(\d+(?:\.\d+)?)\)$/;
 const CONCEPT = /^<([^<>:]+)(?::([+-]?\d*\.?\d+))?((?::[^<>]*)?)>$/;
 
-/** Make the prompt box. onCheck({concepts}): called after each check. */
+/** Make the prompt box. onCheck({concepts, places}): called after each check. */
 export function promptBox({ onCheck }) {
   const layer = h("div", { class: "prompt-layer", "aria-hidden": "true" });
   const input = h("textarea", {
@@ -54,9 +56,9 @@ export function promptBox({ onCheck }) {
   input.addEventListener("paste", event => onPaste(event, input));
   form.onChange((patch, source) => {
     if (source === "prompt" || patch.prompt === undefined || patch.prompt === input.value) return;
-    input.value = patch.prompt;
-    cursor = [END, END];
     isMissing = false;
+    replaceText(input, patch.prompt);
+    popup.close();
     paint();
     check.now();
   });
@@ -69,6 +71,14 @@ export function promptBox({ onCheck }) {
   return {
     root, input,
     focus: () => input.focus(),
+    /** Take back the last change of the text, or make it again. */
+    undo(isRedo) {
+      const focused = document.activeElement;
+      input.focus({ preventScroll: true });
+      document.execCommand(isRedo ? "redo" : "undo");
+      focused.focus({ preventScroll: true });
+      check.now();
+    },
     /** Say what is wrong; the message goes when something is typed. */
     error(text) { say(text); isMissing = true; input.focus(); },
     /** Insert a concept where the cursor was when the box was left last. */
@@ -85,18 +95,25 @@ function placeholder(input) {
   input.placeholder = concept ? `a photo of ${concept.token} on the beach` : "What the image should show, in English";
 }
 
-/** Return the text in parts, its concepts as coloured words: another colour for those that do not exist. */
+/** Return the text in parts, its concepts as coloured words: another colour for those that do not exist, and for each of
+ * the subjects the colour of its box. */
 function colouredParts(text) {
-  const parts = [];
+  const parts = [], words = [...text.matchAll(WRITTEN)], subjects = words.filter(isSubject);
+  const havePlaces = subjects.length > 1 || subjects.some(([word]) => PLACE.test(word));
   let end = 0;
-  for (const match of text.matchAll(WRITTEN)) {
-    const names = match[1].split("+");
-    const exists = !concepts.loaded || names.every(name => concepts.find(name));
-    parts.push(text.slice(end, match.index), h("span", { class: ["word", !exists && "unknown"] }, match[0]));
+  for (const match of words) {
+    const exists = !concepts.loaded || namesIn(match[1]).every(name => concepts.find(name));
+    const colour = havePlaces && subjects.includes(match) && subjectClass(subjects.indexOf(match));
+    parts.push(text.slice(end, match.index), h("span", { class: ["word", exists ? colour : "unknown"] }, match[0]));
     end = match.index + match[0].length;
   }
   return [...parts, text.slice(end)];
 }
+
+/** The concepts of a text in brackets, without strengths, options and the part of the sampling. */
+const namesIn = inner => inner.replace(/@.*/, "").split(/\+(?![\d.])/).map(part => part.split(":")[0].trim());
+
+const isSubject = match => namesIn(match[1]).some(name => (concepts.find(name)?.kind ?? "style") !== "style");
 
 /** A prompt about "my dog" without a concept shows any dog. */
 function hintFor(prompt) {
@@ -117,7 +134,7 @@ function makeChecker(input, popup, say, onCheck) {
       last = prompt;
       number += 1;
       say(hintFor(prompt), true);
-      return onCheck([]);
+      return onCheck({ concepts: [], places: [] });
     }
     if (prompt === last) return undefined;
     const mine = ++number;
@@ -126,7 +143,7 @@ function makeChecker(input, popup, say, onCheck) {
       if (mine !== number) return undefined;
       last = prompt;
       say(answer.problem);
-      return onCheck(answer.concepts);
+      return onCheck(answer);
     } catch (error) {
       return mine === number ? say(error.text ?? error.message) : undefined;
     }

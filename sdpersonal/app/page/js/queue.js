@@ -70,7 +70,7 @@ async function stopAll() {
 /** Make the list that opens over the bar. */
 function queueList(opener) {
   const id = uniqueId("queue");
-  const rows = h("ul", { class: "queue-list" }), trainings = h("ul", { class: "queue-list" });
+  const rows = h("ul", {}), trainings = h("ul", {});
   const trainingHead = h("h3", {}, "Trainings"), none = h("p", { class: "muted" }, "Nothing waits and nothing has ended yet.");
   const root = h("div", { class: "queue-popover", popover: "auto", id, role: "dialog", "aria-label": "Queue", tabindex: -1 },
     h("div", { class: "row spread" }, h("h2", {}, "Queue"), button("Close the queue", { iconName: "close", iconOnly: true, kind: "quiet", small: true, onclick: () => { root.hidePopover(); opener.focus(); } })),
@@ -108,7 +108,7 @@ function updateRow(row, job) {
   const waits = job.state === "waiting" && !job.isPlaceholder;
   const others = jobs.waiting.filter(other => !other.isPlaceholder), place = others.findIndex(other => other.id === job.id);
   title.textContent = job.title || "Generating";
-  const detail = isActive(job) || !job.message ? progressText(job) : job.message;
+  const detail = isActive(job) || !job.message ? progressText(job) || (job.restored ? "taken up again after the app was closed" : "") : job.message;
   state.textContent = detail.startsWith(STATES[job.state]) ? detail : [STATES[job.state], detail].filter(Boolean).join(" · ");
   state.classList.toggle("error-text", job.state === "failed");
   up.hidden = !waits || place < 1;

@@ -48,7 +48,7 @@ export function trainingView(id) {
   const stop = events.on("training", data => { if (data.id === id) load().catch(showError); });
   const onLists = () => {
     const summary = findTraining(id), before = state.details;
-    state.details = { ...before, ...summary, photos: before.photos };
+    state.details = { ...before, ...summary };
     if (before.state !== summary.state || curveIsOld(before, summary)) load().catch(showError);
     else show();
   };

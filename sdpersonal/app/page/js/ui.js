@@ -188,6 +188,11 @@ export function dropTarget(element, onFiles, accepts = event => event.dataTransf
   });
 }
 
+/** Facts as a list. facts: [[name, text]]; look: classes besides. */
+export function factList(facts, look = null) {
+  return h("dl", { class: ["facts", look] }, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
+}
+
 /** "3 min", "40 s", "1 h 20 min". */
 export function timeText(seconds) {
   if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
@@ -212,6 +217,53 @@ export function insertText(input, text) {
     input.setRangeText(text, input.selectionStart, input.selectionEnd, "end");
     input.dispatchEvent(new Event("input", { bubbles: true }));
   }
+}
+
+/** Replace the text of a text box as typing does: only what differs, so that the browser's own undo takes it back and the
+ * cursor stays in its words. Focus and scroll positions stay as they are. */
+export function replaceText(input, text) {
+  const before = input.value, after = text.replace(/\r\n?/g, "\n");
+  if (before === after) return;
+  const [start, end] = differingPart(before, after), part = after.slice(start, after.length - (before.length - end));
+  const cursor = [input.selectionStart, input.selectionEnd].map(at => (at <= start ? at : at >= end ? at + after.length - before.length : start + part.length));
+  const focused = document.activeElement, restoreScroll = rememberScroll(input);
+  const { inputMode } = input;
+  if (focused !== input) input.inputMode = "none"; // no keyboard on a phone
+  input.focus({ preventScroll: true });
+  if (document.activeElement === input) { // not below a dialog, nor in a hidden tab
+    input.setSelectionRange(start, end);
+    document.execCommand(part ? "insertText" : "delete", false, part);
+  }
+  if (input.value !== after) {
+    input.value = after;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  input.setSelectionRange(...cursor);
+  if (focused !== input && document.activeElement === input) returnFocus(input, focused);
+  input.inputMode = inputMode;
+  restoreScroll();
+}
+
+/** Return where two texts differ, as a start and an end in the first; not inside of a concept's brackets. */
+function differingPart(before, after) {
+  const shorter = Math.min(before.length, after.length);
+  let start = 0, same = 0;
+  while (start < shorter && before[start] === after[start]) start += 1;
+  while (same < shorter - start && before.at(-1 - same) === after.at(-1 - same)) same += 1;
+  const rest = /^[^<>]*>/.exec(before.slice(before.length - same));
+  return [start, before.length - same + (rest?.[0].length ?? 0)];
+}
+
+function returnFocus(input, focused) {
+  if (focused && focused !== document.body) focused.focus({ preventScroll: true, focusVisible: focused.matches(":focus-visible") });
+  else input.blur();
+}
+
+/** Return a function that scrolls everything around an element, and the element, to where they are now. */
+function rememberScroll(element) {
+  const places = [];
+  for (let place = element; place; place = place.parentElement) places.push([place, place.scrollTop]);
+  return () => { for (const [place, top] of places) if (place.scrollTop !== top) place.scrollTop = top; };
 }
 
 /** Copy where the browser has no clipboard: over HTTP from another machine. */
