@@ -6,6 +6,7 @@ folder of logs and sockets is readable by this user only. No dashboard is starte
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -61,7 +62,7 @@ def connect(address: str | None, cpus: float | None = None) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None
     folder = None if address else _private_folder()
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     _check_reachable(address)
     with nullcontext() if address else _own_token():
         ray = _import_ray()
@@ -100,6 +101,12 @@ def _import_ray() -> Any:
         import ray
     except Exception as error:  # a version that does not fit this Python, for example
         raise UserError(f"ray cannot be loaded: {printable(str(error), 200)}", INSTALL_HINT) from None
+    # What concerns the user is said by the driver. Ray prints dead machines and slow heartbeats to standard output, and
+    # has no setting against it; a version without this function prints them again, and no more than that.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    internals = sys.modules.get("ray._private.worker")
+    if hasattr(internals, "print_to_stdstream"):
+        setattr(internals, "print_to_stdstream", lambda *args, **options: None)  # noqa: B010  # mypy knows no such name
     return ray
 
 
