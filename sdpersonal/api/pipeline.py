@@ -113,6 +113,41 @@ class Pipeline:
         with _request(GenerateRequest, GenerateOptions, settings, prompt=prompt) as request:
             return self._generate([request], on_progress, quiet)
 
+    def generate_many(
+        self, requests: Sequence[GenerateRequest], *, on_progress: OnProgress | None = None, quiet: bool = False
+    ) -> list[GeneratedImages]:
+        """Generate the images of several requests, those that fit together in one batch.
+
+        An image has the LoRAs and embeddings of its own prompt, whoever else's are in the batch, and is the same as if
+        its request was generated alone, but for rounding. It takes less time than one request after the other where
+        each has few images.
+
+        Args:
+            requests: `sp.GenerateRequest(prompt="<me/duck>", num_images=1, seed=7)`, ...
+            on_progress: called with a `Progress` after each prediction; an exception that it raises ends the work.
+            quiet: show no bar.
+
+        Returns:
+            The images of each request.
+
+        Raises:
+            UserError: for an unusable request, which it names, before anything is computed.
+            OutOfMemory: the memory is free again.
+        """
+        from ..generation import GeneratedImages
+        from ..generation.request_checks import check_requests, naming_request
+
+        for index, request in enumerate(requests):
+            with naming_request(index, len(requests)), in_keywords(GenerateRequest):
+                _warn(difference(request.scheduler))
+                _warn(check_requests([request], self.library, self.wildcards, self.base.kind))
+        images = [GeneratedImages() for _ in requests]
+        with ProgressBar("generating", on_progress, quiet) as bar, in_keywords(GenerateRequest):
+            for index, image in self.generator.generate_many(requests, bar.advance):
+                images[index].append(image)
+        _warn(describe_hidden([image.hidden for of_request in images for image in of_request]))
+        return images
+
     @documented(GenerateRequest, RequestOptions)
     def endless(
         self,

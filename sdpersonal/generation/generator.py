@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,71 +26,33 @@ from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, sample_prompt
 from ..version import __version__
+from .batching import (
+    GenerationPlan,
+    ImageJob,
+    batches_of_request,
+    by_mix,
+    group_by_kind,
+    place_in_batch,
+    split_batch,
+)
 from .composition import Box, SharedBackground, arrange, box_of, join, token_positions
 from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
-from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
+from .img2img import encode_image, load_init_image, upscale
 from .presence import MAX_CONCEPTS, ConditioningAt, PresenceMeter, named_concepts
 from .previews import OnPrediction, Previews
-from .prompt_encoding import ImagePrompts, PromptEmbedsCache, StepConditioner, SubjectPrompts, num_chunks
+from .prompt_encoding import ImagePrompts, Mix, PromptEmbedsCache, StepConditioner, SubjectPrompts
 from .prompt_resolution import (
     ConceptSource,
-    LoraWeight,
     NoConcepts,
     PromptResolver,
     ResolvedPrompt,
     check_makes_few_steps_enough,
 )
-from .request_checks import prompts_of
+from .request_checks import naming_request, prompts_of
 
 MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
 OOM_HINT = "Use a smaller --size, --num-images 1 or --no-compose, or close other programs."
-
-
-@dataclass(frozen=True)
-class _ImageJob:
-    """One image of a request."""
-
-    prompts: ImagePrompts
-    seed: int
-    variation_seed: int
-    template: str  # the template that the prompt was chosen from, or ""
-    batch_key: tuple  # jobs with equal keys can be generated in one batch
-
-
-@dataclass(frozen=True)
-class _GenerationPlan:
-    """The settings that all images of a request share."""
-
-    request: GenerateRequest
-    sampling: SamplingConfig
-    size: tuple[int, int]
-    init_image: InitImage | None
-    fast_concept: Concept | None
-
-    @property
-    def passes(self) -> int:
-        return 2 if self.request.hires_scale > 1 else 1
-
-    @property
-    def final_size(self) -> tuple[int, int]:
-        """The size of the last pass, (width, height)."""
-        return upscaled_size(self.size, self.request.hires_scale) if self.passes == 2 else self.size
-
-    @property
-    def fast_lora(self) -> LoraWeight | None:
-        """The LoRA of the request's `fast`, which is active in all steps."""
-        concept = self.fast_concept
-        return LoraWeight(concept.identity, 1.0, concept.lora) if concept and concept.lora else None
-
-    @property
-    def second_pass(self) -> SamplingConfig:
-        return replace(self.sampling, strength=self.request.strength)
-
-    def num_predictions(self, job: _ImageJob) -> int:
-        """The number of UNet predictions for a batch of such images, over all passes."""
-        second = self.second_pass.num_predictions if self.passes == 2 and not job.prompts.subjects else 0
-        return self.sampling.num_predictions + second
 
 
 def _ignore_prediction(predict_x0: Callable[[], Tensor]) -> None:
@@ -160,14 +121,44 @@ class Generator:
             UserError: for an unknown concept, one of another base, or an init image that is no image.
             OutOfMemory: the memory is released, so the next request has all of it again.
         """
-        resolver = PromptResolver(self.base, self.concepts)
-        plan = self._plan(request, resolver)
-        jobs = list(self._jobs(request, resolver, plan))
-        placement = self._plan_memory(plan, jobs)
-        batches = list(_batches(jobs, 2 * placement.batch_size, plan.sampling.has_negative))
-        counts = [plan.num_predictions(batch[0]) for batch in batches]
+        jobs = self._jobs(request, PromptResolver(self.base, self.concepts))
+        placement = self._plan_memory(jobs)
+        batches = [(placement, batch) for batch in batches_of_request(jobs, 2 * placement.batch_size)]
+        for _, image in self._generate_batches(batches, progress, cancelled, preview):
+            yield image
+
+    def generate_many(
+        self,
+        requests: Sequence[GenerateRequest],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        preview: Callable[[list[Image.Image]], None] | None = None,
+    ) -> Iterator[tuple[int, GeneratedImage]]:
+        """Generate the images of several requests; yield each with the index of its request as it is ready.
+
+        Images with different prompts and concepts share batches: each has the LoRAs of its own prompt. Those that
+        differ in size, steps, scheduler, guidance, clip_skip, initial image or the length of the prompt are in batches
+        of their own, as are those with other places of subjects, or with other scales or windows of styles. The images
+        of a request come in order, and differ from those of `generate` by rounding only.
+
+        progress, cancelled, preview, and errors: as of `generate`. An error of a request says which one it is.
+        """
+        batches: list[tuple[OffloadPlan, list[ImageJob]]] = []
+        for jobs in group_by_kind(self._jobs_of_each(requests)):
+            placement = self._plan_memory(jobs, MAX_BATCH_SIZE)
+            batches += [(placement, batch) for batch in split_batch(jobs, 2 * placement.batch_size)]
+        yield from self._generate_batches(batches, progress, cancelled, preview)
+
+    def _generate_batches(
+        self,
+        batches: Sequence[tuple[OffloadPlan, list[ImageJob]]],
+        progress: Callable[[int, int], None],
+        cancelled: Callable[[], bool],
+        preview: Callable[[list[Image.Image]], None] | None,
+    ) -> Iterator[tuple[int, GeneratedImage]]:
+        counts = [batch[0].num_predictions for _, batch in batches]
         total = sum(counts)
-        for number, batch in enumerate(batches):
+        for number, (placement, batch) in enumerate(batches):
 
             def on_step(step: int, before: int = sum(counts[:number])) -> None:
                 if cancelled():
@@ -177,28 +168,33 @@ class Generator:
             action = f"generating {len(batch)} images at once"
             with translate_oom(action, OOM_HINT, self.base.device), self.base.exclusive():
                 self.base.offloader.apply_plan(placement)  # other requests run between the batches
-                meter = self._meter(plan, batch)
-                images = self._generate_batch(plan, batch, meter, on_step, preview)
+                meter = self._meter(batch)
+                images = self._generate_batch(batch, meter, on_step, preview)
                 flags = self._flag_unsafe(images)
             for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
                 presences = meter.presences(index) if meter and not hidden else {}
-                recipe = self._recipe(plan, job, hidden, (len(batch), index), presences)
-                yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
+                recipe = self._recipe(job, hidden, place_in_batch(batch, index), presences)
+                yield job.plan.index, GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
-    def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> OffloadPlan:
-        """Plan where the models are during the request, and its batch size."""
+    def _plan_memory(self, jobs: Sequence[ImageJob], mixes_in_batch: int = 1) -> OffloadPlan:
+        """Plan where the models are while these images are generated, and the size of their batches."""
+        plan = jobs[0].plan
         with self.base.exclusive(), translate_oom("before generating", OOM_HINT, self.base.device):
             if self.base.safety_checker:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing
-            steps = {mixes for job in jobs for mixes in job.batch_key[0]}
-            loras = ({id(weight.lora): weight.lora for mix in mixes for weight in mix}.values() for mixes in steps)
-            lora_bytes = max(map(self.base.adapters.memory_bytes, loras), default=0)
+            lora_bytes = sorted(self._lora_bytes(mixes) for mixes in {job.mixes for job in jobs})[-mixes_in_batch:]
             sizes = [plan.final_size, *(self._native_size for job in jobs if job.prompts.subjects)]
             size = max(sizes, key=math.prod)
             # A step is planned for two predictions an image; styles and subjects take more.
-            more = max((job.prompts.num_rows(plan.sampling.has_negative) for job in jobs), default=2) - 2
+            more = max((job.num_rows for job in jobs), default=2) - 2
             more_bytes = max(0, more) * bytes_per_step(self.base, size) // 2
-            return plan_offload(self.base, size, MAX_BATCH_SIZE, lora_bytes + more_bytes)
+            return plan_offload(self.base, size, MAX_BATCH_SIZE, sum(lora_bytes) + more_bytes)
+
+    def _lora_bytes(self, mixes_by_step: Iterable[Iterable[Mix]]) -> int:
+        """Return the memory that an image's LoRAs take in the step with the most."""
+        steps = set(mixes_by_step)
+        loras = ({id(weight.lora): weight.lora for mix in mixes for weight in mix}.values() for mixes in steps)
+        return max(map(self.base.adapters.memory_bytes, loras), default=0)
 
     @property
     def _native_size(self) -> tuple[int, int]:
@@ -209,8 +205,8 @@ class Generator:
         with self.base.exclusive():
             return self.base.safety_checker.flag(images) if self.base.safety_checker else [False] * len(images)
 
-    def _plan(self, request: GenerateRequest, resolver: PromptResolver) -> _GenerationPlan:
-        """Build a request's plan. All errors of the request are raised here or in `_jobs`, before any computing."""
+    def _plan(self, request: GenerateRequest, resolver: PromptResolver, index: int) -> GenerationPlan:
+        """Build a request's plan."""
         base, source = self.base, load_init_image(request, self.base)
         fast = self._fast_lora(request, resolver)
         self._check_clip_skip(request)
@@ -221,7 +217,7 @@ class Generator:
         check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
         sampling = SamplingConfig(request.denoising_steps, guidance, rescale, strength, scheduler, restarts)
         size = source.image.size if source else request.width_height or (base.resolution,) * 2
-        return _GenerationPlan(request, sampling, size, source, fast)
+        return GenerationPlan(request, sampling, size, source, fast, index)
 
     def _check_clip_skip(self, request: GenerateRequest) -> None:
         max_clip_skip = self.base.max_clip_skip
@@ -239,14 +235,23 @@ class Generator:
         check_makes_few_steps_enough(concept)
         return concept
 
-    def _jobs(self, request: GenerateRequest, resolver: PromptResolver, plan: _GenerationPlan) -> Iterator[_ImageJob]:
-        resolved: dict[str, ResolvedPrompt] = {}
+    def _jobs_of_each(self, requests: Sequence[GenerateRequest]) -> list[list[ImageJob]]:
+        resolver, by_request = PromptResolver(self.base, self.concepts), []
+        for index, request in enumerate(requests):
+            with naming_request(index, len(requests)):
+                by_request.append(self._jobs(request, resolver, index))
+        return by_request
+
+    def _jobs(self, request: GenerateRequest, resolver: PromptResolver, index: int = 0) -> list[ImageJob]:
+        """Return the images of a request. All its errors are raised here, before any computing."""
+        plan, resolved = self._plan(request, resolver, index), dict[str, ResolvedPrompt]()
 
         def resolve(text: str) -> ResolvedPrompt:
             if text not in resolved:
                 resolved[text] = resolver.resolve(text)
             return resolved[text]
 
+        jobs = []
         for i, prompt in enumerate(prompts_of(request, self._wildcards)):
             seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
             variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
@@ -255,32 +260,23 @@ class Generator:
             if plan.init_image:
                 prompts = replace(prompts, subjects=())  # the init image is the layout
             template = request.prompt if prompt != request.prompt else ""
-            yield _ImageJob(prompts, seed, variation_seed, template, self._batch_key(plan, prompts))
-
-    def _batch_key(self, plan: _GenerationPlan, prompts: ImagePrompts) -> tuple:
-        """Return what is equal for images that can be generated in one batch; first the LoRAs of every step."""
-        parts = [part.prompts for part in prompts.subjects] or [prompts]
-        mixes = [part.mixes_by_step(plan.sampling.steps) for part in parts]
-        by_step = tuple(tuple(mix for part in step for mix in part) for step in zip(*mixes, strict=True))
-        scales = tuple(part.scales_by_step(plan.sampling.steps) for part in parts)
-        regions = tuple(part.subject.region for part in prompts.subjects)
-        return by_step, scales, regions, tuple(num_chunks(self.base, part) for part in parts)
+            jobs.append(ImageJob.of(self.base, plan, prompts, (seed, variation_seed), template))
+        return jobs
 
     def _generate_batch(
         self,
-        plan: _GenerationPlan,
-        jobs: Sequence[_ImageJob],
+        jobs: Sequence[ImageJob],
         meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
-        base = self.base
+        base, plan = self.base, jobs[0].plan
         with base.exclusive(), base.adapters.active(()):
             init = plan.init_image.latents(base) if plan.init_image else None
             on_prediction = Previews(base, preview).update if preview else _ignore_prediction
             if jobs[0].prompts.subjects:
-                return self._compose_batch(plan, jobs, meter, on_step, on_prediction)
-            images = self._run_pass(plan, plan.sampling, jobs, plan.size, init, on_step, on_prediction, meter)
+                return self._compose_batch(jobs, meter, on_step, on_prediction)
+            images = self._run_pass(plan.sampling, jobs, plan.size, init, on_step, on_prediction, meter)
             if plan.init_image:
                 return [plan.init_image.composite(image) for image in images]
             if plan.passes == 1:
@@ -288,40 +284,38 @@ class Generator:
             upscaled = [upscale(image, plan.request.hires_scale) for image in images]
             init = InitLatents(torch.cat([encode_image(base, image) for image in upscaled]))
             first = plan.sampling.num_predictions
-            return self._run_pass(
-                plan, plan.second_pass, jobs, plan.final_size, init, lambda step: on_step(first + step)
-            )
+            return self._run_pass(plan.second_pass, jobs, plan.final_size, init, lambda step: on_step(first + step))
 
-    def _meter(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> PresenceMeter | None:
+    def _meter(self, jobs: Sequence[ImageJob]) -> PresenceMeter | None:
         """Return a meter of where the concepts are; None where no image of the batch has several."""
         if not any(1 < len(named_concepts(job.prompts)) <= MAX_CONCEPTS for job in jobs):
             return None
-        subjects = jobs[0].prompts.subjects
+        plan, subjects = jobs[0].plan, jobs[0].prompts.subjects
         parts = [[job.prompts for job in jobs]]
         if subjects:
             parts = [[job.prompts.subjects[k].prompts for job in jobs] for k in range(len(subjects))]
-        boxes = _boxes(plan, jobs)
+        boxes = _boxes(jobs)
         size = self._native_size if subjects else plan.size
         return PresenceMeter(self.base, parts, self.base.latent_shape(*size)[1:], plan.sampling, boxes, plan.final_size)
 
     def _compose_batch(
         self,
-        plan: _GenerationPlan,
-        jobs: Sequence[_ImageJob],
+        jobs: Sequence[ImageJob],
         meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction,
     ) -> list[Image.Image]:
         """Generate every subject at the base's own size, and join them in images of the final size."""
+        plan = jobs[0].plan
         groups = [[job.prompts.subjects[k] for job in jobs] for k in range(len(jobs[0].prompts.subjects))]
-        boxes = _boxes(plan, jobs)
+        boxes = _boxes(jobs)
 
         def show(predict_x0: Callable[[], Tensor]) -> None:
             on_prediction(
                 lambda: arrange(_by_subject(predict_x0(), groups), boxes, plan.final_size, self.base.vae_scale_factor)
             )
 
-        latents, masks = self._denoise_subjects(plan, jobs, groups, meter, on_step, show)
+        latents, masks = self._denoise_subjects(jobs, groups, meter, on_step, show)
         images = [self.base.decode(latent[None])[0] for latent in latents]
         masks = _by_subject(masks, groups)
         return [
@@ -330,15 +324,14 @@ class Generator:
 
     def _denoise_subjects(
         self,
-        plan: _GenerationPlan,
-        jobs: Sequence[_ImageJob],
+        jobs: Sequence[ImageJob],
         groups: Sequence[Sequence[SubjectPrompts]],
         meter: PresenceMeter | None,
         on_step: Callable[[int], None],
         on_prediction: OnPrediction,
     ) -> tuple[Tensor, Tensor]:
         """Return the latents of the subjects, (K B, C, h, w), subject by subject, and where each is, (K B, 1, h, w)."""
-        base, size = self.base, self._native_size
+        base, plan, size = self.base, jobs[0].plan, self._native_size
         subjects = [part for group in groups for part in group]
         first_row = len(subjects) if plan.sampling.has_negative else 0
         positions = {
@@ -346,9 +339,12 @@ class Generator:
         }
         maps = AttentionMaps(base, positions, base.latent_shape(*size)[1:])
         background = SharedBackground(maps, len(groups))
-        noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
+        noise = torch.stack([self._initial_noise(job, size) for job in jobs]).to(base.device)
         noise = noise.repeat(len(groups), 1, 1, 1)
-        conditioner = self._conditioner(plan, [[part.prompts for part in group] for group in groups], size)
+        prompts = [
+            [job.prompts.subjects[k].prompts for job in equal] for k in range(len(groups)) for equal in by_mix(jobs)
+        ]
+        conditioner = self._conditioner(plan, prompts, size)
         seeds = [job.seed for job in jobs] * len(groups)
         with maps.recording(), _recorded(meter, conditioner) as conditioning_at:
             latents = denoise(
@@ -358,7 +354,7 @@ class Generator:
 
     def _conditioner(
         self,
-        plan: _GenerationPlan,
+        plan: GenerationPlan,
         prompts: Sequence[Sequence[ImagePrompts]],
         size: tuple[int, int],
     ) -> StepConditioner:
@@ -369,9 +365,8 @@ class Generator:
 
     def _run_pass(
         self,
-        plan: _GenerationPlan,
         sampling: SamplingConfig,
-        jobs: Sequence[_ImageJob],
+        jobs: Sequence[ImageJob],
         size: tuple[int, int],
         init: InitLatents | None,
         on_step: Callable[[int], None],
@@ -379,28 +374,29 @@ class Generator:
         meter: PresenceMeter | None = None,
     ) -> list[Image.Image]:
         base = self.base
-        noise = torch.stack([self._initial_noise(plan, job, size) for job in jobs]).to(base.device)
-        conditioner = self._conditioner(plan, [[job.prompts for job in jobs]], size)
+        noise = torch.stack([self._initial_noise(job, size) for job in jobs]).to(base.device)
+        prompts = [[job.prompts for job in equal] for equal in by_mix(jobs)]
+        conditioner = self._conditioner(jobs[0].plan, prompts, size)
         seeds = [job.seed for job in jobs]
         with _recorded(meter, conditioner) as conditioning_at:
             latents = denoise(base, conditioning_at, noise, sampling, init, seeds, on_step, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
         return [Image.fromarray(base.decode(latent[None])[0]) for latent in latents]
 
-    def _initial_noise(self, plan: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
+    def _initial_noise(self, job: ImageJob, size: tuple[int, int]) -> Tensor:
         shape = self.base.latent_shape(*size)
-        noise, near = noise_from_seed(job.seed, shape), plan.request.variation_strength
+        noise, near = noise_from_seed(job.seed, shape), job.plan.request.variation_strength
         return noise if near is None else slerp(noise, noise_from_seed(job.variation_seed, shape), near)
 
     def _recipe(
         self,
-        plan: _GenerationPlan,
-        job: _ImageJob,
+        job: ImageJob,
         hidden: bool,
         batch: tuple[int, int],
         presences: Mapping[str, Presence],
     ) -> Recipe:
-        request, base, sampling = plan.request, self.base, plan.sampling
+        base, plan = self.base, job.plan
+        request, sampling = plan.request, plan.sampling
         used = job.prompts.negative.strongest_uses() | job.prompts.prompt.strongest_uses()
         if plan.fast_concept:
             used[str(plan.fast_concept.token)] = plan.fast_concept, 1.0
@@ -450,23 +446,14 @@ def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> A
     return meter.recording(conditioning_at) if meter else nullcontext(conditioning_at)
 
 
-def _boxes(plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> list[Box]:
+def _boxes(jobs: Sequence[ImageJob]) -> list[Box]:
     """Return the boxes of the subjects, which are the same in all images of a batch."""
-    return [box_of(part.subject.region, plan.final_size) for part in jobs[0].prompts.subjects]
+    return [box_of(part.subject.region, jobs[0].plan.final_size) for part in jobs[0].prompts.subjects]
 
 
 def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:
     """(K B, ...) -> (K, B, ...), for B images of each of K subjects."""
     return rows.unflatten(0, (len(groups), len(groups[0])))
-
-
-def _batches(jobs: Sequence[_ImageJob], max_rows: int, has_negative: bool) -> Iterator[list[_ImageJob]]:
-    """Group consecutive images that can be generated together. max_rows: of a batch of predictions, two an image if it
-    has neither styles nor subjects."""
-    for _, group in groupby(jobs, key=lambda job: job.batch_key):
-        batch = list(group)
-        count = max(1, max_rows // max(2, batch[0].prompts.num_rows(has_negative)))
-        yield from (batch[first : first + count] for first in range(0, len(batch), count))
 
 
 def _scheduler_of(request: GenerateRequest, fast: Concept | None) -> tuple[Scheduler | None, bool]:

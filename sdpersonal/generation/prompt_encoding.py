@@ -136,7 +136,8 @@ class StepConditioner:
 
     Args:
         prompts: groups of as many prompts each, one prompt per image; those of a group have equal LoRAs at every step,
-            and all have equal lengths and as many styles. The images of a batch are one group, or one for each subject.
+            and all have equal lengths and as many styles. The images of a batch are one group, or one for each mix of
+            LoRAs; with subjects, subject by subject.
         has_negative: whether the negative prompts are predicted: not if the guidance scale is 1.
     """
 
@@ -181,19 +182,22 @@ class StepConditioner:
         """Encode the prompts of all rows, each group with its LoRAs, and load these LoRAs for the UNet."""
         mixes = tuple(mix for _, mix in groups)
         loaded = self._mixes[0] if len(set(self._mixes)) == 1 else None
-        embeds: list[Conditioning] = []
-        for prompts, mix in groups:
+        embeds: dict[int, list[Conditioning]] = {}  # by group
+        for mix in dict.fromkeys(mixes):  # each is loaded once
             if mix != loaded:
                 self._base.adapters.set(self._loras_of(mix))
                 loaded = mix
-            embeds += [
-                self._embeds_cache.encode(prompt, progress, mix, self._min_chunks, self._clip_skip)
-                for prompt in prompts
-            ]
+            for i, (prompts, _) in enumerate(groups):
+                if mixes[i] == mix:
+                    embeds[i] = [self._embed(prompt, progress, mix) for prompt in prompts]
         if len(set(mixes)) > 1:
             self._base.adapters.set_groups([self._loras_of(mix) for mix in mixes])
         self._mixes = mixes
-        return self._base.with_size_conditioning(Conditioning.cat(embeds), [self._size] * len(embeds))
+        rows = [row for i in range(len(groups)) for row in embeds[i]]
+        return self._base.with_size_conditioning(Conditioning.cat(rows), [self._size] * len(rows))
+
+    def _embed(self, prompt: ResolvedPrompt, progress: float, mix: Mix) -> Conditioning:
+        return self._embeds_cache.encode(prompt, progress, mix, self._min_chunks, self._clip_skip)
 
     def _loras_of(self, mix: Mix) -> list[tuple[Lora, float]]:
         return [(self._embeds_cache.lora(weight), weight.strength) for weight in mix]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def check_requests(
     for request in {(request.init_image, request.mask): request for request in requests}.values():
         note = mask_note(request) or note
     return note
+
+
+@contextmanager
+def naming_request(index: int, count: int) -> Iterator[None]:
+    """Say in a UserError which of several requests it is about."""
+    try:
+        yield
+    except UserError as error:
+        if count > 1:
+            error.message = f"Request {index + 1} of {count}: {error.message}"
+        raise
 
 
 def check_template(

@@ -354,7 +354,7 @@ class LoraAdapters:
                 key = tuple((id(part), strength) for part, strength in own)
                 stored[key] = stored.get(key) or self._join(layer, low_rank, slot=1 + group)
                 factors[group] = stored[key]
-        return LayerGroups(layer, len(parts), factors, replaced)
+        return LayerGroups(layer, len(parts), factors, replaced, may_stack=self._buffers is None)
 
     def _store(self, mix: Sequence[tuple[Lora, float]]) -> None:
         """Copy those LoRAs of a mix to the card that are not there yet."""

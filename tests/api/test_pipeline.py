@@ -83,6 +83,21 @@ def test_images_are_those_of_the_generator(sd, images):
     assert [image.seed for image in images] == [7, 8] and images[0].size == (64, 64)
 
 
+def test_several_requests_are_generated_as_each_alone(sd):
+    requests = [sp.GenerateRequest(prompt=prompt, num_images=1, steps=3, size="64x64") for prompt in (PROMPT, "a cat")]
+    requests.append(requests[0].model_copy(update={"num_images": 2, "seed": 3}))
+    seen = []
+    generated = sd.generate_many(requests, on_progress=seen.append, quiet=True)
+    assert [len(of_request) for of_request in generated] == [1, 1, 2] and seen[-1].step == seen[-1].steps == 3
+    for request, of_request in zip(requests, generated, strict=True):
+        for ours, alone in zip(of_request, sd.generator.generate(request), strict=True):
+            assert np.abs(np.asarray(ours).astype(int) - np.asarray(alone)).max() <= 1
+            assert ours.recipe.prompt == alone.recipe.prompt and ours.seed == alone.seed
+    with pytest.raises(sp.UserError, match=r"^Request 2 of 2: .*me/goose"):
+        sd.generate_many([requests[0], sp.GenerateRequest(prompt="<me/goose>")])
+    assert sd.generate_many([]) == []
+
+
 def test_every_keyword_reaches_the_recipe(sd):
     settings = {
         "negative": "blurry",

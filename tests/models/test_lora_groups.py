@@ -113,6 +113,9 @@ MIXES = {
     "full changes": [[(X, 1.0)], [], [(Y, 0.5)]],
     "full changes of one, LoRAs of others": [[(X, 0.6), (A, 1.0)], [(B, 1.0)], [(A, 1.0)]],
     "full changes shared": [[(X, 0.6), (A, 1.0)], [(X, 0.6), (Y, -1.0)], [(X, 0.6)]],
+    "many, of several ranks": [[(A, 1.0)], [(B, 0.7)], [(C, 1.0), (A, 0.5)], [(plain(6, rank=5), -1.0)]],
+    "many, one without": [[(A, 1.0)], [(B, 0.7)], [], [(C, 1.0)], [(A, 1.0)]],
+    "many, full changes of one": [[(A, 1.0)], [(B, 0.7)], [(X, 0.6), (A, 1.0)], [(C, 1.0)]],
     "strength 0": [[(A, 0.0), (X, 0.0)], [(B, 1.0)]],
     "a LoRA shared, full changes of one": [[(A, 1.0)], [(A, 1.0), (X, 0.5)]],
 }
