@@ -77,7 +77,8 @@ class Machines:
         head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
         # Without hooks at exit, machines can be added in another thread.
         self._cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
-        self.address = self._cluster.address
+        # Ray names the machine's own address, to which the guard of the network lets nobody.
+        self.address = f"127.0.0.1:{self._cluster.address.rpartition(':')[2]}"
         self._nodes = [self._add() for _ in range(machines)]
 
     def _add(self):
