@@ -43,8 +43,8 @@ def survive(tmp_path, monkeypatch, trainings, machines, kills, machine_kills, st
 
 @pytest.mark.timeout(600)
 def test_a_worker_and_a_machine_die_and_the_concepts_are_those_trained_alone(tmp_path, monkeypatch):
-    jobs, killed, _ = survive(tmp_path, monkeypatch, 3, 2, 1, 1, 20, (0.5, 1.5))
-    assert len(killed) == 2 and sum(job.attempts for job in jobs) in (4, 5)  # the machine may have been idle
+    jobs, killed, _ = survive(tmp_path, monkeypatch, 2, 2, 1, 1, 20, (0.3, 1.0))
+    assert len(killed) == 2 and sum(job.attempts for job in jobs) in (3, 4)  # the machine may have been idle
     attempts = [
         job.attempt(number) for job in all_jobs(LocalStore(tmp_path / "fleet")) for number in job.attempt_numbers()
     ]
@@ -59,7 +59,7 @@ def test_forty_trainings_survive_ten_dead_workers_and_two_dead_machines(tmp_path
     assert len(killed) == 12 and sum(job.attempts for job in jobs) >= 40 + len(killed) - 2
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_command_on_this_machine_leaves_nothing_behind(tmp_path):
     """One training through the command line: the table, no word of Ray, no file in the user's home, no process."""
     home = tmp_path / "home"
@@ -70,7 +70,7 @@ def test_the_command_on_this_machine_leaves_nothing_behind(tmp_path):
     command = [sys.executable, "-m", "sdpersonal", "fleet", "train", photos, "--method", "textual-inversion"]
     command += ["--steps", "10", "--no-samples", "--base", "tiny"]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580)
     assert ran.returncode == 0, ran.stderr
     assert "<ben/duck-v1>" in ran.stdout and "ray" not in (ran.stdout + ran.stderr).lower()
     assert len(Library(tmp_path / "concepts")) == 1
