@@ -55,13 +55,21 @@ def _select_image(window: Window) -> None:
         time.sleep(1)
 
 
-def _prompt(window: Window) -> None:
+def _prompt(
+    window: Window, text: str = "a photo of <me/teddy-bear> in the snow in the style of <me/cyanotype:0.8>"
+) -> None:
     window.run(
         "const field = document.querySelector('#prompt'); field.value = arguments[0];"
         "field.dispatchEvent(new Event('input', {bubbles: true}))",
-        "a photo of <me/teddy-bear> in the snow in the style of <me/cyanotype:0.8>",
+        text,
     )
     time.sleep(1.5)
+
+
+def _places(window: Window) -> None:
+    _prompt(window, "a photo of <me/teddy-bear> and <me/fox:box=0.5,0.35,1,1> on the beach")
+    window.wait("document.querySelector('.places')?.checkVisibility()")
+    press(window, "Draw places", ".places")
 
 
 def _under_way(window: Window) -> None:
@@ -96,6 +104,7 @@ STATES: dict[str, tuple[str, Callable[[Window], object]]] = {
     "generate": ("generate", lambda window: (_prompt(window), _select_image(window))),
     "generate-under-way": ("generate", _under_way),
     "generate-advanced": ("generate", lambda window: press(window, "Advanced", "#tab-generate")),
+    "generate-places": ("generate", _places),
     "generate-select": ("generate", _two_selected),
     "generate-compare": ("generate", lambda window: (_two_selected(window), press(window, "Compare", "#tab-generate"))),
     "generate-lightbox": ("generate", _lightbox),

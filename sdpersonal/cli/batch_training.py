@@ -61,22 +61,27 @@ def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return Path(chosen[0].values[0]), rest
 
 
-def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], TrainingSettings]) -> BatchSettings:
+def read_batch(
+    path: Path,
+    argv: Sequence[str],
+    parse: Callable[[list[str]], TrainingSettings],
+    entries: Sequence[dict[str, object]] | None = None,
+) -> BatchSettings:
     """Read every training of the list, all validated before the first begins. parse: argv of one to its settings.
 
-    Raises UserError, naming the entry, if the file or an entry cannot be used.
+    entries: the list's, if it is no file. Raises UserError, naming the entry, if the file or an entry cannot be used.
     """
     common = split_argv(argv)
     # diffusers' value for it; each concept, not all together, decides whether it has a checkpoint to resume from.
     resume = any(item.name == "resume" or _is_resume_latest(item) for item in common)
     common = [item for item in common if item.name != "resume" and not _is_resume_latest(item)]
     concepts = []
-    for number, entry in enumerate(_read_entries(path), 1):
+    for number, entry in enumerate(read_entries(path) if entries is None else entries, 1):
         with _name_entry_in_errors(number, path):
             concepts.append(parse(join_argv(_merge_items(common, _to_argv_items(entry)))))
-    slugs = [Token.parse(concept.token).slug for concept in concepts]
-    for second, slug in enumerate(slugs):
-        if (first := slugs.index(slug)) != second:
+    seen: dict[str, int] = {}
+    for second, concept in enumerate(concepts):
+        if (first := seen.setdefault(Token.parse(concept.token).slug, second)) != second:
             raise UserError(
                 f"Entries {first + 1} and {second + 1} of {printable(str(path))} are both {concepts[first].token}.",
                 'Give them a "token" each.',
@@ -126,10 +131,11 @@ def _train_one(settings: TrainingSettings, resume: bool, train: Train, say: Call
     return 0, f"{token}  done in {time.monotonic() - began:.0f} s, {printable(str(run))}"
 
 
-def _read_entries(path: Path) -> list[dict[str, object]]:
+def read_entries(path: Path, max_bytes: int = MAX_BYTES, max_concepts: int = MAX_CONCEPTS) -> list[dict[str, object]]:
+    """Read the entries of a list. Raises UserError if the file is none, or larger than allowed."""
     shown_path = printable(str(path))
     try:
-        content = json.loads(storage.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
+        content = json.loads(storage.read_bytes(path, max_bytes))  # UTF-8, or UTF-16 as PowerShell writes it
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{shown_path} is not JSON: {error.msg} at {where}.", _example_json()) from None
@@ -139,8 +145,8 @@ def _read_entries(path: Path) -> list[dict[str, object]]:
         raise UserError(f"{shown_path} is not JSON.", _example_json()) from None
     if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
         raise UserError(f"{shown_path} is not a list of concepts.", _example_json())
-    if len(content) > MAX_CONCEPTS:
-        raise UserError(f"{shown_path} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
+    if len(content) > max_concepts:
+        raise UserError(f"{shown_path} lists {len(content):,} concepts; {max_concepts:,} are the most at once.")
     return content
 
 

@@ -19,6 +19,7 @@ from ..config import SettingsBase, TrainingSettings
 from ..errors import Interrupted, UserError, printable
 from ..version import __version__
 from .commands import COMMANDS, FORMER_COMMANDS, GROUPS
+from .commands.fleet import FleetTrainArgs, parse_fleet_training
 from .commands.train import parse_training
 from .parsing import name_by_flag, parse_settings
 
@@ -100,6 +101,8 @@ def run_command(command: Callable[..., int], settings: type[SettingsBase], argv:
         _check_environment()
         if issubclass(settings, TrainingSettings):
             return command(parse_training(settings, argv, prog))
+        if settings is FleetTrainArgs:
+            return command(parse_fleet_training(argv, prog))
         return command(parse_settings(settings, argv, prog))
     except Interrupted as error:
         print(error, file=sys.stderr)

@@ -16,7 +16,15 @@ from .base import (
     flag_of,
 )
 from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, PromptText, check_total_work
-from .training import IDENTIFIER, DreamboothSettings, TextualInversionSettings, TrainingSettings
+from .training import (
+    IDENTIFIER,
+    DreamboothSettings,
+    TextualInversionSettings,
+    TrainingSettings,
+    command_name,
+    settings_from_json,
+    settings_to_json,
+)
 
 __all__ = [
     "CONCEPT_KINDS",
@@ -41,5 +49,8 @@ __all__ = [
     "TrainingSettings",
     "WholeNumber",
     "check_total_work",
+    "command_name",
     "flag_of",
+    "settings_from_json",
+    "settings_to_json",
 ]

@@ -152,3 +152,20 @@ class DreamboothSettings(TrainingSettings):
     """Weight of the prior preservation loss, 1 in the paper."""
     num_class_images: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] = 50
     """Class images to generate for --prior generated; reused for every concept of the class."""
+
+
+def command_name(settings: TrainingSettings) -> str:
+    """Return the name of the settings' command: `sdpersonal train NAME`."""
+    return "dreambooth" if isinstance(settings, DreamboothSettings) else "textual-inversion"
+
+
+def settings_to_json(settings: TrainingSettings) -> dict[str, Any]:
+    """Return the settings with the name of their command, as files keep them."""
+    return settings.model_dump(mode="json") | {"program": command_name(settings)}
+
+
+def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
+    """Read what `settings_to_json` returned. Raises UserError if it was edited and is invalid."""
+    values = {name: value for name, value in saved.items() if name != "program"}
+    settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
+    return settings_class(**values)

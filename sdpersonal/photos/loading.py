@@ -120,7 +120,7 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
     """
     check_path(folder, "photos")
     folder = Path(folder)
-    names, sidecars = _list_files(folder)
+    names, sidecars = list_files(folder)
     captions = Captions(sidecars, lambda name: _sidecar_bytes(folder, name), kind)
     crops = OwnCrops(sidecars, lambda name: _sidecar_bytes(folder, name))
     photos, skipped, duplicates = [], [], []
@@ -148,13 +148,13 @@ def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = 
 
 def count_photos(folder: Path) -> int:
     """Count the files of a folder that may be photos; none is opened. Raises UserError as `load_photos` does."""
-    return len(_list_files(Path(folder))[0])
+    return len(list_files(Path(folder))[0])
 
 
 def check_photos(folder: Path) -> None:
     """Raise UserError as `load_photos` does for a folder without a usable photo; one usable photo is enough."""
     folder = Path(folder)
-    for name in _list_files(folder)[0]:
+    for name in list_files(folder)[0]:
         with suppress(UnusablePhoto):
             decode(_read_photo(folder, name), MIN_SIDE)
             return
@@ -167,7 +167,7 @@ class _Duplicate(Exception):
 
 def load_photo(path: Path, size: int, crop: CropMode = "center", kind: str = "object") -> Photo:
     """Load one photo with its sidecars, as `load_photos` does. Raises UnusablePhoto, UserError."""
-    folder, sidecars = path.parent, _list_files(path.parent)[1]
+    folder, sidecars = path.parent, list_files(path.parent)[1]
     captions = Captions(sidecars, lambda name: _sidecar_bytes(folder, name), kind)
     crops = OwnCrops(sidecars, lambda name: _sidecar_bytes(folder, name))
     data = _read_photo(folder, path.name)
@@ -212,7 +212,7 @@ def _check_duplicate(first_names: dict[str, str], sha256: str) -> None:
         raise _Duplicate(f"is the same photo as {first_names[sha256]}; used once")
 
 
-def _list_files(folder: Path) -> tuple[list[str], list[str]]:
+def list_files(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of possible photos, in byte order; and those of the other files."""
     try:
         names = os.listdir(folder)

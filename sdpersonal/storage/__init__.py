@@ -14,6 +14,7 @@ from .atomic import (
     sync,
     write_bytes,
     write_json,
+    write_new_bytes,
     write_text,
 )
 from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
@@ -45,5 +46,6 @@ __all__ = [
     "sync",
     "write_bytes",
     "write_json",
+    "write_new_bytes",
     "write_text",
 ]

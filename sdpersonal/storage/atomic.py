@@ -58,6 +58,32 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         sync_folder(path.parent)
 
 
+def write_new_bytes(path: Path, data: bytes) -> bool:
+    """Write a file all or nothing unless there is one at `path`; return whether it was written.
+
+    Of several processes that try at once exactly one succeeds, also on a network disk. Raises DiskFull, UserError.
+    """
+    path = Path(path)
+    with translate_os_errors(path, len(data)):
+        temporary, guard = create_temporary(path)
+        try:
+            handle = os.open(temporary, os.O_WRONLY | O_BINARY)
+            try:
+                _write(handle, data)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.link(temporary, path)  # fails where `path` exists, which a rename would replace
+        except FileExistsError:
+            return False
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+            release_guard(guard)
+        sync_folder(path.parent)
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 

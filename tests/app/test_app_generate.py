@@ -13,6 +13,7 @@ from PIL import Image
 from sdpersonal.image_metadata import read_recipe
 from support import browser as browsers
 from support.axe import violations
+from support.samples import concept
 from support.serving import Server
 from support.stock import small_library
 
@@ -27,7 +28,9 @@ IDLE = "!document.querySelector('.job-cell') && document.querySelector('.queue-r
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
-    small_library(place / "concepts")
+    library = small_library(place / "concepts")
+    library.add(concept("<zz/quick>", vectors={}))  # as an LCM LoRA comes from another program
+    library.add(concept("<zz/tree>"))
     with Server(place) as running:
         yield running
 
@@ -199,6 +202,9 @@ def test_the_prompt_completes_checks_and_says_what_is_missing(page):
     assert page.run("return [...document.querySelectorAll('.prompt-layer .unknown')].map(e => e.innerText)") == [
         "<me/nobody>"
     ]
+    page.prompt("<me/duck@0-0.5> <ME/DUCK:+1:at=left> <me/duck:0.7+you/ink:0.3@0.5-1> \\<me/x>")
+    assert page.run("return document.querySelectorAll('.prompt-layer .word:not(.unknown)').length") == 3
+    assert page.run("return document.querySelectorAll('.prompt-layer .unknown').length") == 0
     page.prompt("a photo of <me/duck> by <you/ink>, sunset")
     page.wait(
         "document.querySelector('.prompt-problem').hidden && document.querySelectorAll('.concept-row').length == 2"
@@ -220,7 +226,7 @@ def test_concepts_ideas_and_presets_go_into_the_prompt(page):
     page.press("Add a concept")
     page.put("dialog input[type=search]", "duck")
     page.run("document.querySelector('dialog .picker-tile').click()")
-    assert page.window.text("#prompt") == "a photo of <me/duck> on grass"  # at the cursor
+    page.prompt_is("a photo of <me/duck> on grass")  # at the cursor
     page.press("Prompt ideas")
     page.press("It at other times", "dialog")
     page.wait("document.querySelector('#prompt').value.startsWith('a photo of <me/duck> {at dawn')")
@@ -598,6 +604,26 @@ def test_keys_in_the_gallery_dropped_images_and_recent_prompts(page, tmp_path):
         "[...document.querySelectorAll('[role=menuitemcheckbox][aria-checked=true]')]"
         ".some(e => e.innerText.trim() == 'Sound when done')"
     )
+
+
+def test_few_loras_are_offered_as_fast_and_the_others_are_searched(page):
+    field = (
+        "document.getElementById([...document.querySelectorAll('label')].find(e => e.innerText == 'Fast LoRA').htmlFor)"
+    )
+    options = f"[...{field}.options].map(e => e.label)"
+    assert page.wait(options) == ["None", "<zz/quick>", "Another LoRA…"]
+    page.put_labelled("Fast LoRA", "other")
+    page.wait("document.querySelectorAll('dialog .picker-tile').length === 2")  # no embeddings, nothing of other models
+    page.put("dialog input[type=search]", "tree")
+    page.run("document.querySelector('dialog .picker-tile').click()")
+    page.wait("document.querySelector('.advanced summary').innerText.includes('fast LoRA <zz/tree>')")
+    assert page.wait(options) == ["None", "<zz/quick>", "<zz/tree>"]
+    page.put_labelled("Fast LoRA", "")
+    page.wait("!document.querySelector('.advanced summary').innerText.includes('fast LoRA')")
+    page.put_labelled("Fast LoRA", "other")
+    page.wait("document.querySelector('dialog .picker-tile')")
+    page.press("Close", "dialog")
+    page.wait(f"{field}.value === ''")  # nothing was chosen
 
 
 def test_places_are_drawn_as_boxes(page):

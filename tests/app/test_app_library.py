@@ -206,6 +206,29 @@ def test_import_edit_rename_and_try(server, window, library, tmp_path):
 
 
 @needs_browser
+def test_an_import_whose_dialog_is_closed_still_says_how_it_went(window, library, tmp_path):
+    (tmp_path / "swan.safetensors").write_bytes(concept_to_bytes(concept("<new/swan>", seed=78)))
+    (tmp_path / "torn.safetensors").write_bytes(b"nothing")
+    show(window, "#library", f"document.querySelectorAll('{TILES}').length > 500")
+    hold = (
+        "const send = XMLHttpRequest.prototype.send; XMLHttpRequest.prototype.send = function (body) {"
+        " XMLHttpRequest.prototype.send = send; window.release = () => send.call(this, body); }"
+    )
+    for name, text in (("torn", "torn.safetensors: "), ("swan", "")):
+        window.run(hold)
+        window.type("#tab-library .library-tools input[type=file]", str(tmp_path / f"{name}.safetensors"))
+        window.wait("window.release && document.querySelector('dialog')")
+        close_dialog(window)
+        window.run("window.release(); window.release = null")
+        kind = "error" if name == "torn" else "good"
+        window.wait(f"[...document.querySelectorAll('.toast.{kind}')].some(e => e.innerText.includes({text!r}))")
+    assert window.run("return location.hash") == "#library"
+    press(window, "Show", "#toasts")
+    window.wait(card_says("<new/swan>"))
+    library.remove(T("<new/swan>"))
+
+
+@needs_browser
 def test_a_concept_is_in_comfyui_after_four_clicks(server, window, tmp_path):
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     window.call("goog/cdp/execute", cmd="Browser.setDownloadBehavior", params=behaviour)
@@ -220,6 +243,19 @@ def test_a_concept_is_in_comfyui_after_four_clicks(server, window, tmp_path):
     with zipfile.ZipFile(_there(tmp_path / "me-duck-comfyui.zip")) as archive:
         assert "me-duck-comfyui/models/embeddings/me-duck.safetensors" in archive.namelist()
     window.wait("document.querySelector('dialog .steps')?.innerText.includes('Copy the folder models')")
+    assert "embedding:me-duck" in window.text("dialog")
+    # A slower answer to an earlier choice does not count: it is neither shown nor downloaded.
+    window.run(
+        "const ask = window.ask = window.fetch; window.fetch = async (...args) => { const answer = await ask(...args);"
+        " if (String(args[0]).includes('program=a1111')) await new Promise(done => { window.release = done; });"
+        " return answer; }"
+    )
+    press(window, "A1111 (Stable Diffusion web UI), Forge", "dialog")
+    window.wait("typeof window.release === 'function'")
+    press(window, "ComfyUI", "dialog")
+    window.wait("document.querySelector('dialog .steps')?.innerText.includes('Copy the folder models')")
+    window.run("window.release(); window.fetch = window.ask")
+    window.run("return new Promise(done => setTimeout(done, 100))")
     assert "embedding:me-duck" in window.text("dialog")
     close_dialog(window)
 

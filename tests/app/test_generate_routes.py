@@ -135,7 +135,8 @@ def test_prompts_are_checked_edited_and_filled(page):
     edit = {"prompt": "a <me/duck>", "token": "<me/duck>", "strength": 0.5, "region": "left"}
     assert page.post("/app/prompt/edit", json=edit).json() == {"prompt": "a <me/duck:0.5:at=left>"}
     (place,) = check["places"]
-    assert place == {"number": 0, "token": "<me/duck>", "name": "me/duck", "box": [0, 0, 1, 1], "is_given": False}
+    flags = {"is_given": False, "has_window": False}
+    assert place == {"number": 0, "token": "<me/duck>", "name": "me/duck", "box": [0, 0, 1, 1]} | flags
     edit = {"prompt": "<me/duck> <me/duck>", "token": "<me/duck>", "region": "0,0,0.5,0.3", "mention": 1}
     assert page.post("/app/prompt/edit", json=edit).json() == {"prompt": "<me/duck> <me/duck:box=0,0,0.5,0.3>"}
     assert "<me/duck>" in page.post("/app/prompt/preset", json={"id": "object-0", "prompt": ""}).json()["prompt"]

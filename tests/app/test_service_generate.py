@@ -232,6 +232,11 @@ def test_a_prompt_says_where_its_subjects_stand(workspace, prompt, places):
     assert [(place.name, place.box, place.is_given) for place in listed] == places
 
 
+def test_subjects_of_a_part_of_the_sampling_are_not_composed(workspace):
+    places = check_prompt("<me/duck@0-0.5> and <me/duck-v1@0-1>", workspace, "tiny").places
+    assert [place.has_window for place in places] == [True, False]
+
+
 def test_one_of_two_mentions_gets_a_place(workspace):
     prompt = "<you/ink>, <me/duck:at=left> and <duck:0.5>"
     first, second = check_prompt(prompt, workspace, "tiny").places

@@ -21,15 +21,13 @@ from sdpersonal.app.backend.train.run_status import RunStatusReader
 from sdpersonal.app.backend.train.run_view import run_details, run_summary
 from sdpersonal.app.backend.train.trainer_process import (
     Process,
-    command_name,
-    settings_from_json,
     settings_to_argv,
     start_process,
 )
 from sdpersonal.app.backend.train.training_service import TrainingService
 from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings, settings_from_json, settings_to_json
 from sdpersonal.errors import UserError
 from sdpersonal.training.run_dir import read_json
 
@@ -277,7 +275,7 @@ def test_settings_come_back_as_they_were_kept():
         inversion(lr=0.5),
         DreamboothSettings(photos="x", token="<me/a>", class_noun="cat", method="pivotal"),
     ):
-        record = json.loads(json.dumps(settings.model_dump(mode="json") | {"program": command_name(settings)}))
+        record = json.loads(json.dumps(settings_to_json(settings)))
         assert settings_from_json(record) == settings
     with pytest.raises(UserError):
         settings_from_json({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})

@@ -10,7 +10,10 @@ import pytest
 import tyro
 
 from conftest import ROOT
+from sdpersonal.cli.commands.fleet import FleetTrainArgs
+from sdpersonal.cli.fleet_list import split_flags
 from sdpersonal.cli.main import COMMANDS
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from tools import code_in_docs
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
@@ -101,7 +104,19 @@ def test_documented_commands_are_understood(command):
     """By their present names: former names of commands and flags are accepted, but not shown."""
     count = 2 if " ".join(command[:2]) in COMMANDS else 1
     _, settings = COMMANDS[" ".join(command[:count])]
-    assert tyro.cli(settings, args=command[count:])
+    words = command[count:]
+    if settings is FleetTrainArgs:  # the trainer's flags are among its own
+        words, training = split_flags(words)
+        trainer = TextualInversionSettings if "textual-inversion" in words else DreamboothSettings
+        training += [
+            "--photos",
+            "x",
+            "--token",
+            "<me/x>",
+            *(() if trainer is TextualInversionSettings else ("--class", "x")),
+        ]
+        assert tyro.cli(trainer, args=training)
+    assert tyro.cli(settings, args=words)
 
 
 def test_contributing_lists_the_layers_in_the_linters_order():

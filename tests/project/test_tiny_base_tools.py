@@ -1,13 +1,32 @@
 """How the built-in base is made: scenes are functions of (seed, index), trainings survive a kill, kept out is out."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tools.tiny_base import autoencoder, captions, feed, muon, places, pool, presets, render, runs, scenes, unet
+from tools.tiny_base import (
+    autoencoder,
+    captions,
+    feed,
+    figures,
+    filters,
+    muon,
+    places,
+    pool,
+    presets,
+    render,
+    runs,
+    scenes,
+    stages,
+    unet,
+)
 from tools.tiny_base import world as worlds
+from tools.tiny_base.build_context import BuildContext
 
 
 @pytest.fixture
@@ -225,3 +244,143 @@ def test_muon_takes_convolutions_and_tall_matrices_and_leaves_vectors_to_adamw()
     before = tall.detach().clone()
     muon.Muon([tall], lr=0.1, weight_decay=0.0).step()
     assert np.linalg.svd((tall.detach() - before).numpy() / (0.1 * 0.2 * 20**0.5), compute_uv=False).min() > 0.5
+
+
+def two_named(caption):
+    """The things in a caption of two, first and second, and where the first is: read from its words."""
+    hows = {
+        "on the left and": "left", "to the left of": "left", "next to": "left", "beside": "left", "and": "left",
+        "on the right and": "right", "to the right of": "right",
+        "on top of": "above", "above": "above", "under": "below", "below": "below",
+    }  # fmt: skip
+    words = re.sub(r"\b(an?|small|tiny|little|large|big|huge) ", "", caption)
+    match = re.search(rf"(\w+) ({'|'.join(hows)}) (\w+)", words)
+    return match[1], match[3], hows[match[2]]
+
+
+def test_pairs_stand_where_their_caption_says(world):
+    mix, seen = scenes.Mix(pairs=1, pair_sizes=0.5), set()
+    for i in range(300):
+        scene = scenes.draw_scene(world, 11, i, mix)
+        first, second = scene.things
+        a, b, where = two_named(scene.caption)
+        assert (a, b) == (world.names[first.sprite % 3], world.names[second.sprite % 3]) and a != b
+        assert b == world.names[scene.others[0]]
+        across, down = second.x - first.x, second.y - first.y
+        along = {"left": across, "right": -across, "above": down, "below": -down}[where]
+        assert along > 0.37 * (first.size + second.size)  # they hardly overlap
+        for thing in scene.things:
+            assert max(abs(thing.x), abs(thing.y)) + thing.size / 2 < 0.62
+        seen.add(where)
+    assert seen == {"left", "right", "above", "below"}
+
+
+def test_a_thing_that_is_called_small_is_smaller(world):
+    for i in range(200):
+        scene = scenes.draw_scene(world, 12, i, scenes.Mix(pairs=1, pair_sizes=1))
+        a = two_named(scene.caption)[0]
+        small = re.search(r"\b(small|tiny|little) (\w+)", scene.caption)
+        large = re.search(r"\b(large|big|huge) (\w+)", scene.caption)
+        first_is_smaller = small[2] == a if small else large[2] != a
+        assert (scene.things[0].size < 0.75 * scene.things[1].size) == first_is_smaller
+        assert bool(small) != bool(large)
+
+
+def test_three_different_things_are_named_in_order(world):
+    scene = scenes.draw_scene(world, 13, 0, scenes.Mix(trios=1))
+    assert sorted({scene.name, *scene.others}) == [0, 1, 2]
+    places = [scene.caption.index(world.names[name]) for name in (scene.name, *scene.others)]
+    assert places == sorted(places)
+
+
+@pytest.fixture
+def filtered(world):
+    """The same world with the looks that are filters."""
+    made = replace(world, looks=("3d", "flat", *filters.FILTERS))
+    made.__dict__["sprites"] = world.sprites
+    return made
+
+
+def test_looks_that_are_filters_are_always_said_and_shown_on_the_first_look(filtered):
+    shares = (0.0, 0.0, *[1 / len(filters.FILTERS)] * len(filters.FILTERS))
+    for i in range(100):
+        scene = scenes.draw_scene(filtered, 14, i, scenes.Mix(look_shares=shares))
+        assert scene.filter in scene.caption and scene.filter == filtered.looks[scene.look]
+        assert scene.things[0].sprite < 3
+    assert scenes.single_thing_scene(filtered, 1, 0, "snow", 1, 0).filter == ""
+    looks = {scenes.draw_scene(filtered, 15, i, scenes.Mix(look_shares=(0, 1, 0, 0, 0))).look for i in range(20)}
+    assert looks == {1}
+
+
+def test_a_filter_changes_its_scenes_alone_and_is_the_same_at_half_the_size(filtered):
+    plain = [scenes.single_thing_scene(filtered, 0, name, "beach", 3, name) for name in range(3)]
+    renderer, small = render.Renderer(filtered.sprites), render.Renderer(filtered.sprites, size=64)
+    untouched = render.render(renderer, plain)
+    for name in filters.FILTERS:
+        images = render.render(renderer, [plain[0], replace(plain[1], filter=name), plain[2]])
+        assert torch.equal(images[[0, 2]], untouched[[0, 2]])
+        assert (images[1] - untouched[1]).abs().mean() > 0.1
+        assert images.abs().max() <= 1 and images.isfinite().all()
+        alone = render.render(renderer, [replace(plain[1], filter=name)])
+        assert torch.allclose(alone[0], images[1], atol=1e-5)
+        half = render.render(small, [replace(plain[1], filter=name)])
+        assert (torch.nn.functional.avg_pool2d(alone, 2) - half).abs().mean() < 0.12
+
+
+def test_neon_is_dark_and_a_watercolour_is_on_light_paper(filtered):
+    scene = scenes.single_thing_scene(filtered, 0, 0, "beach", 3, 0)
+    renderer = render.Renderer(filtered.sprites)
+    neon, watercolour = render.render(renderer, [replace(scene, filter=n) for n in ("neon", "watercolour")])
+    assert neon.median() < -0.6
+    assert watercolour[:, 0].mean() > 0.85
+
+
+def test_going_on_from_a_base_starts_with_its_weights(world, tmp_path):
+    preset = replace(
+        presets.TRIAL,
+        mix=scenes.Mix(),
+        start=presets.CONTINUE.start,
+        unet=presets.Stage(1, 5, 2, 0.0),
+        pool=2,
+        pool_start=2,
+        refill=2,
+    )
+    context = BuildContext(tmp_path, preset, "cpu")
+    context.__dict__["world"] = world
+    stages.run("start", context)
+    for stage in ("tokenizer", "clip", "clip-images", "autoencoder"):
+        stages.run(stage, context)  # nothing is left to do in these
+    stages.run("unet", context)
+    shipped, made = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        for folder in (preset.start, context.weights_folder)
+    )
+    assert shipped.keys() == made.keys()
+    assert all(torch.equal(shipped[name], made[name]) for name in shipped)
+    for part in ("text_encoder", "vae"):
+        shipped, made = (
+            load_file(next((folder / part).glob("*.safetensors"))) for folder in (preset.start, context.weights_folder)
+        )
+        assert all(torch.allclose(shipped[name], made[name], atol=1e-3) for name in shipped)
+
+
+def test_a_base_that_starts_from_nothing_takes_nothing(tmp_path):
+    stages.run("start", BuildContext(tmp_path, presets.TRIAL, "cpu"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_both_things_of_a_pair_must_be_named_each_in_a_part_of_its_own():
+    class RedOrBlue:
+        """Names a view by the channel that is brightest in it: 0 red, 2 blue."""
+
+        def __call__(self, images):
+            return (images.mean((2, 3)),)
+
+    red, blue = torch.tensor([1.0, 0, 0])[:, None, None], torch.tensor([0, 0, 1.0])[:, None, None]
+    both, one = torch.zeros(2, 3, 50, 50)
+    both[..., :20], both[..., 30:] = red, blue
+    one[...] = red
+    assert figures.named_in_views(RedOrBlue(), torch.stack([both, one]), [0, 0], [2, 2]).tolist() == [True, False]
+    assert figures.named_in_views(RedOrBlue(), both[None], [2], [0]).tolist() == [True]
+    assert figures.named_in_views(RedOrBlue(), both[None], [1], [0]).tolist() == [False]
+    assert figures.named_in_views(RedOrBlue(), both[None], [1], [0], first_choices=3).tolist() == [True]

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel
 
 from . import tokenizer
@@ -48,6 +48,12 @@ class BuildContext:
     @cached_property
     def vae(self):
         return AutoencoderKL.from_pretrained(self.work / "autoencoder" / "model").eval().requires_grad_(False)
+
+    @property
+    def start_unet(self):
+        """The UNet to go on from; None where it starts from nothing."""
+        folder = self.work / "start" / "unet"
+        return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32) if folder.exists() else None
 
     @property
     def judge_folder(self):

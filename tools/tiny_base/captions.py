@@ -1,5 +1,7 @@
 """How scenes are said in words: looks, places, colours, sizes, counts, and plain English around them."""
 
+from . import filters
+
 # Phrases that ask for a look; {} is the thing with its article. "a photo of" goes with the look nearest to a photo,
 # so that prompts in DreamBooth's manner have one meaning.
 LOOKS = {
@@ -25,6 +27,15 @@ LOOKS = {
         "{} in the style of a cartoon",
         "{} in cartoon style",
     ),
+    # looks made by filters: phrases that the shipped text encoder keeps apart from each other and from those above
+    "watercolour": (
+        "a watercolour of {}",
+        "a watercolour painting of {}",
+        "{} in watercolour",
+        "{} in the style of a watercolour",
+    ),
+    "neon": ("a neon sign of {}", "a neon light of {}", "{} in neon lights", "{} in the style of a neon sign"),
+    "poster": ("a poster of {}", "a comic poster of {}", "{} in the style of a poster"),
     None: ("a picture of {}", "an image of {}", "{}", "{}"),
 }
 
@@ -58,7 +69,15 @@ PLACES = {
 }
 BACKGROUNDS = ("plain", *PATTERNS, *PLACES)
 SIZES = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")}
-PAIRS = {"beside": ("{} next to {}", "{} beside {}", "{} and {}"), "above": ("{} on top of {}", "{} above {}")}
+# Two different things. The first is on the left of the second, above it, below it, or on its right.
+PAIRS = {
+    "beside": ("{} next to {}", "{} next to {}", "{} beside {}", "{} and {}", "{} and {}"),
+    "left": ("{} on the left and {} on the right", "{} to the left of {}"),
+    "right": ("{} on the right and {} on the left", "{} to the right of {}"),
+    "above": ("{} on top of {}", "{} above {}"),
+    "below": ("{} under {}", "{} below {}"),
+}
+TRIO = "{}, {} and {}"
 COUNTS = {2: "two", 3: "three"}
 SIDES = {"left": "{} on the left", "right": "{} on the right"}
 MASS = {"popcorn", "bread", "cheese", "corn", "sushi", "fire", "butter", "salt", "rock", "wood", "ice", "dna", "snow"}
@@ -103,7 +122,8 @@ def pick(rng, items):
 
 
 def sentence(rng, look, things, background):
-    """Look, things and background -> one caption. A look is left unsaid now and then, so is a background."""
-    form = pick(rng, LOOKS.get(look if rng.random() < 0.75 else None, LOOKS[None]))
+    """Look, things and background -> one caption. A drawn look is left unsaid now and then, so is a background."""
+    says_look = look in filters.FILTERS or rng.random() < 0.75
+    form = pick(rng, LOOKS.get(look if says_look else None, LOOKS[None]))
     words = form.format(things)
     return words if rng.random() < 0.06 else f"{words} {background}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import art, autoencoder, clip, presets, unet, world
+from . import art, autoencoder, clip, filters, presets, unet, world
 from .build_context import BuildContext
 
 HERE = Path(__file__).parent
@@ -51,6 +51,8 @@ def _art_rows(context):
     for look in (*context.preset.clip_looks, "names"):
         package = art.PACKAGES[look]
         yield f"| {look} | {package.source}: npm `{package.name}` {package.version} | {package.licence} |"
+    if filtered := [look for look in context.world.looks if look in filters.FILTERS]:
+        yield f"| {', '.join(filtered)} | filters over {context.world.looks[0]}: `tools/tiny_base/filters.py` | |"
 
 
 def _recipe(context):
@@ -61,7 +63,11 @@ def _recipe(context):
         ("autoencoder", context.preset.autoencoder),
         ("unet", context.preset.unet),
     ):
-        lines = (context.work / part / "log.jsonl").read_text().splitlines()
+        log = context.work / part / "log.jsonl"
+        if not log.exists():
+            yield f"- **{part}**: taken from the base that the training went on from."
+            continue
+        lines = log.read_text().splitlines()
         last = json.loads(lines[-1])
         rest = ", ".join(f"{k} {v}" for k, v in last.items() if k not in ("step", "minutes", "lr", "event"))
         sat = f"{last['step']} steps of {stage.batch} per process in {last['minutes']:.0f} minutes"

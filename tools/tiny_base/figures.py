@@ -118,8 +118,80 @@ def pictures(context, pipe, guidance=unet.GUIDANCE):
     return {"pictures": rows}
 
 
+PAIR_FIGURES = {"side by side": ("beside",), "left and right": ("left", "right"), "one above": ("above", "below")}
+VIEW = 0.62  # of the side: a part of an image that shows a thing of a pair as large as the judge knows single ones
+
+
+def _views(images):
+    """The left, right, upper and lower part of every image: (4, N, 3, H, W)."""
+    side = images.shape[-1]
+    cut = int(VIEW * side)
+    middle, end = (side - cut) // 2, side - cut
+    corners = ((middle, 0), (middle, end), (0, middle), (end, middle))  # y, x
+    return torch.stack([images[..., y : y + cut, x : x + cut] for y, x in corners])
+
+
+def named_in_views(classifier, images, first, second, first_choices=1):
+    """Whether the judge names both of two things, each in a part of its own, among its first choices: (N,) of bool."""
+    logits = torch.stack([classifier(part)[0] for part in _views(images)])  # (4, N, names)
+    best = logits.topk(first_choices, dim=2).indices
+    a, b = ((best == torch.as_tensor(names)[None, :, None]).any(2) for names in (first, second))  # (4, N)
+    return (a[:, None] & b[None] & ~torch.eye(4, dtype=torch.bool)[..., None]).any((0, 1))
+
+
+@torch.no_grad()
+def pairs(context, pipe):
+    """Two things in one scene, by the way they are put: both named by the second judge, beside real scenes' scores."""
+    world, rows = context.world, {}
+    drawn_looks = [float(not world.filter(look)) for look in range(len(world.looks))]
+    shares = tuple(share / sum(drawn_looks) for share in drawn_looks)
+    classifier, sheet = judge.load(context.work / "second-judge", world), []
+    for i, (label, kinds) in enumerate(PAIR_FIGURES.items()):
+        mix = scenes.Mix(places=0.5, patterns=0, pairs=1, pair_kinds=kinds, look_shares=shares, flip=0)
+        staged = [scenes.draw_scene(world, 903 + i, n, mix) for n in range(max(2, context.preset.prompts // 4))]
+        first, second = [s.name for s in staged], [s.others[0] for s in staged]
+        real = render.render(render.Renderer(world.sprites), staged)
+        drawn = generate(pipe, [s.caption for s in staged])
+        for kind, some in (("real", real), ("drawn", drawn)):
+            rows[f"{kind}, {label}"] = {
+                f"both named{among}": _share(named_in_views(classifier, some, first, second, choices))
+                for among, choices in (("", 1), (" in first five", 5))
+            }
+        sheet += [(image, scene.caption) for image, scene in zip(drawn[:8], staged[:8], strict=False)]
+    sheets.sheet(torch.stack([s[0] for s in sheet]), [s[1] for s in sheet], context.work / "look" / "pairs.png")
+    return {"pairs": rows}
+
+
+@torch.no_grad()
+def looks(context, pipe):
+    """Each look in turn, of the same things in the same places: look, name and place by the second judge."""
+    world, count = context.world, max(2, context.preset.prompts // 8)
+    classifier, rows, sheet = judge.load(context.work / "second-judge", world), {}, []
+    subjects = _test_prompts(world, count, 906)
+    for look, label in enumerate(world.looks):
+        staged = [
+            scenes.single_thing_scene(world, look, name, kind, 906, i) for i, (_, name, kind) in enumerate(subjects)
+        ]
+        real = render.render(render.Renderer(world.sprites), staged)
+        drawn = generate(pipe, [s.caption for s in staged])
+        for kind, some in (("real", real), ("drawn", drawn)):
+            names, looks_, places_ = (logits.argmax(1) for logits in classifier(some))
+            rows[f"{kind}, {label}"] = {
+                "look": _share(looks_ == look),
+                "name": _accuracy(names, torch.tensor([name for _, name, _ in subjects])),
+                "place": _accuracy(places_, torch.tensor([captions.BACKGROUNDS.index(kind) for *_, kind in subjects])),
+            }
+        sheet += [(image, scene.caption) for image, scene in zip(drawn[:8], staged[:8], strict=False)]
+    sheets.sheet(torch.stack([s[0] for s in sheet]), [s[1] for s in sheet], context.work / "look" / "looks.png")
+    return {"looks": rows}
+
+
+def _share(right):
+    return round(right.float().mean().item(), 3)
+
+
 def _accuracy(guess, truth):
-    return round((guess == truth).float().mean().item(), 3)
+    return _share(guess == truth)
 
 
 def _clip_names(context, some, asked):
@@ -183,7 +255,7 @@ def speed(context, pipe):
     }
 
 
-FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, colours, speed)}
+FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, pairs, looks, colours, speed)}
 
 
 def measure(context, only=None):

@@ -46,7 +46,8 @@ def train(world, stage, folder, machine):
     model = Classifier(len(world.names), len(world.looks)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.02)
     run = runs.Run(folder, stage, {"model": model, "optimizer": optimizer})
-    renderer = render.Renderer(world.sprites, device, size=SIDE)
+    filtered = any(map(world.filter, range(len(world.looks))))  # a filter is not the same at both sizes
+    renderer = render.Renderer(world.sprites, device, size=128 if filtered else SIDE)
     batches = feed.SceneBatches(world, 400, scenes.Mix(pairs=0, counts=0, paint=0, flip=0.3), stage.batch)
     for step, (drawn, packed) in zip(
         run.steps(), feed.iterate_batches(batches, run.step, machine.workers), strict=False

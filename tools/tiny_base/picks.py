@@ -103,7 +103,8 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else {}
     for method in args.methods:
         for subject in list(reach.SUBJECTS)[: args.subjects]:
-            results.setdefault(method, {})[subject] = measure_run(context, subject, method, scorers)
+            if subject not in results.setdefault(method, {}):  # a measurement goes on where it was stopped
+                results[method][subject] = measure_run(context, subject, method, scorers)
             print(method, subject, json.dumps(apply_rules(method, results[method][subject])), flush=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -2,8 +2,11 @@
 
 import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+
+from sdpersonal.models.loading import built_in_folder
 
 from .scenes import Mix
 
@@ -39,6 +42,7 @@ class Preset:
     prompts: int = 200  # how many the figures are measured on
     mix: Mix = field(default_factory=Mix)
     clip_looks: tuple[str, ...] = ("3d", "flat", "cartoon")
+    start: Path | None = None  # folder of a base to go on from: only the UNet learns, all else is taken as it is
 
 
 CPU = Preset(
@@ -85,6 +89,24 @@ CUDA = Preset(
     snapshot_minutes=1,
     workers=max(1, min(14, (os.cpu_count() or 2) - 2)),
 )
+# More scenes of several things and more looks, for the UNet that ships. Most scenes are still of what it knows.
+CONTINUE = replace(
+    CPU,
+    start=built_in_folder(),
+    looks=("3d", "flat", "cartoon", "watercolour", "neon", "poster"),
+    unet=Stage(steps=40_000, minutes=105, batch=48, lr=1e-3),
+    judge=Stage(steps=2500, minutes=16, batch=48, lr=2e-3),
+    mix=replace(
+        CPU.mix,
+        stars=0.2,
+        look_shares=(0.25, 0.25, 0.17, 0.11, 0.11, 0.11),
+        pairs=0.3,
+        pair_sizes=0.2,
+        trios=0.04,
+        sides=0.04,
+        places=0.35,
+    ),
+)
 _SHORT = Stage(steps=3, minutes=1, batch=4, lr=1e-3)
 TRIAL = replace(
     CPU,
@@ -98,7 +120,7 @@ TRIAL = replace(
     pool_start=32,
     prompts=6,
 )
-PRESETS = {"cpu": CPU, "cuda": CUDA, "trial": TRIAL}
+PRESETS = {"cpu": CPU, "cuda": CUDA, "continue": CONTINUE, "trial": TRIAL}
 
 
 def choose(name):

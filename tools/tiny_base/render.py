@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from . import places, scenes
+from . import filters, places, scenes
 
 
 class Renderer:
@@ -31,6 +31,7 @@ class Renderer:
             rows = (things[:, layer, -1] > 0).nonzero()[:, 0]
             for small in (False, True):
                 self._compose(picture, cover, rows, things[rows, layer], small)
+        filters.apply(to("filters"), picture, to("backs")[:, 6:], self.bank)
         return picture * 2 - 1, cover
 
     def _compose(self, image, cover, rows, t, small):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import captions
+from . import captions, filters
 from .captions import BACKGROUNDS, COLOURS, pick
 
 
@@ -28,6 +28,10 @@ class Mix:
     core: float = 0.0  # this share of the things is drawn from the small world's names
     stars: float = 0.0  # this share is of the world's starred names, in its first look
     first_look: float = 0.0  # this share is in the first look, the rest in any
+    look_shares: tuple[float, ...] = ()  # of the rest, how much is in each of the world's looks; () for even shares
+    trios: float = 0.0  # three different things
+    pair_kinds: tuple[str, ...] = tuple(captions.PAIRS)
+    pair_sizes: float = 0.0  # this share of the pairs has a small or a large thing, and says so
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,12 @@ class Scene:
     name: int
     look: int
     single: bool  # one thing in its own colours: fit for "what is it?"
+    filter: str = ""  # of filters.FILTERS: its look, where no artist drew it
+    others: tuple[int, ...] = ()  # names of its second and third thing, where they are not the first's
 
 
 MAX_THINGS = 3
+TRIANGLE = ((-0.25, -0.2), (0.25, -0.2), (0, 0.24))
 
 
 def generator(seed, index):
@@ -101,20 +108,20 @@ def _thing(rng, mix, sprite, x, y, size):
 def draw_scene(world, seed, index, mix, background=None):
     """The scene number `index` of the endless series `seed`; before the given background, or one of its own."""
     rng = generator(seed, index)
-    look = 0 if mix.first_look and rng.random() < mix.first_look else int(rng.integers(len(world.looks)))
-    among = world.core if rng.random() < mix.core else len(world.names)
-    name = int(rng.integers(among))
+    look, name = _draw_look(rng, world, mix), _draw_name(rng, world, mix)
     if mix.stars and rng.random() < mix.stars:
         look, name = 0, pick(rng, world.stars)
     sprite, noun = world.index(look, name), world.names[name]
     background = background or draw_background(rng, mix)
     behind = captions.background_words(rng, background.kind, background.words)
     wander = lambda: float(np.clip(rng.normal(0, mix.wander), -0.12, 0.12))  # noqa: E731
-    single = True
-    u = rng.random() - mix.pairs
+    single, others = True, ()
+    u = rng.random() - mix.pairs - mix.trios
     if u < 0:
-        other = int(rng.integers(among))
-        things, words = _pair(rng, mix, wander, sprite, world.index(look, other), noun, world.names[other])
+        others = _draw_others(rng, world, mix, name, 1 if u < -mix.trios else 2)
+        sprites = [sprite, *(world.index(look, other) for other in others)]
+        arrange = _pair if len(others) == 1 else _trio
+        things, words = arrange(rng, mix, wander, sprites, [noun, *(world.names[other] for other in others)])
         single = False
     elif (u := u - mix.counts) < 0:
         things, words = _several(rng, mix, wander, sprite, noun)
@@ -137,24 +144,67 @@ def draw_scene(world, seed, index, mix, background=None):
             thing, adjective, single = replace(thing, paint=_colour(rng, word)), word + " ", False
         things, words = (thing,), side.format(captions.with_article(adjective + noun))
     caption = captions.sentence(rng, world.looks[look], words, behind)
-    return Scene(things, background, caption, name, look, single)
+    return Scene(things, background, caption, name, look, single, world.filter(look), others)
 
 
-def _pair(rng, mix, wander, sprite, other, noun, other_noun):
-    kind = pick(rng, tuple(captions.PAIRS))
-    size = rng.uniform(0.42, 0.48)
-    a, b = ((-0.25, 0), (0.25, 0)) if kind == "beside" else ((0, -0.24), (0, 0.24))
+def _draw_look(rng, world, mix):
+    if mix.first_look and rng.random() < mix.first_look:
+        return 0
+    return int(rng.choice(len(world.looks), p=mix.look_shares) if mix.look_shares else rng.integers(len(world.looks)))
+
+
+def _draw_name(rng, world, mix):
+    return int(rng.integers(world.core if rng.random() < mix.core else len(world.names)))
+
+
+def _draw_others(rng, world, mix, name, count):
+    """Names of other things beside `name`, all different."""
+    others = []
+    while len(others) < count:
+        starred = mix.stars and rng.random() < mix.stars
+        other = pick(rng, world.stars) if starred else _draw_name(rng, world, mix)
+        if other not in (name, *others) or len(world.names) <= count:
+            others.append(other)
+    return tuple(others)
+
+
+def _pair(rng, mix, wander, sprites, nouns):
+    """Two things that touch or nearly do: side by side on one ground, or one above the other; and their words."""
+    kind = pick(rng, mix.pair_kinds)
+    sizes, words = [rng.uniform(0.42, 0.5) for _ in nouns], list(nouns)
+    if rng.random() < mix.pair_sizes:
+        which, size = int(rng.integers(2)), pick(rng, ("small", "large"))
+        ranges = ((0.26, 0.32), (0.5, 0.58)) if size == "small" else ((0.56, 0.64), (0.3, 0.36))
+        sizes[which], sizes[1 - which] = (rng.uniform(*limits) for limits in ranges)
+        words[which] = f"{pick(rng, captions.SIZES[size])} {nouns[which]}"
+    along = np.array([-sizes[1], sizes[0]]) / 2  # from the middle of both
+    if kind in ("right", "below"):
+        along = -along
+    if kind in ("above", "below"):
+        spots = [(0.0, float(y)) for y in along]
+    else:
+        ground = max(sizes) / 2
+        spots = [(float(x), ground - size / 2) for x, size in zip(along, sizes, strict=True)]
     things = tuple(
-        _thing(rng, mix, s, x + wander() / 2, y + wander() / 2, size) for s, (x, y) in ((sprite, a), (other, b))
+        _thing(rng, mix, sprite, x + wander() / 2, y + wander() / 2, size)
+        for sprite, (x, y), size in zip(sprites, spots, sizes, strict=True)
     )
-    return things, pick(rng, captions.PAIRS[kind]).format(
-        captions.with_article(noun), captions.with_article(other_noun)
+    return things, pick(rng, captions.PAIRS[kind]).format(*map(captions.with_article, words))
+
+
+def _trio(rng, mix, wander, sprites, nouns):
+    """Three things, two above one; and their words."""
+    size = rng.uniform(0.4, 0.46)
+    things = tuple(
+        _thing(rng, mix, sprite, x + wander() / 2, y + wander() / 2, size)
+        for sprite, (x, y) in zip(sprites, TRIANGLE, strict=True)
     )
+    return things, captions.TRIO.format(*map(captions.with_article, nouns))
 
 
 def _several(rng, mix, wander, sprite, noun):
     count = int(rng.integers(2, 4))
-    spots = ((-0.25, 0), (0.25, 0)) if count == 2 else ((-0.25, -0.2), (0.25, -0.2), (0, 0.24))
+    spots = ((-0.25, 0), (0.25, 0)) if count == 2 else TRIANGLE
     size = rng.uniform(0.4, 0.46)
     things = tuple(_thing(rng, mix, sprite, x + wander() / 2, y + wander() / 2, size) for x, y in spots)
     return things, f"{captions.COUNTS[count]} {captions.plural(noun)}"
@@ -172,7 +222,7 @@ def single_thing_scene(world, look, name, background_kind, seed, index, mix=None
     behind = captions.background_words(rng, background_kind, background.words)
     form = captions.LOOKS.get(world.looks[look], captions.LOOKS[None])[0]
     words = form.format(captions.with_article(world.names[name]))
-    return Scene((thing,), background, f"{words} {behind}", name, look, True)
+    return Scene((thing,), background, f"{words} {behind}", name, look, True, world.filter(look))
 
 
 def pack(scenes):
@@ -182,7 +232,7 @@ def pack(scenes):
         (count, MAX_THINGS, 11), np.float32
     )  # sprite, x, y, size, angle, flip, has paint, paint RGB, there
     backs = np.zeros((count, 10), np.float32)  # first RGB, second RGB, 4 knobs
-    kinds = np.zeros(count, np.int64)
+    kinds, looks = np.zeros(count, np.int64), np.zeros(count, np.int64)
     for i, scene in enumerate(scenes):
         for j, t in enumerate(scene.things):
             things[i, j] = (
@@ -199,4 +249,5 @@ def pack(scenes):
         b = scene.background
         backs[i] = (*b.first, *b.second, *b.knobs)
         kinds[i] = BACKGROUNDS.index(b.kind)
-    return {"things": things, "backs": backs, "kinds": kinds}
+        looks[i] = filters.number(scene.filter)
+    return {"things": things, "backs": backs, "kinds": kinds, "filters": looks}

@@ -1,4 +1,6 @@
-"""The order of work: art, tokenizer, CLIP, autoencoder, second judge, UNet; then figures and the model card."""
+"""The order of work: art, start, tokenizer, CLIP, autoencoder, second judge, UNet; then figures and the model card."""
+
+import shutil
 
 import torch
 
@@ -7,6 +9,25 @@ from . import art, autoencoder, captions, card, clip, export, figures, judge, sh
 
 def run_art(context):
     art.fetch(context.work / "art")
+
+
+def run_start(context):
+    """With a base to go on from, put its parts where the trainings that they need no more would have left them."""
+    start, work = context.preset.start, context.work
+    if start is None or (work / "start" / "done").exists():
+        return
+    for part, folder in (
+        ("tokenizer", work / "tokenizer"),
+        ("judge", context.judge_folder),
+        ("vae", work / "autoencoder" / "model"),
+        ("unet", work / "start" / "unet"),
+    ):
+        copy = export.empty_folder(folder)
+        shutil.copytree(start / part, copy, dirs_exist_ok=True)
+        export.replace_folder(copy, folder)
+    for trained in ("clip", "clip-images", "start"):
+        (work / trained).mkdir(exist_ok=True)
+        (work / trained / "done").touch()
 
 
 def run_tokenizer(context):
@@ -56,7 +77,10 @@ def run_unet(context):
         sample_sheet(pipe, context.world, context.work / "look" / "newest.png")
         context.vae.to(context.device), tower.to(context.device)
 
-    unet.train(context.world, context.words, tower, context.vae, context.preset, folder, context.machine, snapshot)
+    start = context.start_unet
+    unet.train(
+        context.world, context.words, tower, context.vae, context.preset, folder, context.machine, snapshot, start
+    )
 
 
 @torch.no_grad()
@@ -88,6 +112,7 @@ def run_card(context):
 
 RUN = {
     "art": run_art,
+    "start": run_start,
     "tokenizer": run_tokenizer,
     "clip": run_clip,
     "clip-images": run_clip_images,

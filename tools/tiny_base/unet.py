@@ -51,11 +51,16 @@ def timestep_chances(alphas, middle=-0.3, width=2.0, floor=0.3):
     return torch.exp(-(((log_snr - middle) / width) ** 2) / 2) + floor
 
 
-def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
-    """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save."""
+def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, start=None):
+    """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save.
+
+    With `start`, a trained UNet, its weights are the first ones.
+    """
     stage, device, workers = preset.unet, machine.device, WorkerGroup()
     torch.manual_seed(3)
     unet = build().to(device)
+    if start is not None:
+        unet.load_state_dict(start.state_dict())
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
     adam, matrices = muon.split(unet, stage.lr, apart=("conv_in", "conv_out"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import art
+from . import art, filters
 
 HERE = Path(__file__).parent
 GROUPS = {"Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects"}
@@ -52,7 +52,10 @@ def wide_names(folder):
 
 @dataclass(frozen=True)
 class World:
-    """Names x looks with their sprites; sprite index = look * len(names) + name."""
+    """Names x looks with their sprites; sprite index = look * len(names) + name.
+
+    Looks that are filters come last, and are those of the first look's sprites.
+    """
 
     emoji: tuple[str, ...]
     names: tuple[str, ...]  # as written in captions
@@ -64,12 +67,17 @@ class World:
 
     @cached_property
     def sprites(self):
-        """(looks * names, S, S, 4) uint8, premultiplied."""
-        return np.concatenate([art.sprites(self.art_folder, self.cache, look, self.emoji) for look in self.looks])
+        """(drawn looks * names, S, S, 4) uint8, premultiplied."""
+        drawn = [look for look in self.looks if look not in filters.FILTERS]
+        return np.concatenate([art.sprites(self.art_folder, self.cache, look, self.emoji) for look in drawn])
 
     def index(self, look, name):
         """Sprite of a thing in a look; both as numbers."""
-        return look * len(self.names) + name
+        return (0 if self.filter(look) else look) * len(self.names) + name
+
+    def filter(self, look):
+        """Name of the filter that a look is; empty for drawn looks."""
+        return self.looks[look] if self.looks[look] in filters.FILTERS else ""
 
 
 def world(work, size, looks):

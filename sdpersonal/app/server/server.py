@@ -82,10 +82,8 @@ def serve(
             _launch(server, access, served_dir, private, api)
         except OSError:
             raise port_taken_error(access.port) from None
-        gc.collect()
-        gc.freeze()  # what was imported stays: neither collections nor the program's end have to look through it
         say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
-        threading.Thread(target=begin_jobs, name="jobs of before", daemon=True).start()
+        threading.Thread(target=_settle, args=(begin_jobs,), name="start", daemon=True).start()
         with suppress(KeyboardInterrupt):
             while server.get_blocks().is_running:
                 sleep(0.1)
@@ -95,6 +93,14 @@ def serve(
             server.blocks._queue.close()
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports each connection that it ends
             server.blocks.server.close()  # waits for its thread: Python takes long to end beside one that is at work
+
+
+def _settle(begin_jobs: Callable[[], None]) -> None:
+    """End the start, beside the main thread: a signal that comes while objects are collected would be lost there."""
+    gc.collect()
+    gc.freeze()  # what was imported stays: neither collections nor the program's end have to look through it
+    gc.enable()
+    begin_jobs()
 
 
 def _launch(server: gr.Server, access: Access, served_dir: Path, private: list[Path], api: bool) -> None:

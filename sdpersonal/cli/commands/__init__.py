@@ -17,6 +17,7 @@ from . import (
     concepts_list,
     demo,
     endless,
+    fleet,
     generate,
     hub,
     outputs,
@@ -28,7 +29,7 @@ from . import (
 )
 
 _MODULES: tuple[Any, ...] = (
-    *(train, generate, sheet, endless, vary, redo),
+    *(train, fleet, generate, sheet, endless, vary, redo),
     *(photos, concepts_list, concepts_edit, concepts_compare, concepts_import, concepts_export, hub, outputs),
     *(app, demo, completion),
 )
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], int], type[SettingsBase]]] = {
 }
 GROUPS = {
     "train": "Train a concept on photos.",
+    "fleet": "Train many concepts at once, on many cores, cards or machines.",
     "photos": "Check photos before training on them.",
     "concepts": "Manage the concepts of your library.",
     "hub": "Share concepts on the Hugging Face Hub.",

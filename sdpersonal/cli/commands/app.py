@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import signal
 from pathlib import Path
@@ -59,6 +60,7 @@ def open_app(settings: AppArgs) -> int:
         raise UserError(f"--bases: there is no folder {printable(str(settings.bases))}.", "Leave it out, or make it.")
     access = configure_access(settings.port, settings.listen, settings.host, settings.password_file, settings.proxy)
     shown = isolate_gradio()  # before Gradio is imported
+    gc.disable()  # until the server is up: what is imported stays, and looking through it is a fifth of the start
     from ...app.backend import App, GenerationService, Workspace
     from ...app.server.server import build_server, serve
     from ...concepts.library import Library

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from .. import batch_training, diffusers_compat
@@ -22,6 +22,13 @@ def parse_training(
 
     Prints a note for each flag of diffusers that means something else here. Raises UserError.
     """
+    parse = settings_parser(settings, prog)
+    path, argv = batch_training.take_list_flag(argv)
+    return batch_training.read_batch(path, argv, parse) if path else parse(argv)
+
+
+def settings_parser(settings: type[TrainingSettings], prog: str) -> Callable[[Sequence[str]], TrainingSettings]:
+    """Return a function that parses a command line in our flags or in diffusers'; it prints each note once."""
     seen_notes: set[str] = set()
 
     def parse(argv: Sequence[str]) -> TrainingSettings:
@@ -33,8 +40,7 @@ def parse_training(
             seen_notes.add(note)
         return parse_settings(settings, translation.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
 
-    path, argv = batch_training.take_list_flag(argv)
-    return batch_training.read_batch(path, argv, parse) if path else parse(argv)
+    return parse
 
 
 def train(settings: TrainingSettings | batch_training.BatchSettings) -> int:

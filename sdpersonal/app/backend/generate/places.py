@@ -21,7 +21,8 @@ class PromptPlace:
     """Where a subject of a prompt stands.
 
     number: of its brackets in the prompt, from 0; token: its first concept; name: all of them, "me/duck+me/fox"; box:
-    left, top, right, bottom as fractions of the image; is_given: the prompt says so, otherwise it is the default.
+    left, top, right, bottom as fractions of the image; is_given: the prompt says so, otherwise it is the default;
+    has_window: it acts in a part of the sampling only, so that nothing is composed.
     """
 
     number: int
@@ -29,6 +30,7 @@ class PromptPlace:
     name: str
     box: tuple[float, float, float, float]
     is_given: bool
+    has_window: bool
 
 
 def subject_places(text: str, kinds: Mapping[str, str]) -> tuple[PromptPlace, ...]:
@@ -62,7 +64,9 @@ def _is_subject(reference: ConceptRef, kinds: Mapping[str, str]) -> bool:
 def _prompt_place(number: int, reference: ConceptRef, region: Region) -> PromptPlace:
     tokens = [str(part.token) for part in reference.parts]
     box = (region.left, region.top, region.right, region.bottom)
-    return PromptPlace(number, tokens[0], "+".join(token[1:-1] for token in tokens), box, reference.region is not None)
+    has_window = (reference.start, reference.end) != (0, 1)
+    name = "+".join(token[1:-1] for token in tokens)
+    return PromptPlace(number, tokens[0], name, box, reference.region is not None, has_window)
 
 
 def change_region(prompt: str, token: str, region: object, number: int | None = None) -> str:

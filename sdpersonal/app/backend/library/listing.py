@@ -35,7 +35,8 @@ def concept_list(entries: Sequence[Entry], loaded: str) -> dict[str, Any]:
 
 
 def concept_summary(entry: Entry, loaded: str) -> dict[str, Any]:
-    """Return what the page shows of a concept in a list. created: seconds since 1970; text: all that is searched."""
+    """Return what the page shows of a concept in a list. created: seconds since 1970; text: all that is searched;
+    is_lora: whether it changes the model's weights; has_words: whether it stands for something in a prompt."""
     token, card = str(entry.token.unversioned()), entry.card
     summary: dict[str, Any] = {
         "token": token,
@@ -50,6 +51,8 @@ def concept_summary(entry: Entry, loaded: str) -> dict[str, Any]:
         "created": created_at(entry),
         "author": "",
         "text": f"{token} damaged".casefold(),
+        "is_lora": False,
+        "has_words": False,
     }
     if card is None:
         return summary
@@ -63,6 +66,8 @@ def concept_summary(entry: Entry, loaded: str) -> dict[str, Any]:
         "fits": card.base == loaded,
         "author": card.author,
         "text": " ".join(texts).casefold(),
+        "is_lora": bool(entry.lora_rank or entry.kinds),
+        "has_words": bool(entry.vectors or card.trigger_words),
     }
 
 

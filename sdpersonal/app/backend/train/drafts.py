@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from ....config import TrainingSettings
+from ....config import TrainingSettings, settings_from_json
 from ....errors import UserError
 from ....photos.captions import Refused
 from ....photos.crops import OwnCrop, to_crop
@@ -25,7 +25,6 @@ from .photo_review import ReviewOptions
 from .reviewer import Reviewer
 from .run_folders import PHOTOS_FOLDER, SETTINGS_FILE, is_app_run
 from .train_form import TrainForm, form_of_settings, parse_settings
-from .trainer_process import settings_from_json
 from .training_cost import MeasuredCosts
 from .uploads import PhotoUploads
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .... import storage
-from ....config import TrainingSettings
+from ....config import TrainingSettings, settings_to_json
 from ....photos.loading import is_sidecar
 from ....prompts import Token
 from ....training.own_prompts import write_own_prompts
@@ -23,7 +23,6 @@ from ....training.run_dir import (
     to_step,
 )
 from .run_folders import PHOTOS_FOLDER, PROCESS_FILE, SETTINGS_FILE, read_process
-from .trainer_process import command_name
 from .training_cost import MeasuredCosts
 from .uploads import PhotoUploads
 
@@ -43,8 +42,7 @@ def write_new_run(folder: Path, settings: TrainingSettings, uploads: PhotoUpload
     with storage.new_folder(folder) as staged:
         uploads.copy_to(staged / PHOTOS_FOLDER)
         photos = [name for name in os.listdir(staged / PHOTOS_FOLDER) if not is_sidecar(name)]
-        saved = settings.model_dump(mode="json") | {"program": command_name(settings)}
-        storage.write_json(staged / SETTINGS_FILE, saved)
+        storage.write_json(staged / SETTINGS_FILE, settings_to_json(settings))
         if settings.sample_prompts:
             write_own_prompts(staged, settings.sample_prompts)
         info = {"pid": 0, "born": 0.0, "began": time.time(), "queued": place}

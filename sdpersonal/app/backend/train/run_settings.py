@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ....config import DreamboothSettings, TrainingSettings
+from ....config import DreamboothSettings, TrainingSettings, settings_from_json
 from ....errors import UserError
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
@@ -14,7 +14,6 @@ from ....models.loading.hub_cache import SHORT_NAMES, cached_folder
 from ..workspace import Workspace
 from .run_folders import PHOTOS_FOLDER, SETTINGS_FILE, read_run_json
 from .train_form import PRIORS
-from .trainer_process import settings_from_json
 
 
 def own_paths(folder: Path, workspace: Workspace) -> dict[str, object]:

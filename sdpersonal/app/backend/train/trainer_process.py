@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from .... import storage
-from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings, flag_of
+from ....config import TrainingSettings, command_name, flag_of
 
 OUTPUT_FILE, ERRORS_FILE = "said.txt", "errors.txt"
 _CLOCK_TOLERANCE = 2.0  # seconds by which the system clock may have been adjusted meanwhile
@@ -92,14 +91,3 @@ def settings_to_argv(settings: TrainingSettings) -> list[str]:
         elif value is not None:
             arguments.append(f"{flag}={value}")
     return ["train", command_name(settings), *arguments]
-
-
-def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
-    """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
-    values = {name: value for name, value in saved.items() if name != "program"}
-    settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
-    return settings_class(**values)
-
-
-def command_name(settings: TrainingSettings) -> str:
-    return "dreambooth" if isinstance(settings, DreamboothSettings) else "textual-inversion"

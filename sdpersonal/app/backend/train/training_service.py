@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .... import storage
-from ....config import TrainingSettings
+from ....config import TrainingSettings, settings_from_json
 from ....errors import DiskFull, UserError
 from ....models.loading import kind_of
 from ....training.methods.continuation import find_start
@@ -36,7 +36,6 @@ from .trainer_process import (
     ERRORS_FILE,
     NO_PROCESS,
     OUTPUT_FILE,
-    settings_from_json,
     settings_to_argv,
     start_process,
 )

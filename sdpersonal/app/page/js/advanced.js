@@ -1,14 +1,16 @@
 // The settings that are seldom changed: negative prompt, steps, guidance, scheduler, seed, hires fix, grid.
 
 import { app } from "./api.js";
+import { pickConcept } from "./concept_rows.js";
 import { concepts } from "./concepts.js";
 import { fill, h } from "./dom.js";
 import { checkbox, numberField, select, textField } from "./fields.js";
 import { form } from "./form.js";
-import { button } from "./ui.js";
+import { button, showError } from "./ui.js";
 
 const HIRES = [{ value: "1", label: "Off" }, { value: "1.5", label: "1.5 times" }, { value: "2", label: "2 times" }, { value: "3", label: "3 times" }, { value: "4", label: "4 times" }];
-const FAST = /\b(lcm|tcd|lightning|hyper|turbo)/i; // words by which such LoRAs are found: they are offered first
+const FAST = /\b(lcm|tcd|lightning|hyper|turbo)/i; // words by which such LoRAs are found
+const OTHER = "other"; // no token: those have brackets
 const DEFAULT_VALUE = { value: "", label: "The model's default" };
 
 /** Make the fields. Returns {root, fields: by the names of the form's fields, grid}. */
@@ -43,24 +45,34 @@ function textFields() {
   return fields;
 }
 
+const isUsableLora = concept => concept.is_lora && concept.fits && !concept.damaged;
+/** One that makes few steps enough stands for nothing in a prompt; some of other programs have trigger words by mistake. */
+const isFast = concept => !concept.has_words || FAST.test(`${concept.token} ${concept.text ?? ""}`);
+
 function choiceFields() {
   const change = name => value => form.set({ [name]: value }, name);
   const schedulers = () => [DEFAULT_VALUE, ...app.state.model.schedulers];
   const fields = {
     scheduler: select({ label: "Scheduler", word: "scheduler", choices: schedulers(), onChange: change("scheduler") }),
     hires_scale: select({ label: "Hires fix", word: "hires fix", choices: HIRES, value: "1", onChange: value => form.set({ hires_scale: Number(value) }, "hires_scale") }),
-    fast: select({ label: "Fast LoRA", word: "fast lora", choices: [{ value: "", label: "None" }], onChange: change("fast") }),
+    fast: select({ label: "Fast LoRA", word: "fast lora", choices: [{ value: "", label: "None" }], onChange: value => chooseFast(value).catch(showError) }),
     new_seed: checkbox({ label: "New seed each time", onChange: change("new_seed") }),
     compose: checkbox({ label: "Compose", word: "compose", onChange: change("compose") }),
     all_combinations: checkbox({ label: "All combinations of {a|b}", help: "Each as often as there are images; else one by chance for each image.", onChange: change("all_combinations") }),
   };
   const fastChoices = () => {
-    const isFast = concept => FAST.test(`${concept.token} ${concept.text ?? ""}`);
-    const offered = concepts.list.filter(concept => concept.fits && !concept.damaged).sort((a, b) => isFast(b) - isFast(a)).map(concept => concept.token);
-    if (form.values.fast && !offered.includes(form.values.fast)) offered.push(form.values.fast);
-    fields.fast.setChoices([{ value: "", label: "None" }, ...offered], form.values.fast ?? "");
-    fields.fast.root.hidden = !offered.length;
+    const loras = concepts.list.filter(isUsableLora), { fast } = form.values;
+    const offered = loras.filter(isFast).map(concept => concept.token);
+    if (fast && !offered.includes(fast)) offered.push(fast);
+    const other = loras.length > offered.length ? [{ value: OTHER, label: "Another LoRA…" }] : [];
+    fields.fast.setChoices([{ value: "", label: "None" }, ...offered, ...other], fast ?? "");
+    fields.fast.root.hidden = !offered.length && !other.length;
   };
+  async function chooseFast(value) {
+    const token = value === OTHER ? await pickConcept({ title: "Choose the fast LoRA", accepts: isUsableLora }) : value;
+    if (token !== undefined) form.set({ fast: token });
+    fastChoices();
+  }
   fastChoices();
   concepts.onChange(fastChoices);
   form.onChange((patch, source) => { if (source === "model") fields.scheduler.setChoices(schedulers(), form.values.scheduler); });

@@ -2,10 +2,11 @@
 
 import { api, app, usePrompt } from "./api.js";
 import { deleteConcept, editDialog, exportDialog, renameDialog } from "./concept_dialogs.js";
+import { concepts, unversioned } from "./concepts.js";
 import { fill, h } from "./dom.js";
 import { select } from "./fields.js";
 import { go } from "./main.js";
-import { button, copyText, menuButton, showError } from "./ui.js";
+import { button, copyText, factList, menuButton, showError } from "./ui.js";
 
 /** Make the card. back(): on a phone, to the list; changed(): after something was changed; open(token): show another. */
 export function conceptCard({ back, changed, open }) {
@@ -26,8 +27,8 @@ export function conceptCard({ back, changed, open }) {
       details = await api.get("/app/concept", { token });
     } catch (error) {
       if (number !== request) return;
-      if (/-v\d+>$/.test(token)) { // that version is gone: the newest one
-        token = token.replace(/-v\d+>$/, ">");
+      if (unversioned(token) !== token) { // that version is gone: the newest one
+        token = unversioned(token);
         return refresh();
       }
       last = "";
@@ -67,7 +68,7 @@ const nameOf = element => element.getAttribute("aria-label") ?? `${element.tagNa
 
 function layOut(details, actions) {
   return [
-    h("div", { class: "concept-card-top" }, details.image && h("img", { class: "concept-card-image", src: details.image, alt: `Image of ${details.name.slice(1, -1)}`, width: 512, height: 512 })),
+    h("div", {}, details.image && h("img", { class: "concept-card-image", src: details.image, alt: `Image of ${details.name.slice(1, -1)}`, width: 512, height: 512 })),
     h("h2", {}, details.title || details.name.slice(1, -1)),
     h("div", { class: "row nowrap concept-token" }, h("code", {}, details.name),
       button("Copy the token", { iconName: "copy", iconOnly: true, kind: "quiet", small: true, onclick: () => copyText(details.name, "Token copied") })),
@@ -128,17 +129,13 @@ function verdictPart(details) {
     details.scores.length > 0 && h("details", {}, h("summary", {}, "As numbers"), factList(details.scores)));
 }
 
-function factList(facts, look = null) {
-  return h("dl", { class: ["facts", look] }, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
-}
-
 function use(prompt, generate) {
   usePrompt(prompt, generate);
   go("generate");
 }
 
 function trainMenu(details) {
-  const name = details.name.slice(1, -1).replace(/-v\d+$/, "");
+  const name = concepts.plain(unversioned(details.name));
   const [owner, word] = name.split("/");
   const again = { kind: details.card.kind, noun: details.card.class_noun, owner, name: word, ...(details.method ? { method: details.method } : {}) };
   return menuButton("Train", () => [

@@ -1,10 +1,11 @@
 // Dialogs about one concept: export, edit, rename, delete.
 
 import { api } from "./api.js";
+import { concepts, unversioned } from "./concepts.js";
 import { fill, h } from "./dom.js";
 import { select, textField } from "./fields.js";
 import { isShared } from "./library.js";
-import { button, busy, copyText, download, openDialog, showError, toast } from "./ui.js";
+import { button, busy, copyText, download, factList, openDialog, showError, toast } from "./ui.js";
 
 let choices = null;
 
@@ -21,26 +22,29 @@ const asChoices = pairs => pairs.map(([value, label]) => ({ value, label }));
 /** Choose a program: its files are downloaded at once, and the dialog says what to do with them. */
 export async function exportDialog(details) {
   const { programs } = await fieldChoices();
+  let chosen = null; // a slower answer to an earlier choice does not count
   const result = h("div", { class: "stack export-result", role: "status" },
     h("p", { class: "muted" }, "Choose the program. The download starts at once, and what to do with it is shown here."));
   const buttons = programs.map(([id, label]) => {
     const [name, note] = label.split(": ");
     const element = button(name, { class: "button export-program", title: note ?? null, "aria-pressed": "false", onclick: async () => {
+      chosen = id;
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === element));
       fill(result, h("p", { class: "muted" }, `Making the files for ${name}`));
       try {
         const made = await api.get("/app/concept/export", { token: details.token, program: id });
+        if (chosen !== id) return;
         download(made.url, made.name);
         fill(result, exportSteps(made));
         result.scrollIntoView({ block: "nearest" });
       } catch (error) {
-        fill(result, h("p", { class: "notice error" }, error.text ?? String(error)));
+        if (chosen === id) fill(result, h("p", { class: "notice error" }, error.text ?? String(error)));
       }
     } });
     return element;
   });
   await openDialog({
-    title: `Export ${details.name}`, wide: true, className: "export-dialog",
+    title: `Export ${details.name}`, wide: true,
     content: h("div", { class: "export-columns" }, h("div", { class: "stack export-programs", role: "group", "aria-label": "Program" }, buttons), result),
   });
 }
@@ -52,7 +56,7 @@ function exportSteps(made) {
     h("p", { class: "good-text" }, `Downloaded: ${made.name} (${made.size}).`),
     h("h3", {}, "What to do"), h("ol", { class: "steps" }, made.steps.map(step => h("li", {}, step))),
     made.places.length > 1 && h("details", {}, h("summary", {}, "Where each file goes"),
-      h("dl", { class: "facts export-places" }, made.places.map(([file, place]) => [h("dt", {}, file), h("dd", {}, place)]))),
+      factList(made.places, "export-places")),
     typed,
     made.notes.map(note => h("p", { class: "notice warn" }, note)),
     h("div", {}, h("a", { class: "button", href: made.url, download: made.name }, "Download again")),
@@ -105,7 +109,7 @@ export async function editDialog(details, changed) {
 // --- rename ---------------------------------------------------------------------------------------------------------
 
 export async function renameDialog(details, { changed, open }) {
-  const bare = details.name.slice(1, -1).replace(/-v\d+$/, "");
+  const bare = concepts.plain(unversioned(details.name));
   const name = textField({ label: "New name", value: bare, maxLength: 200, help: "Owner and name, such as me/rex. Spaces and capitals are turned into what a token may have." });
   const count = details.versions.length;
   const rename = async close => {

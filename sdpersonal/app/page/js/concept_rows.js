@@ -75,17 +75,17 @@ function updateRow(row, concept) {
   place.value = concept.region ?? "auto";
 }
 
-/** Let the user choose a concept; resolves to its token, or undefined. */
-export async function pickConcept() {
+/** Let the user choose a concept; resolves to its token, or undefined. accepts(concept): whether it is offered. */
+export async function pickConcept({ title = "Add a concept", accepts = concept => !concept.damaged } = {}) {
   await concepts.load();
   return openDialog({
-    title: "Add a concept", wide: true, className: "picker",
+    title, wide: true, className: "picker",
     content: close => {
       const tiles = h("div", { class: "picker-tiles" });
       const note = h("p", { class: "muted small-text", role: "status" });
       const search = h("input", { type: "search", placeholder: "Search names, kinds and words", "aria-label": "Search concepts", autofocus: true });
       const show = () => {
-        const matches = concepts.search(search.value).filter(concept => !concept.damaged);
+        const matches = concepts.search(search.value).filter(accepts);
         fill(tiles, matches.slice(0, SHOWN).map(concept => pickerTile(concept, close)));
         note.textContent = pickerNote(matches.length, search.value);
       };

@@ -14,6 +14,9 @@ async function load() {
   for (const listener of listeners) listener();
 }
 
+/** A token without its version, which is then the newest: "<me/duck-v1>" or, as it is written, "me/duck-v1". */
+export const unversioned = token => token.replace(/-v\d+(?=>?$)/, "");
+
 const plain = token => token.replace(/^<|>$/g, "");
 
 export const concepts = {
@@ -24,11 +27,12 @@ export const concepts = {
     ready ??= load().catch(error => { ready = null; showError(error); });
     return ready;
   },
-  onChange(listener) { listeners.add(listener); },
+  /** Listen to changes of the list; returns a function that stops that. */
+  onChange(listener) { listeners.add(listener); return () => listeners.delete(listener); },
   /** Find one by what stands in the prompt, such as "me/duck" or "me/duck-v1"; null if there is none. */
   find(written) {
     const name = written.toLowerCase();
-    return list.find(concept => plain(concept.token) === name) ?? list.find(concept => plain(concept.token) === name.replace(/-v\d+$/, "")) ?? null;
+    return list.find(concept => plain(concept.token) === name) ?? list.find(concept => plain(concept.token) === unversioned(name)) ?? null;
   },
   /** Those with all the words, fitting ones first. */
   search(text) {

@@ -60,7 +60,7 @@ export function draftView(id) {
   };
   const onLeave = () => view.hide();
   addEventListener("pagehide", onLeave);
-  view.end = () => removeEventListener("pagehide", onLeave);
+  view.end = () => { removeEventListener("pagehide", onLeave); form.end(); };
   view.add = photos.add;
   view.onLists();
   return view;
@@ -73,7 +73,7 @@ function layOut(photos, form, foot, saver, draft) {
   const column = h("div", { class: "draft-form" },
     h("div", { class: "draft-fields" },
       fields.kind.root, fields.noun.root, h("div", { class: "field" }, fields.name.root, fields.token), fields.consent.root, fields.method.root,
-      h("details", { class: "draft-advanced", id: "train-advanced" },
+      h("details", {},
         h("summary", {}, "Advanced"),
         h("div", { class: "stack" }, presetMenu({ form: () => ({ ...draft().form, ...saver.pending() }), apply }), form.advanced))),
     foot.root);

@@ -1,6 +1,7 @@
 // The fields of a draft's form: what it is, its name, the method, and the advanced settings.
 
-import { api, app } from "./api.js";
+import { app } from "./api.js";
+import { concepts } from "./concepts.js";
 import { h, uniqueId } from "./dom.js";
 import { checkbox, numberField, segmented, select, textField } from "./fields.js";
 
@@ -19,7 +20,7 @@ const LORA_ONLY = ["rank", "prior", "text_encoder"];
 export const PRESET_FIELDS = ["method", "steps", "lr", "rank", "resolution", "seed", "prior", "crop", "flip", "text_encoder", "early_stop"];
 
 /** Make the fields. onChange(name, value, isTyped): isTyped while somebody types. Returns {fields: by name, basic, advanced:
- * elements, show(form)}. */
+ * elements, show(form), end()}. */
 export function draftFields(onChange) {
   const typed = name => ({ onInput: value => onChange(name, value, true), onChange: value => onChange(name, value, false) });
   const chosen = name => ({ onChange: value => { onChange(name, value, false); show({ [name]: value }); } });
@@ -27,7 +28,7 @@ export function draftFields(onChange) {
     kind: segmented({ label: "What do the photos share?", choices: KINDS, value: "object", ...chosen("kind") }),
     noun: textField({ id: "train-noun", label: "Class noun", word: "class noun", maxLength: 100, ...typed("noun") }),
     name: textField({ id: "train-name", label: "Concept name", word: "concept", placeholder: "Rex the Dog", maxLength: 64, ...typed("name") }),
-    consent: checkbox({ id: "train-consent", label: "This person agrees to images of them being generated", help: "The answer is written on the concept's card.", ...chosen("consent") }),
+    consent: checkbox({ label: "This person agrees to images of them being generated", help: "The answer is written on the concept's card.", ...chosen("consent") }),
     method: methodCards(value => chosen("method").onChange(value)),
     ...advancedFields(typed, chosen),
   };
@@ -39,10 +40,12 @@ export function draftFields(onChange) {
     for (const name of LORA_ONLY) fields[name].root.hidden = values.method === "textual-inversion";
   };
   show({ kind: "object", method: "lora" });
-  loadConcepts(fields.continue_from);
+  const offer = () => offerConcepts(fields.continue_from);
+  const end = concepts.onChange(offer);
+  concepts.load().then(offer);
   const row = (...names) => h("div", { class: "field-row" }, names.map(name => fields[name].root));
   return {
-    fields, show,
+    fields, show, end,
     advanced: [
       row("steps", "lr"), row("resolution", "rank"), row("seed", "prior"),
       fields.crop.root, fields.flip.root, fields.text_encoder.root, fields.early_stop.root,
@@ -52,7 +55,7 @@ export function draftFields(onChange) {
 }
 
 function advancedFields(typed, chosen) {
-  const number = (name, label, placeholder, word = null) => numberField({ id: `train-${name}`, label, placeholder, word, ...typed(name) });
+  const number = (name, label, placeholder, word = null) => numberField({ label, placeholder, word, ...typed(name) });
   return {
     steps: number("steps", "Max steps", "automatic"),
     lr: number("lr", "Learning rate", "automatic", "learning rate"),
@@ -64,9 +67,9 @@ function advancedFields(typed, chosen) {
     flip: checkbox({ label: "Also train on mirrored photos", help: "Leave it off for faces and writing.", ...chosen("flip") }),
     text_encoder: checkbox({ label: "Train the text encoder too", word: "text encoder", help: "The likeness is closer, but it mixes worse.", ...chosen("text_encoder") }),
     early_stop: checkbox({ label: "Stop when the loss has converged", word: "loss", ...chosen("early_stop") }),
-    sample_prompts: textField({ id: "train-sample-prompts", label: "Own sample prompts", word: "samples", rows: 3, maxLength: 4000, placeholder: "{} on the beach", help: "At most 8, one a line; {} stands for the concept.", ...typed("sample_prompts") }),
-    continue_from: select({ id: "train-continue", label: "Continue from a concept", choices: [{ value: "", label: "No: start anew" }], value: "", help: "Starts from what a finished concept has learned.", ...chosen("continue_from") }),
-    owner: textField({ id: "train-owner", label: "Owner", placeholder: app.state.owner, maxLength: 64, help: "The first part of the token.", ...typed("owner") }),
+    sample_prompts: textField({ label: "Own sample prompts", word: "samples", rows: 3, maxLength: 4000, placeholder: "{} on the beach", help: "At most 8, one a line; {} stands for the concept.", ...typed("sample_prompts") }),
+    continue_from: select({ label: "Continue from a concept", choices: [{ value: "", label: "No: start anew" }], value: "", help: "Starts from what a finished concept has learned.", ...chosen("continue_from") }),
+    owner: textField({ label: "Owner", placeholder: app.state.owner, maxLength: 64, help: "The first part of the token.", ...typed("owner") }),
   };
 }
 
@@ -106,14 +109,10 @@ export function toField(name, value) {
 }
 
 /** Offer the concepts that the loaded model can continue. */
-async function loadConcepts(field) {
-  try {
-    const { concepts } = await api.get("/app/concepts");
-    const choices = concepts.filter(concept => concept.fits && !concept.damaged).map(concept => ({ value: concept.token, label: concept.token }));
-    const value = field.value;
-    field.setChoices([{ value: "", label: "No: start anew" }, ...choices], value);
-    if (field.wanted) setContinue(field, field.wanted);
-  } catch { /* the library says what is wrong with it on its own tab */ }
+function offerConcepts(field) {
+  const tokens = concepts.list.filter(concept => concept.fits && !concept.damaged).map(concept => concept.token), { value } = field;
+  field.setChoices([{ value: "", label: "No: start anew" }, ...tokens], value);
+  if (field.wanted) setContinue(field, field.wanted);
 }
 
 /** Choose a concept, also one that the list does not have (yet). */

@@ -11,7 +11,7 @@ const listeners = new Set(), beginnings = new Set(), endings = new Set();
 const previews = new Map(); // job id -> data URLs
 const started = new Map(); // id of a job of this tab -> `selection.choices` when it was started
 const firstImages = new Map(); // job id -> id of its first image
-let list = [], placeholders = [], trainings = [], count = 0;
+let list = [], placeholders = [], trainings = [], askedTrainings = null, count = 0;
 
 const notify = () => { for (const listener of listeners) listener(); };
 
@@ -56,6 +56,7 @@ export const jobs = {
   get active() { return [...list.filter(isActive), ...placeholders]; },
   get running() { return list.find(job => job.state === "running") ?? null; },
   get waiting() { return [...list.filter(job => job.state === "waiting"), ...placeholders]; },
+  /** The user's trainings as the server lists them. */
   get trainings() { return trainings; },
   previews: id => previews.get(id) ?? [],
   onChange(listener) { listeners.add(listener); },
@@ -65,11 +66,19 @@ export const jobs = {
   onEnd(listener) { endings.add(listener); },
   /** Ask the server for both lists, unless an event brings newer ones meanwhile. */
   async refresh() {
-    const knownJobs = list, knownTrainings = trainings;
-    const [newJobs, newTrainings] = await Promise.all([api.get("/app/jobs"), api.get("/app/trainings")]);
-    if (trainings === knownTrainings) trainings = newTrainings.trainings;
-    if (list === knownJobs) take(newJobs.jobs);
-    else notify();
+    const known = list;
+    const [answer] = await Promise.all([api.get("/app/jobs"), jobs.refreshTrainings()]);
+    if (list === known) take(answer.jobs);
+  },
+  /** Ask the server for the trainings, unless an event brings newer ones meanwhile. */
+  refreshTrainings() {
+    const known = trainings;
+    askedTrainings ??= api.get("/app/trainings").then(answer => {
+      if (trainings !== known) return;
+      trainings = answer.trainings;
+      notify();
+    }).finally(() => { askedTrainings = null; });
+    return askedTrainings;
   },
   /** Start a job. placeholder: {title, expected} shown meanwhile; makeBody: a function that returns the request. */
   async submit(placeholder, makeBody) {

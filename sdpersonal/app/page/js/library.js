@@ -4,6 +4,7 @@
 
 import { api, app, events, saved } from "./api.js";
 import { conceptCard } from "./concept_card.js";
+import { concepts, unversioned } from "./concepts.js";
 import { debounce, fill, h } from "./dom.js";
 import { checkbox, fileButton, segmented, select, textField } from "./fields.js";
 import { importFiles } from "./library_import.js";
@@ -61,7 +62,7 @@ function turnPage() {
 
 /** Go to a concept: its address names it. */
 function openConcept(token) {
-  go("library", ...bareName(token).replace(/-v\d+$/, "").split("/"));
+  go("library", ...concepts.plain(unversioned(token)).split("/"));
 }
 
 function layOut() {

@@ -4,7 +4,7 @@ import { api } from "./api.js";
 import { fieldChoices } from "./concept_dialogs.js";
 import { fill, h, icon } from "./dom.js";
 import { select, textField } from "./fields.js";
-import { button, openDialog, progressBar, toast } from "./ui.js";
+import { button, openDialog, progressBar, showError, toast } from "./ui.js";
 
 const DUPLICATES = [
   { value: "refuse", label: "Do not import it" },
@@ -18,37 +18,48 @@ export async function importFiles(files, open) {
   const { max_files: most } = await fieldChoices();
   if (files.length > most) return void toast(`These are ${files.length} files; ${most} can be imported at once.`, { kind: "error" });
   const content = h("div", { class: "stack" });
-  let finished = false, last = null;
+  let isClosed = false, isFinished = false, last = null;
   const dialog = openDialog({
     title: "Import", wide: true, content,
     buttons: close => [button("Close", { onclick: () => close() })],
   });
   const work = async options => {
-    const result = await send(files, options, content);
-    finished = true;
-    if (!result) return;
-    last = result.files.find(file => file.token)?.token ?? last;
-    fill(content, results(result, work));
+    isFinished = false;
+    try {
+      const result = await send(files, options, content);
+      last = result.files.find(file => file.token)?.token ?? last;
+      fill(content, results(result, work));
+      if (isClosed) tellResult(result, open);
+    } catch (error) {
+      fill(content, h("p", { class: "notice error", role: "alert" }, error.text ?? String(error)));
+      if (isClosed) showError(error);
+    }
+    isFinished = true;
   };
-  await work({});
+  work({});
   await dialog;
-  if (finished && last) open(last);
+  isClosed = true;
+  if (isFinished && last) open(last);
 }
 
+/** Tell how an import went whose dialog was closed before its end. */
+function tellResult({ files, message }, open) {
+  const token = files.find(file => file.token)?.token, refused = files.filter(file => file.status === "refused");
+  toast([message, ...refused.slice(0, 3).map(file => `${file.name}: ${file.message}`)].join(" "), {
+    kind: refused.length ? "error" : "good", action: token ? { label: "Show", run: () => open(token) } : null,
+  });
+}
+
+/** Upload and import files, with the progress in `content`. */
 async function send(files, options, content) {
   const bar = progressBar("Upload"), text = h("p", { role: "status" }, files.length === 1 ? `Uploading ${files[0].name}` : `Uploading ${files.length} files`);
   fill(content, text, bar.root);
   bar.set(0);
-  try {
-    const uploads = await api.upload(files, share => {
-      bar.set(share < 1 ? share : null);
-      if (share >= 1) text.textContent = "Reading what is in them";
-    });
-    return await api.post("/app/concepts/import", { uploads, ...options });
-  } catch (error) {
-    fill(content, h("p", { class: "notice error", role: "alert" }, error.text ?? String(error)));
-    return null;
-  }
+  const uploads = await api.upload(files, share => {
+    bar.set(share < 1 ? share : null);
+    if (share >= 1) text.textContent = "Reading what is in them";
+  });
+  return api.post("/app/concepts/import", { uploads, ...options });
 }
 
 const STATUS = {

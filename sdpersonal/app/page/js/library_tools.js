@@ -2,11 +2,10 @@
 
 import { api } from "./api.js";
 import { fieldChoices } from "./concept_dialogs.js";
+import { unversioned } from "./concepts.js";
 import { fill, h, uniqueId } from "./dom.js";
 import { select } from "./fields.js";
 import { button, confirmDialog, dateText, openDialog, showError, toast } from "./ui.js";
-
-const unversioned = token => token.replace(/-v\d+>$/, ">");
 
 async function allVersions() {
   return (await api.get("/app/concepts/versions")).versions;

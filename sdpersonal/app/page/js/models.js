@@ -3,7 +3,7 @@
 import { api, events } from "./api.js";
 import { fill, h } from "./dom.js";
 import { textField } from "./fields.js";
-import { busy, button, confirmDialog, progressBar, toast } from "./ui.js";
+import { busy, button, confirmDialog, factList, progressBar, toast } from "./ui.js";
 
 const ui = {};
 let data = null, status = { loading: null, message: "", share: null, error: "" };
@@ -48,8 +48,8 @@ function onModel(event) {
 
 function layOut() {
   fill(ui.loaded, h("h3", { id: "models-loaded" }, "Loaded"), h("p", { class: "model-title" }, data.facts[0][1]),
-    h("dl", { class: "facts" }, data.facts.slice(1).map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
-    h("details", {}, h("summary", {}, "For reproducing"), h("dl", { class: "facts long" }, data.reproducing.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]))),
+    factList(data.facts.slice(1)),
+    h("details", {}, h("summary", {}, "For reproducing"), factList(data.reproducing, "long")),
     ui.progress);
   ui.machine.textContent = data.machine;
   if (data.fixed) fill(ui.others, ui.machine, h("p", { class: "notice" }, data.fixed));

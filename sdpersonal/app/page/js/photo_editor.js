@@ -16,8 +16,8 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
   const caption = textField({ label: "Caption", rows: 3, maxLength: 4000, placeholder: "{} on a table", help: "{} stands for the concept." });
   const saver = captionSaver(requests, error => caption.error(error?.text ?? ""));
   connectCaption(caption, saver, () => state.id);
-  const toggle = button("Leave out", { id: "photo-leave-out", onclick: () => send({ used: !current().used }) });
-  const remove = button("Remove", { kind: "danger", id: "photo-remove", onclick: async () => {
+  const toggle = button("Leave out", { onclick: () => send({ used: !current().used }) });
+  const remove = button("Remove", { kind: "danger", onclick: async () => {
     const photo = current();
     if (!(await confirmDialog({ title: `Remove ${photo.name}?`, text: "The copy here and its caption are deleted. Your own file stays.", yes: "Remove it", danger: true }))) return;
     if (draft().photos.length > 1) move(1);
@@ -51,7 +51,7 @@ export function openPhotoEditor({ requests, draft, photo: first }) {
     h("div", { class: "row nowrap rotate-buttons" },
       button("Rotate left", { iconName: "rotateLeft", onclick: () => send({ quarters: 1 }) }),
       button("Rotate right", { iconName: "rotateRight", onclick: () => send({ quarters: -1 }) })),
-    h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", id: "crop-automatic", onclick: () => send({ crop: null }) }), toggle),
+    h("div", { class: "row" }, button("Automatic crop", { iconName: "crop", onclick: () => send({ crop: null }) }), toggle),
     caption.root, h("div", { class: "row spread" }, insertButton(caption.input), remove),
     h("p", { class: "muted small-text" }, "Drag the square or its corners. With the keyboard: arrows move it, + and - resize it, Page Up and Page Down go to the photo before and after."));
   const stop = events.on("train-list", update);

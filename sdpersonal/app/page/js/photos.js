@@ -135,7 +135,7 @@ function showSquare({ parts: { image, square }, photo }) {
 function reviewList({ requests, draft, grid }) {
   const status = h("p", { class: "review-status", role: "status" });
   const list = h("ul", { class: "findings" });
-  const advice = button("Apply suggestions", { id: "photos-advice", onclick: () => requests.send("advice", {}) });
+  const advice = button("Apply suggestions", { onclick: () => requests.send("advice", {}) });
   const root = h("section", { class: "review", "aria-label": "Photo checks", hidden: true },
     h("div", { class: "row spread" }, status, advice), list);
   const mark = (photos, on) => {

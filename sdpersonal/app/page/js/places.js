@@ -151,7 +151,10 @@ export function placeEditor({ edit, undo }) {
     const { width, height, init, compose } = form.values;
     const ratio = Number(width) / Number(height);
     stage.style.setProperty("--ratio", Number.isFinite(ratio) ? clamp(ratio, 0.25, 4) : 1);
-    note.textContent = init ? "The starting image is the layout: places do not count while it is used." : compose === false ? "Places count only with “Compose”, under Advanced." : "";
+    const blended = checked.find(place => place.has_window);
+    note.textContent = init ? "The starting image is the layout: places do not count while it is used."
+      : compose === false ? "Places count only with “Compose”, under Advanced."
+        : blended ? `Places do not count: ${blended.name} acts in a part of the sampling only (@).` : "";
     note.hidden = !note.textContent;
   };
   form.onChange(showForm);
@@ -164,6 +167,7 @@ export function placeEditor({ edit, undo }) {
       return former.isChanged ? former : Object.assign(former, place);
     });
     redraw();
+    showForm();
   }
   return { root, show };
 }

@@ -12,7 +12,7 @@ const MAX_PROMPT = 20000;
 const END = 1e9; // a place after the last letter
 const CHECK_AFTER = 700; // milliseconds without typing
 const SYNTAX = /[<>{}[\]|()]|__|\bAND\b|\bBREAK\b/; // a prompt without these has no problem and no concepts
-const WRITTEN = /<([^<>\s:]+)[^<>\n]*>/g;
+const WRITTEN = /(?<!\\)<([^<>\s][^<>\n]*)>/g;
 const A1111 = /\bSteps: *\d+[\s\S]*\b(Sampler|CFG scale|Seed|Size): */;
 const PLACE = /:(at|box)=/;
 const EMPHASIS = /^\(([\s\S]*):(\d+(?:\.\d+)?)\)$/;
@@ -102,7 +102,7 @@ function colouredParts(text) {
   const havePlaces = subjects.length > 1 || subjects.some(([word]) => PLACE.test(word));
   let end = 0;
   for (const match of words) {
-    const exists = !concepts.loaded || match[1].split("+").every(name => concepts.find(name));
+    const exists = !concepts.loaded || namesIn(match[1]).every(name => concepts.find(name));
     const colour = havePlaces && subjects.includes(match) && subjectClass(subjects.indexOf(match));
     parts.push(text.slice(end, match.index), h("span", { class: ["word", exists ? colour : "unknown"] }, match[0]));
     end = match.index + match[0].length;
@@ -110,7 +110,10 @@ function colouredParts(text) {
   return [...parts, text.slice(end)];
 }
 
-const isSubject = match => match[1].split("+").some(name => (concepts.find(name)?.kind ?? "style") !== "style");
+/** The concepts of a text in brackets, without strengths, options and the part of the sampling. */
+const namesIn = inner => inner.replace(/@.*/, "").split(/\+(?![\d.])/).map(part => part.split(":")[0].trim());
+
+const isSubject = match => namesIn(match[1]).some(name => (concepts.find(name)?.kind ?? "style") !== "style");
 
 /** A prompt about "my dog" without a concept shows any dog. */
 function hintFor(prompt) {

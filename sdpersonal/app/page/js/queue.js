@@ -70,7 +70,7 @@ async function stopAll() {
 /** Make the list that opens over the bar. */
 function queueList(opener) {
   const id = uniqueId("queue");
-  const rows = h("ul", { class: "queue-list" }), trainings = h("ul", { class: "queue-list" });
+  const rows = h("ul", {}), trainings = h("ul", {});
   const trainingHead = h("h3", {}, "Trainings"), none = h("p", { class: "muted" }, "Nothing waits and nothing has ended yet.");
   const root = h("div", { class: "queue-popover", popover: "auto", id, role: "dialog", "aria-label": "Queue", tabindex: -1 },
     h("div", { class: "row spread" }, h("h2", {}, "Queue"), button("Close the queue", { iconName: "close", iconOnly: true, kind: "quiet", small: true, onclick: () => { root.hidePopover(); opener.focus(); } })),

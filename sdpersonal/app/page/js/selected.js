@@ -11,7 +11,7 @@ import { inpaintImage, startFromImage } from "./init_image.js";
 import { jobs } from "./jobs.js";
 import { openLightbox } from "./lightbox.js";
 import { selection } from "./selection.js";
-import { announce, button, copyText, dateText, menuButton, openDialog, showError, toast } from "./ui.js";
+import { announce, button, copyText, dateText, factList, menuButton, openDialog, showError, toast } from "./ui.js";
 
 const FACTS_AFTER = 120; // milliseconds: moving through the gallery with the arrow keys asks for few
 const details = new Map(); // id -> answer of GET /app/gallery/image
@@ -71,14 +71,14 @@ function imageStage(entry) {
 }
 
 async function loadFacts(entry, place, stage, signal) {
-  fill(place, h("dl", { class: "facts" }, h("dt", {}, "Prompt"), h("dd", {}, entry.prompt)));
+  fill(place, factList([["Prompt", entry.prompt]]));
   await new Promise(resolve => setTimeout(resolve, details.has(entry.id) ? 0 : FACTS_AFTER));
   if (signal.aborted) return;
   try {
     const answer = await loadDetails(entry.id, signal);
     if (signal.aborted) return;
     const facts = [...answer.facts, ["Made", dateText(entry.created)]];
-    fill(place, h("dl", { class: "facts" }, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])));
+    fill(place, factList(facts));
     if (answer.has_areas) stage.showToggle();
   } catch (error) {
     if (error.name !== "AbortError") fill(place, h("p", { class: "muted small-text" }, error.text ?? error.message));
@@ -104,13 +104,13 @@ function start(entry, kind, title, expected, more = {}) {
 
 function actions(entry, favourite, onLeave) {
   const isGrid = entry.kind === "grid";
-  const action = (label, iconName, onclick, props = {}) => button(label, { iconName, onclick, class: "button action", ...props });
+  const action = (label, iconName, onclick, props = {}) => button(label, { iconName, onclick, ...props });
   const download = menuButton("Download", () => [
     { label: "With its recipe", iconName: "download", run: () => downloadImage(entry, false) },
     { label: "Nothing but pixels", iconName: "download", run: () => downloadImage(entry, true) },
     null,
     { label: "Copy its settings as text", iconName: "copy", run: async () => copyText((await loadDetails(entry.id)).recipe_text, "Copied the settings") },
-  ], { iconName: "download", iconOnly: false, kind: "action" });
+  ], { iconName: "download", iconOnly: false, kind: "" });
   if (isGrid) return h("div", { class: "actions" }, download, entry.page && h("a", { class: "button", href: entry.page, target: "_blank", rel: "noopener" }, icon("image"), "Open page"), deleteButton(entry));
   return h("div", { class: "actions" }, favourite, download,
     action("Variations", "shuffle", () => openVariations(entry), { title: "The same prompt from noise near this image's" }),

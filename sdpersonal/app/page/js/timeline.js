@@ -61,7 +61,7 @@ function makeCard(entry, open, keep, training) {
   const all = button("+", { small: true, kind: "quiet", hidden: true, onclick: () => open(entry.step, 0) });
   const scores = h("dl", { class: "timeline-scores" });
   const keeper = button("", { small: true, class: "button small timeline-keep", dataset: { step: entry.step }, onclick: () => keep(entry.step) });
-  const savedAs = h("p", { class: "small-text timeline-kept", hidden: true });
+  const savedAs = h("p", { class: "small-text", hidden: true });
   const card = h("li", { class: "timeline-card", "aria-label": `Step ${entry.step}` },
     images, h("div", { class: "row spread nowrap" }, h("h4", {}, `Step ${entry.step.toLocaleString()}`), h("span", { class: "row nowrap" }, all, star)), scores, savedAs, keeper);
   card.parts = { images, all, star, scores, savedAs, keeper };

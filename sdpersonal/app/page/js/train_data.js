@@ -1,19 +1,21 @@
 // The user's drafts and trainings as the server has them, and the requests that change them.
 
 import { api, emit, events } from "./api.js";
+import { unversioned } from "./concepts.js";
+import { jobs } from "./jobs.js";
 import { showError } from "./ui.js";
 
 export { isRunning } from "./jobs.js";
 
-/** drafts: oldest first; trainings: as the server lists them. loaded: whether it has been asked. */
-export const store = { drafts: [], trainings: [], loaded: false };
+/** drafts: oldest first; trainings: those of `jobs`. loaded: whether the server has been asked. */
+export const store = { drafts: [], get trainings() { return jobs.trainings; }, loaded: false };
 
 const changed = () => emit("train-list", {});
 
 /** Ask for both lists. */
 export async function loadLists() {
-  const [drafts, trainings] = await Promise.all([api.get("/app/drafts"), api.get("/app/trainings")]);
-  Object.assign(store, { drafts: drafts.drafts, trainings: trainings.trainings, loaded: true });
+  const [{ drafts }] = await Promise.all([api.get("/app/drafts"), jobs.refreshTrainings()]);
+  Object.assign(store, { drafts, loaded: true });
   changed();
 }
 
@@ -24,7 +26,7 @@ async function loadDrafts() {
 
 /** Listen to the server; call once. */
 export function followLists() {
-  events.on("trainings", data => { store.trainings = data.trainings; changed(); });
+  events.on("trainings", changed); // `jobs` has taken them
   events.on("draft", data => { if (data.draft) putDraft(data.draft); });
   events.on("drafts", () => loadDrafts().catch(showError));
 }
@@ -42,7 +44,7 @@ export const findDraft = id => store.drafts.find(draft => draft.id === id);
 export const findTraining = id => store.trainings.find(training => training.id === id);
 
 /** A training's token as it is written in prompts: without the version, which is the newest there. */
-export const plainToken = training => training.token.replace(/-v\d+>$/, ">");
+export const plainToken = training => unversioned(training.token);
 
 /** Whether nobody has put anything into a draft yet. */
 export const isUntouched = draft => !draft.photos.length && !draft.form.name && !draft.form.noun;
@@ -71,7 +73,7 @@ export async function deleteDraft(id) {
 export async function startDraft(id) {
   const { run } = await api.post(`/app/drafts/${id}/start`);
   store.drafts = store.drafts.filter(draft => draft.id !== id);
-  store.trainings = (await api.get("/app/trainings")).trainings;
+  await jobs.refreshTrainings();
   changed();
   return run;
 }

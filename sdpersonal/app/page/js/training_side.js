@@ -23,7 +23,7 @@ export const thumbs = training => (training.photos ?? []).map(photo => photo.thu
 const section = (title, ...content) => h("section", { class: "side-section", "aria-label": title, hidden: true }, h("h3", {}, title), content);
 
 function verdict() {
-  const list = h("div", { class: "verdict", id: "run-verdict" });
+  const list = h("div", { class: "verdict" });
   const root = section("How good is it?", list);
   return {
     root,
@@ -54,8 +54,8 @@ function tryPrompts(generate) {
 
 /** The user's own sample prompts, which count from the next samples on. */
 function samplePrompts(id, details) {
-  const field = textField({ id: "run-prompts", label: "Own sample prompts", hideLabel: true, rows: 3, maxLength: 8200, placeholder: "{} on the beach", help: `At most ${MAX_PROMPTS}, one a line; {} stands for the concept. They count from the next samples on.` });
-  const save = button("Use these prompts", { small: true, id: "run-prompts-save", onclick: async () => {
+  const field = textField({ label: "Own sample prompts", hideLabel: true, rows: 3, maxLength: 8200, placeholder: "{} on the beach", help: `At most ${MAX_PROMPTS}, one a line; {} stands for the concept. They count from the next samples on.` });
+  const save = button("Use these prompts", { small: true, onclick: async () => {
     const prompts = field.value.split("\n").map(line => line.trim()).filter(Boolean);
     if (prompts.length > MAX_PROMPTS) return field.error(`At most ${MAX_PROMPTS} prompts.`);
     try {

@@ -188,6 +188,11 @@ export function dropTarget(element, onFiles, accepts = event => event.dataTransf
   });
 }
 
+/** Facts as a list. facts: [[name, text]]; look: classes besides. */
+export function factList(facts, look = null) {
+  return h("dl", { class: ["facts", look] }, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
+}
+
 /** "3 min", "40 s", "1 h 20 min". */
 export function timeText(seconds) {
   if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;

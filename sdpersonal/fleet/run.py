@@ -1,0 +1,164 @@
+"""Train a list of concepts on a fleet, from settings to a table of results; look after its jobs from outside."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import storage
+from ..config import TrainingSettings
+from ..errors import UserError, printable
+from ..prompts import Token
+from .cluster import Needs, RayPool, check_installed, connect, local_cpus
+from .driver import Driver, DriverOptions, Tracked
+from .jobs import Job, JobView, all_jobs, submit
+from .librarian import Librarian
+from .progress import Summary, summarize, write_page
+from .store import Store, open_store
+from .worker import WorkerOptions
+
+MARKER = "fleet.json"
+_BEAT, _LOCAL_BEAT = 5.0, 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class FleetOptions:
+    """uri: of the storage; library: the folder that finished concepts are added to; address: of a cluster, None for
+    this machine; workers: how many at most, None for as many as there is room for; needs: of each."""
+
+    uri: str
+    library: Path
+    address: str | None = None
+    workers: int | None = None
+    needs: Needs = field(default_factory=Needs)
+    driver: DriverOptions | None = None
+
+
+def train_fleet(
+    concepts: Sequence[TrainingSettings],
+    options: FleetOptions,
+    say: Callable[[str], None] = print,
+    on_summary: Callable[[Summary], None] = lambda summary: None,
+) -> tuple[list[Tracked], int]:
+    """Train concepts and add them to the library; return the jobs and the exit code of the worst.
+
+    A concept that was trained before, with the same photos and settings, is not trained again. Raises UserError,
+    DiskFull; KeyboardInterrupt when stopped, after checkpoints.
+    """
+    check_installed()
+    storage.check_folder(options.library)
+    store = open_store(options.uri)
+    marker = _mark(store)
+    jobs = _submit_all(store, concepts)
+    driver_options = options.driver or DriverOptions(_LOCAL_BEAT if options.address is None else _BEAT)
+    with connect(options.address, local_cpus(options.workers, options.needs.cpus)) as ray:
+        pool = _pool(ray, store, marker, options, driver_options, len(jobs), say)
+
+        def show(tracked: Sequence[Tracked]) -> None:
+            on_summary(summarize(tracked, pool.slots()))
+            write_page(store, tracked, pool.slots())
+
+        driver = Driver(jobs, pool, Librarian(options.library), driver_options, say, show)
+        with _sigterm_as_ctrl_c():
+            code = driver.run()
+    return list(driver.tracked.values()), code
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Stop with checkpoints on SIGTERM too, as a job of Ray or of a batch system gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)  # after Ray has set its own, which ends the workers at once
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pool(
+    ray: Any, store: Store, marker: str, options: FleetOptions, driver: DriverOptions, jobs: int, say: Callable
+) -> RayPool:
+    worker = WorkerOptions(store.uri, marker, beat_seconds=driver.beat_seconds)
+    pool = RayPool(ray, worker, options.needs, options.workers, jobs, say)
+    if options.address is None:
+        pool.check_room()
+    return pool
+
+
+def _mark(store: Store) -> str:
+    """Return what the storage is known by, so that a worker can tell whether it sees the same one."""
+    store.write_new_json(MARKER, {"id": secrets.token_hex(8)})
+    marker = (store.read_json(MARKER) or {}).get("id")
+    if not isinstance(marker, str):
+        raise UserError(f"{printable(store.uri)} holds another {MARKER}.", "Give another --storage.")
+    return marker
+
+
+def _submit_all(store: Store, concepts: Sequence[TrainingSettings]) -> dict[str, Job]:
+    """Put all trainings into the store; return the jobs by token. Raises UserError naming the concept."""
+    jobs = {}
+    for settings in concepts:
+        try:
+            jobs[settings.token] = submit(store, settings)
+        except UserError as error:
+            raise type(error)(f"{settings.token}: {error.message}", error.hint) from None
+    return jobs
+
+
+def page_of(uri: str) -> str:
+    """Return where a fleet's page is."""
+    store = open_store(uri)
+    return f"{store.uri}/index.html"
+
+
+# --- looking after jobs -----------------------------------------------------------------------------------------------
+
+
+def status(uri: str) -> list[tuple[str, JobView]]:
+    """Return the token and state of every job in the storage."""
+    store = _existing(uri)
+    return [(str(job.token), job.view()) for job in all_jobs(store)]
+
+
+def all_in(uri: str) -> list[Job]:
+    """Return every job in the storage."""
+    return all_jobs(_existing(uri))
+
+
+def select(uri: str, names: Sequence[str]) -> list[Job]:
+    """Return the jobs that are named by ID or token. Raises UserError for a name that no job has."""
+    jobs = all_jobs(_existing(uri))
+    selected: dict[str, Job] = {}
+    for name in names:
+        matching = [job for job in jobs if name == job.id or _matches(name, job)]
+        if not matching:
+            raise UserError(f"{printable(name)} is no job of {printable(uri)}.", "See: sdpersonal fleet status")
+        selected |= {job.id: job for job in matching}
+    return list(selected.values())
+
+
+def _matches(name: str, job: Job) -> bool:
+    try:
+        return Token.parse(name).unversioned() == job.token
+    except UserError:
+        return False
+
+
+def _existing(uri: str) -> Store:
+    """Open a storage that a fleet has used. Raises UserError for any other."""
+    store = open_store(uri)
+    if store.read_json(MARKER) is None:
+        raise UserError(f"There is no fleet in {printable(store.uri, 200)}.", "Give the --storage of `fleet train`.")
+    return store

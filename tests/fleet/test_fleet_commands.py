@@ -1,0 +1,162 @@
+"""`sdpersonal fleet`: what it takes, and every mistake in two lines that name it."""
+
+import json
+import sys
+
+import pytest
+
+from sdpersonal.cli import fleet_list
+from sdpersonal.cli.commands.fleet import parse_fleet_training
+from sdpersonal.cli.main import main
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.errors import UserError
+from sdpersonal.fleet import cluster
+from sdpersonal.fleet.jobs import Failure, all_jobs, submit
+from sdpersonal.fleet.store import LocalStore
+from support import fleet
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A folder of photo folders: <me/anna>, <ben/duck>, <ben/goose>."""
+    for name in ("Anna Müller", "ben/duck", "ben/goose 2", ".hidden", "empty"):
+        (tmp_path / "people" / name).mkdir(parents=True)
+        if name != "empty":
+            (tmp_path / "people" / name / "1.jpg").write_bytes(b"x")
+    return tmp_path / "people"
+
+
+def parsed(*argv):
+    return parse_fleet_training([str(word) for word in argv], "sdpersonal fleet train")
+
+
+def test_a_folder_of_photo_folders_names_concepts_and_owners(people):
+    training = parsed(people, "--class", "person", "--steps", "30", "--workers=2")
+    assert [concept.token for concept in training.concepts] == ["<me/anna-muller>", "<ben/duck>", "<ben/goose-2>"]
+    assert {(type(c), c.class_noun, c.steps) for c in training.concepts} == {(DreamboothSettings, "person", 30)}
+    assert training.args.workers == 2 and training.args.storage == "runs/fleet"
+    [anna, *_] = parsed(people, "--class=person", "--owner", "studio").concepts
+    assert anna.token == "<studio/anna-muller>"
+
+
+def test_a_list_has_settings_of_its_own(tmp_path):
+    entries = [{"token": "<me/a>", "photos": "a", "class": "cat"}, {"token": "<me/b>", "photos": "b", "steps": 9}]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    command = ["--method", "pivotal", "--class", "dog", "--out", "lib", "--cpus-per-worker", "0.5"]
+    training = parsed(tmp_path / "list.json", *command)
+    assert [(c.class_noun, c.steps, c.method) for c in training.concepts] == [
+        ("cat", None, "pivotal"),
+        ("dog", 9, "pivotal"),
+    ]
+    assert str(training.args.library) == "lib" == str(training.concepts[0].library)
+    (tmp_path / "two.json").write_text(json.dumps([{"token": f"<me/{n}>", "photos": n} for n in "ab"]))
+    [first, _] = parsed(tmp_path / "two.json", "--method=textual-inversion", "--vectors", "2").concepts
+    assert isinstance(first, TextualInversionSettings) and first.vectors == 2
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "LIST is missing"),
+        (["--steps", "9"], "LIST is missing"),
+        (["nowhere"], "nowhere"),
+        (["PEOPLE"], "--class is missing"),
+        (["PEOPLE", "--class", "x", "--run", "there"], "--run is not for a fleet"),
+        (["PEOPLE", "--class", "x", "--stepps", "3"], "no flag --stepps"),
+        (["PEOPLE", "--class", "x", "--steps", "-3"], "--steps must be"),
+        (["PEOPLE", "--class", "x", "--workers", "0"], "--workers must be"),
+        (["PEOPLE", "--class", "x", "--gpus-per-worker", "nan"], "--gpus-per-worker must be"),
+        (["PEOPLE", "--method", "magic"], "--method must be one of"),
+        (["EMPTY", "--class", "x"], "holds no folder of photos"),
+        (["ODD", "--class", "x"], "cannot name a concept"),
+        (["TWICE", "--class", "x"], "are both <me/a-b>"),
+    ],
+)
+def test_a_mistake_is_two_lines_that_name_it(people, tmp_path, capsys, words, message):
+    for name in ("odd/☃", "twice/a b", "twice/a-b", "nothing"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("odd/☃", "twice/a b", "twice/a-b"):
+        (tmp_path / name / "1.jpg").write_bytes(b"x")
+    places = {"PEOPLE": people, "EMPTY": tmp_path / "nothing", "ODD": tmp_path / "odd", "TWICE": tmp_path / "twice"}
+    assert main(["fleet", "train", *(str(places.get(word, word)) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and len(error.splitlines()) <= 2
+
+
+def test_without_ray_the_command_says_how_to_install_it(people, capsys, monkeypatch):
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    assert main(["fleet", "train", str(people), "--class", "person"]) == 2
+    assert capsys.readouterr().err == (
+        "error: The fleet needs ray, which is not installed.\nInstall it: pip install 'sdpersonal[fleet]'\n"
+    )
+
+
+def test_nothing_of_ray_is_loaded_by_the_commands(tmp_path):
+    import subprocess
+
+    code = "import sys, sdpersonal.cli.main, sdpersonal.fleet.run, sdpersonal.fleet.worker; print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_no_cluster_at_an_address_is_a_sentence(people, tmp_path):
+    """In a process of its own: ray keeps what it read at its first connection."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
+    import subprocess
+
+    command = [sys.executable, "-m", "sdpersonal", "fleet", "train", str(people), "--class", "person"]
+    ran = subprocess.run([*command, "--address", "127.0.0.1:9"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2 and "There is no Ray cluster at 127.0.0.1:9" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+# --- looking after jobs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Two waiting jobs and a failed one in runs/fleet of the working folder."""
+    store = LocalStore(fleet.Path("runs/fleet"))
+    store.write_json("fleet.json", {"id": "x"})
+    made = [submit(store, fleet.settings(number)) for number in range(3)]
+    made[2].write_failure(Failure(4, "It diverged.", "Use a smaller --lr."))
+    return made
+
+
+def test_status_shows_every_job(jobs, capsys):
+    assert main(["fleet", "status"]) == 0
+    shown = capsys.readouterr().out
+    assert all(job.id in shown and str(job.token) in shown for job in jobs) and "It diverged." in shown
+    assert main(["fleet", "status", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert {(e["id"], e["token"], e["state"]) for e in entries} == {
+        (jobs[0].id, "<anna/c0>", "waiting"),
+        (jobs[1].id, "<ben/c1>", "waiting"),
+        (jobs[2].id, "<anna/c2>", "failed"),
+    }
+
+
+def test_jobs_are_cancelled_and_tried_again_by_token_id_or_all(jobs, capsys):
+    def states():
+        return [str(job.view().state) for job in jobs]
+
+    assert main(["fleet", "cancel", "<anna/c0>"]) == 0 and states() == ["cancelled", "waiting", "failed"]
+    assert main(["fleet", "cancel", "all"]) == 0 and states() == ["cancelled", "cancelled", "failed"]
+    assert main(["fleet", "retry", jobs[1].id, "anna/c2"]) == 0 and states() == ["cancelled", "waiting", "waiting"]
+    assert main(["fleet", "retry", "all"]) == 0 and states() == ["waiting"] * 3
+    capsys.readouterr()
+    assert main(["fleet", "retry", "<anna/c0>"]) == 2 and "neither failed nor been cancelled" in capsys.readouterr().err
+    assert main(["fleet", "cancel", "<me/nobody>"]) == 2 and "is no job of" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_fleet_is_said(capsys):
+    for words in (["status"], ["cancel", "all"], ["retry", "all"]):
+        assert main(["fleet", *words, "--storage", "nowhere"]) == 2
+        assert "There is no fleet in" in capsys.readouterr().err
+    assert all_jobs(LocalStore(fleet.Path("nowhere"))) == []
+
+
+def test_names_of_folders_become_names_of_concepts():
+    for name, expected in {"Anna Müller": "anna-muller", "x_y.z": "x-y-z", "--A--": "a"}.items():
+        assert fleet_list._to_name(fleet.Path(name)) == expected
+    with pytest.raises(UserError):
+        fleet_list._to_name(fleet.Path("con"))
