@@ -339,9 +339,9 @@ def _training_lists() -> Format:
 
 
 def _read_list(name: str, data: bytes, folder: Path) -> None:
-    from sdpersonal.cli.batch_training import _read_entries, _to_argv_items
+    from sdpersonal.cli.batch_training import _to_argv_items, read_entries
 
-    for entry in _read_entries(folder / name):
+    for entry in read_entries(folder / name):
         _to_argv_items(entry)
 
 
@@ -369,10 +369,11 @@ def _read_runs(name: str, data: bytes, folder: Path) -> None:
     from sdpersonal.app.backend.train.run_folders import list_runs
     from sdpersonal.app.backend.train.run_status import RunStatusReader
     from sdpersonal.app.backend.train.run_view import run_details, run_summaries
-    from sdpersonal.app.backend.train.trainer_process import settings_from_json, settings_to_argv
+    from sdpersonal.app.backend.train.trainer_process import settings_to_argv
     from sdpersonal.app.backend.train.training_service import TrainingService
     from sdpersonal.app.backend.workspace import Workspace
     from sdpersonal.concepts.library import Library
+    from sdpersonal.config import settings_from_json
     from sdpersonal.training.run_dir import latest_step, read_json
 
     space = Workspace(Library(folder / "concepts"), folder / "outputs", folder / "runs", folder / "served")
