@@ -44,6 +44,7 @@ def valid(settings, without):
     """Values for what a settings class needs besides one field."""
     examples = {"token": "<me/a>", "class_noun": "dog", "x": "seed: 1, 2", "as_": "<me/b>", "old": "a", "new": "b"}
     examples |= {"tokens": ["<me/a>", "<me/b>"], "parts": ["<me/a>", "<me/b>"], "files": ["a"], "images": ["a"]}
+    examples |= {"jobs": ["a"]}
     needed = {
         name for name, field in settings.model_fields.items() if field.is_required() and name != without
     }  # fmt: skip
