@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -64,7 +66,7 @@ def connect(address: str | None, cpus: float | None = None) -> Iterator[Any]:
     folder = None if address else _private_folder()
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     _check_reachable(address)
-    with nullcontext() if address else _own_token():
+    with nullcontext() if address else _own_token(), _signals_as_before():
         ray = _import_ray()
         try:
             if address:
@@ -83,6 +85,17 @@ def connect(address: str | None, cpus: float | None = None) -> Iterator[Any]:
             if folder:
                 with suppress(UserError):
                     storage.remove(folder)
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Put back the caller's handler of SIGTERM at the end: Ray sets its own, and leaves it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Ray sets none
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str | None) -> None:

@@ -1,5 +1,6 @@
 """A real cluster of Ray: workers and machines die, and every concept is what it is when trained alone."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from conftest import ROOT
 from sdpersonal.concepts.library import Library
+from sdpersonal.fleet.cluster import connect
 from sdpersonal.fleet.driver import DriverOptions
 from sdpersonal.fleet.jobs import all_jobs
 from sdpersonal.fleet.run import FleetOptions, train_fleet
@@ -41,6 +43,7 @@ def survive(tmp_path, monkeypatch, trainings, machines, kills, machine_kills, st
     return jobs, chaos.killed, said
 
 
+@pytest.mark.thorough  # test_worker.py kills a training without a cluster
 @pytest.mark.timeout(600)
 def test_a_worker_and_a_machine_die_and_the_concepts_are_those_trained_alone(tmp_path, monkeypatch):
     jobs, killed, _ = survive(tmp_path, monkeypatch, 2, 2, 1, 1, 20, (0.3, 1.0))
@@ -77,6 +80,20 @@ def test_the_command_on_this_machine_leaves_nothing_behind(tmp_path):
     written = [str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()]
     assert not [name for name in written if "ray" in name or "token" in name], written
     assert _sessions_of(tmp_path) == []
+
+
+def test_a_cluster_leaves_the_callers_signals_as_they_were():
+    before = signal.signal(signal.SIGTERM, _no_handler)
+    try:
+        with connect(None, cpus=1) as ray:
+            assert ray.is_initialized() and signal.getsignal(signal.SIGTERM) is not _no_handler
+        assert signal.getsignal(signal.SIGTERM) is _no_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _no_handler(number, frame):
+    raise AssertionError("a signal came")
 
 
 def _sessions_of(folder: Path) -> list[str]:

@@ -167,6 +167,7 @@ def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_pat
 
 def test_a_run_is_resumed_alone_after_a_signal_stopped_all(settings, alone, tmp_path):
     runs = [settings(i, tmp_path, **changes) for i, changes in enumerate(DIFFERENT[:2])]
+    before = signal.getsignal(signal.SIGTERM)
 
     def stop(run, progress):
         if (run, progress.step) == (0, 1):
@@ -175,7 +176,7 @@ def test_a_run_is_resumed_alone_after_a_signal_stopped_all(settings, alone, tmp_
     with pytest.raises(Interrupted, match="Stopped after step") as stopped:
         train_together(runs, quiet, stop)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     assert all(max(checkpoint_steps(run.run)) < run.steps for run in runs)
     resumed = [train(run.model_copy(update={"resume": True}), quiet) for run in runs]
     for result, expected in zip(resumed, alone, strict=False):
