@@ -242,7 +242,7 @@ def slow_text(use: Use) -> str | None:
 
 def _grows(seconds: Callable[[int], float], length: int) -> bool:
     """Return whether time grows faster than length: measured again, the shortest of several, before it is believed."""
-    for tries in (2, 3, 5):
+    for tries in (2, 3, 5, 10):
         short, long = (min(seconds(size) for _ in range(tries)) for size in (length, 2 * length))
         if long < _RATIO * short or long < _FAST * 2 * length:
             return False
