@@ -107,7 +107,11 @@ def _typing(window) -> None:
     for letter in "a photo of <owner0/thi"[:21]:
         window.type("#prompt", letter)
     time.sleep(2)
-    print(f"typing 21 letters: {len(window.requests()) - before} requests", flush=True)
+    sent = window.requests()[before:]
+    thumbnails = sum("/app/concept-thumbs/" in address for address in sent)
+    print(
+        f"typing 21 letters: {len(sent) - thumbnails} requests, {thumbnails} thumbnails of offered concepts", flush=True
+    )
 
 
 def _generate(server: Server, window, folder: Path, rounds: int) -> None:
