@@ -218,30 +218,6 @@ def test_the_guides_curl(open_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_call_whose_client_has_gone_leaves_the_queue(open_server):
-    def call(**values):
-        return open_server.post_json("/gradio_api/call/v2/generate", only(**values)).json()["event_id"]
-
-    def wait_for(*states):
-        until = time.monotonic() + 60
-        while [job["state"] for job in jobs()] != [*states]:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-
-    def jobs():
-        return [job for job in open_server.get_json("/app/jobs")["jobs"] if "gone" in job["title"]]
-
-    call(prompt="a gone cat", num_images=40, steps=100)
-    event = call(prompt="a gone dog")
-    wait_for("running", "waiting")
-    with pytest.raises(httpx.ReadTimeout):  # the client hangs up
-        open_server.http.get(f"/gradio_api/call/generate/{event}", timeout=1)
-    wait_for("running", "stopped")
-    assert jobs()[1]["count"] == 0
-    open_server.post_json("/app/jobs/stop")
-
-
-@pytest.mark.slow
 def test_every_endpoint_is_in_the_guide(open_server):
     named = set(open_server.get_json("/gradio_api/info")["named_endpoints"])
     assert named == {f"/{name}" for name in re.findall(r"^\| `(\w+)` \|", GUIDE, re.M)}

@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 import gradio as gr
-from gradio.context import LocalContext
 
 from ...errors import UserError
 from ..backend import App
@@ -111,10 +110,10 @@ def _submit(
 
 
 async def _finished_images(job: LiveJob, files: ClientFiles, user: str | None) -> AsyncIterator[list[dict]]:
-    """Yield the job's images so far whenever there is a new one, until it has ended, or nobody waits for them."""
+    """Yield the job's images so far whenever there is a new one, until it has ended."""
     progress, images, known = gr.Progress(), [], set()
     has_ended = False
-    while not has_ended and not _is_abandoned():
+    while not has_ended:
         has_ended = job.has_ended  # before its images are read
         for image_id in [name for name in job.image_ids if name not in known]:
             known.add(image_id)
@@ -125,15 +124,8 @@ async def _finished_images(job: LiveJob, files: ClientFiles, user: str | None) -
             progress((view["done"], view["total"]), desc=view["message"], unit="steps")
         if not has_ended:
             await asyncio.sleep(_WAITING_SECONDS if view["state"] == "waiting" else _RUNNING_SECONDS)
-    if has_ended and job.state != "done":
+    if job.state != "done":
         raise UserError(job.message)
-
-
-def _is_abandoned() -> bool:
-    """Return whether the client of the present event has gone; Gradio itself looks only when it is given an image."""
-    blocks, event_id = LocalContext.blocks.get(), LocalContext.event_id.get()
-    running = blocks._queue.active_jobs if blocks else []
-    return any(event._id == event_id and not event.alive for events in running for event in events or ())
 
 
 def _train_endpoint(app: App) -> Callable[..., dict]:
