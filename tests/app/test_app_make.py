@@ -100,16 +100,6 @@ def test_the_first_minute_on_a_phone(server, window):
     assert window.run("return document.querySelector('#train-start').getBoundingClientRect().bottom <= innerHeight")
     assert violations(window) == []
 
-    drafts = [server.post_json("/app/drafts").json()["id"] for _ in range(2)]
-    for draft in drafts:  # more than the strip of trainings has room for
-        server.post_json(f"/app/drafts/{draft}/form", {"values": {"noun": "bear"}})
-    window.wait("document.querySelectorAll('.train-item').length === 3")
-    assert violations(window) == []
-    window.run("document.querySelectorAll('.train-item a')[2].click()")
-    window.wait(f"location.hash === '#train/draft/{drafts[1]}'")
-    for draft in drafts:
-        server.post_json(f"/app/drafts/{draft}/delete")
-
 
 def test_called_by_hand_with_anything_the_routes_answer_in_words(server):
     """No path is read, no run of nobody is touched, nothing is started, and the log shows no traceback of ours."""
