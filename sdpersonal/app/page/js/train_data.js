@@ -14,25 +14,41 @@ const changed = () => emit("train-list", {});
 
 /** Ask for both lists. */
 export async function loadLists() {
-  const [{ drafts }] = await Promise.all([api.get("/app/drafts"), jobs.refreshTrainings()]);
-  Object.assign(store, { drafts, loaded: true });
+  await Promise.all([loadDrafts(), jobs.refreshTrainings()]);
+  store.loaded = true;
   changed();
 }
 
-async function loadDrafts() {
-  store.drafts = (await api.get("/app/drafts")).drafts;
-  changed();
+/** Ask for the drafts, and again where one of them changes meanwhile: the answer may be older than the change. */
+function loadDrafts() {
+  const ask = async () => {
+    let before, answer;
+    do {
+      before = changes;
+      answer = await api.get("/app/drafts");
+    } while (before !== changes);
+    store.drafts = answer.drafts;
+    changed();
+  };
+  asking ??= ask().finally(() => { asking = null; });
+  return asking;
 }
+let asking = null; // the request that is under way
+let changes = 0; // of drafts, since the page was opened
 
 /** Listen to the server; call once. */
 export function followLists() {
   events.on("trainings", changed); // `jobs` has taken them
   events.on("draft", data => { if (data.draft) putDraft(data.draft); });
-  events.on("drafts", () => loadDrafts().catch(showError));
+  events.on("drafts", () => {
+    changes += 1;
+    loadDrafts().catch(showError);
+  });
 }
 
 /** Put a draft into the list: a new one at its end. */
 export function putDraft(draft) {
+  changes += 1;
   const index = store.drafts.findIndex(other => other.id === draft.id);
   if (index < 0) store.drafts = [...store.drafts, draft];
   else store.drafts = store.drafts.with(index, draft);
@@ -65,6 +81,11 @@ export async function draftFrom(training, change = null) {
 
 export async function deleteDraft(id) {
   await api.post(`/app/drafts/${id}/delete`);
+  removeDraft(id);
+}
+
+function removeDraft(id) {
+  changes += 1;
   store.drafts = store.drafts.filter(draft => draft.id !== id);
   changed();
 }
@@ -72,7 +93,7 @@ export async function deleteDraft(id) {
 /** Start a draft's training; returns the training's id. */
 export async function startDraft(id) {
   const { run } = await api.post(`/app/drafts/${id}/start`);
-  store.drafts = store.drafts.filter(draft => draft.id !== id);
+  removeDraft(id);
   await jobs.refreshTrainings();
   changed();
   return run;
