@@ -40,7 +40,7 @@ class ConceptAreasArgs(SettingsBase):
 
     images: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """PNGs that sdpersonal generated."""
-    to: Path = Path("areas")
+    to: Path = Path("outputs/areas")
     """Folder for the images with the areas drawn over them, NAME-areas.png."""
 
 
