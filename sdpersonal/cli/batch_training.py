@@ -1,4 +1,5 @@
-"""`--concepts-list FILE`: train several concepts, one after the other, each with its own run folder.
+"""`--concepts-list FILE`: train several concepts, one after the other or `--together N` of them in one batch, each with
+its own run folder.
 
 The file has the format of DreamBooth scripts for several subjects, a JSON list of objects:
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from .. import storage
 from ..config import TrainingSettings
 from ..config.text_checks import check_path, is_blank
+from ..config.training import MAX_TOGETHER
 from ..errors import DiskFull, Interrupted, UserError, printable
 from ..prompts import Token
 from ..training.run_dir import RESULT_FILE, RUNS_FOLDER, has_checkpoint, read_json, to_number, to_text
@@ -38,27 +40,59 @@ KEYS = frozenset(
     )
 )
 Train = Callable[[TrainingSettings, Callable[[str], None]], object]
+TrainTogether = Callable[[Sequence[TrainingSettings], Callable[[str], None]], Sequence[object]]
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """The settings of several trainings, each with its own run folder and token; resume: continue started runs."""
+    """The settings of several trainings, each with its own run folder and token. resume: continue started runs;
+    together: how many are trained in one batch."""
 
     concepts: tuple[TrainingSettings, ...]
     resume: bool
+    together: int = 1
 
 
-def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Split off `--concepts-list`: its file, if given, and the other arguments. Raises UserError without a name."""
+@dataclass(frozen=True)
+class ListFlags:
+    """The flags that only a list has. path: of the list, if there is one; together: how many in one batch."""
+
+    path: Path | None = None
+    together: int = 1
+
+
+def take_list_flags(argv: Sequence[str]) -> tuple[ListFlags, list[str]]:
+    """Split off `--concepts-list` and `--together`; return them and the other arguments. Raises UserError for a value
+    that they cannot have."""
     items = split_argv(argv)
-    chosen = [item for item in items if item.name == "concepts_list"]
-    rest = join_argv([item for item in items if item.name != "concepts_list"])
-    if not chosen:
-        return None, rest
-    if len(chosen) > 1 or len(chosen[0].values) != 1 or not chosen[0].values[0]:
-        raise UserError("--concepts-list takes one file.", "For example --concepts-list concepts_list.json.")
-    check_path(chosen[0].values[0], "--concepts-list")
-    return Path(chosen[0].values[0]), rest
+    rest = join_argv([item for item in items if item.name not in ("concepts_list", "together")])
+    path = _only_value(items, "concepts_list", "one file", "concepts_list.json")
+    together = _only_value(items, "together", f"a number from 1 to {MAX_TOGETHER}", "4")
+    if path is None:
+        if together is not None:
+            raise UserError("--together needs several concepts.", "Give them with --concepts-list FILE.")
+        return ListFlags(), rest
+    check_path(path, "--concepts-list")
+    return ListFlags(Path(path), _check_together(together)), rest
+
+
+def _only_value(items: Sequence[ArgvItem], name: str, takes: str, example: str) -> str | None:
+    """Return the value of a flag with one value, None without the flag."""
+    values = [value for item in items if item.name == name for value in item.values or ("",)]
+    flag = f"--{name.replace('_', '-')}"
+    if values and (len(values) > 1 or not values[0]):
+        raise UserError(f"{flag} takes {takes}.", f"For example {flag} {example}.")
+    return values[0] if values else None
+
+
+def _check_together(text: str | None) -> int:
+    number = 1 if text is None else int(text) if re.fullmatch(r"[0-9]{1,3}", text) else 0
+    if not 1 <= number <= MAX_TOGETHER:
+        shown = printable(text or "", 40)
+        raise UserError(
+            f"--together takes a number from 1 to {MAX_TOGETHER}, got {shown}.", "For example --together 4."
+        )
+    return number
 
 
 def read_batch(
@@ -66,10 +100,12 @@ def read_batch(
     argv: Sequence[str],
     parse: Callable[[list[str]], TrainingSettings],
     entries: Sequence[dict[str, object]] | None = None,
+    together: int = 1,
 ) -> BatchSettings:
     """Read every training of the list, all validated before the first begins. parse: argv of one to its settings.
 
-    entries: the list's, if it is no file. Raises UserError, naming the entry, if the file or an entry cannot be used.
+    entries: the list's, if it is no file; together: how many are trained in one batch. Raises UserError, naming the
+    entry, if the file or an entry cannot be used.
     """
     common = split_argv(argv)
     # diffusers' value for it; each concept, not all together, decides whether it has a checkpoint to resume from.
@@ -86,7 +122,7 @@ def read_batch(
                 f"Entries {first + 1} and {second + 1} of {printable(str(path))} are both {concepts[first].token}.",
                 'Give them a "token" each.',
             )
-    return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
+    return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume, together)
 
 
 def train_all(batch: BatchSettings, train: Train, say: Callable[[str], None]) -> int:
@@ -94,41 +130,96 @@ def train_all(batch: BatchSettings, train: Train, say: Callable[[str], None]) ->
 
     Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
     """
-    outcomes: list[str] = []
-    code = 0
-    try:
+    summary = _Summary(batch, say)
+    with summary:
         for number, settings in enumerate(batch.concepts, 1):
             say(f"\n{number} of {len(batch.concepts)}: {settings.token}")
-            failed, outcome = _train_one(settings, batch.resume, train, say)
-            outcomes.append(outcome)
-            code = code or failed
-    finally:
-        waiting = [f"{concept.token}  not started or not finished" for concept in batch.concepts[len(outcomes) :]]
-        say("\n" + "\n".join(outcomes + waiting))
-    return code
+            if summary.skip_finished(settings):
+                say("It is trained already.")
+                continue
+            began = time.monotonic()
+            try:
+                result = train(_resumable(settings, batch.resume), say)
+            except (Interrupted, DiskFull):
+                raise
+            except UserError as error:
+                summary.add_error(settings, error)
+            except Exception as error:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    raise  # the other processes are still training this concept, not the next
+                traceback.print_exc()
+                summary.add_crash(settings, error)
+            else:
+                summary.add_result(settings, result, time.monotonic() - began)
+    return summary.code
 
 
-def _train_one(settings: TrainingSettings, resume: bool, train: Train, say: Callable[[str], None]) -> tuple[int, str]:
-    """Train one concept. Returns (exit code, a line of the summary)."""
-    run = settings.run or Path()  # _with_run_folder has set it
-    if resume and (done := _finished_token(run, settings)):
-        say("It is trained already.")
-        return 0, f"{done}  done before, {printable(str(run))}"
-    began = time.monotonic()
-    try:
-        result = train(settings.model_copy(update={"resume": resume and has_checkpoint(run)}), say)
-    except (Interrupted, DiskFull):
-        raise
-    except UserError as error:
+def train_all_together(batch: BatchSettings, train_together: TrainTogether, say: Callable[[str], None]) -> int:
+    """Train the concepts in batches of `batch.together`, as `train_all` does one after the other."""
+    from ..training.joint import check_together  # torch takes seconds to load
+
+    summary = _Summary(batch, say)
+    with summary:
+        waiting = [settings for settings in batch.concepts if not summary.skip_finished(settings)]
+        groups = [waiting[first : first + batch.together] for first in range(0, len(waiting), batch.together)]
+        for group in groups:
+            check_together(group)
+        for number, group in enumerate(groups, 1):
+            say(f"\nBatch {number} of {len(groups)}: {', '.join(settings.token for settings in group)}")
+            began = time.monotonic()
+            results = train_together([_resumable(settings, batch.resume) for settings in group], say)
+            for settings, result in zip(group, results, strict=True):
+                if isinstance(result, UserError):
+                    summary.add_error(settings, result)
+                else:
+                    summary.add_result(settings, result, time.monotonic() - began)
+            if full := next((result for result in results if isinstance(result, DiskFull)), None):
+                raise full
+    return summary.code
+
+
+class _Summary:
+    """What came of each concept of a list; printed at the end, however that comes. code: of the first failure."""
+
+    def __init__(self, batch: BatchSettings, say: Callable[[str], None]):
+        self._batch, self._say = batch, say
+        self._lines: dict[str, str] = {}
+        self.code = 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        tokens = [settings.token for settings in self._batch.concepts]
+        self._say("\n" + "\n".join(self._lines.get(t, f"{t}  not started or not finished") for t in tokens))
+
+    def skip_finished(self, settings: TrainingSettings) -> bool:
+        """Return whether a concept need not be trained, since a former command did."""
+        run = settings.run or Path()  # _with_run_folder has set it
+        token = _finished_token(run, settings) if self._batch.resume else None
+        if token:
+            self._lines[settings.token] = f"{token}  done before, {printable(str(run))}"
+        return token is not None
+
+    def add_result(self, settings: TrainingSettings, result: object, seconds: float) -> None:
+        token = getattr(result, "token", settings.token)
+        self._lines[settings.token] = f"{token}  done in {seconds:.0f} s, {printable(str(settings.run))}"
+
+    def add_error(self, settings: TrainingSettings, error: UserError) -> None:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code, f"{settings.token}  failed: {error.message}"
-    except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise  # the other processes are still training this concept, not the next
-        traceback.print_exc()
-        return 1, f"{settings.token}  failed: {type(error).__name__}: {printable(str(error))}"
-    token = getattr(result, "token", settings.token)
-    return 0, f"{token}  done in {time.monotonic() - began:.0f} s, {printable(str(run))}"
+        self._add_failure(settings, error.message, error.exit_code)
+
+    def add_crash(self, settings: TrainingSettings, error: Exception) -> None:
+        self._add_failure(settings, f"{type(error).__name__}: {printable(str(error))}", 1)
+
+    def _add_failure(self, settings: TrainingSettings, reason: str, code: int) -> None:
+        self._lines[settings.token] = f"{settings.token}  failed: {reason}"
+        self.code = self.code or code
+
+
+def _resumable(settings: TrainingSettings, resume: bool) -> TrainingSettings:
+    """Return the settings that continue the run if it has a checkpoint, and start it if it has none."""
+    return settings.model_copy(update={"resume": resume and has_checkpoint(settings.run or Path())})
 
 
 def read_entries(path: Path, max_bytes: int = MAX_BYTES, max_concepts: int = MAX_CONCEPTS) -> list[dict[str, object]]:

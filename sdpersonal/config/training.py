@@ -26,6 +26,7 @@ from .base import (
 )
 from .sample_prompts import check_sample_prompts
 
+MAX_TOGETHER = 64  # runs in one batch: their latents and optimizer states are small, their activations are not
 IDENTIFIER = "sks"  # a full DreamBooth's word: three letters that mean nothing to CLIP (Ruiz et al. 2023, section 3.2)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config import DreamboothSettings, TrainingSettings
 from ..config.base import BaseKind
+from ..config.training import MAX_TOGETHER
 from ..display.progress import Progress
 from ..errors import Interrupted, UserError
 from ..evaluation import Scorer, scorer_for_base
@@ -40,7 +41,6 @@ from .run import train
 from .train_result import TrainResult
 from .train_state import TrainState
 
-MAX_TOGETHER = 64  # runs; their photos' latents and optimizer states are small, their activations are not
 JointMethod = TextualInversion | DreamboothLora
 _SHARED_SETTINGS = ("base", "revision", "vae", "resolution", "checkpointing")
 
@@ -57,7 +57,7 @@ def train_together(
     Raises: UserError if the runs cannot be trained together, before any begins; Interrupted if a signal stopped them,
     each with a checkpoint.
     """
-    _check_together(settings)
+    check_together(settings)
     accelerator = init_distributed()
     if accelerator.num_processes > 1:
         raise UserError("Runs are trained together in one process only.", "Start it without accelerate launch.")
@@ -77,7 +77,8 @@ def train_together(
     return [run.outcome() for run in runs]
 
 
-def _check_together(settings: Sequence[TrainingSettings]) -> None:
+def check_together(settings: Sequence[TrainingSettings]) -> None:
+    """Raise UserError for runs that cannot be trained in one batch, as far as their settings say so."""
     if not 1 <= len(settings) <= MAX_TOGETHER:
         raise UserError(f"From 1 to {MAX_TOGETHER} runs are trained together, got {len(settings)}.")
     for other in settings:

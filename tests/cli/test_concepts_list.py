@@ -2,6 +2,8 @@
 
 import json
 import shlex
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import tyro
@@ -49,12 +51,22 @@ def test_an_entry_outdoes_the_command_line(tmp_path):
 
 def test_the_list_is_taken_out_of_the_command_line():
     for flag in (["--concepts_list", "a.json"], ["--concepts-list=a.json"]):
-        path, rest = batch_training.take_list_flag(["--base", "tiny", *flag, "--flip"])
-        assert (str(path), rest) == ("a.json", ["--base", "tiny", "--flip"])
-    assert batch_training.take_list_flag(["--flip"]) == (None, ["--flip"])
+        flags, rest = batch_training.take_list_flags(["--base", "tiny", *flag, "--flip"])
+        assert (str(flags.path), flags.together, rest) == ("a.json", 1, ["--base", "tiny", "--flip"])
+    assert batch_training.take_list_flags(["--flip"]) == (batch_training.ListFlags(), ["--flip"])
     for bad in (["--concepts_list"], ["--concepts_list", "a", "b"], ["--concepts_list="]):
         with pytest.raises(UserError, match="takes one file"):
-            batch_training.take_list_flag(bad)
+            batch_training.take_list_flags(bad)
+
+
+def test_how_many_are_trained_together():
+    flags, rest = batch_training.take_list_flags(["--together", "4", "--flip", "--concepts-list", "a.json"])
+    assert (flags.together, rest) == (4, ["--flip"])
+    for bad in ("0", "65", "-1", "2.5", "many", "", "\u0664", "9" * 5000):
+        with pytest.raises(UserError, match="takes a number from 1 to 64"):
+            batch_training.take_list_flags([f"--together={bad}", "--concepts-list", "a.json"])
+    with pytest.raises(UserError, match="needs several concepts"):
+        batch_training.take_list_flags(["--together", "4"])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +152,33 @@ def test_resuming_goes_on_where_the_list_was(tmp_path):
     assert "<me/a-v1>  done before" in messages[-1] and not new.exists()
 
 
+def test_a_list_in_batches(tmp_path):
+    """Each batch has its concepts, one that fails loses no other, a full disk ends all after its batch."""
+    plan = replace(four(tmp_path, "--method lora"), together=3)
+    asked, messages = [], []
+
+    def train_together(trouble, settings, say):
+        asked.append([run.token for run in settings])
+        return [trouble if run.token == "<me/b>" else run for run in settings]
+
+    diverging = partial(train_together, Diverged("The loss became NaN."))
+    assert batch_training.train_all_together(plan, diverging, messages.append) == Diverged.exit_code
+    assert asked == [["<me/a>", "<me/b>", "<me/c>"], ["<me/d>"]]
+    lines = messages[-1].strip().splitlines()
+    assert ["done in" in line for line in lines] == [True, False, True, True] and "became NaN" in lines[1]
+    with pytest.raises(DiskFull):
+        batch_training.train_all_together(plan, partial(train_together, DiskFull("no room")), messages.append)
+    assert "<me/d>  not started" in messages[-1] and "<me/c>  done in" in messages[-1]
+
+
+def test_what_cannot_be_trained_together_is_refused_before_the_first_batch(tmp_path):
+    plan = four(tmp_path, "--method lora")
+    last = plan.concepts[3].model_copy(update={"method": "full"})
+    plan = replace(plan, concepts=(*plan.concepts[:3], last), together=2)
+    with pytest.raises(UserError, match="<me/d> cannot be trained together with others: it has --method full"):
+        batch_training.train_all_together(plan, lambda *_: pytest.fail("a training began"), lambda line: None)
+
+
 def test_their_latest_is_our_resume_for_a_list(tmp_path):
     assert four(tmp_path, "--output_dir out --resume_from_checkpoint latest").resume
     assert not four(tmp_path, "--output_dir out").resume
@@ -156,6 +195,6 @@ def test_a_list_for_real_with_one_that_fails(root, tmp_path, capsys):
     assert [str(entry.token) for entry in Library("concepts").entries()] == ["<me/bear-v1>"]
     assert "<me/none>  failed: There is no folder nowhere." in out and "<me/bear-v1>  done in" in out
     assert "There is no folder nowhere" in err
-    assert main([*argv, "--resume"]) == 2
+    assert main([*argv, "--resume", "--together", "2"]) == 2
     assert "<me/bear-v1>  done before" in capsys.readouterr().out
     assert len(Library("concepts").entries()) == 1

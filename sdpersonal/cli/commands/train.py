@@ -11,7 +11,7 @@ from ..terminal import discard, is_main_process, print_note, say
 
 _HELP_EPILOG = (
     "The flags of diffusers' training scripts are understood as well; docs/from-diffusers.md lists them. "
-    "--concepts-list FILE trains several concepts in turn."
+    "--concepts-list FILE trains several concepts in turn, with --together N so many of them in one batch."
 )
 
 
@@ -23,8 +23,8 @@ def parse_training(
     Prints a note for each flag of diffusers that means something else here. Raises UserError.
     """
     parse = settings_parser(settings, prog)
-    path, argv = batch_training.take_list_flag(argv)
-    return batch_training.read_batch(path, argv, parse) if path else parse(argv)
+    flags, argv = batch_training.take_list_flags(argv)
+    return batch_training.read_batch(flags.path, argv, parse, together=flags.together) if flags.path else parse(argv)
 
 
 def settings_parser(settings: type[TrainingSettings], prog: str) -> Callable[[Sequence[str]], TrainingSettings]:
@@ -45,11 +45,15 @@ def settings_parser(settings: type[TrainingSettings], prog: str) -> Callable[[Se
 
 def train(settings: TrainingSettings | batch_training.BatchSettings) -> int:
     from ...training import train as train_concept
+    from ...training import train_together
 
-    if isinstance(settings, batch_training.BatchSettings):
-        return batch_training.train_all(settings, train_concept, say=say if is_main_process() else discard)
-    train_concept(settings, log=say)
-    return 0
+    if not isinstance(settings, batch_training.BatchSettings):
+        train_concept(settings, log=say)
+        return 0
+    log = say if is_main_process() else discard
+    if settings.together > 1:
+        return batch_training.train_all_together(settings, train_together, log)
+    return batch_training.train_all(settings, train_concept, log)
 
 
 COMMANDS = {
