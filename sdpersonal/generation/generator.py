@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts.concept import Concept
-from ..config import SEEDS, GenerateRequest
+from ..config import GenerateRequest
 from ..config.scheduler_table import Scheduler, named
 from ..errors import FieldError, Interrupted, UserError, printable
 from ..image_metadata import Presence, Recipe, RecipeBase, RecipeConcept
@@ -24,7 +25,7 @@ from ..models.attention_maps import AttentionMaps
 from ..models.offload import OffloadPlan, bytes_per_step, plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
-from ..prompts import Mention, Token, Wildcards, sample_prompt
+from ..prompts import Mention, Token, Wildcards
 from ..version import __version__
 from .batching import (
     GenerationPlan,
@@ -49,7 +50,7 @@ from .prompt_resolution import (
     ResolvedPrompt,
     check_makes_few_steps_enough,
 )
-from .request_checks import naming_request, prompts_of
+from .request_checks import images_of, naming_request
 
 MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
 OOM_HINT = "Use a smaller --size, --num-images 1 or --no-compose, or close other programs."
@@ -124,7 +125,8 @@ class Generator:
         jobs = self._jobs(request, PromptResolver(self.base, self.concepts))
         placement = self._plan_memory(jobs)
         batches = [(placement, batch) for batch in batches_of_request(jobs, 2 * placement.batch_size)]
-        for _, image in self._generate_batches(batches, progress, cancelled, preview):
+        show = None if preview is None else lambda indices, pictures: preview(pictures)
+        for _, image in self._generate_batches(batches, progress, cancelled, show):
             yield image
 
     def generate_many(
@@ -132,7 +134,8 @@ class Generator:
         requests: Sequence[GenerateRequest],
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
-        preview: Callable[[list[Image.Image]], None] | None = None,
+        preview: Callable[[list[int], list[Image.Image]], None] | None = None,
+        sources: Sequence[ConceptSource] | None = None,
     ) -> Iterator[tuple[int, GeneratedImage]]:
         """Generate the images of several requests; yield each with the index of its request as it is ready.
 
@@ -141,10 +144,18 @@ class Generator:
         of their own, as are those with other places of subjects, or with other scales or windows of styles. The images
         of a request come in order, and differ from those of `generate` by rounding only.
 
-        progress, cancelled, preview, and errors: as of `generate`. An error of a request says which one it is.
+        Args:
+            progress, cancelled: as of `generate`.
+            preview: preview(indices, pictures) is called like that of `generate`, with the request's index of each
+                picture.
+            sources: where each request's concepts are looked up: the same token may be another concept in another
+                request. Default: the generator's own for all.
+
+        Raises:
+            UserError, OutOfMemory: as of `generate`. An error of a request says which one it is.
         """
         batches: list[tuple[OffloadPlan, list[ImageJob]]] = []
-        for jobs in group_by_kind(self._jobs_of_each(requests)):
+        for jobs in group_by_kind(self._jobs_of_each(requests, sources)):
             placement = self._plan_memory(jobs, MAX_BATCH_SIZE)
             batches += [(placement, batch) for batch in split_batch(jobs, 2 * placement.batch_size)]
         yield from self._generate_batches(batches, progress, cancelled, preview)
@@ -154,7 +165,7 @@ class Generator:
         batches: Sequence[tuple[OffloadPlan, list[ImageJob]]],
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
-        preview: Callable[[list[Image.Image]], None] | None,
+        preview: Callable[[list[int], list[Image.Image]], None] | None,
     ) -> Iterator[tuple[int, GeneratedImage]]:
         counts = [batch[0].num_predictions for _, batch in batches]
         total = sum(counts)
@@ -169,7 +180,8 @@ class Generator:
             with translate_oom(action, OOM_HINT, self.base.device), self.base.exclusive():
                 self.base.offloader.apply_plan(placement)  # other requests run between the batches
                 meter = self._meter(batch)
-                images = self._generate_batch(batch, meter, on_step, preview)
+                show = None if preview is None else partial(preview, [job.plan.index for job in batch])
+                images = self._generate_batch(batch, meter, on_step, show)
                 flags = self._flag_unsafe(images)
             for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
                 presences = meter.presences(index) if meter and not hidden else {}
@@ -235,11 +247,14 @@ class Generator:
         check_makes_few_steps_enough(concept)
         return concept
 
-    def _jobs_of_each(self, requests: Sequence[GenerateRequest]) -> list[list[ImageJob]]:
+    def _jobs_of_each(
+        self, requests: Sequence[GenerateRequest], sources: Sequence[ConceptSource] | None
+    ) -> list[list[ImageJob]]:
         resolver, by_request = PromptResolver(self.base, self.concepts), []
         for index, request in enumerate(requests):
             with naming_request(index, len(requests)):
-                by_request.append(self._jobs(request, resolver, index))
+                own = resolver if sources is None else PromptResolver(self.base, sources[index])
+                by_request.append(self._jobs(request, own, index))
         return by_request
 
     def _jobs(self, request: GenerateRequest, resolver: PromptResolver, index: int = 0) -> list[ImageJob]:
@@ -252,15 +267,12 @@ class Generator:
             return resolved[text]
 
         jobs = []
-        for i, prompt in enumerate(prompts_of(request, self._wildcards)):
-            seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
-            variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
-            negative = sample_prompt(request.negative, seed, self._wildcards)
-            prompts = ImagePrompts.of(resolve(prompt), resolve(negative), plan.fast_lora, request.compose)
+        for image in images_of(request, self._wildcards):
+            prompts = ImagePrompts.of(resolve(image.prompt), resolve(image.negative), plan.fast_lora, request.compose)
             if plan.init_image:
                 prompts = replace(prompts, subjects=())  # the init image is the layout
-            template = request.prompt if prompt != request.prompt else ""
-            jobs.append(ImageJob.of(self.base, plan, prompts, (seed, variation_seed), template))
+            seeds = image.seed, image.variation_seed
+            jobs.append(ImageJob.of(self.base, plan, prompts, seeds, image.template))
         return jobs
 
     def _generate_batch(

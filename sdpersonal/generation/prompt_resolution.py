@@ -90,8 +90,10 @@ class ResolvedPrompt:
 
     @property
     def cache_key(self) -> tuple[Hashable, ...]:
-        """What its embeddings depend on, besides `active_at` and the LoRA adapters. Copies of a concept are equal."""
-        return self.prompt, tuple(self.concepts[mention.token].identity for mention in self.prompt.mentions)
+        """What its embeddings depend on, besides `active_at` and the LoRA adapters. Copies of a concept are equal, but
+        not two with the same tensors and other words on their cards."""
+        concepts = [self.concepts[mention.token] for mention in self.prompt.mentions]
+        return self.prompt, tuple((c.identity, c.card.class_noun, c.card.trigger_words) for c in concepts)
 
     def active_at(self, progress: float) -> tuple[float, ...]:
         """Return the strength of every mention at a step, 0 where it is not active."""

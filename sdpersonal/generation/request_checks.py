@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ..config import MAX_IMAGES, GenerateRequest, check_total_work
+from ..config import MAX_IMAGES, SEEDS, GenerateRequest, check_total_work
 from ..errors import UserError
 from ..prompts import (
     ConceptRef,
@@ -46,8 +47,7 @@ def check_requests(
             kind of model, and init images and masks that cannot be read.
     """
     wildcard_lists, note = Wildcards(wildcards), ""
-    texts = dict.fromkeys(text for request in requests for text in _texts(request, wildcard_lists))
-    tokens = dict.fromkeys(mention.token for text in texts for mention in parse(text).mentions)
+    tokens = tokens_of(text for request in requests for text in _texts(request, wildcard_lists))
     check_tokens([token for token in tokens if token not in set(elsewhere)], concepts, kind)
     for fast in dict.fromkeys(request.fast for request in requests if request.fast):
         check_makes_few_steps_enough(concepts.get(Token.parse(fast)))
@@ -55,6 +55,11 @@ def check_requests(
     for request in {(request.init_image, request.mask): request for request in requests}.values():
         note = mask_note(request) or note
     return note
+
+
+def tokens_of(texts: Iterable[str]) -> list[Token]:
+    """Return the concepts in prompts whose alternatives are chosen, without repetition. Raises UserError."""
+    return list(dict.fromkeys(mention.token for text in dict.fromkeys(texts) for mention in parse(text).mentions))
 
 
 @contextmanager
@@ -107,6 +112,27 @@ def check_tokens(tokens: Iterable[Token], concepts: ConceptSource, kind: str | N
             check_kind(concept, kind)
 
 
+@dataclass(frozen=True)
+class ImageRequest:
+    """What one image of a request has of its own. template: the prompt it was chosen from, "" if that is the same."""
+
+    prompt: str
+    negative: str
+    seed: int
+    variation_seed: int
+    template: str
+
+
+def images_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[ImageRequest]:
+    """Yield what each image of a request has of its own, alternatives chosen. Raises UserError for too many images."""
+    for i, prompt in enumerate(prompts_of(request, wildcards)):
+        number = i % request.num_images
+        seed = (request.seed + (number if request.variation_strength is None else 0)) % SEEDS
+        negative = sample_prompt(request.negative, seed, wildcards)
+        template = request.prompt if prompt != request.prompt else ""
+        yield ImageRequest(prompt, negative, seed, (request.variation_seed + number) % SEEDS, template)
+
+
 def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     """Yield the prompt of each image, alternatives chosen. Raises UserError for too many images."""
     template = request.prompt
@@ -128,5 +154,5 @@ def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
 
 def _texts(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     """Yield the prompts and negative prompts of the request's images."""
-    yield from prompts_of(request, wildcards)
-    yield from (sample_prompt(request.negative, request.seed + i, wildcards) for i in range(request.num_images))
+    for image in images_of(request, wildcards):
+        yield from (image.prompt, image.negative)

@@ -1,5 +1,7 @@
 """Several requests in one batch, each with the LoRAs of its own prompt: against each alone, and against diffusers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator
 from sdpersonal.models.loading import built_in_folder
+from sdpersonal.prompts import Token
 from support.mixing import DensePipeline, shelf_of
 
 SIDE, STEPS = 64, 2
@@ -153,3 +156,49 @@ def test_stopping_leaves_no_lora_behind(generator, tiny):
     with pytest.raises(Interrupted):
         list(generator.generate_many(requests, cancelled=lambda: True))
     assert not any(module._forward_hooks for module in tiny.unet.modules())
+
+
+class Owned(dict):
+    """Concepts of one owner, by token."""
+
+    def get(self, token):
+        return self[str(token)]
+
+
+def test_the_same_token_is_each_owners_own_concept(generator, tiny):
+    shelf = shelf_of(tiny, rows=2)
+    owners = [
+        Owned({"<me/duck>": replace(shelf[name], token=Token("me", "duck", 1))}) for name in ("fox", "cat", "bob")
+    ]
+    requests = [request(f"a <me/duck> {i}", seed=i // 2, num_images=1 + i % 2) for i in range(6)]
+    sources = [owners[i % 3] for i in range(6)]
+    images, shown = [[] for _ in requests], []
+
+    def show(indices, pictures):
+        shown.append((indices, len(pictures)))
+
+    for index, image in generator.generate_many(requests, preview=show, sources=sources):
+        images[index].append(image)
+    for i, of_request in enumerate(images):
+        alone = list(Generator(tiny, sources[i]).generate(requests[i]))
+        assert len(of_request) == len(alone)
+        for ours, expected in zip(of_request, alone, strict=True):
+            assert np.abs(pixels([ours])[0] - pixels([expected])[0]).max() <= 1
+            assert ours.recipe.model_copy(update={"batch": 1, "place": 0}) == expected.recipe.model_copy(
+                update={"batch": 1, "place": 0}
+            )
+    assert all(len(indices) == count for indices, count in shown)
+
+
+def test_concepts_with_equal_tensors_and_other_words_are_not_confused(generator, tiny):
+    """Two owners' <me/ink>: the same LoRA, but other trigger words on the card."""
+    ink = shelf_of(tiny)["ink"]
+    owners = [
+        Owned({"<me/ink>": replace(ink, card=ink.card.model_copy(update={"trigger_words": (word,)}))})
+        for word in ("a red ball", "a blue bird")
+    ]
+    images = dict(generator.generate_many([request("<me/ink>")] * 2, sources=owners))
+    for index, source in enumerate(owners):
+        [alone] = Generator(tiny, source).generate(request("<me/ink>"))
+        assert np.abs(pixels([images[index]])[0] - pixels([alone])[0]).max() <= 1
+    assert not np.array_equal(*pixels([images[0], images[1]]))
