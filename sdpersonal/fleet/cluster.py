@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from typing import Any
 from .. import storage
 from ..errors import UserError, printable
 from ..version import __version__
-from .driver import Ended
-from .worker import TrainingWorker, WorkerInfo, WorkerOptions
+from .worker import Ended, Worker, WorkerInfo, WorkerOptions
 
 INSTALL_HINT = "Install it: pip install 'sdpersonal[fleet]'"
 _OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts: only paths and small numbers pass through it
@@ -172,27 +171,29 @@ def _connect_error(address: str | None, error: Exception) -> UserError:
 
 
 @dataclass
-class _Worker:
-    """An actor. pending: its preparation or its training, if there is one; job_id: of the training."""
+class _Actor:
+    """A worker's actor. pending: its preparation or its task, if there is one; task_id: of the task."""
 
-    actor: Any
+    handle: Any
     pending: Any = None
-    job_id: str = ""
+    task_id: str = ""
     is_ready: bool = False
 
 
 @dataclass
 class RayPool:
     """Workers on a cluster. limit: how many at most, None for as many as the cluster has room for, which may grow;
-    jobs: how many there are to do."""
+    tasks: how many there are to do."""
 
     ray: Any
+    worker_class: type[Worker]
     options: WorkerOptions
     needs: Needs
     limit: int | None
-    jobs: int
+    tasks: int
     say: Callable[[str], None] = lambda line: None
-    _workers: list[_Worker] = field(default_factory=list)
+    _workers: list[_Actor] = field(default_factory=list)
+    _base: tuple[str, str] = ("", "")
     _failed_starts: int = 0
     _began: float = field(default_factory=time.monotonic)
     _has_complained: bool = False
@@ -200,13 +201,15 @@ class RayPool:
 
     def __post_init__(self) -> None:
         self.needs = _fill_in(self.needs, self._nodes())
-        actor_class = self.ray.remote(TrainingWorker)
+        threads, share = max(1, int(self.needs.cpus or 1)), self.needs.gpus or 1.0
+        self.options = replace(self.options, threads=threads, gpu_fraction=min(1.0, share))
+        actor_class = self.ray.remote(self.worker_class)
         self._actor_class = actor_class.options(
             num_cpus=self.needs.cpus,
             num_gpus=self.needs.gpus,
             memory=int(self.needs.memory * _GB),
-            max_concurrency=2,  # `stop` while `train` runs
-            max_restarts=0,  # a lost worker is replaced here, and its job given to the next that is free
+            max_concurrency=2,  # `stop` while `run` runs
+            max_restarts=0,  # a lost worker is replaced here, and its task given to the next that is free
         )
 
     def check_room(self) -> None:
@@ -215,16 +218,16 @@ class RayPool:
             raise UserError(f"No worker has room here: {self._describe_needs()}.", "Give smaller --...-per-worker.")
 
     def slots(self) -> int:
-        return max(1, min(self.limit or self._room(), self.jobs))
+        return max(1, min(self.limit or self._room(), self.tasks))
 
     def free(self) -> int:
         if not self._is_stopping:
             self._fill()
         return sum(worker.is_ready and worker.pending is None for worker in self._workers)
 
-    def start(self, job_id: str, number: int) -> None:
+    def start(self, task_id: str, number: int) -> None:
         worker = next(worker for worker in self._workers if worker.is_ready and worker.pending is None)
-        worker.job_id, worker.pending = job_id, worker.actor.train.remote(job_id, number)
+        worker.task_id, worker.pending = task_id, worker.handle.run.remote(task_id, number)
 
     def wait(self, seconds: float) -> list[Ended]:
         pending = [worker.pending for worker in self._workers if worker.pending is not None]
@@ -241,41 +244,52 @@ class RayPool:
     def stop(self) -> None:
         self._is_stopping = True
         for worker in self._workers:
-            worker.actor.stop.remote()
+            worker.handle.stop.remote()
 
     # --- internals ----------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         for _ in range(self.slots() - len(self._workers)):
             actor = self._actor_class.remote(self.options)
-            self._workers.append(_Worker(actor, actor.prepare.remote()))
+            self._workers.append(_Actor(actor, actor.prepare.remote()))
 
-    def _collect(self, worker: _Worker) -> Ended | None:
-        """Take a worker's answer. One that is lost is removed, and replaced by the next `free`."""
+    def _collect(self, worker: _Actor) -> Ended | None:
+        """Take a worker's answer. One that is lost, or whose code failed, is replaced by the next `free`: what failed
+        may have left its card unusable."""
         reference, worker.pending = worker.pending, None
         try:
             answer = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             is_lost = isinstance(error, self.ray.exceptions.RayActorError)
-            if is_lost or not worker.is_ready:
-                self._workers.remove(worker)
+            self._workers.remove(worker)
+            self.ray.kill(worker.handle)
             if not worker.is_ready:
                 self._count_failed_start(error)
                 return None
-            return Ended(worker.job_id, None, "" if is_lost else f"Its worker failed: {_reason(error)}.")
+            return Ended(worker.task_id, None, "" if is_lost else f"Its worker failed: {_reason(error)}.")
         if isinstance(answer, WorkerInfo):
             self._check(answer)
             worker.is_ready, self._failed_starts = True, 0
             return None
-        return Ended(worker.job_id, answer)
+        return Ended(worker.task_id, answer)
 
     def _check(self, info: WorkerInfo) -> None:
         if info.problem:
-            raise UserError(info.problem, "Give a --storage that every machine reaches: a shared folder, or s3://...")
+            raise UserError(info.problem, info.hint)
         if info.version != __version__:
             raise UserError(
                 f"{info.node} has sdpersonal {printable(info.version, 40)}, this machine {__version__}.",
                 "Install the same version everywhere.",
+            )
+        self._base = self._base if self._base[0] else info.base
+        if info.base != self._base:
+            names = (
+                f"{printable(info.base[0])} ({info.base[1][:8]})",
+                f"{printable(self._base[0])} ({self._base[1][:8]})",
+            )
+            raise UserError(
+                f"{info.node} has loaded the model {names[0]}, another machine {names[1]}.",
+                "Name one with --base, and give every machine the same files.",
             )
 
     def _count_failed_start(self, error: Exception) -> None:

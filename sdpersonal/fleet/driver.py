@@ -22,6 +22,7 @@ from ..errors import DiskFull, Diverged, Interrupted, UserError
 from ..prompts import Token
 from .jobs import MAX_DEATHS, Attempt, Failure, Job, JobState, JobView, Outcome, Result
 from .librarian import Librarian
+from .worker import Ended
 
 CRASHED = 1  # exit code of a job whose process or machine died too often
 _SEVERITY = (0, UserError.exit_code, Diverged.exit_code, CRASHED, DiskFull.exit_code, Interrupted.exit_code)
@@ -29,33 +30,23 @@ _LOST = "Its worker was lost."
 _STOP_SECONDS = 90.0
 
 
-@dataclass(frozen=True)
-class Ended:
-    """An attempt that ended. attempt: what the worker answered; None if the worker was lost. error: of the worker's
-    own code, in words."""
-
-    job_id: str
-    attempt: Attempt | None
-    error: str = ""
-
-
 class WorkerPool(Protocol):
-    """Where jobs are trained. Ray has the real one (cluster.py)."""
+    """Where tasks are done. Ray has the real one (cluster.py)."""
 
     def free(self) -> int:
-        """Return how many jobs can be started now."""
+        """Return how many tasks can be started now."""
 
-    def start(self, job_id: str, number: int) -> None:
-        """Start an attempt of a job on a free worker."""
+    def start(self, task_id: str, number: int) -> None:
+        """Start an attempt at a task on a free worker."""
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Wait until an attempt ends or a worker becomes free, at most that long; return the attempts that ended."""
+        """Wait until a task ends or a worker becomes free, at most that long; return the tasks that ended."""
 
     def slots(self) -> int:
         """Return how many workers there are or will be."""
 
     def stop(self) -> None:
-        """Ask all workers to end their trainings with a checkpoint."""
+        """Ask all workers to end their tasks soon."""
 
 
 @dataclass
@@ -242,8 +233,8 @@ class Driver:
 
     def _end(self, ended: Ended) -> None:
         """Note how an attempt ended, in the store too."""
-        tracked = self.tracked[ended.job_id]
-        attempt = ended.attempt
+        tracked = self.tracked[ended.task_id]
+        attempt: Attempt | None = ended.answer
         if attempt is None and tracked.attempt is not None:  # the worker could not write it itself
             attempt = tracked.job.attempt(tracked.attempt.number) or tracked.attempt
             attempt = replace(attempt, outcome=Outcome.DIED, detail=ended.error or _LOST)

@@ -21,9 +21,9 @@ from .jobs import Job, JobView, all_jobs, submit
 from .librarian import Librarian
 from .progress import Summary, summarize, write_page
 from .store import Store, open_store
-from .worker import WorkerOptions
+from .training_worker import TrainingOptions, TrainingWorker
+from .worker import MARKER
 
-MARKER = "fleet.json"
 _BEAT, _LOCAL_BEAT = 5.0, 2.0  # seconds
 
 
@@ -90,8 +90,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _pool(
     ray: Any, store: Store, marker: str, options: FleetOptions, driver: DriverOptions, jobs: int, say: Callable
 ) -> RayPool:
-    worker = WorkerOptions(store.uri, marker, beat_seconds=driver.beat_seconds)
-    pool = RayPool(ray, worker, options.needs, options.workers, jobs, say)
+    worker = TrainingOptions(store.uri, marker, beat_seconds=driver.beat_seconds)
+    pool = RayPool(ray, TrainingWorker, worker, options.needs, options.workers, jobs, say)
     if options.address is None:
         pool.check_room()
     return pool

@@ -11,11 +11,12 @@ from sdpersonal.concepts.concept_file import concept_to_chunks
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.errors import DiskFull
-from sdpersonal.fleet.driver import CRASHED, Driver, DriverOptions, Ended
+from sdpersonal.fleet.driver import CRASHED, Driver, DriverOptions
 from sdpersonal.fleet.jobs import Failure, JobState, Outcome, Result, submit
 from sdpersonal.fleet.librarian import Librarian
 from sdpersonal.fleet.progress import summarize, write_page
 from sdpersonal.fleet.store import LocalStore, StoreError
+from sdpersonal.fleet.worker import Ended
 from support import samples
 
 FAST = {"beat_seconds": 0.01, "lease_seconds": 0.2, "library_patience": 0.3}

@@ -94,7 +94,7 @@ def test_without_ray_the_command_says_how_to_install_it(people, capsys, monkeypa
 def test_nothing_of_ray_is_loaded_by_the_commands(tmp_path):
     import subprocess
 
-    code = "import sys, sdpersonal.cli.main, sdpersonal.fleet.run, sdpersonal.fleet.worker; print('ray' in sys.modules)"
+    code = "import sys, sdpersonal.cli.main, sdpersonal.fleet.run; print('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

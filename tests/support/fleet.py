@@ -104,7 +104,7 @@ def training_processes() -> list[tuple[str, object]]:
     for process in psutil.Process().children(recursive=True):
         try:
             line, parent = " ".join(process.cmdline()), process.parent()
-            if line.startswith("ray::TrainingWorker.train"):
+            if line.startswith("ray::TrainingWorker.run"):
                 processes.append(("actor", process))
             elif "multiprocessing.forkserver" in line and parent and "forkserver" in " ".join(parent.cmdline()):
                 processes.append(("training", process))

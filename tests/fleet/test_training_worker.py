@@ -10,7 +10,7 @@ from sdpersonal.config import DreamboothSettings
 from sdpersonal.fleet.jobs import JobState, Outcome, submit
 from sdpersonal.fleet.run_copy import RunCopy
 from sdpersonal.fleet.store import LocalStore, StoreError
-from sdpersonal.fleet.worker import TrainingWorker, WorkerOptions
+from sdpersonal.fleet.training_worker import TrainingOptions, TrainingWorker
 from support import fleet
 
 STEPS = 20
@@ -20,7 +20,7 @@ STEPS = 20
 def warm_worker(tmp_path_factory):
     """A worker whose modules are loaded; each test gives it a storage."""
     worker = TrainingWorker(
-        WorkerOptions(str(tmp_path_factory.mktemp("first")), "marker", beat_seconds=0.1, patience=2)
+        TrainingOptions(str(tmp_path_factory.mktemp("first")), "marker", beat_seconds=0.1, patience=2)
     )
     worker.prepare()
     return worker
@@ -41,7 +41,7 @@ def job(worker, tmp_path):
 def during(worker, job, act, once=lambda attempt: attempt.saved > 0):
     """Train; do something when the attempt in the store looks so. Returns how the attempt ended."""
     attempt, results = job.claim("session"), []
-    thread = threading.Thread(target=lambda: results.append(worker.train(job.id, attempt.number)))
+    thread = threading.Thread(target=lambda: results.append(worker.run(job.id, attempt.number)))
     thread.start()
     while thread.is_alive():
         time.sleep(0.02)
@@ -64,7 +64,7 @@ def test_killed_it_goes_on_elsewhere_to_the_concept_trained_alone(worker, job, t
     ended = during(worker, job, kill_training)
     assert ended.outcome is Outcome.DIED and 0 < ended.saved < STEPS and "SIGKILL" in ended.detail
     assert job.view().state is JobState.WAITING and list(worker._folder.iterdir()) == []
-    again = worker.train(job.id, job.claim("session").number)
+    again = worker.run(job.id, job.claim("session").number)
     assert again.outcome is Outcome.TRAINED and again.first == ended.saved
     [identity] = fleet.train_alone(1, tmp_path, STEPS).values()
     assert job.read_trained()[0].sha256 == identity
@@ -81,7 +81,7 @@ def test_cancelled_or_given_to_another_it_ends(worker, job):
     stopped = during(worker, job, worker.stop, once=lambda attempt: attempt.step > 0)
     # The step it was in is saved.
     assert stopped.outcome is Outcome.STOPPED and stopped.saved >= stopped.first > 0
-    assert worker.train(job.id, job.claim("session").number).outcome is Outcome.STOPPED
+    assert worker.run(job.id, job.claim("session").number).outcome is Outcome.STOPPED
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_mistake_of_the_user_is_said_and_final(worker, tmp_path):
     photos.mkdir()
     (photos / "1.jpg").write_bytes(b"no photo")
     job = submit(worker._store, fleet.settings(1, photos=photos))
-    assert worker.train(job.id, job.claim("session").number).outcome is Outcome.FAILED
+    assert worker.run(job.id, job.claim("session").number).outcome is Outcome.FAILED
     failure = job.view().failure
     assert failure.exit_code == 2 and "There are no photos" in failure.message
 
@@ -108,12 +108,12 @@ def test_a_store_that_fails_now_and_then_changes_nothing(worker, job, monkeypatc
     monkeypatch.setattr(LocalStore, "write", flaky)
     monkeypatch.setattr("sdpersonal.fleet.store._FIRST_PAUSE", 0.01)
     attempt = job.claim("session")
-    assert worker.train(job.id, attempt.number).outcome is Outcome.TRAINED and len(calls) > 10
+    assert worker.run(job.id, attempt.number).outcome is Outcome.TRAINED and len(calls) > 10
     assert job.view().state is JobState.TRAINED
 
 
 def test_a_worker_that_does_not_see_the_storage_says_so(tmp_path):
-    worker = TrainingWorker(WorkerOptions(str(tmp_path / "not mounted"), "marker"))
+    worker = TrainingWorker(TrainingOptions(str(tmp_path / "not mounted"), "marker"))
     worker._starter = type("Cold", (), {"warm_up": lambda self: None})()
     assert "does not see the storage" in worker.prepare().problem
 
