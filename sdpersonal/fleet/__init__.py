@@ -1,7 +1,12 @@
-"""Train many concepts on many cores, cards or machines, with Ray as the engine.
+"""Train many concepts, and generate many images, on many cores, cards or machines, with Ray as the engine.
 
-All that must survive lies in a folder or an object store (`store.py`), a folder for each training (`jobs.py`). A worker
-(`worker.py`) is an actor of Ray that keeps Python's modules loaded and trains one job after the other, each in a
-process of its own (`training_process.py`), from its newest checkpoint. The driver (`driver.py`) hands out the jobs and
-adds the finished concepts to the library (`librarian.py`). Only `cluster.py` imports ray, which is optional.
+All that must survive lies in a folder or an object store (`store.py`). A worker (`worker.py`) is an actor of Ray that
+does one task after the other; the driver hands them out. Only `cluster.py` imports ray, which is optional.
+
+Training: a folder of the store for each job (`jobs.py`). A worker (`training_worker.py`) keeps Python's modules loaded
+and trains each job in a process of its own (`training_process.py`), from its newest checkpoint. The driver
+(`driver.py`) adds the finished concepts to the library (`librarian.py`).
+
+Generation: a request becomes tasks of one image each (`image_task.py`), whose concepts are pinned by identity. A worker
+(`generation_worker.py`) keeps a base loaded, and the concepts that it used last (`concept_cache.py`).
 """
