@@ -10,6 +10,9 @@ There are four metrics, as in the DreamBooth paper (Ruiz et al. 2022, sections 4
 
 The score is the root of likeness x fidelity (DreamBench++, Peng et al. 2024, ranks by that product), times the share
 that is not copied: neither another subject in the right place nor the photo itself in every place is a success.
+
+A scorer that has seen drawings only calls any images like photographs, since it sees little of either. Of photographs
+its scores are out of domain: they are computed, but nothing is concluded from them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import ConceptKind
+from ..photos.checks.across_photos import are_photographs, change_of_light
 from .part_likeness import StyleLikeness, SubjectLikeness
 from .scorers import Scorer
 
@@ -42,12 +46,15 @@ SCORE_SEEDS = (0, 1)  # of each prompt's images
 COPY_CORRELATION = 0.9  # correlation of thumbnails above which an image is a copy of the photo
 _THUMBNAIL_SIDE = 32  # pixels
 _MIN_SPREAD = 0.02  # standard deviation of pixel values (0 to 1); below it an image has nothing to compare
+_OF_PIXELS = ("copying",)  # what no scorer is needed for
 
 
 @dataclass(frozen=True)
 class ConceptScores:
     """The metrics of this module. likeness and its aspects may lie outside 0 to 1; cosine is the mean to the photos, -1
-    to 1. The aspects are None where they do not exist: a style has no shape, and earlier versions had none."""
+    to 1. The aspects are None where they do not exist: a style has no shape, and earlier versions had none.
+    out_of_domain: the photos are photographs and the scorer knows drawings only, so that only `copying` means anything.
+    """
 
     likeness: float
     fidelity: float
@@ -57,6 +64,7 @@ class ConceptScores:
     shape: float | None = None
     colour: float | None = None
     detail: float | None = None
+    out_of_domain: bool = False
 
     @property
     def score(self) -> float:
@@ -71,19 +79,27 @@ class ConceptScores:
         return {name: value for name, value in values.items() if value is not None}
 
     def to_dict(self) -> dict[str, float]:
-        """Return all metrics, rounded, for a concept's card."""
+        """Return all metrics that mean anything, rounded, for a concept's card."""
+        if self.out_of_domain:
+            return {name: round(getattr(self, name), 4) for name in _OF_PIXELS} | {"out_of_domain": 1.0}
         values = asdict(self) | {"score": self.score}
+        del values["out_of_domain"]
         return {key: round(value, 4) for key, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConceptScores | None:
-        """Return the scores among these values; None if one is missing or no finite number."""
+        """Return the scores among these values; None if one is missing or no finite number. Of photographs that the
+        scorer does not know, what means nothing may be missing."""
         try:
             numbers = {f.name: float(values[f.name]) for f in fields(cls) if values.get(f.name) is not None}
         except (ValueError, TypeError, OverflowError):
             return None
         required = {f.name for f in fields(cls) if f.default is MISSING}
-        return cls(**numbers) if numbers.keys() >= required and all(map(math.isfinite, numbers.values())) else None
+        if out_of_domain := bool(numbers.pop("out_of_domain", 0)):
+            numbers = dict.fromkeys(required.difference(_OF_PIXELS), 0.0) | numbers
+        if not numbers.keys() >= required or not all(map(math.isfinite, numbers.values())):
+            return None
+        return cls(**numbers, out_of_domain=out_of_domain)
 
 
 class ConceptEvaluation:
@@ -92,6 +108,8 @@ class ConceptEvaluation:
     Args:
         photos: square images.
         class_images: the class noun's images, in the order of `prompts_and_seeds`.
+
+    out_of_domain: see `ConceptScores`. Of a style that is not known: a painting has as much texture as a photograph.
     """
 
     def __init__(
@@ -107,6 +125,11 @@ class ConceptEvaluation:
         self._photos, self._photo_thumbnails = scorer.subject_features(photos), _thumbnails(photos)
         self._parts = (StyleLikeness if kind == "style" else SubjectLikeness)(scorer, photos, class_images)
         self._class_fidelity = float(self._prompt_probabilities(class_images).mean())
+        self.out_of_domain = (
+            kind != "style"
+            and not scorer.knows_photographs
+            and are_photographs([change_of_light(np.asarray(photo.convert("RGB"))) for photo in photos])
+        )
 
     def score(self, images: Sequence[Image.Image]) -> ConceptScores:
         """Score images of every prompt with every seed, in the order of `prompts_and_seeds`."""
@@ -123,6 +146,7 @@ class ConceptEvaluation:
             ),
             diversity=_mean_diversity(features),
             cosine=float((features @ self._photos.T).mean()),
+            out_of_domain=self.out_of_domain,
         )
 
     def _prompt_probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -184,9 +208,19 @@ def explain_scores(scores: ConceptScores, class_noun: str, kind: ConceptKind = "
             f"It only copies a photo: {scores.copying:.0%} of the images repeat one of the photos. "
             "More photos, in other places, with captions, or fewer --steps."
         )
-    elif scores.fidelity < LOW_FIDELITY:
+    elif scores.fidelity < LOW_FIDELITY and not scores.out_of_domain:
         messages.append(_EXPLAIN_FIDELITY["style" if kind == "style" else "subject"])
+    if scores.out_of_domain:
+        return [*messages, *_OUT_OF_DOMAIN]
     return [*messages, *_explain_likeness(scores, class_noun, kind, praise=not messages)]
+
+
+_OUT_OF_DOMAIN = (
+    "Its likeness to the photos cannot be scored: they are photographs, and the built-in CLIP has seen drawings only. "
+    "Judge it by its samples.",
+    "The built-in model keeps colours and rough shapes of photographs. For a likeness, train on Stable Diffusion: "
+    "--base sd15.",
+)
 
 
 _EXPLAIN_FIDELITY = {
@@ -246,6 +280,8 @@ def _join(words: Sequence[str]) -> str:
 
 def format_scores(scores: ConceptScores) -> str:
     """Format the main scores in one line, with their scales."""
+    if scores.out_of_domain:
+        return f"likeness not scored, copied {scores.copying:.0%}"
     of = ", ".join(f"{name} {value:.2f}" for name, value in scores.aspects.items())
     return (
         f"score {scores.score:.2f}: likeness {scores.likeness:.2f} (0 the class noun's or a smear, 1 the photos' own"

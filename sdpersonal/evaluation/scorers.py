@@ -45,7 +45,8 @@ Box = tuple[float, float, float, float]  # left, top, right and bottom
 class Scorer:
     """A CLIP with both encoders, and optionally a DINO. Raises UserError if their files are missing.
 
-    logit_scale: the factor by which CLIP multiplies its cosines before the softmax.
+    logit_scale: the factor by which CLIP multiplies its cosines before the softmax. knows_photographs: whether it was
+    trained on photographs; the built-in CLIP has seen drawings only.
     """
 
     def __init__(self, clip: Path | None = None, dino: Path | None = None):
@@ -61,7 +62,8 @@ class Scorer:
         self._tokenizer = _load(CLIPTokenizer, clip)
         self._dino: ViTModel | None = _load(ViTModel, dino, add_pooling_layer=False) if dino else None
         self._dino_processor = _load(ViTImageProcessorPil, dino) if dino else None
-        self.name = "the built-in CLIP" if clip == built_in_folder() / "judge" else "CLIP ViT-B/32"
+        self.knows_photographs = clip != built_in_folder() / "judge"
+        self.name = "CLIP ViT-B/32" if self.knows_photographs else "the built-in CLIP"
         self.name += " and DINO ViT-S/16" if dino else ""
         self._device = torch.device("cpu")
         self.logit_scale = float(self._clip.logit_scale.detach().exp())

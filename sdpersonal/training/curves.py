@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import storage
 from ..evaluation import ConceptScores
 from .early_stopping import DVAR_THRESHOLD, dvar
-from .validation import Validation, best_validation, scored
+from .validation import Validation, best_validation, out_of_domain, scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def save_curves(
     panels: list[Callable[[Axes], None]] = [partial(_plot_loss, losses=losses, measured=measured)]
     if shares:
         panels.append(partial(_plot_variance_ratio, shares=shares))
-    if best := best_validation(validations):
+    if (best := best_validation(validations)) and not out_of_domain(validations):
         panels.append(partial(_plot_scores, scores=scored(validations), best_step=best.step))
     figure = Figure(figsize=(7, 0.7 + 2.3 * len(panels)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

@@ -20,7 +20,7 @@ from .run_dir import (
     VALIDATIONS_FOLDER,
     validation_image,
 )
-from .validation import Validation, best_validation
+from .validation import Validation, best_validation, out_of_domain
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 SELECTION_RULE = "the last of those within a twentieth of the highest score"
@@ -55,7 +55,7 @@ def write_report(run: Path, concept: Concept, validations: Sequence[Validation],
         best_step=card.steps,
         curves=_image_data_url(run / CURVES_FILE),
         ending=summary.ending,
-        validations=scored,
+        validations=[] if out_of_domain(scored) else scored,
         scorer=summary.scorer,
         rule=SELECTION_RULE,
         photos=[printable(line, 500) for line in summary.photos],  # file names are untrusted

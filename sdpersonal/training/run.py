@@ -176,7 +176,7 @@ def _build_validator(inputs: RunInputs, method: Method) -> Validator:
         inputs.say(f"No CLIP model found to score samples, so the last checkpoint is used. To get one: {FETCH_COMMAND}")
     squares = [Image.fromarray(photo.square()) for photo in inputs.photos.photos]
     noun = subject_noun(settings)
-    return Validator(
+    validator = Validator(
         inputs.run,
         inputs.base,
         inputs.scorer,
@@ -187,6 +187,11 @@ def _build_validator(inputs: RunInputs, method: Method) -> Validator:
         own_prompts=lambda: read_own_prompts(inputs.run, settings.sample_prompts, settings.token, settings.kind),
         save_snapshot=partial(save_snapshot, inputs),
     )
+    if validator.evaluation and validator.evaluation.out_of_domain:
+        inputs.say(
+            "The built-in CLIP cannot score photographs, so the run has all its steps and the last checkpoint is used."
+        )
+    return validator
 
 
 def _dry_run(inputs: RunInputs, state: TrainState, validator: Validator | None) -> str:

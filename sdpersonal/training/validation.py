@@ -3,7 +3,8 @@ folder of single ones, and the concept as it was.
 
 The best is the last of those within a twentieth of the highest score. The scorer's own noise is nearly as large; and as
 long as prompts are followed, more steps make better images than a small scorer can tell: an independent classifier
-preferred a later checkpoint for each of four subjects (docs/learning.md), and so do people.
+preferred a later checkpoint for each of four subjects (docs/learning.md), and so do people. Where scores are out of
+domain (`ConceptScores`), the best is the last one.
 """
 
 from __future__ import annotations
@@ -162,7 +163,10 @@ def scored(validations: Sequence[Validation]) -> list[tuple[int, ConceptScores]]
 
 
 def best_validation(validations: Sequence[Validation]) -> Validation | None:
-    """Return the last of those within SCORE_TOLERANCE of the highest score; None if there are none."""
+    """Return the last of those within SCORE_TOLERANCE of the highest score; None if there are none. Scores that are
+    out of domain are all equally high."""
+    if out_of_domain(validations):
+        return next(validation for validation in reversed(validations) if validation.scores)
     highest = max((scores.score for _, scores in scored(validations)), default=0.0)
     return next(
         (
@@ -174,9 +178,17 @@ def best_validation(validations: Sequence[Validation]) -> Validation | None:
     )
 
 
+def out_of_domain(validations: Sequence[Validation]) -> bool:
+    """Return whether the scores mean nothing: see `ConceptScores`."""
+    return any(scores.out_of_domain for _, scores in scored(validations))
+
+
 def is_improving(validations: Sequence[Validation]) -> bool:
     """Return whether the scores still improve, whatever the loss says: none was good yet, or one of the newest two is
-    clearly better than all before. Two, since the noise of a score is as large as the gain of a milestone."""
+    clearly better than all before. Two, since the noise of a score is as large as the gain of a milestone. Scores that
+    are out of domain end no run."""
+    if out_of_domain(validations):
+        return True
     values = [scores.score for _, scores in scored(validations)]
     if not values:
         return False
@@ -211,7 +223,8 @@ def _save_images(
 
 
 def _to_json(step: int, scores: ConceptScores) -> str:
-    return json.dumps({"step": step, "score": round(scores.score, 6)} | asdict(scores))
+    values = asdict(scores) | {"out_of_domain": int(scores.out_of_domain)}
+    return json.dumps({"step": step, "score": round(scores.score, 6)} | values)
 
 
 def read_validations(run: Path) -> list[Validation]:

@@ -147,6 +147,13 @@ def test_a_verdict_names_no_flags(workspace):
     assert "Training had no effect" in sentence and "--" not in sentence and "learning rate" in sentence
 
 
+def test_no_likeness_is_shown_of_photographs_that_the_scorer_does_not_know(workspace):
+    workspace.library.edit(T("<me/duck>"), {"scores": {"copying": 0.0, "out_of_domain": 1.0}})
+    shown = details(workspace, "<me/duck>")
+    assert dict(shown["scores"]) == {"Photos copied": "0%"} and "cannot be scored" in shown["verdict"][0]
+    assert "Stable Diffusion: choose it on the page Models." in shown["verdict"][1] and "--" not in shown["verdict"][1]
+
+
 def test_what_is_damaged_says_why(workspace):
     (workspace.library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
     shown = details(workspace, "<me/cut>")

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings
@@ -284,6 +284,43 @@ def test_the_verdict_says_what_is_seen(kind, scores, words):
 def test_a_style_that_hides_what_prompts_ask_for_is_not_told_about_places():
     message = explain_scores(ConceptScores(0.9, 0.4, 0, 0, 0, None, 1, 1), "ink", "style")
     assert message[0].startswith("What a prompt asks for is hard to recognise in this style.") and len(message) == 1
+
+
+def texture(seed):
+    """An image with as much texture as a photograph."""
+    pixels = np.random.default_rng(seed).integers(60, 190, (32, 32, 3), np.uint8)
+    return Image.fromarray(pixels).resize((128, 128), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(params=["textures", "dog"])
+def photographs(request):
+    if request.param == "textures":
+        return [texture(seed) for seed in range(4)]
+    folder = request.getfixturevalue("shared_photos") / request.param
+    return [Image.fromarray(photo.square()) for photo in load_photos(folder, 128).photos]
+
+
+def test_photographs_are_not_praised_by_a_clip_that_knows_drawings(judge, plain, photographs, monkeypatch):
+    """Smears in the photos' colours, and the photos themselves, beyond which no praise could go."""
+    smears = [photo.filter(ImageFilter.GaussianBlur(6)) for photo in photographs]
+    evaluation = ConceptEvaluation(judge, "object", "dog", photographs, plain["object"])
+    for images in (smears, photographs):
+        scores = evaluation.score((images * 8)[:8])
+        message = explain_scores(scores, "dog")
+        assert scores.out_of_domain and "cannot be scored: they are photographs" in message[-2]
+        assert "--base sd15" in message[-1] and not any("like the photos in" in line for line in message)
+        assert format_scores(scores).startswith("likeness not scored, copied ")
+        assert scores.to_dict() == {"copying": round(scores.copying, 4), "out_of_domain": 1.0}
+        assert ConceptScores.from_dict(scores.to_dict()).out_of_domain
+    monkeypatch.setattr(judge, "knows_photographs", True)
+    known = ConceptEvaluation(judge, "object", "dog", photographs, plain["object"]).score((photographs * 8)[:8])
+    assert not known.out_of_domain and known.to_dict()["likeness"] > 0.8
+
+
+def test_drawings_and_styles_are_scored(judge, photos, plain):
+    assert not ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).out_of_domain
+    textures = [texture(seed) for seed in range(4)]
+    assert not ConceptEvaluation(judge, "style", "ink", textures, plain["style"]).out_of_domain
 
 
 def test_pictures_are_of_any_mode_and_size(judge, photos, plain):

@@ -24,6 +24,7 @@ from sdpersonal.training.run_dir import CLASS_NOUN_IMAGE, SAMPLES_FILE, VALIDATI
 from sdpersonal.training.validation import Validation
 from support.samples import card, concept
 
+UNKNOWN = [Validation(step, ConceptScores(1.0, 0.9, 0.0, 0.2, 0.4, out_of_domain=True)) for step in (1, 2)]
 SUMMARY = RunSummary(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
 VALIDATIONS = [Validation(step, ConceptScores(0.3 * step, 0.9, 0.1, 0.2, 0.4)) for step in (1, 2, 3)]
 
@@ -125,6 +126,21 @@ def test_the_kept_one_is_the_concepts_own_though_another_scored_more(folder):
     assert page.pictures()[1].tobytes() == random_image(11).tobytes()
     assert "1, used" in page.text and "3, used" not in page.text and page.text.count(", used") == 1
     assert text.count('class="best"') == 1
+
+
+def test_scores_that_mean_nothing_are_not_shown(folder):
+    text = write_report(folder, make_concept(steps=2), UNKNOWN, SUMMARY).read_text(encoding="utf-8")
+    page = Page(text)
+    assert (
+        "cannot be scored: they are photographs" in page.text
+        and page.pictures()[1].tobytes() == random_image(12).tobytes()
+    )
+    assert "Checkpoints" not in page.text and "<table" not in text and "0.9" not in page.text
+    sizes = []
+    for validations in (UNKNOWN, VALIDATIONS):
+        save_curves(folder / "loss.png", [0.5, 0.4], [], validations)
+        sizes.append(Image.open(folder / "loss.png").height)
+    assert sizes[0] < sizes[1]  # a panel less
 
 
 HOSTILE = (

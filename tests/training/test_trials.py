@@ -4,6 +4,7 @@ run ends as an uninterrupted one."""
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,17 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
 )
 def test_a_run_wants_more_while_nothing_is_good_or_something_has_lately_risen(scores, more):
     assert validation.is_improving([Validation(step, scored(score)) for step, score in enumerate(scores, 1)]) is more
+
+
+def test_scores_that_mean_nothing_end_no_run_and_choose_nothing(tmp_path):
+    validations = [
+        Validation(step, replace(scored(score), out_of_domain=True)) for step, score in enumerate([0.9, 0.7, 0.2], 1)
+    ]
+    assert validation.is_improving(validations) and best_validation(validations) is validations[-1]
+    assert best_validation([*validations, Validation(4, None)]) is validations[-1]
+    lines = [validation._to_json(entry.step, entry.scores) for entry in validations]
+    (tmp_path / VALIDATIONS_FILE).write_text("\n".join(lines))
+    assert read_validations(tmp_path) == validations
 
 
 # --- its checkpoint ---

@@ -60,6 +60,7 @@ def labelled(error: UserError) -> UserError:
 def name_fields(text: str) -> str:
     """Replace flags of the command line by the names of the page's fields: "more --steps" becomes "more steps"."""
     text = text.replace("--method lora", "the method DreamBooth LoRA")
+    text = text.replace("--base sd15", "choose it on the page Models")
     return _FLAG.sub(lambda match: _field_name(match[1]), text)
 
 

@@ -80,12 +80,16 @@ def colour_histogram(colours: np.ndarray, weights: np.ndarray, bins: tuple[int, 
     return counts.ravel() / max(counts.sum(), 1e-9)
 
 
-def are_photographs(photos: Sequence[ExaminedPhoto]) -> bool:
-    """Return whether most photos show the real world: that has texture everywhere, and drawings have even areas."""
-    return bool(np.mean([photo.measure(_change_of_light) for photo in photos]) > _PHOTOGRAPH)
+def are_photographs(changes: Sequence[float]) -> bool:
+    """Return whether most photos show the real world: that has texture everywhere, and drawings have even areas.
+
+    changes: of each photo, `change_of_light`.
+    """
+    return bool(np.mean(changes) > _PHOTOGRAPH)
 
 
-def _change_of_light(square: np.ndarray) -> float:
+def change_of_light(square: np.ndarray) -> float:
+    """Return the change of light between neighbouring pixels that most pixels of a photo are below, 0 to 1."""
     gray = Image.fromarray(square).convert("L").resize((_EDGE_SIDE, _EDGE_SIDE), Image.Resampling.BOX)
     along_y, along_x = (np.diff(np.asarray(gray, np.float32) / 255, axis=axis) for axis in (0, 1))
     return float(np.percentile(np.hypot(along_x[:-1], along_y[:, :-1]), _BELOW))

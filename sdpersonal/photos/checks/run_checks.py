@@ -9,7 +9,7 @@ from ...config import ConceptKind
 from ...config.base import BaseKind
 from ...errors import printable
 from ..loading import FEW_PHOTOS, PhotoSet
-from .across_photos import are_photographs, shared_background, sideways_photos
+from .across_photos import are_photographs, change_of_light, shared_background, sideways_photos
 from .clip_checks import ClipFeatures, two_subjects, wrong_class
 from .duplicates import near_duplicates
 from .each_photo import BLUR_THRESHOLD, exposure, sharpness
@@ -52,7 +52,8 @@ def check_examined(
     names = [photo.name for photo in photos]
     groups = near_duplicates(photos)
     findings = [*_check_size(photos)]
-    if base_kind == "tiny" and kind != "style" and are_photographs(photos):
+    changes = [photo.measure(change_of_light) for photo in photos] if base_kind == "tiny" and kind != "style" else []
+    if changes and are_photographs(changes):
         findings.append(make_finding("photographs", names, "The built-in model has seen drawings only."))
     findings += [
         make_finding("near-duplicates", _select(names, group), "{} are nearly the same photo.") for group in groups

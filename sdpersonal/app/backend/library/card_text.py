@@ -104,12 +104,15 @@ def score_facts(card: Card) -> Facts:
     scores = ConceptScores.from_dict(card.scores)
     if scores is None:
         return [(_in_words(name), f"{value:.2f}") for name, value in card.scores.items()]
+    copied = ("Photos copied", f"{scores.copying:.0%}")
+    if scores.out_of_domain:
+        return [copied]
     return _known(
         [
             ("Likeness to the photos", f"{scores.likeness:.0%}"),
             *((f"… in {name}", f"{value:.0%}") for name, value in scores.aspects.items()),
             ("Prompts followed", f"{scores.fidelity:.0%}"),
-            ("Photos copied", f"{scores.copying:.0%}"),
+            copied,
         ]
     )
 

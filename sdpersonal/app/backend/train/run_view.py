@@ -190,7 +190,7 @@ def _timeline(status: RunStatus) -> tuple[list[dict[str, Any]], list[str]]:
                 "images": [_image_json(image) for image in timeline_images(status, step)],
                 "scores": scored.to_dict() if scored else None,
                 "sentences": sentences,
-                "best": step == best_step,
+                "best": step == best_step and not (scored and scored.out_of_domain),
                 "can_keep": step in keepable,
             }
         )
