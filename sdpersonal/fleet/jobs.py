@@ -215,7 +215,7 @@ class Job:
         """Return whether a later attempt has begun, so that this one must not write any more."""
         return max(self.attempt_numbers(), default=0) > attempt.number
 
-    def is_poisonous(self) -> bool:
+    def died_too_often(self) -> bool:
         """Return whether the last attempts all died without a new checkpoint."""
         deaths = 0
         for number in reversed(self.attempt_numbers()):

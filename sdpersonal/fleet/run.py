@@ -18,7 +18,7 @@ from ..prompts import Token
 from .cluster import Needs, RayPool, check_installed, connect, local_cpus
 from .driver import Driver, DriverOptions, Tracked
 from .jobs import Job, JobView, all_jobs, submit
-from .librarian import Librarian
+from .library_writer import LibraryWriter
 from .progress import Summary, summarize, write_page
 from .store import Store, open_store
 from .training_worker import TrainingOptions, TrainingWorker
@@ -64,7 +64,7 @@ def train_fleet(
             on_summary(summarize(tracked, pool.slots()))
             write_page(store, tracked, pool.slots())
 
-        driver = Driver(jobs, pool, Librarian(options.library), driver_options, say, show)
+        driver = Driver(jobs, pool, LibraryWriter(options.library), driver_options, say, show)
         with _sigterm_as_ctrl_c():
             code = driver.run()
     return list(driver.tracked.values()), code

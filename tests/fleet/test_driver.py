@@ -13,7 +13,7 @@ from sdpersonal.config import TextualInversionSettings
 from sdpersonal.errors import DiskFull
 from sdpersonal.fleet.driver import CRASHED, Driver, DriverOptions
 from sdpersonal.fleet.jobs import Failure, JobState, Outcome, Result, submit
-from sdpersonal.fleet.librarian import Librarian
+from sdpersonal.fleet.library_writer import LibraryWriter
 from sdpersonal.fleet.progress import summarize, write_page
 from sdpersonal.fleet.store import LocalStore, StoreError
 from sdpersonal.fleet.worker import Ended
@@ -83,7 +83,7 @@ def fleet(tmp_path):
         pool, said = Pool(store, play, slots), []
         pool.jobs = {job.id: job for job in jobs.values()}
         pool.tokens = {job.id: token for token, job in jobs.items()}
-        driver = Driver(jobs, pool, Librarian(tmp_path / "library"), DriverOptions(**FAST | options), said.append)
+        driver = Driver(jobs, pool, LibraryWriter(tmp_path / "library"), DriverOptions(**FAST | options), said.append)
         driver.said, driver.pool, driver.library = said, pool, Library(tmp_path / "library")
         return driver
 
@@ -122,7 +122,7 @@ def test_a_job_that_kills_its_workers_fails_and_the_others_go_on(fleet):
     assert driver.pool.tries["<me/bad>"] == 3 and len(driver.library) == 2
 
 
-def test_deaths_that_got_on_are_no_poison(fleet):
+def test_deaths_after_new_checkpoints_do_not_count(fleet):
     driver = fleet(["<me/a>"], lambda token, number: Outcome.DIED if number < 7 else Outcome.TRAINED)
     # Each attempt begins from step 0 and saves step 5.
     assert driver.run() == 0 and driver.tracked[next(iter(driver.tracked))].attempts == 7
@@ -239,7 +239,7 @@ def test_a_storage_that_fails_every_third_time_delays_and_loses_nothing(fleet, m
 
     monkeypatch.setattr(driver.pool, "_finish", steady)
     monkeypatch.setattr(driver, "_round", flaky_round)
-    monkeypatch.setattr("sdpersonal.fleet.librarian._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sdpersonal.fleet.library_writer._FIRST_PAUSE", 0.01)
     for name in ("read", "write", "write_new", "names"):
         monkeypatch.setattr(LocalStore, name, flaky(name))
     assert driver.run() == 0 and len(driver.library) == 5 and min(made["read"], made["write"], made["names"]) > 0

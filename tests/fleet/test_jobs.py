@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.fleet.jobs import Failure, Job, JobState, Outcome, Result, all_jobs, submit
-from sdpersonal.fleet.librarian import Librarian, add_to_library
+from sdpersonal.fleet.library_writer import LibraryWriter, add_to_library
 from sdpersonal.fleet.store import LocalStore
 from support import samples
 
@@ -134,7 +135,7 @@ D, S = Outcome.DIED, Outcome.STOPPED
 
 
 @pytest.mark.parametrize(
-    "attempts, poisonous",
+    "attempts, too_often",
     [
         ([(D, 0, 0)] * 2, False),
         ([(D, 0, 0)] * 3, True),
@@ -144,11 +145,11 @@ D, S = Outcome.DIED, Outcome.STOPPED
         ([(S, 0, 0)] * 9, False),
     ],
 )
-def test_a_job_is_poisonous_after_three_deaths_without_getting_on(store, photos, attempts, poisonous):
+def test_a_job_is_poisonous_after_three_deaths_without_getting_on(store, photos, attempts, too_often):
     job = submit(store, inversion(photos))
     for outcome, first, saved in attempts:
         job.update(replace(job.claim("s"), outcome=outcome, first=first, saved=saved))
-    assert job.is_poisonous() is poisonous
+    assert job.died_too_often() is too_often
 
 
 def test_the_first_of_two_attempts_that_finish_counts(store, photos, tmp_path):
@@ -196,7 +197,7 @@ def test_a_full_library_is_tried_again_and_holds_up_no_other(store, photos, tmp_
     one, two = (submit(store, inversion(photos, token=token)) for token in ("<me/duck>", "<me/goose>"))
     trained(one), trained(two, seed=1)
     clock, add, full = [100.0], Library.add, ["<me/duck>"]
-    monkeypatch.setattr("sdpersonal.fleet.librarian.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sdpersonal.fleet.library_writer.time.monotonic", lambda: clock[0])
 
     def sometimes(self, concept):
         if str(concept.token) in full:
@@ -204,13 +205,13 @@ def test_a_full_library_is_tried_again_and_holds_up_no_other(store, photos, tmp_
         return add(self, concept)
 
     monkeypatch.setattr(Library, "add", sometimes)
-    librarian = Librarian(tmp_path / "library")
-    librarian.take(one), librarian.take(two), librarian.take(one)
-    assert [result.token for _, result in librarian.work()] == ["<me/goose-v1>"] and len(librarian) == 1
+    writer, threads = LibraryWriter(tmp_path / "library"), ThreadPoolExecutor(4)
+    writer.add_later(one), writer.add_later(two), writer.add_later(one)
+    assert [result.token for _, result in writer.add_due(threads)] == ["<me/goose-v1>"] and len(writer) == 1
     full.clear()
-    assert librarian.work() == []  # not yet
+    assert writer.add_due(threads) == []  # not yet
     clock[0] += 1.5
-    assert [result.token for _, result in librarian.work()] == ["<me/duck-v1>"] and len(librarian) == 0
+    assert [result.token for _, result in writer.add_due(threads)] == ["<me/duck-v1>"] and len(writer) == 0
 
 
 def test_numbers_and_texts_of_a_job_are_checked(store, photos):
