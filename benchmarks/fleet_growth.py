@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import tyro
 
@@ -182,10 +183,11 @@ def simulate(options: Options, workers: int, latency: float) -> dict[str, float]
         driver._threads = SimulatedThreads(clock, options.threads)  # type: ignore[assignment]
         for part in _PARTS:
             setattr(driver, part, _counting(clock, part, getattr(driver, part)))
-        driver_module.time = library_module.time = SimpleNamespace(monotonic=clock.now)  # type: ignore[attr-defined]
+        simulated_time = SimpleNamespace(monotonic=clock.now)
         start = clock.now()
-        if driver.run():
-            sys.exit("a training failed")
+        with patch.object(driver_module, "time", simulated_time), patch.object(library_module, "time", simulated_time):
+            if driver.run():
+                sys.exit("a training failed")
         makespan = clock.now() - start
     row = {"workers": workers, "latency": latency, "jobs": len(jobs), "makespan": round(makespan, 1)}
     row["use"] = round(pool.trained / (workers * makespan), 3)
