@@ -6,6 +6,7 @@ card needs to compute them.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+
+from .oom import release_cached_memory
 
 if TYPE_CHECKING:
     from torch.cuda import _POOL_HANDLE as Pool
@@ -33,39 +36,56 @@ class CapturedCall:
 
     def __init__(self, function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Pool | None = None):
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._function = function
+        self._function: Callable[[], tuple[Tensor, ...]] | None = None
         self.num_bytes = 0  # memory that only this graph, and those with the same pool, can use
         if device.type != "cuda":
-            self.results = function()
+            self._function, self.results = function, function()
             return
-        stream, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-        side.wait_stream(stream)
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                function()
-        stream.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # so that what is reserved from here on is the graph's
-        before = torch.cuda.memory_reserved(device)
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode=_error_mode()):
-                self.results = function()
-        except RuntimeError:
-            _end_failed_capture(stream, pool)
-            raise
-        self.num_bytes = max(0, torch.cuda.memory_reserved(device) - before)
-        graph.replay()  # capturing computes nothing
-        self._graph = graph
+        with torch.cuda.device(device):  # torch captures on the current one, which need not be the model's
+            _warm_up(function, device)
+            release_cached_memory(device)  # so that what is reserved from here on is the graph's
+            before = torch.cuda.memory_reserved(device)
+            self._graph, self.results = _capture(function, device, pool)
+            self.num_bytes = max(0, torch.cuda.memory_reserved(device) - before)
+            self._graph.replay()  # capturing computes nothing
         _captured.add(self)
 
     def replay(self) -> tuple[Tensor, ...]:
         """Call the function on what its tensors hold now; return `results`."""
         if self._graph:
             self._graph.replay()
-        else:
+        elif self._function:
             for result, value in zip(self.results, self._function(), strict=True):
                 result.copy_(value)
         return self.results
+
+
+def _warm_up(function: Callable[[], object], device: torch.device) -> None:
+    stream, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(stream)
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            function()
+    stream.wait_stream(side)
+
+
+def _capture(
+    function: Callable[[], tuple[Tensor, ...]], device: torch.device, pool: Pool | None
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, pool, _capture_stream(stream.device), capture_error_mode=_error_mode()):
+            return graph, function()
+    except RuntimeError:
+        _end_failed_capture(stream, pool)
+        raise
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream to capture on. torch's own belongs to the device of its first capture: kernels of another
+    device would not be captured, and a replay would compute nothing."""
+    return torch.cuda.Stream(device)
 
 
 def _error_mode() -> str:
@@ -80,7 +100,8 @@ def _end_failed_capture(stream: torch.cuda.Stream, pool: Pool | None) -> None:
     torch.cuda.set_stream(stream)
     with suppress(AttributeError, RuntimeError, TypeError):  # it was ended after all, or torch has changed
         torch._C._cuda_endAllocateToPool(stream.device_index, cast(tuple[int, int], pool))
-    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    capture_stream = _capture_stream(stream.device)
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=capture_stream):
         torch.zeros(1, device=stream.device)
     torch.cuda.set_stream(stream)
 

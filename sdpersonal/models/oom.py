@@ -83,13 +83,23 @@ def drop_traceback(error: BaseException, device: torch.device) -> None:
         traceback.clear_frames(link.__traceback__)
         link.__traceback__ = None
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        release_cached_memory(device)
 
 
 def empty_cache() -> None:
     """Run the garbage collector and release cached CUDA memory for other processes."""
     gc.collect()  # modules refer to each other in cycles
+    release_cached_memory()
+
+
+def release_cached_memory(device: torch.device | None = None) -> None:
+    """Return torch's cached memory to the card, the current one if None, once it has computed what it was given.
+
+    The memory of a CUDA graph belongs to the stream that it was captured on. Before torch unmaps an expandable segment
+    it waits for that stream only, while a replay on another may still write to it.
+    """
     if torch.cuda.is_initialized():
+        torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 
 

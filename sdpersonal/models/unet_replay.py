@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .cuda_graphs import CapturedCall, captured_bytes
 from .offload import MemoryNeed, memory_need
-from .oom import drop_traceback, is_out_of_memory
+from .oom import drop_traceback, is_out_of_memory, release_cached_memory
 
 if TYPE_CHECKING:
     from .cuda_graphs import Pool
@@ -100,7 +100,7 @@ class UNetReplayer:
         self._graphs.clear()
         self._pool = None
         if self._model.device.type == "cuda":
-            torch.cuda.empty_cache()
+            release_cached_memory(self._model.device)
 
     @property
     def num_graphs(self) -> int:
