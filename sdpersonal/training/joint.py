@@ -170,11 +170,11 @@ def joint_losses(base: StableDiffusion, batches: Sequence[tuple[JointMethod, Los
     embeddings = [method.embeddings for method, _ in batches]
     vectors = {key: torch.cat([of_run[key] for of_run in embeddings]) for key in embeddings[0]}
     counts = [len(next(iter(of_run.values()))) for of_run in embeddings]
-    inputs = _concatenate([inputs.to(base.device) for _, inputs in batches], counts)
-    losses = batch_loss(base, vectors, inputs, None).split([len(inputs.t) for _, inputs in batches])
+    on_device = [inputs.to(base.device) for _, inputs in batches]
+    losses = batch_loss(base, vectors, _concatenate(on_device, counts), None).split([len(x.t) for x in on_device])
     return [
-        loss if method.snr_gamma is None else loss * min_snr(base.schedule, inputs.t.to(base.device), method.snr_gamma)
-        for loss, (method, inputs) in zip(losses, batches, strict=True)
+        loss if method.snr_gamma is None else loss * min_snr(base.schedule, inputs.t, method.snr_gamma)
+        for loss, inputs, (method, _) in zip(losses, on_device, batches, strict=True)
     ]
 
 

@@ -85,7 +85,7 @@ def train(
                 if folder.exists():
                     storage.remove_leftovers(folder)
             poll(run)  # drop a command that an earlier run did not read
-        state, config, validator = _setup(inputs, stack)
+        state, config, validator = _setup(inputs, stack, captures=False if joint else None)
         if joint:
             joint.join(state)  # only now: the dry run measures this run's own steps
         end = _fit(inputs, state, config, validator, on_progress)
@@ -130,17 +130,20 @@ def _load(
     return RunInputs(settings, run, accelerator, base, photos, scorer, lines, resolved, say)
 
 
-def _setup(inputs: RunInputs, stack: ExitStack) -> tuple[TrainState, LoopConfig, Validator | None]:
+def _setup(
+    inputs: RunInputs, stack: ExitStack, captures: bool | None
+) -> tuple[TrainState, LoopConfig, Validator | None]:
     """Build method, optimizer, data and validator, and dry-run a step.
 
-    The method's close() is pushed on `stack`; only the main process gets a validator.
+    The method's close() is pushed on `stack`; only the main process gets a validator. captures: see `TrainState`; the
+    passes of a run that shares them with others are computed elsewhere.
     """
     settings, run, preset, accelerator = inputs.settings, inputs.run, inputs.preset, inputs.accelerator
     identity = run_identity(settings, inputs.base, inputs.photos, preset, inputs.photos_per_step)
     check_no_earlier_run(settings, run, identity, preset.steps)
     oom_advice = OomAdvice(accelerator.device, settings, inputs.resolution, preset.batch)
     with oom_advice.translate("before the first step"):
-        state = _build_state(inputs, oom_advice, stack)
+        state = _build_state(inputs, oom_advice, stack, captures)
         validator = _build_validator(inputs, state.method) if settings.samples and accelerator.is_main_process else None
         intro = (
             f"Training {settings.token} with {state.method.name} at {inputs.resolution} px: up to {preset.steps} steps "
@@ -154,7 +157,7 @@ def _setup(inputs: RunInputs, stack: ExitStack) -> tuple[TrainState, LoopConfig,
     return state, _loop_config(inputs, state, identity), validator
 
 
-def _build_state(inputs: RunInputs, oom_advice: OomAdvice, stack: ExitStack) -> TrainState:
+def _build_state(inputs: RunInputs, oom_advice: OomAdvice, stack: ExitStack, captures: bool | None) -> TrainState:
     settings, base, resolved = inputs.settings, inputs.base, inputs.preset
     method = build_method(settings, base, resolved, inputs.accelerator, inputs.say)
     stack.callback(method.close)
@@ -167,7 +170,17 @@ def _build_state(inputs: RunInputs, oom_advice: OomAdvice, stack: ExitStack) -> 
     data = PhotoDataset(base, photos, templates, settings.seed, settings.flip, settings.noise_offset)
     ema = EMA(method.trainable_parameters(), resolved.ema_decay) if resolved.ema_decay else NoEMA()
     scaler = loss_scaler(method.autocast_dtype or base.dtype, base.device)
-    return TrainState(inputs.accelerator, method, data, optimizer, oom_advice, ema, scaler=scaler, say=inputs.say)
+    return TrainState(
+        inputs.accelerator,
+        method,
+        data,
+        optimizer,
+        oom_advice,
+        ema,
+        scaler=scaler,
+        say=inputs.say,
+        captures=captures,
+    )
 
 
 def _build_validator(inputs: RunInputs, method: Method) -> Validator:

@@ -27,7 +27,10 @@ from .validation import Validator
 
 @dataclass
 class TrainState:
-    """What a training step works with and changes. step: the number of finished steps."""
+    """What a training step works with and changes.
+
+    step: the number of finished steps; captures: whether passes are captured in CUDA graphs, None: on a card.
+    """
 
     accelerator: Accelerator
     method: Method
@@ -39,9 +42,10 @@ class TrainState:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     say: Callable[[str], None] = print
     signals: StopSignals | None = None  # of the caller, where this run is not the one that receives them
+    captures: bool | None = None
 
     def __post_init__(self) -> None:
-        self.gradients = Gradients(self.method, self.accelerator, self.scaler, self.say)
+        self.gradients = Gradients(self.method, self.accelerator, self.scaler, self.say, self.captures)
 
     def load_inputs(self, config: LoopConfig, step: int) -> list[LossInputs]:
         """Return the inputs of this process's batches of a step, on the CPU."""

@@ -252,3 +252,20 @@ def test_runs_that_cannot_be_trained_together_are_refused_at_once(settings, tmp_
     with pytest.raises(UserError, match="got 0"):
         train_together([], quiet)
     assert not first.run.exists()
+
+
+def test_the_dry_run_of_a_run_that_shares_its_passes_captures_none(settings, tmp_path, monkeypatch):
+    """On a card each run would capture a step that it never replays, and keep its memory."""
+    from sdpersonal.training import run as whole_run
+
+    asked = []
+
+    def build(*args):
+        asked.append(args[-1])
+        raise UserError("Enough.")
+
+    monkeypatch.setattr(whole_run, "_build_state", build)
+    with pytest.raises(UserError, match="Enough"):
+        train(settings(0, tmp_path), quiet)
+    (outcome,) = train_together([settings(1, tmp_path)], quiet)
+    assert isinstance(outcome, UserError) and asked == [None, False]
