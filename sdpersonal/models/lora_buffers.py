@@ -29,6 +29,8 @@ _SMALLEST_BUCKET = 8  # rank; 8 numbers of 16 bits are the 16 bytes that tensor 
 _BUCKET_STEP = 128  # above this rank, buckets are its multiples
 _STORED_BYTES = 1 << 30  # of concepts on the card
 _STORED_SHARE = 0.05  # of the card's memory: the same for a small card
+_BUFFERS_BYTES = 2 << 30  # of buffers, in use or not
+_BUFFERS_SHARE = 0.1  # of the card's memory: the same for a small card
 _STAGING_BYTES = 32 << 20  # copied from the host at once: torch keeps pinned memory
 
 
@@ -80,6 +82,10 @@ class _Buffer:
         """Return the views of these rows of A and columns of B."""
         return self.down.narrow(0, first, count), self._up.narrow(self._rank_dim, first, count)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.down.nbytes + self._up.nbytes
+
 
 @dataclass
 class _Copies:
@@ -89,6 +95,10 @@ class _Copies:
     downs: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # target, source
     ups: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)  # of `ups`
+
+
+_BufferKey = tuple[nn.Module, int, int, torch.dtype]
+"""A layer, its slot, the buffer's rank, and the layer's dtype."""
 
 
 class LoraBuffers:
@@ -101,16 +111,23 @@ class LoraBuffers:
         self._device = device
         self._stored: OrderedDict[int, _StoredLora] = OrderedDict()  # by id of the Lora; last used last
         self._factors: dict[int, StoredFactors] = {}  # by id of the Lora's part
-        self._buffers: dict[tuple[nn.Module, int, int, torch.dtype], _Buffer] = {}
+        self._buffers: OrderedDict[_BufferKey, _Buffer] = OrderedDict()  # filled last, last
+        self._filled: set[_BufferKey] = set()  # since the last `flush`
         self._copies = _Copies()
-        self._limit = _STORED_BYTES
+        self._limit, self._buffers_limit = _STORED_BYTES, _BUFFERS_BYTES
         if device.type == "cuda":
-            self._limit = min(self._limit, int(_STORED_SHARE * torch.cuda.get_device_properties(device).total_memory))
+            memory = torch.cuda.get_device_properties(device).total_memory
+            self._limit = min(self._limit, int(_STORED_SHARE * memory))
+            self._buffers_limit = min(self._buffers_limit, int(_BUFFERS_SHARE * memory))
 
     @property
     def stored_bytes(self) -> int:
         """The bytes of the concepts on the card."""
         return sum(stored.num_bytes for stored in self._stored.values())
+
+    @property
+    def buffer_bytes(self) -> int:
+        return sum(buffer.num_bytes for buffer in self._buffers.values())
 
     def has(self, lora: Lora, dtype: torch.dtype) -> bool:
         """Return whether a LoRA is on the card for a model of this dtype; it then counts as used."""
@@ -165,6 +182,8 @@ class LoraBuffers:
         buffer = self._buffers.get(key)
         if buffer is None:
             buffer = self._buffers[key] = _Buffer(layer, bucket_of(rank), self._device)
+        self._buffers.move_to_end(key)
+        self._filled.add(key)
         copies, first = self._copies, 0
         if rank < buffer.used:
             copies.zeros += buffer.part(rank, buffer.used - rank)
@@ -179,7 +198,8 @@ class LoraBuffers:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Make all copies of `fill`."""
+        """Make all copies of `fill`. What was not filled since the last time is not in use any more."""
+        self._drop_buffers()
         copies, self._copies = self._copies, _Copies()
         if copies.zeros:
             torch._foreach_zero_(copies.zeros)
@@ -187,6 +207,16 @@ class LoraBuffers:
             torch._foreach_copy_([target for target, _ in copies.downs], [source for _, source in copies.downs])
             scaled = torch._foreach_mul([source for _, source in copies.ups], copies.scales)
             torch._foreach_copy_([target for target, _ in copies.ups], scaled)
+
+    def _drop_buffers(self) -> None:
+        """Drop buffers that were filled longest ago, but none in use, while all take too much memory: there is one of
+        each rank and slot that was ever used. A CUDA graph that reads one has the address in its key."""
+        filled, self._filled = self._filled, set()
+        excess = self.buffer_bytes - self._buffers_limit
+        for key in [key for key in self._buffers if key not in filled]:
+            if excess <= 0:
+                return
+            excess -= self._buffers.pop(key).num_bytes
 
 
 def _batches(parts: Iterable[StoredPart]) -> Iterator[list[StoredPart]]:

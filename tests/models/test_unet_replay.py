@@ -266,3 +266,17 @@ def test_concepts_used_longest_ago_leave_the_card(plain, replayed):
     replayed.adapters.set([(lora, 1.0) for lora in loras])  # more than fit: a mix is on the card as a whole
     assert buffers.stored_bytes == 4 * each
     assert check(plain, replayed, lambda adapters: adapters.set([(loras[2], 0.5), (loras[0], 1.0)])) == 1
+
+
+def test_buffers_of_ranks_that_are_not_used_any_more_are_dropped(plain, replayed):
+    buffers = replayed.adapters._buffers
+    loras = [some_lora(plain, seed, rank) for seed, rank in enumerate((4, 12, 24, 40))]
+    for lora in loras:
+        check(plain, replayed, lambda adapters, lora=lora: adapters.set([(lora, 1.0)]), times=1)
+    largest = buffers._buffers_limit = buffers.buffer_bytes * 64 // (8 + 16 + 32 + 64)  # the last one's
+    replayed.adapters.set([(loras[3], 1.0)])
+    assert buffers.buffer_bytes == largest
+    assert check(plain, replayed, lambda adapters: adapters.set([(loras[0], 1.0)])) == 1  # in a new buffer
+    groups = [[(lora, 1.0)] for lora in loras]
+    check(plain, replayed, lambda adapters: adapters.set_groups(groups), times=1, rows=4)
+    assert buffers.buffer_bytes > largest  # those of a batch are all in use
