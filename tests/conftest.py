@@ -40,6 +40,22 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def base_dtype():
+    """With SDPERSONAL_BASE_DTYPE=bfloat16, bases are loaded in this precision, as on a card; not in other processes."""
+    if not (name := os.environ.get("SDPERSONAL_BASE_DTYPE")):
+        yield
+        return
+    import torch
+
+    from sdpersonal.models import loading
+
+    before = loading.compute_dtype
+    loading.compute_dtype = lambda device: getattr(torch, name)
+    yield
+    loading.compute_dtype = before
+
+
 @pytest.fixture(autouse=True)
 def own_place(tmp_path_factory, monkeypatch):
     """No test can touch a real library or home, or lean on the folder it was started in."""
