@@ -17,7 +17,7 @@ test-thorough: .venv/.all
 
 # The tests that need a CUDA card. They are in files that need neither Gradio nor a network.
 test-gpu: .venv/.all
-	$(IN)/python -m pytest -m gpu tests/models tests/training tests/evaluation tests/training/test_gpu_gradients.py
+	$(IN)/python -m pytest -m gpu tests/models tests/training tests/evaluation
 
 # Checks and measures everything on a CUDA card in about nine minutes: see benchmarks/on_card.py.
 on-card: .venv/.all
