@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from ... import storage
 from ...concepts.library import Library
 from ...errors import UserError
 from ...outputs import Outputs
+from ...storage.user_file import user_folder_name
 
 TILES = "tiles"  # the folder of the library's tiles, which all pages share
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,3 @@ class Workspace:
         """Remove the folders of an upload that is gone, if they are empty."""
         for folder in list(upload.parents)[: max(0, len(upload.relative_to(self.served_dir.resolve()).parts) - 1)]:
             storage.remove_empty_folder(folder)
-
-
-def user_folder_name(user: str) -> str:
-    """Return the user's name as a folder name. Raises UserError if it is not allowed."""
-    if not _NAME.fullmatch(user):
-        raise UserError("A user's name has 1 to 32 of a-z, 0-9 and -.")
-    return user

@@ -8,7 +8,6 @@ import hmac
 import ipaddress
 import os
 import socket
-import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,10 +16,10 @@ from pathlib import Path
 
 from ... import storage
 from ...errors import UserError, printable
+from ...storage.user_file import read_user_file
 
 LOCALHOST = ("127.0.0.1", "localhost")
 _MIN_PASSWORD = 8  # characters of a password, without the spaces around it
-_MAX_BYTES = 100_000  # bytes of the password file
 
 
 @dataclass(frozen=True)
@@ -115,42 +114,8 @@ def _check_proxy(proxy: str) -> None:
 
 
 def _read_passwords(path: Path) -> dict[str, str]:
-    from ..backend.workspace import user_folder_name  # imported late: it loads the models' modules, which takes seconds
-
-    data = storage.read_bytes(path, _MAX_BYTES)
-    file = printable(str(path))
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"Others can read {file}.", f"Run: chmod 600 {file}")
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = data[: error.start].count(b"\n") + 1
-        raise UserError(f"Line {number} of {file} is not UTF-8.", "Save the file as UTF-8.") from None
-    passwords: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        text = line.removesuffix("\r")
-        if not text.strip() or text.startswith("#"):
-            continue
-        name, colon, password = text.partition(":")
-        if not colon or not _is_password(password):
-            raise UserError(
-                f"Line {number} of {file} is not NAME:PASSWORD, or the password is short.",
-                f"A password has at least {_MIN_PASSWORD} characters, which can be typed and are not all spaces.",
-            )
-        if name in passwords:
-            raise UserError(f"Line {number} of {file} has the name {printable(name, 60)} again.", "Remove one of them.")
-        try:
-            passwords[user_folder_name(name)] = password
-        except UserError as error:
-            raise UserError(f"Line {number} of {file} has no user's name.", error.message) from None
-    if not passwords:
-        raise UserError(f"{file} has no line.", "Write one for each user: NAME:PASSWORD.")
-    return passwords
-
-
-def _is_password(text: str) -> bool:
-    # U+FFFD stands for what could not be decoded: such a password would be known to everybody.
-    return len(text.strip()) >= _MIN_PASSWORD and text.isprintable() and "\ufffd" not in text
+    hint = f"A password has at least {_MIN_PASSWORD} characters, which can be typed and are not all spaces."
+    return read_user_file(path, "password", _MIN_PASSWORD, hint)
 
 
 def _machine_names() -> set[str]:
