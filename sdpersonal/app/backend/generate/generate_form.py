@@ -11,7 +11,7 @@ from typing import Any
 from ....config import GenerateRequest
 from ....config.generation import DEFAULT_STEPS
 from ....errors import FieldError, UserError
-from ..models.model_info import ModelInfo
+from ....models.model_info import ModelInfo
 from .gallery import Gallery
 from .init_images import InitImages
 

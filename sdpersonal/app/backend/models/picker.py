@@ -18,9 +18,9 @@ from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, download_folder, files_to_fetch
+from ....models.model_info import ModelInfo
 from .. import App
 from .hardware import MODEL_SIZES, Hardware, check_fit, training_memory_text
-from .model_info import ModelInfo
 
 TITLES = {
     BUILT_IN: "Built in: small and fast, toy-like images",

@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ....concepts.library import Library
+from ....models.model_info import ModelInfo
 from ....photos.crops import OwnCrop
 from ..error_text import describe_error
-from ..models.model_info import ModelInfo
 from .concept_name import make_name
 from .photo_files import SAMPLE_SETS
 from .photo_review import PhotoReview

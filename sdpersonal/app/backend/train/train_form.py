@@ -24,9 +24,9 @@ from ....config.base import AnyText, MayBeEmpty
 from ....config.sample_prompts import MAX_SAMPLE_PROMPTS
 from ....config.text_checks import is_blank
 from ....errors import FieldError, UserError, printable
+from ....models.model_info import ModelInfo
 from ....prompts import Token
 from ..error_text import labelled
-from ..models.model_info import ModelInfo
 from .concept_name import DEFAULT_OWNER, make_token, next_version
 from .training_cost import cost_key, duration_text, memory_text
 

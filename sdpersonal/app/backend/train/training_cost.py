@@ -12,9 +12,9 @@ from .... import storage
 from ....config import TrainingSettings
 from ....display.units import GB, format_minutes
 from ....errors import printable
+from ....models.model_info import ModelInfo
 from ....training.run_dir import read_json, to_number, to_step
 from ..models.hardware import SIZES_BY_KIND
-from ..models.model_info import ModelInfo
 
 _MAX_STEP_SECONDS, _MAX_MEMORY = 1e6, 1e15  # seconds of a step, bytes
 # Seconds of a step with all overhead, until a training was measured here; by (kind, device).

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ....config.base import BaseKind
-from ....config.scheduler_table import SCHEDULERS
-from ....errors import UserError
-from ....models.loading import PRECISION_NAMES
+from ..config.base import BaseKind
+from ..config.scheduler_table import SCHEDULERS
+from ..errors import UserError
+from .loading import PRECISION_NAMES
+
+_TEXTS = ("name", "kind", "version", "device", "precision", "sampler", "safety")
+_NUMBERS = ("resolution", "guidance", "rescale", "parameters")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class ModelInfo:
 
     @classmethod
     def of(cls, base) -> ModelInfo:
+        if isinstance(base, cls):  # of a fleet
+            return base
         return cls(
             name=base.name,
             kind=base.kind,
@@ -55,6 +61,24 @@ class ModelInfo:
     def title(self) -> str:
         """The name without the folders that it is in, which are nobody's business on a page."""
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+    def facts(self) -> dict[str, Any]:
+        """Return all facts as JSON, for another machine; without the folders that it is in."""
+        return asdict(self) | {"name": self.title, "schedulers": list(self.schedulers)}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> ModelInfo:
+        """Read what `facts` wrote on another machine. Raises UserError."""
+        try:
+            info = cls(**{field.name: facts[field.name] for field in fields(cls)})
+        except KeyError as error:
+            raise UserError(f"The facts of the model lack its {error.args[0]}.") from None
+        is_fine = all(isinstance(getattr(info, name), str) for name in _TEXTS)
+        is_fine &= all(isinstance(getattr(info, name), int | float) for name in _NUMBERS)
+        is_fine &= info.kind in get_args(BaseKind) and isinstance(info.schedulers, list | tuple)
+        if not is_fine:
+            raise UserError("The facts of the model have another form.")
+        return replace(info, schedulers=tuple(map(str, info.schedulers)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts that the page shows."""
@@ -80,7 +104,7 @@ class ModelInfo:
 
 
 def _schedulers_of(base) -> tuple[str, ...]:
-    from ....models import check_scheduler
+    from .schedulers import check_scheduler
 
     names = []
     for scheduler in SCHEDULERS:
