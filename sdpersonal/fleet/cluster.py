@@ -45,10 +45,12 @@ class Needs:
     memory: float = 1.5
 
 
-def check_installed() -> None:
-    """Raise UserError, with the command to install it, if ray is missing."""
+def check_installed(serve: bool = False) -> None:
+    """Raise UserError, with the command to install it, if ray is missing. serve: what Ray Serve needs too."""
     if find_spec("ray") is None:
         raise UserError("The fleet needs ray, which is not installed.", INSTALL_HINT)
+    if serve and any(find_spec(name) is None for name in ("grpc_reflection", "uvicorn", "starlette")):
+        raise UserError("The fleet needs Ray Serve's packages, which are not installed.", INSTALL_HINT)
 
 
 @contextmanager
@@ -200,7 +202,7 @@ class RayPool:
     _is_stopping: bool = False
 
     def __post_init__(self) -> None:
-        self.needs = _fill_in(self.needs, self._nodes())
+        self.needs = fill_in(self.needs, nodes_of(self.ray))
         threads, share = max(1, int(self.needs.cpus or 1)), self.needs.gpus or 1.0
         self.options = replace(self.options, threads=threads, gpu_fraction=min(1.0, share))
         actor_class = self.ray.remote(self.worker_class)
@@ -214,8 +216,7 @@ class RayPool:
 
     def check_room(self) -> None:
         """Raise UserError if no worker has room on any machine that is there, and none will come."""
-        if self._room() == 0:
-            raise UserError(f"No worker has room here: {self._describe_needs()}.", "Give smaller --...-per-worker.")
+        check_room(self.needs, nodes_of(self.ray))
 
     def slots(self) -> int:
         return max(1, min(self.limit or self._room(), self.tasks))
@@ -304,24 +305,39 @@ class RayPool:
             self._has_complained, self._began = False, time.monotonic()
         elif time.monotonic() - self._began > _PATIENCE and not self._has_complained:
             self._has_complained = True
-            self.say(f"No worker has started yet: {self._describe_needs()}.")
-
-    def _describe_needs(self) -> str:
-        have = {name: sum(node.get(name, 0) for node in self._nodes()) for name in ("CPU", "GPU")}
-        return (
-            f"one needs {self.needs.cpus:g} cores, {self.needs.gpus:g} cards and {self.needs.memory:g} GB of memory, "
-            f"all machines together have {have['CPU']:g} cores and {have['GPU']:g} cards"
-        )
-
-    def _nodes(self) -> list[dict[str, float]]:
-        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            self.say(f"No worker has started yet: {describe_needs(self.needs, nodes_of(self.ray))}.")
 
     def _room(self) -> int:
         """Return how many workers the machines have room for."""
-        return sum(_fits(node, self.needs) for node in self._nodes())
+        return room_for(self.needs, nodes_of(self.ray))
 
 
-def _fill_in(needs: Needs, nodes: list[dict[str, float]]) -> Needs:
+def nodes_of(ray: Any) -> list[dict[str, float]]:
+    """Return the resources of each machine of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room_for(needs: Needs, nodes: list[dict[str, float]]) -> int:
+    """Return how many workers the machines have room for."""
+    return sum(_fits(node, needs) for node in nodes)
+
+
+def check_room(needs: Needs, nodes: list[dict[str, float]], flags: str = "--...-per-worker") -> None:
+    """Raise UserError if no worker has room on any of the machines."""
+    if room_for(needs, nodes) == 0:
+        raise UserError(f"No worker has room here: {describe_needs(needs, nodes)}.", f"Give smaller {flags}.")
+
+
+def describe_needs(needs: Needs, nodes: list[dict[str, float]]) -> str:
+    """Describe what one worker needs, and what there is, in words."""
+    have = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    return (
+        f"one needs {needs.cpus:g} cores, {needs.gpus:g} cards and {needs.memory:g} GB of memory, "
+        f"all machines together have {have['CPU']:g} cores and {have['GPU']:g} cards"
+    )
+
+
+def fill_in(needs: Needs, nodes: list[dict[str, float]]) -> Needs:
     """Choose what was left open: a card for each worker where there are cards, with up to four cores; else a core."""
     cards = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     gpus = needs.gpus if needs.gpus is not None else (1.0 if cards else 0.0)

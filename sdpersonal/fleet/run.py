@@ -54,7 +54,7 @@ def train_fleet(
     check_installed()
     storage.check_folder(options.library)
     store = open_store(options.uri)
-    marker = _mark(store)
+    marker = mark(store)
     jobs = _submit_all(store, concepts)
     driver_options = options.driver or DriverOptions(_LOCAL_BEAT if options.address is None else _BEAT)
     with connect(options.address, local_cpus(options.workers, options.needs.cpus)) as ray:
@@ -65,13 +65,13 @@ def train_fleet(
             write_page(store, tracked, pool.slots())
 
         driver = Driver(jobs, pool, LibraryWriter(options.library), driver_options, say, show)
-        with _sigterm_as_ctrl_c():
+        with sigterm_as_ctrl_c():
             code = driver.run()
     return list(driver.tracked.values()), code
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def sigterm_as_ctrl_c() -> Iterator[None]:
     """Stop with checkpoints on SIGTERM too, as a job of Ray or of a batch system gets it."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -97,7 +97,7 @@ def _pool(
     return pool
 
 
-def _mark(store: Store) -> str:
+def mark(store: Store) -> str:
     """Return what the storage is known by, so that a worker can tell whether it sees the same one."""
     store.write_new_json(MARKER, {"id": secrets.token_hex(8)})
     marker = (store.read_json(MARKER) or {}).get("id")

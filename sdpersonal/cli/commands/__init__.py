@@ -18,6 +18,7 @@ from . import (
     demo,
     endless,
     fleet,
+    fleet_serve,
     generate,
     hub,
     outputs,
@@ -29,7 +30,7 @@ from . import (
 )
 
 _MODULES: tuple[Any, ...] = (
-    *(train, fleet, generate, sheet, endless, vary, redo),
+    *(train, fleet, fleet_serve, generate, sheet, endless, vary, redo),
     *(photos, concepts_list, concepts_edit, concepts_compare, concepts_import, concepts_export, hub, outputs),
     *(app, demo, completion),
 )
@@ -38,7 +39,7 @@ COMMANDS: dict[str, tuple[Callable[[Any], int], type[SettingsBase]]] = {
 }
 GROUPS = {
     "train": "Train a concept on photos.",
-    "fleet": "Train many concepts at once, on many cores, cards or machines.",
+    "fleet": "Train many concepts, and generate for many people, on many cores, cards or machines.",
     "photos": "Check photos before training on them.",
     "concepts": "Manage the concepts of your library.",
     "hub": "Share concepts on the Hugging Face Hub.",
