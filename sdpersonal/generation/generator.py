@@ -22,6 +22,7 @@ from ..errors import FieldError, Interrupted, UserError, printable
 from ..image_metadata import Presence, Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.attention_maps import AttentionMaps
+from ..models.model_info import ModelInfo
 from ..models.offload import OffloadPlan, bytes_per_step, plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
@@ -64,7 +65,7 @@ class ImageGenerator(Protocol):
     """What the playground needs of a `Generator`; the app's takes turns with other jobs."""
 
     @property
-    def base(self) -> StableDiffusion: ...
+    def base(self) -> StableDiffusion | ModelInfo: ...
 
     def generate(
         self,

@@ -11,9 +11,9 @@ from sdpersonal.app.backend.user_jobs import UserJobs
 class Jobs:
     """The jobs of one service, and the gallery that their images are in. events: the hub that pages would listen to."""
 
-    def __init__(self, load, workspace):
+    def __init__(self, load, workspace, on_fleet=False):
         self.workspace = workspace
-        self.generation = GenerationService(load, workspace)
+        self.generation = GenerationService(load, workspace, on_fleet=on_fleet)
         self.gallery, self.events = Gallery(workspace), EventHub()
         self.jobs = UserJobs(self.generation, self.gallery, self.events)
 

@@ -54,7 +54,8 @@ class App:
         watcher.wake()  # trainings that waited when the app ended start by themselves
 
     def _free_gpu_memory(self) -> None:
-        if self.generation.base.device == "cuda":  # generation and training share the GPU
+        # Generation and training share the GPU, unless it is a fleet's.
+        if self.generation.base.device == "cuda" and not self.generation.on_fleet:
             self.generation.release()
 
     def close(self) -> None:

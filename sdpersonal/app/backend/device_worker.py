@@ -7,10 +7,23 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Runs loading and generation."""
+
+    def run(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T: ...
+
+
+class CallingThread:
+    """Run in the calling thread: where another machine computes, nobody need wait for anybody here."""
+
+    def run(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        return work(*args, **named)
 
 
 class DeviceWorker:

@@ -5,32 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ...generation import Generator
 from ...image_metadata import describe_hidden
+from ...models.model_info import ModelInfo
 from ...models.oom import empty_cache
 from ...outputs import Outputs
-from .device_worker import DeviceWorker
+from .device_worker import CallingThread, DeviceWorker, Runner
 from .job_queue import JobQueue
-from .models.model_info import ModelInfo
-from .render_job import JobContext, JobListener, QueuedGenerator, RenderJob
+from .render_job import AnyGenerator, JobContext, JobListener, QueuedGenerator, RenderJob
 from .workspace import Workspace
 
 MAX_JOBS = 24  # jobs in the queue, including the running one: one of each user who has any
 
-LoadGenerator = Callable[[str | None], Generator]
-"""Load a model by name (None: the default one) and return a generator with it. Raises UserError."""
+LoadGenerator = Callable[[str | None], AnyGenerator]
+"""Load a model by name (None: the default one) and return a generator with it; or one of a fleet. Raises UserError."""
 
 
 class GenerationService:
-    """Generate images, one batch of one job at a time."""
+    """Generate images, one batch of one job at a time; on a fleet, those of all jobs at the same time."""
 
-    def __init__(self, load: LoadGenerator, workspace: Workspace, base: str | None = None):
+    def __init__(self, load: LoadGenerator, workspace: Workspace, base: str | None = None, on_fleet: bool = False):
         self.workspace = workspace
-        self._device = DeviceWorker()
+        self.on_fleet = on_fleet
+        self._device: Runner = CallingThread() if on_fleet else DeviceWorker()
         self._load, self._name = load, base
-        self._generator: Generator | None = self._device.run(load, base)
+        self._generator: AnyGenerator | None = self._device.run(load, base)
         self._base = ModelInfo.of(self._generator.base)
-        self._queue = JobQueue(MAX_JOBS)
+        self._queue = JobQueue(MAX_JOBS, MAX_JOBS if on_fleet else 1)
 
     # --- the model ----------------------------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ class GenerationService:
         self._generator = None
         empty_cache()
 
-    def _load_generator(self) -> Generator:
+    def _load_generator(self) -> AnyGenerator:
         """Return the generator, loading it if needed. Call it in the device thread, during the job's turn."""
         if self._generator is None:
             self._generator = self._load(self._name)

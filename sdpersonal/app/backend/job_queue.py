@@ -41,14 +41,14 @@ class Job:
 
 
 class JobQueue:
-    """A queue of at most `max_jobs` jobs, including the running one."""
+    """A queue of at most `max_jobs` jobs, including the running ones, of which `max_turns` run at the same time."""
 
-    def __init__(self, max_jobs: int):
-        self.max_jobs = max_jobs
+    def __init__(self, max_jobs: int, max_turns: int = 1):
+        self.max_jobs, self.max_turns = max_jobs, max_turns
         self.jobs: list[Job] = []
         self.condition = threading.Condition()
         self._waiting_jobs: deque[Job] = deque()
-        self._busy = False
+        self._turns = 0
 
     @contextmanager
     def job(self, alone: bool = False) -> Iterator[Job]:
@@ -70,19 +70,19 @@ class JobQueue:
         with self.condition:
             self._waiting_jobs.append(job)
             try:
-                while self._busy or self._next() is not job:
+                while self._turns >= self.max_turns or self._next() is not job:
                     if cancelled():
                         raise Interrupted("Stopped.")
                     if (ahead := self.jobs.index(job)) != reported_ahead:
                         on_wait(reported_ahead := ahead)
                     self.condition.wait(_POLL_SECONDS)
-                self._busy, job.started_at = True, job.started_at or time.monotonic()
+                self._turns, job.started_at = self._turns + 1, job.started_at or time.monotonic()
             finally:
                 self._waiting_jobs.remove(job)
 
     def release(self) -> None:
         with self.condition:
-            self._busy = False
+            self._turns -= 1
             self.condition.notify_all()
 
     @property

@@ -10,14 +10,20 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from ...config import GenerateRequest
+from ...fleet.serving.remote_generator import RemoteGenerator
 from ...generation import GeneratedImage, Generator
 from ...generation.prompt_resolution import ConceptSource
 from ...models import StableDiffusion
+from ...models.model_info import ModelInfo
 from ...outputs import Outputs
-from .device_worker import DeviceWorker
+from .device_worker import Runner
 from .job_queue import Job
 
 JobKind = Literal["generate", "endless", "grid", "variations", "change", "hires", "redo"]
+
+
+AnyGenerator = Generator | RemoteGenerator
+"""Who computes: this machine, or a fleet."""
 
 
 class StepAside(Exception):
@@ -49,8 +55,8 @@ class QueuedGenerator:
 
     def __init__(
         self,
-        device: DeviceWorker,
-        generator: Callable[[], Generator],
+        device: Runner,
+        generator: Callable[[], AnyGenerator],
         job: Job,
         listener: JobListener,
         concepts: ConceptSource | None = None,
@@ -59,7 +65,7 @@ class QueuedGenerator:
         self._listener, self._concepts = listener, concepts
 
     @property
-    def base(self) -> StableDiffusion:
+    def base(self) -> StableDiffusion | ModelInfo:
         return self._device.run(self._get_generator).base
 
     def with_concepts(self, concepts: ConceptSource) -> QueuedGenerator:

@@ -1,0 +1,136 @@
+"""A generator whose images are made by a fleet: what the app has in place of one with a model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ... import storage
+from ...concepts.concept import Concept
+from ...concepts.concept_file import concept_to_bytes
+from ...config import GenerateRequest
+from ...errors import Interrupted, UserError, printable
+from ...generation import GeneratedImage
+from ...generation.prompt_resolution import ConceptSource, check_kind, check_makes_few_steps_enough
+from ...generation.request_checks import images_of, tokens_of
+from ...image_metadata import Recipe, read_recipe
+from ...models.model_info import ModelInfo
+from ...prompts import Token, Wildcards
+from ..image_task import FILE_FIELDS, INPUTS, MAX_INPUT_BYTES, ImageTask, PinnedConcept
+from .client import FleetClient
+
+_MAX_SIDE = 2048 * 4  # pixels, of the second pass too
+_SESSION = "0" * 16  # the door puts its own into the place
+
+
+class RemoteGenerator:
+    """As `Generator`. base: facts of the fleet's model; wildcards: folder of lists for `__name__` in prompts."""
+
+    def __init__(self, client: FleetClient, base: ModelInfo, concepts: ConceptSource, wildcards: Path | None = None):
+        self.base, self._client, self._concepts = base, client, concepts
+        self._wildcards = Wildcards(wildcards)
+        self._folder = wildcards
+
+    def with_concepts(self, concepts: ConceptSource) -> RemoteGenerator:
+        """Return the same generator with other concepts."""
+        return RemoteGenerator(self._client, self.base, concepts, self._folder)
+
+    def generate(
+        self,
+        request: GenerateRequest,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        preview: Callable[[list[Image.Image]], None] | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """Generate the images of a request, as `Generator.generate` does; yield them in order.
+
+        Raises UserError also if the fleet does not answer, or refuses.
+        """
+        form = _TaskForm(request, self._concepts, self._wildcards, self.base.kind)
+        ready: dict[int, GeneratedImage] = {}
+        pictures: dict[int, Image.Image] = {}
+        number = 0
+        with closing(self._client.generate(form.tasks, form.files, form.concept_file, cancelled)) as events:
+            for event in events:
+                index = event.get("index")
+                if event["event"] == "progress":
+                    progress(int(event["done"]), int(event["total"]))
+                elif event["event"] == "preview" and preview is not None and index is not None:
+                    pictures[index] = _open(event["jpeg"], "JPEG")
+                    preview([pictures[i] for i in sorted(pictures)])
+                elif event["event"] == "image" and index is not None:
+                    ready[index] = _read_image(event["png"])
+                    pictures.pop(index, None)
+                elif event["event"] == "error":
+                    raise UserError(printable(str(event["message"]), 500), printable(str(event.get("hint", "")), 300))
+                while number in ready:
+                    yield ready.pop(number)
+                    number += 1
+        if cancelled():
+            raise Interrupted("Stopped.")
+        if number < len(form.tasks):
+            raise UserError(f"The fleet made {number} of {len(form.tasks)} images.", "Try again.")
+
+
+class _TaskForm:
+    """The tasks of a request, and what the fleet may need for them. Raises UserError, as `Generator.generate` does."""
+
+    def __init__(self, request: GenerateRequest, concepts: ConceptSource, wildcards: Wildcards, kind: str):
+        self.files: dict[str, bytes] = {}
+        self._source, self._kind = concepts, kind
+        self._concepts: dict[str, Concept] = {}  # by name on the fleet
+        self._pinned: dict[Token, PinnedConcept] = {}
+        paths = {name: self._put_file(path) for name in FILE_FIELDS if (path := getattr(request, name))}
+        common = request.model_dump() | paths | {"num_images": 1, "all_combinations": False}
+        fast = [Token.parse(request.fast)] if request.fast else []
+        for token in fast:
+            check_makes_few_steps_enough(concepts.get(token))
+        self.tasks: list[ImageTask] = []
+        for number, image in enumerate(images_of(request, wildcards)):
+            own: dict[str, Any] = {"prompt": image.prompt, "negative": image.negative}
+            own |= {"seed": image.seed, "variation_seed": image.variation_seed}
+            pinned = {str(token): self._pin(token) for token in [*tokens_of([image.prompt, image.negative]), *fast]}
+            self.tasks.append(ImageTask(GenerateRequest(**common | own), number, image.template, pinned))
+
+    def concept_file(self, name: str) -> bytes:
+        """Return the file of one of the concepts."""
+        if name not in self._concepts:
+            raise UserError(f"The fleet misses {printable(name, 100)}, which was not asked for.")
+        return concept_to_bytes(self._concepts[name])
+
+    def _pin(self, token: Token) -> PinnedConcept:
+        if token not in self._pinned:
+            concept = self._source.get(token)
+            check_kind(concept, self._kind)
+            pinned = self._pinned[token] = PinnedConcept.of(concept)
+            self._concepts[str(pinned)] = concept
+        return self._pinned[token]
+
+    def _put_file(self, path: Path) -> Path:
+        data = storage.read_bytes(path, MAX_INPUT_BYTES)
+        sha256 = storage.sha256(data)
+        self.files[sha256] = data
+        return Path(f"{INPUTS}/{_SESSION}/{sha256}")
+
+
+def _read_image(png: Any) -> GeneratedImage:
+    image, recipe = _open(png, "PNG"), read_recipe(png, "The fleet's image")
+    if not isinstance(recipe, Recipe):
+        raise UserError("The fleet sent an image without a recipe.", "Give it the version of this program.")
+    return GeneratedImage(image, recipe)
+
+
+def _open(data: Any, format: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=[format])
+        if max(image.size) > _MAX_SIDE:
+            raise ValueError("it is too large")
+        image.load()
+    except Exception as error:  # Pillow raises many kinds
+        raise UserError(f"The fleet sent an image that cannot be read: {printable(str(error), 100)}.") from None
+    return image
