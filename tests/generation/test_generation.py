@@ -67,7 +67,7 @@ def weights(base):
     digest = hashlib.sha256()
     for name, module in sorted(base.modules().items()):
         for key, value in module.state_dict().items():
-            digest.update(f"{name}.{key}".encode() + value.numpy().tobytes())
+            digest.update(f"{name}.{key}".encode() + value.float().numpy().tobytes())
     return digest.hexdigest()
 
 
