@@ -33,14 +33,15 @@ from sdpersonal.concepts.concept_file import concept_to_chunks
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.fleet import driver as driver_module
 from sdpersonal.fleet import library_writer as library_module
-from sdpersonal.fleet.driver import Driver, DriverOptions, Tracked
+from sdpersonal.fleet.driver import Tracked, TrainingDriver
+from sdpersonal.fleet.driver_loop import DriverOptions
 from sdpersonal.fleet.jobs import Job, Outcome, Result, submit
 from sdpersonal.fleet.library_writer import LibraryWriter
-from sdpersonal.fleet.progress import write_page
+from sdpersonal.fleet.progress import write_trainings
 from sdpersonal.fleet.store import LocalStore
 from sdpersonal.fleet.worker import Ended
 
-_PARTS = ("_start_jobs", "_end_attempts", "_add_to_library", "_read_beats", "_show")
+_PARTS = ("_start_tasks", "_end_tasks", "_add_finished", "_look", "_show")
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,11 @@ def simulate(options: Options, workers: int, latency: float) -> dict[str, float]
         pool = SimulatedPool(clock, options, {job.id: job for job in jobs.values()}, concepts).with_slots(workers)
 
         def show(tracked: Sequence[Tracked]) -> None:
-            write_page(store, tracked, workers)
+            write_trainings(store, tracked, workers)
 
-        driver = Driver(jobs, pool, LibraryWriter(Path(name) / "library"), DriverOptions(options.beat), on_change=show)
+        driver = TrainingDriver(
+            jobs, pool, LibraryWriter(Path(name) / "library"), DriverOptions(options.beat), on_change=show
+        )
         driver._threads = SimulatedThreads(clock, options.threads)  # type: ignore[assignment]
         for part in _PARTS:
             setattr(driver, part, _counting(clock, part, getattr(driver, part)))

@@ -1,55 +1,25 @@
-"""The driver hands out the jobs, fairly among their owners, and adds finished concepts to the library.
+"""The driver of trainings hands out jobs, fairly among their owners, and adds finished concepts to the library.
 
-It keeps nothing that is not in the store: when it dies, its workers end, and the same command again goes on with every
-job from its newest checkpoint. An attempt of another driver counts as given up when its beat has not changed for as
-long as this driver has watched it; no clocks of two machines are compared.
+When it dies, the same command again goes on with every job from its newest checkpoint. An attempt of another driver
+counts as given up when its beat has not changed for as long as this driver has watched it; no clocks of two machines
+are compared.
 """
 
 from __future__ import annotations
 
-import math
-import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..display.units import format_duration
-from ..errors import DiskFull, Diverged, Interrupted, UserError
+from ..errors import Interrupted, UserError
 from ..prompts import Token
-from .jobs import MAX_DEATHS, Attempt, Failure, Job, JobState, JobView, Outcome, Result
+from .driver_loop import CRASHED, LOST, MAX_DEATHS, SEVERITY, DriverLoop, DriverOptions, WorkerPool
+from .jobs import Attempt, Failure, Job, JobState, JobView, Outcome, Result
 from .library_writer import LibraryWriter
 from .worker import Ended
-
-CRASHED = 1  # exit code of a job whose process or machine died too often
-_SEVERITY = (0, UserError.exit_code, Diverged.exit_code, CRASHED, DiskFull.exit_code, Interrupted.exit_code)
-_LOST = "Its worker was lost."
-_STOP_SECONDS = 90.0
-_THREADS = 32  # requests to the store at once: an object store answers after tens of milliseconds
-T = TypeVar("T")
-
-
-class WorkerPool(Protocol):
-    """Where tasks are done. Ray has the real one (cluster.py)."""
-
-    def free(self) -> int:
-        """Return how many tasks can be started now."""
-
-    def start(self, task_id: str, number: int) -> None:
-        """Start an attempt at a task on a free worker."""
-
-    def wait(self, seconds: float) -> list[Ended]:
-        """Wait until a task ends or a worker becomes free, at most that long; return the tasks that ended."""
-
-    def slots(self) -> int:
-        """Return how many workers there are or will be."""
-
-    def stop(self) -> None:
-        """Ask all workers to end their tasks soon."""
 
 
 @dataclass
@@ -79,26 +49,17 @@ class Tracked:
     def exit_code(self) -> int:
         if self.state is JobState.FAILED:
             code = self.failure.exit_code if self.failure else CRASHED
-            return code if code in _SEVERITY else CRASHED
+            return code if code in SEVERITY else CRASHED
         return 0 if self.state is JobState.DONE else Interrupted.exit_code
 
 
-@dataclass
-class DriverOptions:
-    """beat_seconds: between two looks at the running jobs; lease_seconds: after which an attempt of another driver
-    without a new beat counts as given up; library_patience: seconds to try to add concepts when all else is done."""
-
-    beat_seconds: float = 5.0
-    lease_seconds: float = 30.0
-    library_patience: float = 900.0
-    session: str = field(default_factory=lambda: secrets.token_hex(8))
-
-
-class Driver:
+class TrainingDriver(DriverLoop):
     """Trains jobs with a pool of workers.
 
     on_event: called with a line for the user when something happens; on_change: with all jobs, every beat.
     """
+
+    finishes = "adds what is trained"
 
     def __init__(
         self,
@@ -110,77 +71,33 @@ class Driver:
         on_change: Callable[[Sequence[Tracked]], None] = lambda jobs: None,
     ):
         """jobs: by the tokens of their concepts."""
+        super().__init__(pool, options, on_event)
         self.tracked = {job.id: Tracked(job, token) for token, job in jobs.items()}
-        self._pool, self._library, self._options = pool, library, options
-        self._say, self._on_change = on_event, on_change
+        self._library, self._on_change = library, on_change
         self._started: Counter[str] = Counter()  # by owner
-        self._ended: list[Ended] = []  # what the store could not be told yet
-        self._lines: deque[str] = deque()  # for the user, from all threads
-        self._threads = ThreadPoolExecutor(_THREADS, "store")
-        self._looked_at = -math.inf
-        self._library_waits_since = 0.0
-        self._last_line = ""
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
-
-    def run(self) -> int:
-        """Train until every job is over; return the exit code of the worst. Raises DiskFull if concepts could not be
-        added to the library, UserError if no worker can be started."""
-        for _ in self._threads.map(self._read, self.tracked.values()):
-            pass
-        try:
-            while not all(tracked.is_over for tracked in self.tracked.values()):
-                self._round()
-        except KeyboardInterrupt:
-            self._stop()
-            raise
-        finally:
-            self._show()
-            self._threads.shutdown(wait=False, cancel_futures=True)
-        return self.exit_code()
+    def is_over(self) -> bool:
+        return all(tracked.is_over for tracked in self.tracked.values())
 
     def exit_code(self) -> int:
-        return max((tracked.exit_code for tracked in self.tracked.values()), key=_SEVERITY.index, default=0)
+        return max((tracked.exit_code for tracked in self.tracked.values()), key=SEVERITY.index, default=0)
 
-    def _round(self) -> None:
-        self._start_jobs()
-        self._end_attempts(self._pool.wait(min(1.0, self._options.beat_seconds)))
-        self._add_to_library()
-        if time.monotonic() - self._looked_at >= self._options.beat_seconds:
-            self._looked_at = time.monotonic()
-            self._read_beats()
-            self._show()
+    def _begin(self) -> None:
+        for _ in self._threads.map(self._read, self.tracked.values()):
+            pass
 
-    def _show(self) -> None:
-        with suppress(UserError):  # the page is in the store
-            self._on_change(list(self.tracked.values()))
+    def _is_busy(self) -> bool:
+        return any(tracked.state in (JobState.WAITING, JobState.RUNNING) for tracked in self.tracked.values())
 
-    def _stop(self) -> None:
-        """End all trainings with a checkpoint; another Ctrl-C ends the waiting."""
-        self._say("Stopping after this step; again stops at once.")
-        self._pool.stop()
-        deadline = time.monotonic() + _STOP_SECONDS
-        while any(map(self._is_ours, self.tracked.values())) and time.monotonic() < deadline:
-            self._end_attempts(self._pool.wait(1.0))
+    def _has_own_running(self) -> bool:
+        return any(map(self._is_ours, self.tracked.values()))
 
-    def _try_all(self, action: Callable[[T], object], items: Sequence[T]) -> list[T]:
-        """Do what can be done a beat later as well for several jobs at once; return those of which the store let it
-        not be done."""
-        errors = list(self._threads.map(partial(_error_of, action), items))
-        while self._lines:
-            self._say(self._lines.popleft())
-        for error in filter(None, errors):
-            self._say_once(f"{error.message} Trying again.")
-        return [item for item, error in zip(items, errors, strict=True) if error]
-
-    def _say_once(self, line: str) -> None:
-        if line != self._last_line:
-            self._say(line)
-        self._last_line = line
+    def _on_beat(self) -> None:
+        self._on_change(list(self.tracked.values()))
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
-    def _start_jobs(self) -> None:
+    def _start_tasks(self) -> None:
         chosen = self._choose(self._pool.free())
         self._try_all(self._claim, chosen)
         for tracked in chosen:
@@ -236,7 +153,7 @@ class Driver:
         if view.state is JobState.TRAINED:
             self._library.add_later(tracked.job)
 
-    def _read_beats(self) -> None:
+    def _look(self) -> None:
         running = [tracked for tracked in self.tracked.values() if tracked.state is JobState.RUNNING]
         self._try_all(self._read_beat, running)
 
@@ -255,16 +172,13 @@ class Driver:
             tracked.job.update(replace(attempt, outcome=Outcome.STOPPED, detail="Its driver stopped."))
             tracked.state = JobState.WAITING
 
-    def _end_attempts(self, ended: Sequence[Ended]) -> None:
-        self._ended = self._try_all(self._end, [*self._ended, *ended])
-
     def _end(self, ended: Ended) -> None:
         """Note how an attempt ended, in the store too."""
         tracked = self.tracked[ended.task_id]
         attempt: Attempt | None = ended.answer
         if attempt is None and tracked.attempt is not None:  # the worker could not write it itself
             attempt = tracked.job.attempt(tracked.attempt.number) or tracked.attempt
-            attempt = replace(attempt, outcome=Outcome.DIED, detail=ended.error or _LOST)
+            attempt = replace(attempt, outcome=Outcome.DIED, detail=ended.error or LOST)
         if attempt is None:
             return
         if attempt.outcome is Outcome.DIED:
@@ -291,25 +205,10 @@ class Driver:
 
     # --- the library --------------------------------------------------------------------------------------------------
 
-    def _add_to_library(self) -> None:
+    def _add_finished(self) -> UserError | None:
         for job, result in self._library.add_due(self._threads):
             tracked = self.tracked[job.id]
             tracked.state, tracked.result = JobState.DONE, result
             over = sum(other.is_over for other in self.tracked.values())
             self._say(f"{result.token}: done in {format_duration(result.seconds)}, {over} of {len(self.tracked)}.")
-        if error := self._library.last_error:
-            self._say_once(f"{error.message} The concept waits in the storage; trying again.")
-        if not error or any(t.state in (JobState.WAITING, JobState.RUNNING) for t in self.tracked.values()):
-            self._library_waits_since = time.monotonic()
-        elif time.monotonic() - self._library_waits_since > self._options.library_patience:
-            hint = "The same command again adds what is trained."
-            raise type(error)(error.message, hint) if isinstance(error, DiskFull) else UserError(error.message, hint)
-
-
-def _error_of(action: Callable[[T], object], item: T) -> UserError | None:
-    """Do an action; return the error that it raises for the store or the user."""
-    try:
-        action(item)
-    except UserError as error:
-        return error
-    return None
+        return self._library.last_error

@@ -6,14 +6,19 @@ It is an actor of Ray, or lives in a replica of Ray Serve, but knows nothing of 
 from __future__ import annotations
 
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import storage
 from ..errors import DiskFull, Interrupted, UserError
+from ..training.run_dir import parse_object
+from .chunks import ChunkEnd, chunk_key, image_key, read_chunk
 from .concept_cache import MAX_CACHE_BYTES, ConceptCache, PinnedConcepts
 from .image_task import ImageTask, read_inputs
+from .jobs import Failure
 from .store import Store, StoreError, keep_trying, open_store
 from .worker import WorkerInfo, WorkerOptions, describe_worker
 
@@ -27,10 +32,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class GenerationOptions(WorkerOptions):
     """base: name of the model, None for this machine's default; safety: whether its safety checker runs; cache_bytes:
-    of concepts kept in memory."""
+    of concepts kept in memory; private: images are stored without recipes."""
 
     base: str | None = None
     safety: bool = True
+    private: bool = False
     cache_bytes: int = MAX_CACHE_BYTES
 
 
@@ -44,7 +50,10 @@ class ImageResult:
 
 
 class GenerationWorker:
-    """Generates images with one base. Concepts are read from the store, and kept by identity."""
+    """Generates images with one base. Concepts are read from the store, and kept by identity.
+
+    `run` and `generate` are called in one thread, `stop` in another.
+    """
 
     def __init__(self, options: GenerationOptions):
         self._options = options
@@ -52,6 +61,7 @@ class GenerationWorker:
         self._concepts = ConceptCache(self._store, options.cache_bytes, options.patience)
         self._folder = storage.private_folder("sdpersonal-fleet-")
         self._loaded: Generator | None = None
+        self._stopping = threading.Event()
 
     @property
     def concepts(self) -> ConceptCache:
@@ -83,6 +93,35 @@ class GenerationWorker:
         except UserError as error:
             return WorkerInfo(info.node, info.pid, info.version, f"{info.node}: {error.message}", error.hint)
         return WorkerInfo(info.node, info.pid, info.version, base=(base.name, base.version))
+
+    def stop(self) -> None:
+        """End the running chunk at its next step; begin no other."""
+        self._stopping.set()
+
+    def run(self, chunk_id: str, number: int) -> ChunkEnd:
+        """Generate a chunk of the store, and put its images there."""
+        end = ChunkEnd(socket.gethostname())
+        try:
+            tasks = read_chunk(parse_object(self._read(chunk_key(chunk_id)) or b"") or {})
+            ids = list(tasks)
+            for result in self.generate(list(tasks.values()), cancelled=self._stopping.is_set):
+                image_id = ids[result.index]
+                if result.image is not None:
+                    end.images[image_id] = self._write_image(image_id, result.image)
+                elif result.error:
+                    end.errors[image_id] = Failure.of(result.error)
+        except Interrupted:
+            pass
+        except UserError as error:  # the store failed, or this machine's disk is full
+            return replace(end, problem=f"{end.node}: {error.message}")
+        return end
+
+    def _write_image(self, image_id: str, image: GeneratedImage) -> str:
+        """Put an image into the store; return the sha256 of its file."""
+        data = image.to_png(self._options.private)
+        sha256 = storage.sha256(data)
+        keep_trying(lambda: self._store.write(image_key(image_id, sha256), data), self._options.patience)
+        return sha256
 
     def generate(
         self,

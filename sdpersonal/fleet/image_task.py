@@ -24,6 +24,7 @@ from ..concepts.library import Entry
 from ..concepts.strict_safetensors import MAX_FILE_BYTES
 from ..config import GenerateRequest
 from ..errors import UserError, printable
+from ..generation.img2img import mask_note
 from ..generation.prompt_resolution import check_kind, check_makes_few_steps_enough
 from ..generation.request_checks import images_of, tokens_of
 from ..prompts import Token, Wildcards
@@ -123,6 +124,7 @@ class TaskMaker:
         self._wildcards = Wildcards(wildcards)
         self._stored: set[str] | None = None  # keys in the store
         self._loaded: dict[tuple[Path, str], PinnedConcept] = {}
+        self._checked: set[tuple[Path | None, Path | None]] = {(None, None)}
 
     def tasks(self, request: GenerateRequest, find: Callable[[Token], Entry]) -> list[ImageTask]:
         """Return a request's images. find: `find` of the library that its tokens are meant in.
@@ -130,6 +132,7 @@ class TaskMaker:
         Raises:
             UserError: as `Generator.generate` would, for all that can be known before the base is loaded; StoreError.
         """
+        self._check_inputs(request)
         images = list(images_of(request, self._wildcards))
         texts = [text for image in images for text in (image.prompt, image.negative)]
         by_text = {text: tokens_of([text]) for text in dict.fromkeys(texts)}
@@ -172,6 +175,12 @@ class TaskMaker:
             self._keys().add(pinned.key)
         self._loaded[entry.path, str(pinned)] = pinned
         return pinned
+
+    def _check_inputs(self, request: GenerateRequest) -> None:
+        pair = request.init_image, request.mask
+        if pair not in self._checked:
+            mask_note(request)  # for its errors; the note is a warning
+            self._checked.add(pair)
 
     def _put_input(self, path: Path) -> Path:
         data = storage.read_bytes(path, MAX_INPUT_BYTES)

@@ -30,10 +30,10 @@ from ..errors import UserError, printable
 from ..photos.loading import list_files
 from ..prompts import Token
 from ..training.run_dir import to_number, to_text
+from .driver_loop import MAX_DEATHS
 from .store import Store
 
 JOBS = "jobs"
-MAX_DEATHS = 3  # deaths in a row without a new checkpoint, after which a job is not tried again
 _ID = re.compile(r"[a-z0-9-]{1,140}-[0-9a-f]{12}")
 _MAX_PHOTO_BYTES = 200_000_000
 _MAX_CONCEPT_BYTES = 4 << 30
@@ -101,11 +101,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job is not tried again."""
+    """Why a job or a request is not tried again."""
 
     exit_code: int
     message: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, error: UserError) -> Failure:
+        return cls(error.exit_code, error.message.replace("\n", "; "), error.hint.replace("\n", " "))
 
 
 @dataclass(frozen=True)
@@ -304,11 +308,15 @@ def _job_id(settings: TrainingSettings, names: Sequence[str], contents: Sequence
     return f"{Token.parse(settings.token).slug}-{storage.sha256(json.dumps([what, photos]).encode())[:12]}"
 
 
+def absolute_base(base: str | None) -> str | None:
+    """Return the name of a base as any working directory understands it."""
+    is_path = base and base not in _SHORT_NAMES and Path(base).exists()
+    return str(Path(base).absolute()) if base and is_path else base
+
+
 def _with_absolute_paths(settings: TrainingSettings) -> TrainingSettings:
     """Make the paths of a model's files absolute: workers have other working directories."""
-    changes: dict[str, object] = {}
-    if settings.base and settings.base not in _SHORT_NAMES and Path(settings.base).exists():
-        changes["base"] = str(Path(settings.base).absolute())
+    changes: dict[str, object] = {"base": absolute_base(settings.base)}
     if settings.vae:
         changes["vae"] = settings.vae.absolute()
     prior = getattr(settings, "prior", "none")

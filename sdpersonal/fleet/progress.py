@@ -1,25 +1,32 @@
-"""How far a fleet is: a summary with the time left, and a page in the store that shows every job."""
+"""How far a fleet is: a summary with the time left, and a page in the store that shows trainings and generations.
+
+Each driver writes its part of the page for itself, and shows that of the other as it was written last.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..display.html import render_template
 from ..display.units import format_duration
 from .driver import Tracked
+from .generation_driver import GenerationDriver, TrackedRequest
 from .jobs import JobState
 from .store import Store
 
 PAGE = "index.html"
+_SECTIONS = ("trainings", "images")
+_MAX_ROWS = 1000  # of requests on the page
 _TEMPLATE = Path(__file__).with_name("fleet.html")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """done, total: jobs; running: jobs in training; seconds_left: None before the first is far enough to tell."""
+    """done, total, running: jobs or images; seconds_left: None before the first is far enough to tell."""
 
     done: int
     total: int
@@ -53,15 +60,77 @@ def _seconds_left(job: Tracked) -> float | None:
     return attempt.left if attempt and attempt.steps and attempt.step else None
 
 
-def write_page(store: Store, jobs: Sequence[Tracked], slots: int) -> None:
-    """Write the page, which reloads itself while jobs are open."""
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. name: "trainings" or "images"; rows: of its table."""
+
+    name: str
+    headline: str
+    is_over: bool
+    rows: list[dict[str, Any]]
+    written: str = ""
+
+
+def write_trainings(store: Store, jobs: Sequence[Tracked], slots: int) -> None:
+    """Write the page of trainings, which reloads itself while jobs are open."""
     summary = summarize(jobs, slots)
-    rows = [_row(job) for job in jobs]
-    is_over = summary.done == summary.total
-    page = render_template(
-        _TEMPLATE, title="Fleet of trainings", headline=headline(summary), rows=rows, is_over=is_over, now=_now()
-    )
+    _write_page(store, Section("trainings", headline(summary), summary.done == summary.total, [*map(_row, jobs)]))
+
+
+def write_images(store: Store, driver: GenerationDriver) -> None:
+    """Write the page of a generation: requests that failed or run, then others, up to a limit."""
+    summary = summarize_images(driver)
+    ranks = {"failed": 0, "running": 1, "waiting": 2, "done": 3}
+    requests = sorted(driver.requests, key=lambda request: ranks[driver.state_of(request)])
+    rows = [_request_row(driver, request) for request in requests[:_MAX_ROWS]]
+    text = f"{headline(summary)}; {len(driver.requests)} requests"
+    _write_page(store, Section("images", text, driver.is_over(), rows))
+
+
+def _write_page(store: Store, section: Section) -> None:
+    section = replace(section, written=time.strftime("%Y-%m-%d %H:%M:%S"))
+    sections = [part for name in _SECTIONS if (part := section if name == section.name else _read_section(store, name))]
+    store.write_json(_section_key(section.name), asdict(section))
+    is_over = all(part.is_over for part in sections)
+    page = render_template(_TEMPLATE, title="Fleet", sections=sections, is_over=is_over)
     store.write(PAGE, page.encode())
+
+
+def _read_section(store: Store, name: str) -> Section | None:
+    """Return what the other driver wrote last; None if there is none."""
+    content = store.read_json(_section_key(name)) or {}
+    rows, headline = content.get("rows"), content.get("headline")
+    if not isinstance(rows, list) or not isinstance(headline, str):
+        return None
+    return Section(name, headline, content.get("is_over") is True, rows, str(content.get("written")))
+
+
+def _section_key(name: str) -> str:
+    return f"page/{name}.json"
+
+
+def summarize_images(driver: GenerationDriver) -> Summary:
+    """Count the images and estimate the time left, at the pace since the first chunk of this command began."""
+    counts = driver.counts()
+    open_images = counts.total - counts.done - counts.failed
+    left = counts.seconds / counts.made_here * open_images if counts.made_here else None
+    return Summary(counts.done + counts.failed, counts.total, counts.running, left if open_images else 0.0)
+
+
+def _request_row(driver: GenerationDriver, request: TrackedRequest) -> dict[str, Any]:
+    state = driver.state_of(request)
+    return {
+        "token": f"line {request.line}",
+        "id": request.user,
+        "state": state,
+        "step": driver.num_done(request),
+        "steps": len(request.images),
+        "left": "",
+        "time": format_duration(request.seconds) if request.seconds else "",
+        "node": request.node,
+        "attempts": "",
+        "note": request.failure.message if request.failure else "",
+    }
 
 
 def headline(summary: Summary) -> str:
@@ -87,7 +156,3 @@ def _row(job: Tracked) -> dict[str, object]:
         "attempts": job.attempts,
         "note": note,
     }
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")

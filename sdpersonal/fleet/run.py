@@ -16,55 +16,60 @@ from ..config import TrainingSettings
 from ..errors import UserError, printable
 from ..prompts import Token
 from .cluster import Needs, RayPool, check_installed, connect, local_cpus
-from .driver import Driver, DriverOptions, Tracked
+from .driver import Tracked, TrainingDriver
+from .driver_loop import DriverOptions
 from .jobs import Job, JobView, all_jobs, submit
 from .library_writer import LibraryWriter
-from .progress import Summary, summarize, write_page
+from .progress import Summary, summarize, write_trainings
 from .store import Store, open_store
 from .training_worker import TrainingOptions, TrainingWorker
-from .worker import MARKER
+from .worker import MARKER, Worker, WorkerOptions
 
 _BEAT, _LOCAL_BEAT = 5.0, 2.0  # seconds
 
 
 @dataclass(frozen=True)
 class FleetOptions:
-    """uri: of the storage; library: the folder that finished concepts are added to; address: of a cluster, None for
-    this machine; workers: how many at most, None for as many as there is room for; needs: of each."""
+    """uri: of the storage; address: of a cluster, None for this machine; workers: how many at most, None for as many as
+    there is room for; needs: of each."""
 
     uri: str
-    library: Path
     address: str | None = None
     workers: int | None = None
     needs: Needs = field(default_factory=Needs)
     driver: DriverOptions | None = None
 
+    def driver_options(self) -> DriverOptions:
+        return self.driver or DriverOptions(_LOCAL_BEAT if self.address is None else _BEAT)
+
 
 def train_fleet(
     concepts: Sequence[TrainingSettings],
+    library: Path,
     options: FleetOptions,
     say: Callable[[str], None] = print,
     on_summary: Callable[[Summary], None] = lambda summary: None,
 ) -> tuple[list[Tracked], int]:
-    """Train concepts and add them to the library; return the jobs and the exit code of the worst.
+    """Train concepts and add them to a library; return the jobs and the exit code of the worst.
 
     A concept that was trained before, with the same photos and settings, is not trained again. Raises UserError,
     DiskFull; KeyboardInterrupt when stopped, after checkpoints.
     """
     check_installed()
-    storage.check_folder(options.library)
+    storage.check_folder(library)
     store = open_store(options.uri)
     marker = mark(store)
     jobs = _submit_all(store, concepts)
-    driver_options = options.driver or DriverOptions(_LOCAL_BEAT if options.address is None else _BEAT)
+    driver_options = options.driver_options()
     with connect(options.address, local_cpus(options.workers, options.needs.cpus)) as ray:
-        pool = _pool(ray, store, marker, options, driver_options, len(jobs), say)
+        worker = TrainingOptions(store.uri, marker, beat_seconds=driver_options.beat_seconds)
+        pool = start_pool(ray, TrainingWorker, worker, options, len(jobs), say)
 
         def show(tracked: Sequence[Tracked]) -> None:
             on_summary(summarize(tracked, pool.slots()))
-            write_page(store, tracked, pool.slots())
+            write_trainings(store, tracked, pool.slots())
 
-        driver = Driver(jobs, pool, LibraryWriter(options.library), driver_options, say, show)
+        driver = TrainingDriver(jobs, pool, LibraryWriter(library), driver_options, say, show)
         with sigterm_as_ctrl_c():
             code = driver.run()
     return list(driver.tracked.values()), code
@@ -87,11 +92,11 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _pool(
-    ray: Any, store: Store, marker: str, options: FleetOptions, driver: DriverOptions, jobs: int, say: Callable
+def start_pool(
+    ray: Any, worker_class: type[Worker], worker: WorkerOptions, options: FleetOptions, tasks: int, say: Callable
 ) -> RayPool:
-    worker = TrainingOptions(store.uri, marker, beat_seconds=driver.beat_seconds)
-    pool = RayPool(ray, TrainingWorker, worker, options.needs, options.workers, jobs, say)
+    """Return the workers of a command. Raises UserError if none has room on this machine."""
+    pool = RayPool(ray, worker_class, worker, options.needs, options.workers, tasks, say)
     if options.address is None:
         pool.check_room()
     return pool

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from sdpersonal.concepts.library import Library
 from sdpersonal.fleet.cluster import connect
-from sdpersonal.fleet.driver import DriverOptions
+from sdpersonal.fleet.driver_loop import DriverOptions
 from sdpersonal.fleet.jobs import all_jobs
 from sdpersonal.fleet.run import FleetOptions, train_fleet
 from sdpersonal.fleet.store import LocalStore
@@ -33,8 +33,8 @@ def survive(tmp_path, monkeypatch, trainings, machines, kills, machine_kills, st
         chaos = fleet.Chaos(cluster, uri, kills, machine_kills, pause=pause)
         chaos.start()
         said: list[str] = []
-        options = FleetOptions(uri, library, cluster.address, driver=DriverOptions(0.5, 15.0))
-        jobs, code = train_fleet(concepts, options, said.append)
+        options = FleetOptions(uri, cluster.address, driver=DriverOptions(0.5, 15.0))
+        jobs, code = train_fleet(concepts, library, options, said.append)
         chaos.is_over = True
     assert code == 0, said
     assert fleet.identities(library) == alone and len(alone) == trainings

@@ -11,15 +11,16 @@ from sdpersonal.concepts.concept_file import concept_to_chunks
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.errors import DiskFull
-from sdpersonal.fleet.driver import CRASHED, Driver, DriverOptions
+from sdpersonal.fleet.driver import TrainingDriver
+from sdpersonal.fleet.driver_loop import CRASHED, DriverOptions
 from sdpersonal.fleet.jobs import Failure, JobState, Outcome, Result, submit
 from sdpersonal.fleet.library_writer import LibraryWriter
-from sdpersonal.fleet.progress import summarize, write_page
+from sdpersonal.fleet.progress import summarize, write_trainings
 from sdpersonal.fleet.store import LocalStore, StoreError
 from sdpersonal.fleet.worker import Ended
 from support import samples
 
-FAST = {"beat_seconds": 0.01, "lease_seconds": 0.2, "library_patience": 0.3}
+FAST = {"beat_seconds": 0.01, "lease_seconds": 0.2, "patience": 0.3}
 
 
 class Pool:
@@ -83,7 +84,9 @@ def fleet(tmp_path):
         pool, said = Pool(store, play, slots), []
         pool.jobs = {job.id: job for job in jobs.values()}
         pool.tokens = {job.id: token for token, job in jobs.items()}
-        driver = Driver(jobs, pool, LibraryWriter(tmp_path / "library"), DriverOptions(**FAST | options), said.append)
+        driver = TrainingDriver(
+            jobs, pool, LibraryWriter(tmp_path / "library"), DriverOptions(**FAST | options), said.append
+        )
         driver.said, driver.pool, driver.library = said, pool, Library(tmp_path / "library")
         return driver
 
@@ -239,7 +242,7 @@ def test_a_storage_that_fails_every_third_time_delays_and_loses_nothing(fleet, m
 
     monkeypatch.setattr(driver.pool, "_finish", steady)
     monkeypatch.setattr(driver, "_round", flaky_round)
-    monkeypatch.setattr("sdpersonal.fleet.library_writer._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sdpersonal.fleet.adder._FIRST_PAUSE", 0.01)
     for name in ("read", "write", "write_new", "names"):
         monkeypatch.setattr(LocalStore, name, flaky(name))
     assert driver.run() == 0 and len(driver.library) == 5 and min(made["read"], made["write"], made["names"]) > 0
@@ -250,7 +253,7 @@ def test_the_time_left_is_that_of_all_on_all_workers(fleet):
     driver = fleet([f"<me/c{n}>" for n in range(4)], lambda token, number: "hang")
     jobs = list(driver.tracked.values())
     assert summarize(jobs, 2).seconds_left is None
-    driver._start_jobs()
+    driver._start_tasks()
     for tracked in jobs[:2]:
         tracked.attempt = replace(tracked.attempt, step=10, steps=40, left=30.0, seconds=10.0)
     summary = summarize(jobs, 2)
@@ -262,6 +265,6 @@ def test_the_page_shows_every_job_and_no_markup_of_others(fleet, tmp_path):
     driver.run()
     jobs = list(driver.tracked.values())
     jobs[0].failure = Failure(2, "<script>alert(1)</script>")
-    write_page(driver.pool.store, jobs, 2)
+    write_trainings(driver.pool.store, jobs, 2)
     page = (tmp_path / "fleet" / "index.html").read_text()
     assert "&lt;me/b-v1&gt;" in page and "2 of 2 over" in page and "<script>" not in page and "refresh" not in page

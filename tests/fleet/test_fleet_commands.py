@@ -1,14 +1,15 @@
 """`sdpersonal fleet`: what it takes, and every mistake in two lines that name it."""
 
+import io
 import json
 import sys
 
 import pytest
 
-from sdpersonal.cli import fleet_list
+from sdpersonal.cli import fleet_list, fleet_requests
 from sdpersonal.cli.commands.fleet import parse_fleet_training
 from sdpersonal.cli.main import main
-from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings
 from sdpersonal.errors import UserError
 from sdpersonal.fleet import cluster
 from sdpersonal.fleet.jobs import Failure, all_jobs, submit
@@ -160,3 +161,67 @@ def test_names_of_folders_become_names_of_concepts():
         assert fleet_list._to_name(fleet.Path(name)) == expected
     with pytest.raises(UserError):
         fleet_list._to_name(fleet.Path("con"))
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def requests_of(text, tmp_path, **defaults):
+    (tmp_path / "list.txt").write_text(text)
+    values = GenerateRequest(**({"prompt": "", "num_images": 2} | defaults))
+    return fleet_requests.read_requests(tmp_path / "list.txt", values, fleet.Path("concepts"))
+
+
+def test_a_line_is_a_prompt_or_an_object_that_overrides_the_flags(tmp_path):
+    text = """\ufeffa {red|blue} ball\r
+
+  {"prompt": "a cat", "n": 1, "seed": 18446744073709551615, "user": "anna", "library": "anna"}
+"""
+    first, second = requests_of(text, tmp_path, steps=9, seed=4)
+    assert first.request == GenerateRequest(prompt="a {red|blue} ball", num_images=2, steps=9, seed=4)
+    assert (first.user, first.library, first.line) == ("", fleet.Path("concepts"), 1)
+    [third] = requests_of('{"seed": 3}', tmp_path, prompt="a dog")
+    assert (third.request.prompt, third.request.seed) == ("a dog", 3)
+    assert second.request == GenerateRequest(prompt="a cat", num_images=1, steps=9, seed=2**64 - 1)
+    assert (second.user, second.library, second.place) == ("anna", fleet.Path("anna"), f"{tmp_path}/list.txt, line 3")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "holds no request"),
+        ("a cat\n{red|blue} ball", "line 2: it begins with { but is no JSON object"),
+        ('{"prompt": "a", "prompt": "b"}', "line 1: it begins with {"),
+        ('{"prompt": "a", "steps": NaN}', "line 1: it begins with {"),
+        ('{"prompt": "a", "stepps": 3}', "line 1: stepps is not a setting"),
+        ('{"prompt": "a", "steps": 0}', "line 1: steps must be a whole number from 1 to 150, got 0"),
+        ('{"steps": 3}', "line 1: prompt is missing"),
+        ('{"prompt": "a", "user": 3}', "line 1: user must be text"),
+        ("a <b>", "line 1:"),
+        ("<me/goose>", "line 1: No concept <me/goose>"),
+        ("a __place__", "line 1:"),
+        ('{"prompt": "a", "init_image": "nowhere.png"}', "line 1: nowhere.png"),
+        ('{"prompt": "a", "mask": "nowhere.png"}', "line 1: --mask needs an initial image"),
+    ],
+)
+def test_a_mistake_in_a_request_names_the_file_and_the_line(tmp_path, capsys, text, message):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    assert main(["fleet", "generate", str(path), "--base", "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}") and message in error and len(error.splitlines()) <= 2
+    assert not fleet.Path("outputs").exists()
+
+
+def test_requests_come_from_standard_input_too(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n")))
+    [listed] = fleet_requests.read_requests(fleet.Path("-"), GenerateRequest(prompt=""), tmp_path)
+    assert listed.request.prompt == "a cat" and listed.place == "standard input, line 1"
+
+
+@pytest.mark.parametrize("words", [["nowhere.txt"], ["."], ["--steps", "3"]])
+def test_a_list_that_cannot_be_read_is_said(words, capsys):
+    fleet.Path("list.txt").write_text("a cat")
+    assert main(["fleet", "generate", *words, "--base", "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) <= 2

@@ -197,7 +197,7 @@ def test_a_full_library_is_tried_again_and_holds_up_no_other(store, photos, tmp_
     one, two = (submit(store, inversion(photos, token=token)) for token in ("<me/duck>", "<me/goose>"))
     trained(one), trained(two, seed=1)
     clock, add, full = [100.0], Library.add, ["<me/duck>"]
-    monkeypatch.setattr("sdpersonal.fleet.library_writer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sdpersonal.fleet.adder.time.monotonic", lambda: clock[0])
 
     def sometimes(self, concept):
         if str(concept.token) in full:

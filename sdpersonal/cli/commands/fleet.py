@@ -1,4 +1,4 @@
-"""The commands `fleet ...`: many trainings on many cores, cards or machines."""
+"""The commands `fleet ...`: many trainings, and many requests for images, on many cores, cards or machines."""
 
 from __future__ import annotations
 
@@ -12,26 +12,60 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from pydantic import Field
 
-from ...config import DreamboothSettings, Number, SettingsBase, TextualInversionSettings, TrainingSettings, WholeNumber
+from ...config import (
+    DreamboothSettings,
+    GenerateRequest,
+    Number,
+    PromptText,
+    SettingsBase,
+    TextualInversionSettings,
+    TrainingSettings,
+    WholeNumber,
+)
 from ...display.progress import Progress, ProgressBar
 from ...display.units import format_duration
 from ...errors import Interrupted, UserError, printable
-from .. import fleet_list
+from .. import fleet_list, fleet_requests
 from ..parsing import parse_settings
 from ..terminal import print_json, say
+from .generate import GenerationArgs, request_of
 from .train import settings_parser
 
 if TYPE_CHECKING:
     from ...fleet.driver import Tracked
+    from ...fleet.generation_driver import GenerationDriver, TrackedRequest
     from ...fleet.jobs import Job, JobState, JobView
     from ...fleet.progress import Summary
+    from ...fleet.run import FleetOptions
 
 _PIPED_WIDTH = 160  # columns
+_MAX_TABLE = 50  # requests in the table; of a longer list the failed ones
+_MAX_FILES = 4  # of a request, in the table
+_JOB_COLUMNS = ("concept", "state", "time", "attempts", "", "job")
+_REQUEST_COLUMNS = ("line", "state", "user", "images", "")
 _PerWorker = Annotated[float, Number, Field(ge=0, le=1000)]
 _EPILOG = "All flags of `sdpersonal train` are taken too, and hold for every concept, for example --class and --steps."
 
 
-class FleetTrainArgs(SettingsBase):
+class ClusterArgs(SettingsBase):
+    """Where a fleet works."""
+
+    storage: str = "runs/fleet"
+    """Folder or URI, such as s3://bucket/fleet, for what its machines exchange, and for the page; every machine must
+    reach it."""
+    address: str | None = None
+    """Address of a Ray cluster, HOST:6379 or auto. Default: RAY_ADDRESS, else this machine alone."""
+    workers: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] | None = None
+    """How many workers run at once, at most. Default: as many as there is room for."""
+    cpus_per_worker: _PerWorker | None = None
+    """Cores of a worker. Default: 1; with a card up to 4."""
+    gpus_per_worker: _PerWorker | None = None
+    """Cards of a worker; 0.5 lets two share a card. Default: 1 where there are cards."""
+    memory_per_worker: _PerWorker = 1.5
+    """GB of main memory to reckon with for a worker."""
+
+
+class FleetTrainArgs(ClusterArgs):
     """Train many concepts at once, on this machine's cores or cards or on a cluster of Ray."""
 
     list_: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="list", metavar="LIST")]
@@ -40,20 +74,20 @@ class FleetTrainArgs(SettingsBase):
     """Method of all trainings. Default: lora."""
     owner: str = "me"
     """Owner of the concepts of a folder of photo folders; folders in folders name their own."""
-    storage: str = "runs/fleet"
-    """Folder or URI, such as s3://bucket/fleet, for photos, checkpoints and progress; every machine must reach it."""
     library: Annotated[Path, tyro.conf.arg(aliases=("--out",))] = Path("concepts")
     """Folder of your concepts."""
-    address: str | None = None
-    """Address of a Ray cluster, HOST:6379 or auto. Default: RAY_ADDRESS, else this machine alone."""
-    workers: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] | None = None
-    """How many trainings run at once, at most. Default: as many as there is room for."""
-    cpus_per_worker: _PerWorker | None = None
-    """Cores of a worker. Default: 1; with a card up to 4."""
-    gpus_per_worker: _PerWorker | None = None
-    """Cards of a worker; 0.5 lets two share a card. Default: 1 where there are cards."""
-    memory_per_worker: _PerWorker = 1.5
-    """GB of main memory to reckon with for a worker."""
+
+
+class FleetGenerateArgs(ClusterArgs, GenerationArgs, GenerateRequest):
+    """Generate the images of many requests at once, on this machine's cores or cards or on a cluster of Ray."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """File with a request a line, - for standard input: a prompt, or a JSON object with settings of its own and, if
+    you like, "user" and "library"."""
+    out: Annotated[Path, tyro.conf.arg(aliases=("--to",))] = Path("outputs")
+    """Folder for the images, with a subfolder for each day."""
+    prompt: PromptText = ""
+    """Prompt of lines that have none."""
 
 
 class FleetStatusArgs(SettingsBase):
@@ -101,19 +135,47 @@ def parse_fleet_training(argv: Sequence[str], prog: str) -> FleetTraining:
 
 
 def train(training: FleetTraining) -> int:
-    from ...fleet.cluster import Needs
-    from ...fleet.run import FleetOptions, page_of, train_fleet
+    from ...fleet.run import page_of, train_fleet
 
     args = training.args
-    needs = Needs(args.cpus_per_worker, args.gpus_per_worker, args.memory_per_worker)
-    options = FleetOptions(args.storage, args.library, args.address, args.workers, needs)
+    options = _fleet_options(args)
     say(f"{len(training.concepts)} concepts. Page: {printable(page_of(args.storage), 300)}")
     try:
         with ProgressBar("concepts", transient=True) as bar:
-            jobs, code = train_fleet(training.concepts, options, say, lambda summary: _show(bar, summary))
+            jobs, code = train_fleet(training.concepts, args.library, options, say, lambda summary: _show(bar, summary))
     except KeyboardInterrupt:
         raise Interrupted("Stopped. The same command again goes on from the newest checkpoints.") from None
     _print_table([_tracked_row(job) for job in jobs])
+    return code
+
+
+def _fleet_options(args: ClusterArgs) -> FleetOptions:
+    from ...fleet.cluster import Needs
+    from ...fleet.run import FleetOptions
+
+    needs = Needs(args.cpus_per_worker, args.gpus_per_worker, args.memory_per_worker)
+    return FleetOptions(args.storage, args.address, args.workers, needs)
+
+
+def generate(args: FleetGenerateArgs) -> int:
+    from ...fleet.generation_run import ImageOptions, generate_fleet
+    from ...fleet.run import page_of
+
+    listed = fleet_requests.read_requests(args.file, request_of(args), args.library)
+    options = ImageOptions(args.out, args.base, args.safety_checker, args.private, args.wildcards)
+    say(f"Page: {printable(page_of(args.storage), 300)}")
+    try:
+        with ProgressBar("images", transient=True) as bar:
+            driver, code = generate_fleet(
+                listed, options, _fleet_options(args), say, lambda summary: _show(bar, summary)
+            )
+    except KeyboardInterrupt:
+        raise Interrupted("Stopped. The same command again makes what is missing.") from None
+    rows = [(driver.state_of(request) == "failed", _request_row(driver, request)) for request in driver.requests]
+    shown = rows if len(rows) <= _MAX_TABLE else [row for row in rows if row[0]][:_MAX_TABLE]
+    _print_table([row for _, row in shown], _REQUEST_COLUMNS)
+    counts = driver.counts()
+    say(f"{counts.done} of {counts.total} images are in {printable(str(args.out), 300)}.")
     return code
 
 
@@ -185,12 +247,21 @@ def _view_row(token: str, view: JobView) -> list[str]:
     return [shown, str(view.state), seconds, str(view.attempts or ""), note, view.id]
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def _request_row(driver: GenerationDriver, request: TrackedRequest) -> list[str]:
+    paths = [image.path for image_id in request.images if (image := driver.images[image_id]).path]
+    files = ", ".join(f"{path.parent.name}/{path.name}" for path in paths[:_MAX_FILES])
+    files += f" and {len(paths) - _MAX_FILES} more" if len(paths) > _MAX_FILES else ""
+    state = driver.state_of(request)
+    done = f"{driver.num_done(request)} of {len(request.images)}"
+    return [str(request.line), state, request.user, done, request.failure.message if request.failure else files]
+
+
+def _print_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = _JOB_COLUMNS) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    names = ("concept", "state", "time", "attempts", "", "job")[: len(rows[0]) if rows else 0]
+    names = columns[: len(rows[0]) if rows else 0]
     table = Table(*names, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         style = {"failed": "red", "done": "green"}.get(row[1], "")
@@ -202,6 +273,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 COMMANDS = {
     "fleet train": (train, FleetTrainArgs),
+    "fleet generate": (generate, FleetGenerateArgs),
     "fleet status": (show_status, FleetStatusArgs),
     "fleet cancel": (cancel, FleetCancelArgs),
     "fleet retry": (retry, FleetRetryArgs),
