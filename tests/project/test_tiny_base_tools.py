@@ -1,5 +1,6 @@
 """How the built-in base is made: scenes are functions of (seed, index), trainings survive a kill, kept out is out."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tools.tiny_base import (
     feed,
     figures,
     filters,
+    learning,
     muon,
     places,
     pool,
@@ -384,3 +386,26 @@ def test_both_things_of_a_pair_must_be_named_each_in_a_part_of_its_own():
     assert figures.named_in_views(RedOrBlue(), both[None], [2], [0]).tolist() == [True]
     assert figures.named_in_views(RedOrBlue(), both[None], [1], [0]).tolist() == [False]
     assert figures.named_in_views(RedOrBlue(), both[None], [1], [0], first_choices=3).tolist() == [True]
+
+
+def trial(step, score, classifier):
+    return {"step": step, "score": score, "CLIP": 0.5, "classifier": classifier}
+
+
+def test_the_section_on_stopping_is_written_into_the_page_that_is_there(tmp_path):
+    """What is kept, by hand: the run of LoRA ends at its last step, since the loss was never measured."""
+    lora = {"steps": 40, "measured": [], "trials": [trial(10, 0.5, 0.7), trial(20, 0.72, 0.6), trial(40, 0.8, 0.5)]}
+    inversion = {"steps": 20, "measured": [], "trials": [trial(10, 0.0, 0.4), trial(20, 0.0, 0.3)]}
+    runs = {"lora": {"fox": lora}, "textual-inversion": {"fox": inversion}}
+    (tmp_path / "picks.json").write_text(json.dumps(runs))
+    page = (learning.HERE / "learning.md").read_text()
+    end = learning._section_range(page)[1]
+    (tmp_path / "learning.md").write_text(page.replace("# How close", "# As it was"))
+    for _ in range(2):
+        learning.write_picks(tmp_path, tmp_path)
+    text = (tmp_path / "learning.md").read_text()
+    assert text.startswith("# As it was") and text.endswith(page[end:]) and "{picks}" not in text
+    assert "| LoRA, fox | 40 | 40 | 40 | 0.800 | 0.800 | 0.800 at 40 | 100.0% | 0.500, 0.500, 0.700 at 10 |" in text
+    assert "The best checkpoint of the first half has 90.0% of it (0 of 1 within 3 %)" in text
+    assert "| textual inversion, fox | 20 | 20 | 20 | 0.000 | 0.000 | 0.000 at 10 | all 0 |" in text
+    assert "In 1 of the runs no checkpoint scores more than 0" in text

@@ -1,6 +1,10 @@
 """docs/learning.md: how near training comes, written from the figures of `reach`, `picks` and `real`, never by hand.
 
 python -m tools.tiny_base.learning --work build/tiny-base --out docs
+python -m tools.tiny_base.learning --work build/tiny-base --out docs --picks
+
+With --picks only the section on early stopping is written anew; the rest of the page stays, and its figures are not
+needed.
 """
 
 import argparse
@@ -13,6 +17,7 @@ from . import picks, reach
 
 HERE = Path(__file__).parent
 NAMES = {"textual-inversion": "textual inversion", "lora": "LoRA", "pivotal": "pivotal", "full": "full"}
+PICKS_HEADING = "## Early stopping and the choice of the checkpoint\n"
 IMAGES = {  # in the work folder: in the docs
     "reach-alarm-clock.png": "learning-clock.png",
     "reach-teddy-bear.png": "learning-teddy.png",
@@ -43,6 +48,22 @@ def write(work, out):
             image.save(out / "pictures" / target, optimize=True)
     if sheets := _join_photo_sheets(work):
         sheets.quantize(256).save(out / "pictures" / "learning-real.png", optimize=True)
+
+
+def write_picks(work, out):
+    """Write the section on early stopping into the page that is there, from work/picks.json."""
+    page, template = out / "learning.md", (HERE / "learning.md").read_text()
+    section = template[slice(*_section_range(template))]
+    text = page.read_text()
+    start, end = _section_range(text)
+    rows = "\n".join(_pick_rows(_read(work / "picks.json")))
+    page.write_text(text[:start] + section.format(picks=rows) + text[end:])
+
+
+def _section_range(text):
+    """Return where the section on early stopping begins and ends."""
+    start = text.index(PICKS_HEADING)
+    return start, text.index("\n## ", start)
 
 
 def _mean_rows(subjects):
@@ -98,7 +119,7 @@ def _pick_rows(results):
     yield "| --- " * (len(head) + 1) + "|"
     notes = []
     for method, runs in results.items():
-        shares, ends, classifier_shares = [], [], []
+        shares, ends, classifier_shares, half_shares, unscored = [], [], [], [], 0
         for subject, measured_run in runs.items():
             figures = picks.apply_rules(method, measured_run)
             picked, last, best, sure = (
@@ -107,7 +128,11 @@ def _pick_rows(results):
                 figures["best"],
                 figures["best by the second judge"],
             )
-            shares.append(picked["score"] / best["score"])
+            if best["score"]:
+                shares.append(picked["score"] / best["score"])
+                half_shares.append(figures["best of the first half"]["score"] / best["score"])
+            else:
+                unscored += 1
             ends.append(figures["ended"] / figures["steps"])
             classifier_shares.append(picked["classifier"] / sure["classifier"])
             cells = [
@@ -117,18 +142,27 @@ def _pick_rows(results):
                 f"{picked['score']:.3f}",
                 f"{last['score']:.3f}",
             ]
-            cells += [f"{best['score']:.3f} at {best['step']}", f"{shares[-1]:.1%}"]
+            share = f"{shares[-1]:.1%}" if best["score"] else "all 0"
+            cells += [f"{best['score']:.3f} at {best['step']}", share]
             cells += [
                 f"{picked['classifier']:.3f}, {last['classifier']:.3f}, {sure['classifier']:.3f} at {sure['step']}"
             ]
             yield f"| {NAMES[method]}, {subject} | " + " | ".join(map(str, cells)) + " |"
         mean = lambda values: sum(values) / len(values)  # noqa: E731
-        within = sum(share >= 0.97 for share in shares)
-        notes.append(
-            f"- {NAMES[method]}, {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
-            f"{mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} within 3 %) "
-            f"and {mean(classifier_shares):.1%} of the best likeness by the classifier."
+        within, within_half = (sum(share >= 0.97 for share in values) for values in (shares, half_shares))
+        note = (
+            f"- {NAMES[method]}, {len(ends)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
+            f"{mean(classifier_shares):.1%} of the best likeness by the classifier"
         )
+        if shares:
+            note += (
+                f" and {mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} "
+                f"within 3 %). The best checkpoint of the first half has {mean(half_shares):.1%} of it "
+                f"({within_half} of {len(shares)} within 3 %), the most that any rule can reach with half the steps"
+            )
+        if unscored:
+            note += f". In {unscored} of the runs no checkpoint scores more than 0, and the last one is kept"
+        notes.append(f"{note}.")
     yield ""
     yield from notes
 
@@ -209,8 +243,9 @@ def main():
     parser = argparse.ArgumentParser(description="Write docs/learning.md from the figures that WORK holds.")
     parser.add_argument("--work", type=Path, default=Path("build/tiny-base"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--picks", action="store_true", help="write the section on early stopping only")
     args = parser.parse_args()
-    write(args.work, args.out)
+    (write_picks if args.picks else write)(args.work, args.out)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def measure_run(context, subject, method, clip):
 
 
 def apply_rules(method, measured_run):
-    """Apply the stopping rule to a run; return where it ends, and the picked, last and best of its validations."""
+    """Apply the stopping rule to a run; return where it ends, and the picked, last and best of its validations, and the
+    best of those in the first half of the schedule."""
     validations = [Validation(entry["step"], _TrialScore(entry["score"])) for entry in measured_run["trials"]]
     name = method if method == "textual-inversion" else f"dreambooth-{method}"
     end = _end_step(validations, measured_run["measured"], preset(name, "tiny").pivot_steps)
@@ -71,6 +72,10 @@ def apply_rules(method, measured_run):
         "picked": by_step[best_validation([validation for validation in validations if validation.step <= end]).step],
         "last": measured_run["trials"][-1],
         "best": max(measured_run["trials"], key=lambda entry: entry["score"]),
+        "best of the first half": max(
+            (entry for entry in measured_run["trials"] if 2 * entry["step"] <= measured_run["steps"]),
+            key=lambda entry: entry["score"],
+        ),
         "best by the second judge": max(measured_run["trials"], key=lambda entry: entry["classifier"]),
     }
 
@@ -80,6 +85,7 @@ class _TrialScore:
     """The part of a validation's scores that the rules read."""
 
     score: float
+    out_of_domain: bool = False
 
 
 def _end_step(validations, measured, pivot):
