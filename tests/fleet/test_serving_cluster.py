@@ -113,6 +113,38 @@ def test_a_replica_dies_under_load_and_every_image_is_the_one_made_alone(tiny, t
     assert worst <= 1
 
 
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_the_application_for_kubernetes_answers_behind_serves_own_server(tmp_path, monkeypatch):
+    import httpx
+
+    from sdpersonal.fleet.serving.ray_serve import application
+    from support.browser import free_port
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    keys, port = tmp_path / "keys", free_port()
+    keys.write_text("".join(f"{name}:{key}\n" for name, key in door.KEYS.items()))
+    keys.chmod(0o600)
+    with connect(None, cpus=1):
+        from ray import serve
+
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        args = {"storage": str(tmp_path / "fleet"), "base": "tiny", "keys": str(keys), "memory": 1.0}
+        serve.run(application(args), name="fleet", route_prefix="/")
+        url = f"http://127.0.0.1:{port}"
+        with door.client(url) as http:
+            while not http.get("/health").json().get("replicas", {}).get("running"):
+                time.sleep(0.2)
+            assert httpx.post(url + "/generate", content=b"{}", trust_env=False).status_code == 401
+            assert len(door.images(door.ask(http, door.form("a cat", num_images=2, steps=2)))) == 2
+            with http.stream("POST", "/generate", json=door.form("a cat", num_images=50, steps=100)) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                assert sum(http.get("/health").json()["queue"].values()) == 50
+            while sum(http.get("/health").json()["queue"].values()):
+                time.sleep(0.2)
+
+
 class Shelf:
     def __init__(self, concepts):
         self._concepts = concepts

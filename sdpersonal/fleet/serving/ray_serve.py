@@ -6,7 +6,7 @@ which asks nobody for a key, and receives bodies without a limit before a progra
 
 from __future__ import annotations
 
-import os
+import logging
 import secrets
 import threading
 import time
@@ -161,9 +161,9 @@ def run_replicas(options: GenerationOptions, scale: Scale, is_own: bool) -> Iter
 
     Raises: UserError if none can start.
     """
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # read when ray.serve is imported
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # what concerns the user is said here
     name = f"sdpersonal-{secrets.token_hex(4)}"  # several doors may share a cluster
     serve.start(proxy_location="Disabled", logging_config=_QUIET)
     target = serve.RunTarget(target=deployment(options, scale), name=name, route_prefix=None)
