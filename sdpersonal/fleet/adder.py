@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import UserError
@@ -32,7 +32,7 @@ class _Waiting(Generic[Item]):
 
     item: Item
     due: float = 0.0
-    pause: float = _FIRST_PAUSE
+    pause: float = field(default_factory=lambda: _FIRST_PAUSE)
 
 
 class Adder(Generic[Item, Added]):

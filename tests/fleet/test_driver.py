@@ -229,7 +229,8 @@ def test_a_storage_that_fails_every_third_time_delays_and_loses_nothing(fleet, m
 
         return act
 
-    driver = fleet([f"<me/c{n}>" for n in range(5)], lambda token, n: None if n == 1 else Outcome.TRAINED)
+    play = lambda token, n: None if n == 1 else Outcome.TRAINED  # noqa: E731
+    driver = fleet([f"<me/c{n}>" for n in range(5)], play, patience=60.0)
     finish, run_round = driver.pool._finish, driver._round
 
     def steady(*args):  # the workers' part has its own tests
@@ -244,7 +245,8 @@ def test_a_storage_that_fails_every_third_time_delays_and_loses_nothing(fleet, m
 
     monkeypatch.setattr(driver.pool, "_finish", steady)
     monkeypatch.setattr(driver, "_round", flaky_round)
-    monkeypatch.setattr("sdpersonal.fleet.adder._FIRST_PAUSE", 0.01)
+    for name in ("_FIRST_PAUSE", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(f"sdpersonal.fleet.adder.{name}", 0.01)
     for name in ("read", "write", "write_new", "names"):
         monkeypatch.setattr(LocalStore, name, flaky(name))
     assert driver.run() == 0 and len(driver.library) == 5 and min(made["read"], made["write"], made["names"]) > 0
