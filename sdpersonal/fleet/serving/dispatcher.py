@@ -245,10 +245,12 @@ class Dispatcher:
         """Take the next batch: an image of the user whose turn it is, and what fits to it of all users in turn."""
         batch: list[PendingImage] = []
         while len(batch) < self._batch_size:
-            user = next((user for user, line in self._lines.items() if _has_next(line, batch)), None)
-            if user is None:
+            images = ((user, _next_image(line, batch)) for user, line in self._lines.items())
+            user, image = next(((user, image) for user, image in images if image is not None), ("", None))
+            if image is None:
                 break
-            batch.append(self._lines[user].waiting.popleft())
+            batch.append(image)
+            self._lines[user].waiting.remove(image)
             self._lines.move_to_end(user)
         return batch
 
@@ -283,7 +285,7 @@ class Dispatcher:
             image.tries += 1
             image.generation.forget(image)
             if image.tries >= MAX_TRIES:
-                problem = f"The machines that generated this image died, {MAX_TRIES} one after the other."
+                problem = f"{MAX_TRIES} machines failed one after the other at this image."
                 image.generation.fail(UserError(problem, "Ask for a smaller size, or look at the fleet's log."))
             elif (line := self._lines.get(image.generation.user)) is not None:
                 line.waiting.appendleft(image)
@@ -294,11 +296,10 @@ class Dispatcher:
                 task.cancel()
 
 
-def _has_next(line: _Line, batch: list[PendingImage]) -> bool:
-    """Return whether the first image of a line can be in the batch."""
-    if not line.waiting or line.waiting[0].generation.is_read_slowly:
-        return False
-    return not batch or line.waiting[0].kind == batch[0].kind
+def _next_image(line: _Line, batch: list[PendingImage]) -> PendingImage | None:
+    """Return the first image of a line whose client reads, if it can be in the batch."""
+    image = next((image for image in line.waiting if not image.generation.is_read_slowly), None)
+    return image if image and (not batch or image.kind == batch[0].kind) else None
 
 
 async def _follow(images: list[PendingImage], events: AsyncGenerator[Event, None], on_failed: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -73,6 +74,7 @@ def serve_fleet(options: ServeOptions, protocol: type[Any], say: Callable[[str],
                     proxy_headers=False,
                     timeout_graceful_shutdown=_END_SECONDS,
                 )
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports each stream that it ends
                 uvicorn.Server(config).run(sockets=[listener])
 
 
