@@ -1,4 +1,4 @@
-"""Run workers with Ray: on this machine, or on a cluster that is there. `serving/ray_serve.py` imports ray too, no other.
+"""Run workers with Ray: on this machine, or on a cluster that is there. `serving/ray_serve.py` imports ray too.
 
 A cluster of this machine's own is closed to others: its token is made anew for each command, and lies in no file; its
 folder of logs and sockets is readable by this user only. No dashboard is started, and nothing is reported home.
