@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +31,7 @@ import tyro
 
 from sdpersonal.concepts.concept_file import concept_to_chunks
 from sdpersonal.config import TextualInversionSettings
-from sdpersonal.fleet import driver as driver_module
-from sdpersonal.fleet import library_writer as library_module
+from sdpersonal.fleet import adder, driver, driver_loop
 from sdpersonal.fleet.driver import Tracked, TrainingDriver
 from sdpersonal.fleet.driver_loop import DriverOptions
 from sdpersonal.fleet.jobs import Job, Outcome, Result, submit
@@ -180,16 +179,18 @@ def simulate(options: Options, workers: int, latency: float) -> dict[str, float]
         def show(tracked: Sequence[Tracked]) -> None:
             write_trainings(store, tracked, workers)
 
-        driver = TrainingDriver(
+        training = TrainingDriver(
             jobs, pool, LibraryWriter(Path(name) / "library"), DriverOptions(options.beat), on_change=show
         )
-        driver._threads = SimulatedThreads(clock, options.threads)  # type: ignore[assignment]
+        training._threads = SimulatedThreads(clock, options.threads)  # type: ignore[assignment]
         for part in _PARTS:
-            setattr(driver, part, _counting(clock, part, getattr(driver, part)))
+            setattr(training, part, _counting(clock, part, getattr(training, part)))
         simulated_time = SimpleNamespace(monotonic=clock.now)
         start = clock.now()
-        with patch.object(driver_module, "time", simulated_time), patch.object(library_module, "time", simulated_time):
-            if driver.run():
+        with ExitStack() as patches:
+            for module in (adder, driver, driver_loop):
+                patches.enter_context(patch.object(module, "time", simulated_time))
+            if training.run():
                 sys.exit("a training failed")
         makespan = clock.now() - start
     row = {"workers": workers, "latency": latency, "jobs": len(jobs), "makespan": round(makespan, 1)}

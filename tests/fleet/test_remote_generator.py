@@ -19,7 +19,7 @@ from sdpersonal.fleet.serving.remote_generator import RemoteGenerator
 from sdpersonal.fleet.store import LocalStore
 from sdpersonal.generation import Generator
 from sdpersonal.models.model_info import ModelInfo
-from support import door
+from support import serve
 from support.mixing import shelf_of
 from support.user_jobs import Jobs
 
@@ -28,12 +28,12 @@ SIZE = {"size": "64x64", "steps": 2}
 
 @pytest.fixture(scope="module")
 def pool(tiny, tmp_path_factory):
-    return door.LocalPool(LocalStore(tmp_path_factory.mktemp("storage")), tiny)
+    return serve.LocalPool(LocalStore(tmp_path_factory.mktemp("storage")), tiny)
 
 
 @pytest.fixture(scope="module")
 def url(pool, tmp_path_factory):
-    with door.open_door(pool, pool.store.folder) as url:
+    with serve.open_server(pool, pool.store.folder) as url:
         yield url
 
 
@@ -49,7 +49,7 @@ def library(tiny, tmp_path):
 def remote(url, library, tmp_path):
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "wildcards" / "places.txt").write_text("a beach\na street\n")
-    client = FleetClient(url, door.KEYS["anna"])
+    client = FleetClient(url, serve.KEYS["anna"])
     return RemoteGenerator(client, client.model(), library, tmp_path / "wildcards")
 
 
@@ -168,8 +168,8 @@ def test_what_is_no_image_is_refused(tmp_path, remote, png):
     async def behave(number, tasks):
         yield Made(0, png)
 
-    with door.open_door(door.FakePool(behave=behave), tmp_path) as url:
-        generator = RemoteGenerator(FleetClient(url, door.KEYS["ben"]), remote.base, Library(tmp_path / "none"))
+    with serve.open_server(serve.FakePool(behave=behave), tmp_path) as url:
+        generator = RemoteGenerator(FleetClient(url, serve.KEYS["ben"]), remote.base, Library(tmp_path / "none"))
         with pytest.raises(UserError, match="The fleet sent an image"):
             list(generator.generate(GenerateRequest(prompt="a", num_images=1)))
 

@@ -16,7 +16,7 @@ from sdpersonal.fleet.image_task import PinnedConcept
 from sdpersonal.fleet.run import mark
 from sdpersonal.fleet.store import LocalStore
 from sdpersonal.generation import Generator
-from support import door, fleet
+from support import fleet, serve
 from support.mixing import shelf_of
 
 fleet.set_token()
@@ -65,15 +65,15 @@ def test_a_replica_dies_under_load_and_every_image_is_the_one_made_alone(tiny, t
     results, killed = {}, []
 
     def ask(http, user, number):
-        content = door.form(PROMPTS[number % 4], num_images=IMAGES, steps=STEPS, seed=100 * number, size="64x64")
+        content = serve.form(PROMPTS[number % 4], num_images=IMAGES, steps=STEPS, seed=100 * number, size="64x64")
         content["requests"][0]["concepts"] = names
-        results[user, number] = door.ask(http, content)
+        results[user, number] = serve.ask(http, content)
 
     with ExitStack() as stack:
         stack.enter_context(connect(None, cpus=3))
         pool = stack.enter_context(run_replicas(options, Scale(3, 3, Needs(1.0, 0.0, 1.0)), True))
-        url = stack.enter_context(door.open_door(pool, tmp_path))
-        anna, ben = (stack.enter_context(door.client(url, user)) for user in door.KEYS)
+        url = stack.enter_context(serve.open_server(pool, tmp_path))
+        anna, ben = (stack.enter_context(serve.client(url, user)) for user in serve.KEYS)
         while pool.health().running < 3:
             time.sleep(0.2)
         for http in (anna, ben):
@@ -123,21 +123,21 @@ def test_the_application_for_kubernetes_answers_behind_serves_own_server(tmp_pat
 
     monkeypatch.setenv("RAY_worker_niceness", "0")
     keys, port = tmp_path / "keys", free_port()
-    keys.write_text("".join(f"{name}:{key}\n" for name, key in door.KEYS.items()))
+    keys.write_text("".join(f"{name}:{key}\n" for name, key in serve.KEYS.items()))
     keys.chmod(0o600)
     with connect(None, cpus=1):
-        from ray import serve
+        from ray import serve as ray_serve
 
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
         args = {"storage": str(tmp_path / "fleet"), "base": "tiny", "keys": str(keys), "memory": 1.0}
-        serve.run(application(args), name="fleet", route_prefix="/")
+        ray_serve.run(application(args), name="fleet", route_prefix="/")
         url = f"http://127.0.0.1:{port}"
-        with door.client(url) as http:
+        with serve.client(url) as http:
             while not http.get("/health").json().get("replicas", {}).get("running"):
                 time.sleep(0.2)
             assert httpx.post(url + "/generate", content=b"{}", trust_env=False).status_code == 401
-            assert len(door.images(door.ask(http, door.form("a cat", num_images=2, steps=2)))) == 2
-            with http.stream("POST", "/generate", json=door.form("a cat", num_images=50, steps=100)) as answer:
+            assert len(serve.images(serve.ask(http, serve.form("a cat", num_images=2, steps=2)))) == 2
+            with http.stream("POST", "/generate", json=serve.form("a cat", num_images=50, steps=100)) as answer:
                 lines = answer.iter_lines()
                 next(lines)
                 assert sum(http.get("/health").json()["queue"].values()) == 50

@@ -1,4 +1,4 @@
-"""Ask a fleet's door for images, from another program: HTTP with the standard library."""
+"""Ask a fleet's server for images, from another program: HTTP with the standard library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..image_task import ImageTask
 from .forms import form_body
 
 KEY_VARIABLE = "SDPERSONAL_FLEET_KEY"
-_CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 60.0  # the door says something every second
+_CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 60.0  # the server says something every second
 _MAX_ANSWER = 1 << 20  # bytes of JSON
 _MAX_EVENT = 64 << 20  # bytes of an event: an image of 2048 x 2048 pixels, four times as large, takes less
 _MAX_UPLOADS = 3  # rounds, in which the fleet may miss other concepts
@@ -84,7 +84,7 @@ class FleetClient:
         concept_file: Callable[[str], bytes],
         cancelled: Callable[[], bool],
     ) -> Generator[dict[str, Any], None, None]:
-        """Yield the events of tasks as the door has them, images as bytes; closing the iterator ends the work.
+        """Yield the events of tasks as the server has them, images as bytes; closing the iterator ends the work.
 
         files: initial images by sha256; concept_file: returns the file of a concept that the fleet does not have yet.
         """

@@ -22,7 +22,7 @@ from ..generation_worker import GenerationOptions
 from ..image_task import ImageTask
 from ..run import mark
 from ..store import open_store
-from .door import build_door
+from .http_server import build_server
 from .messages import Event, PoolHealth, ReplicaLost
 from .replica import Replica
 
@@ -32,7 +32,7 @@ _UPSCALE_SECONDS, _DOWNSCALE_SECONDS = 10.0, 300.0  # that the need for more, or
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 5.0
 _FACTS_SECONDS = 30.0
-_DOOR_ONGOING = 2500  # requests: more than the dispatcher lets wait
+_SERVER_ONGOING = 2500  # requests: more than the dispatcher lets wait
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
@@ -164,7 +164,7 @@ def run_replicas(options: GenerationOptions, scale: Scale, is_own: bool) -> Iter
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # what concerns the user is said here
-    name = f"sdpersonal-{secrets.token_hex(4)}"  # several doors may share a cluster
+    name = f"sdpersonal-{secrets.token_hex(4)}"  # several servers may share a cluster
     serve.start(proxy_location="Disabled", logging_config=_QUIET)
     target = serve.RunTarget(target=deployment(options, scale), name=name, route_prefix=None)
     pool = None
@@ -197,9 +197,9 @@ def _end_application(name: str) -> None:
 
 
 def application(args: Mapping[str, Any]) -> Any:
-    """Build the door and its replicas as one application, for a configuration file of Serve and for KubeRay.
+    """Build the server and its replicas as one application, for a configuration file of Serve and for KubeRay.
 
-    args: storage, base, keys (a file, which is needed), min_replicas, max_replicas, cpus, gpus, memory (GB). The door
+    args: storage, base, keys (a file, which is needed), min_replicas, max_replicas, cpus, gpus, memory (GB). The server
     is behind Serve's HTTP server then, which does not limit bodies: what stands before it must.
     """
     from ray import serve
@@ -217,11 +217,11 @@ def application(args: Mapping[str, Any]) -> Any:
         name = serve.get_replica_context().app_name
         pool = HandlePool(serve.get_deployment_handle(DEPLOYMENT, name), name)
         pool.watch()
-        return build_door(pool, store, keys)
+        return build_server(pool, store, keys)
 
     resources = {"num_cpus": 0}
     decorate = serve.deployment(
-        name="door", max_ongoing_requests=_DOOR_ONGOING, ray_actor_options=resources, logging_config=_QUIET
+        name="server", max_ongoing_requests=_SERVER_ONGOING, ray_actor_options=resources, logging_config=_QUIET
     )
     return decorate(serve.ingress(build)()).bind(replicas)
 

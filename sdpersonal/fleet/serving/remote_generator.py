@@ -25,7 +25,7 @@ from ..image_task import FILE_FIELDS, INPUTS, MAX_INPUT_BYTES, ImageTask, Pinned
 from .client import FleetClient
 
 _MAX_SIDE = 2048 * 4  # pixels, of the second pass too
-_SESSION = "0" * 16  # the door puts its own into the place
+_SESSION = "0" * 16  # the server puts its own into the place
 
 
 class RemoteGenerator:

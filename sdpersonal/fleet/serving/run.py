@@ -1,4 +1,4 @@
-"""Serve a fleet: from settings to a door that listens."""
+"""Serve a fleet: from settings to a server that listens."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..cluster import Needs, check_installed, check_room, connect, fill_in, loca
 from ..generation_worker import GenerationOptions
 from ..run import mark, sigterm_as_ctrl_c
 from ..store import open_store
-from .door import build_door
+from .http_server import build_server
 from .ray_serve import Scale, run_replicas
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BACKLOG = 128
-_END_SECONDS = 3  # that the last answers have when the door closes
+_END_SECONDS = 3  # that the last answers have when the server closes
 _MIN_KEY = 24  # characters: there is no delay after a wrong one, so it must not be guessed
 PATIENCE = 30.0  # seconds for which a storage that fails is tried again; then another replica tries
 
@@ -32,8 +32,8 @@ PATIENCE = 30.0  # seconds for which a storage that fails is tried again; then a
 @dataclass(frozen=True)
 class ServeOptions:
     """uri: of the storage for concepts; base: name of the model, None for each machine's default; safety: whether its
-    safety checker runs; host, port: where the door listens; keys: by user's name, {} for this machine only; address: of
-    a cluster, None for this machine; min_replicas, max_replicas: how many; needs: of each."""
+    safety checker runs; host, port: where the server listens; keys: by user's name, {} for this machine only; address:
+    of a cluster, None for this machine; min_replicas, max_replicas: how many; needs: of each."""
 
     uri: str
     base: str | None = None
@@ -66,7 +66,7 @@ def serve_fleet(options: ServeOptions, protocol: type[Any], say: Callable[[str],
             with suppress(KeyboardInterrupt), run_replicas(worker, scale, is_own) as pool:
                 say(f"http://{options.host}:{options.port} takes requests; Ctrl-C ends it.")
                 config = uvicorn.Config(
-                    build_door(pool, store, options.keys),
+                    build_server(pool, store, options.keys),
                     http=protocol,
                     log_config=None,
                     access_log=False,

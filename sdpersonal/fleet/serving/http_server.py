@@ -52,7 +52,7 @@ class Refusal(Exception):
         self.status, self.content = status, {"message": message, "hint": hint, **more}
 
 
-class Door:
+class FleetServer:
     """The routes. keys: by user's name; {} lets everybody on this machine in as one user."""
 
     def __init__(self, pool: ReplicaPool, store: Store, keys: Mapping[str, str]):
@@ -181,31 +181,31 @@ class Door:
 class _EventStream(StreamingResponse):
     """The events of a request. It ends with the client: what is being generated ends at its next step."""
 
-    def __init__(self, door: Door, generation: Generation, folder: str, is_sse: bool):
-        self._door, self._generation, self._folder = door, generation, folder
+    def __init__(self, server: FleetServer, generation: Generation, folder: str, is_sse: bool):
+        self._server, self._generation, self._folder = server, generation, folder
         self._encode = _as_sse if is_sse else _as_line
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
         super().__init__((), headers=headers, media_type=_EVENT_STREAM if is_sse else "application/x-ndjson")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            events = self._door.begin(self._generation)
+            events = self._server.begin(self._generation)
             self.body_iterator = (self._encode(event) async for event in events)
             await super().__call__(scope, receive, send)
         finally:
-            await asyncio.shield(self._door.end(self._generation, self._folder))
+            await asyncio.shield(self._server.end(self._generation, self._folder))
 
 
-def build_door(pool: ReplicaPool, store: Store, keys: Mapping[str, str]) -> Starlette:
+def build_server(pool: ReplicaPool, store: Store, keys: Mapping[str, str]) -> Starlette:
     """Return the ASGI program. keys: by user's name; {} for this machine only."""
-    door = Door(pool, store, keys)
+    server = FleetServer(pool, store, keys)
     routes = [
-        Route("/health", _in_words(door.health), methods=["GET"]),
-        Route("/concepts/{name}", _in_words(door.concept), methods=["GET"]),
-        Route("/concepts/{name}", _in_words(door.upload), methods=["PUT"]),
-        Route("/generate", _in_words(door.generate), methods=["POST"]),
+        Route("/health", _in_words(server.health), methods=["GET"]),
+        Route("/concepts/{name}", _in_words(server.concept), methods=["GET"]),
+        Route("/concepts/{name}", _in_words(server.upload), methods=["PUT"]),
+        Route("/generate", _in_words(server.generate), methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=door.lifespan)
+    return Starlette(routes=routes, lifespan=server.lifespan)
 
 
 def _in_words(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

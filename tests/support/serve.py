@@ -1,4 +1,4 @@
-"""A fleet's door in this process, over replicas that a test controls or over the real worker."""
+"""A fleet's server in this process, over replicas that a test controls or over the real worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvicorn
 
 from sdpersonal.app.server.connections import BoundedProtocol
 from sdpersonal.fleet.generation_worker import GenerationOptions
-from sdpersonal.fleet.serving.door import build_door
+from sdpersonal.fleet.serving.http_server import build_server
 from sdpersonal.fleet.serving.messages import Made, PoolHealth, Step
 from sdpersonal.fleet.serving.replica import Replica
 from sdpersonal.fleet.store import LocalStore
@@ -79,13 +79,13 @@ class LocalPool:
 
 
 @contextmanager
-def open_door(pool, folder, keys=KEYS):
-    """Serve a door on a free port; yields its URL."""
+def open_server(pool, folder, keys=KEYS):
+    """Serve a server on a free port; yields its URL."""
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         config = uvicorn.Config(
-            build_door(pool, LocalStore(folder), keys),
+            build_server(pool, LocalStore(folder), keys),
             http=BoundedProtocol,
             log_config=None,
             timeout_graceful_shutdown=1,

@@ -1,4 +1,4 @@
-"""The fleet's door: who may ask, how much is read, whose turn it is, and what happens when a replica dies."""
+"""The fleet's server: who may ask, how much is read, whose turn it is, and what happens when a replica dies."""
 
 import base64
 import hashlib
@@ -12,39 +12,38 @@ import pytest
 
 from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.fleet.image_task import PinnedConcept
-from sdpersonal.fleet.serving import dispatcher, forms, uploaded_concepts
-from sdpersonal.fleet.serving import door as door_module
+from sdpersonal.fleet.serving import dispatcher, forms, http_server, uploaded_concepts
 from sdpersonal.fleet.serving.messages import Failed, Made, Preview, ReplicaLost
 from sdpersonal.fleet.store import LocalStore
-from support import door, samples
+from support import samples, serve
 
 
 @pytest.fixture
 def pool():
-    return door.FakePool()
+    return serve.FakePool()
 
 
 @pytest.fixture
 def url(pool, tmp_path):
-    with door.open_door(pool, tmp_path) as url:
+    with serve.open_server(pool, tmp_path) as url:
         yield url
 
 
 @pytest.fixture
 def anna(url):
-    with door.client(url) as http:
+    with serve.client(url) as http:
         yield http
 
 
 def test_images_come_as_events_and_all_alternatives_are_made(anna):
-    events = door.ask(anna, door.form("a {cat|dog} <b", "a hat", num_images=2, seed=3, all_combinations=True))
+    events = serve.ask(anna, serve.form("a {cat|dog} <b", "a hat", num_images=2, seed=3, all_combinations=True))
     assert events[-1] == {"event": "done", "images": 6}
-    made = {index: png.decode() for index, png in door.images(events).items()}
+    made = {index: png.decode() for index, png in serve.images(events).items()}
     assert made == dict(enumerate(["a cat <b 3", "a cat <b 4", "a dog <b 3", "a dog <b 4", "a hat 3", "a hat 4"]))
 
 
 def test_events_are_server_sent_if_the_client_accepts_them(anna):
-    answer = anna.post("/generate", json=door.form("a cat"), headers={"Accept": "text/event-stream"})
+    answer = anna.post("/generate", json=serve.form("a cat"), headers={"Accept": "text/event-stream"})
     assert answer.headers["content-type"].startswith("text/event-stream")
     blocks = answer.text.strip().split("\n\n")
     assert blocks[-1] == 'event: done\ndata: {"event": "done", "images": 1}'
@@ -71,12 +70,15 @@ def test_a_stranger_is_refused_before_his_body_is_read(url):
 
 def test_pages_of_a_browser_are_refused(url, tmp_path):
     assert httpx.get(url + "/health", headers={"Origin": "http://evil.example"}).json() == {"status": "ready"}
-    with door.client(url) as http:
-        assert http.post("/generate", json=door.form("a cat"), headers={"Origin": "null"}).status_code == 403
-    with door.open_door(door.FakePool(), tmp_path / "open", {}) as local, door.client(local, None) as http:
-        assert door.ask(http, door.form("a cat"))[-1]["event"] == "done"
-        assert http.post("/generate", json=door.form("a cat"), headers={"Host": "evil.example"}).status_code == 403
-        assert http.post("/generate", json=door.form("a cat"), headers={"Origin": local}).status_code == 403
+    with serve.client(url) as http:
+        assert http.post("/generate", json=serve.form("a cat"), headers={"Origin": "null"}).status_code == 403
+    with (
+        serve.open_server(serve.FakePool(), tmp_path / "open", {}) as local,
+        serve.client(local, None) as http,
+    ):
+        assert serve.ask(http, serve.form("a cat"))[-1]["event"] == "done"
+        assert http.post("/generate", json=serve.form("a cat"), headers={"Host": "evil.example"}).status_code == 403
+        assert http.post("/generate", json=serve.form("a cat"), headers={"Origin": local}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -110,11 +112,11 @@ def test_bad_forms_are_refused_in_words(anna, pool, body, message):
 
 
 def test_bodies_are_bounded(anna, monkeypatch):
-    monkeypatch.setattr(door_module, "MAX_BODY", 1000)
+    monkeypatch.setattr(http_server, "MAX_BODY", 1000)
     assert anna.post("/generate", content=b"x" * 1001).status_code == 413
     chunks = iter([b"x"])
     assert anna.post("/generate", content=chunks).status_code == 411
-    monkeypatch.setattr(door_module, "MAX_CONCEPT_BYTES", 1000)
+    monkeypatch.setattr(http_server, "MAX_CONCEPT_BYTES", 1000)
     assert anna.put("/concepts/" + "0" * 64, content=b"x" * 1001).status_code == 413
 
 
@@ -126,9 +128,12 @@ def test_an_initial_image_is_there_while_it_is_needed_and_gone_afterwards(tmp_pa
         seen.append(path.read_bytes())
         yield Made(0, b"png")
 
-    with door.open_door(door.FakePool(behave=behave), tmp_path) as url, door.client(url) as http:
-        content = door.form("a cat", init_image=sha256) | {"files": {sha256: base64.b64encode(b"image").decode()}}
-        assert door.ask(http, content)[-1]["event"] == "done"
+    with (
+        serve.open_server(serve.FakePool(behave=behave), tmp_path) as url,
+        serve.client(url) as http,
+    ):
+        content = serve.form("a cat", init_image=sha256) | {"files": {sha256: base64.b64encode(b"image").decode()}}
+        assert serve.ask(http, content)[-1]["event"] == "done"
         assert seen == [b"image"]
         until = time.monotonic() + 5
         while [path for path in (tmp_path / "inputs").rglob("*") if path.is_file()] and time.monotonic() < until:
@@ -146,22 +151,25 @@ def duck():
 
 def test_a_concept_is_uploaded_once_and_is_its_owners_only(url, anna, pool, duck, tmp_path):
     name = str(PinnedConcept.of(duck))
-    asked = door.form("a <me/duck>")
+    asked = serve.form("a <me/duck>")
     asked["requests"][0]["concepts"] = {"<me/duck>": name}
-    refused = door.ask(anna, asked)
+    refused = serve.ask(anna, asked)
     assert refused.status_code == 409 and refused.json()["missing"] == [name]
     assert anna.get(f"/concepts/{name}").status_code == 404
     data = concept_to_bytes(duck)
     assert anna.put(f"/concepts/{duck.identity}", content=data).json()["name"] == name
     assert anna.get(f"/concepts/{name}").json() == {"name": name, "bytes": len(data)}
-    assert door.ask(anna, asked)[-1]["event"] == "done" and len(pool.batches) == 1
+    assert serve.ask(anna, asked)[-1]["event"] == "done" and len(pool.batches) == 1
     assert LocalStore(tmp_path).read(f"concepts/{name}.safetensors") == data
-    with door.client(url, "ben") as ben:  # he knows the identity, which is not enough
+    with serve.client(url, "ben") as ben:  # he knows the identity, which is not enough
         assert ben.get(f"/concepts/{name}").status_code == 404
-        assert door.ask(ben, asked).status_code == 409
+        assert serve.ask(ben, asked).status_code == 409
         assert ben.put(f"/concepts/{name}", content=data).status_code == 200
-        assert door.ask(ben, asked)[-1]["event"] == "done"
-    with door.open_door(pool, tmp_path) as again, door.client(again) as http:  # another door of the same storage
+        assert serve.ask(ben, asked)[-1]["event"] == "done"
+    with (
+        serve.open_server(pool, tmp_path) as again,
+        serve.client(again) as http,
+    ):  # another server of the same storage
         assert http.get(f"/concepts/{name}").status_code == 200
 
 
@@ -196,13 +204,13 @@ def test_a_user_has_room_for_so_many_concepts(anna, duck, monkeypatch):
 
 @pytest.fixture
 def ben(url):
-    with door.client(url, "ben") as http:
+    with serve.client(url, "ben") as http:
         yield http
 
 
 def in_background(http, user, content, results):
     def work():
-        results.append((user, door.ask(http, content)))
+        results.append((user, serve.ask(http, content)))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -219,9 +227,9 @@ def until(condition, seconds=60.0):
 def test_a_hundred_requests_do_not_hold_up_anothers_one(pool, anna, ben):
     pool.gate.clear()
     results = []
-    threads = [in_background(anna, "anna", door.form(f"anna {i}"), results) for i in range(100)]
+    threads = [in_background(anna, "anna", serve.form(f"anna {i}"), results) for i in range(100)]
     until(lambda: sum(anna.get("/health").json()["queue"].values()) == 100)
-    threads.append(in_background(ben, "ben", door.form("ben"), results))
+    threads.append(in_background(ben, "ben", serve.form("ben"), results))
     until(lambda: sum(anna.get("/health").json()["queue"].values()) == 101)
     pool.gate.set()
     for thread in threads:
@@ -236,9 +244,14 @@ def test_a_hundred_requests_do_not_hold_up_anothers_one(pool, anna, ben):
 def test_what_waits_together_is_one_batch_if_it_fits(pool, anna, ben):
     pool.gate.clear()
     results = []
-    threads = [in_background(ben, "ben", door.form("first"), results)]
+    threads = [in_background(ben, "ben", serve.form("first"), results)]
     until(lambda: pool.batches)
-    mixed = {"requests": [*door.form("a", "b", steps=5)["requests"], *door.form("c", "d", "e", steps=6)["requests"]]}
+    mixed = {
+        "requests": [
+            *serve.form("a", "b", steps=5)["requests"],
+            *serve.form("c", "d", "e", steps=6)["requests"],
+        ]
+    }
     threads.append(in_background(ben, "ben", mixed, results))
     until(lambda: anna.get("/health").json()["queue"]["waiting"] == 5)
     pool.gate.set()
@@ -251,11 +264,11 @@ def test_too_many_requests_are_refused_in_words(pool, anna, ben, monkeypatch):
     monkeypatch.setattr(dispatcher, "MAX_USER_REQUESTS", 2)
     pool.gate.clear()
     results = []
-    threads = [in_background(anna, "anna", door.form("a"), results) for _ in range(2)]
+    threads = [in_background(anna, "anna", serve.form("a"), results) for _ in range(2)]
     until(lambda: sum(anna.get("/health").json()["queue"].values()) == 2)
-    refused = door.ask(anna, door.form("a"))
+    refused = serve.ask(anna, serve.form("a"))
     assert refused.status_code == 429 and refused.json()["message"] == "You have 2 requests waiting already."
-    threads.append(in_background(ben, "ben", door.form("b"), results))
+    threads.append(in_background(ben, "ben", serve.form("b"), results))
     until(lambda: sum(ben.get("/health").json()["queue"].values()) == 3)
     pool.gate.set()
     for thread in threads:
@@ -265,7 +278,7 @@ def test_too_many_requests_are_refused_in_words(pool, anna, ben, monkeypatch):
 
 def test_a_client_that_goes_away_ends_its_request(pool, anna, ben):
     pool.gate.clear()
-    with ben.stream("POST", "/generate", json=door.form("a", num_images=20)) as answer:
+    with ben.stream("POST", "/generate", json=serve.form("a", num_images=20)) as answer:
         lines = answer.iter_lines()
         next(lines)
         until(lambda: pool.batches)
@@ -277,12 +290,12 @@ def test_a_client_that_goes_away_ends_its_request(pool, anna, ben):
 def test_a_batch_goes_on_for_those_who_stay(pool, anna, ben):
     pool.gate.clear()
     results = []
-    thread = in_background(anna, "anna", door.form("blocks"), results)
+    thread = in_background(anna, "anna", serve.form("blocks"), results)
     until(lambda: pool.batches)
-    with ben.stream("POST", "/generate", json=door.form("goes")) as answer:
+    with ben.stream("POST", "/generate", json=serve.form("goes")) as answer:
         lines = answer.iter_lines()
         next(lines)
-        stays = in_background(anna, "anna", door.form("stays"), results)
+        stays = in_background(anna, "anna", serve.form("stays"), results)
         until(lambda: anna.get("/health").json()["queue"]["waiting"] == 2)
     until(lambda: anna.get("/health").json()["queue"]["waiting"] == 1)
     pool.gate.set()
@@ -304,9 +317,9 @@ def test_a_replica_that_dies_loses_nothing_and_doubles_nothing(tmp_path):
         for index, task in enumerate(tasks):
             yield Made(index, str(task.request.seed).encode())
 
-    pool = door.FakePool(behave=behave)
-    with door.open_door(pool, tmp_path) as url, door.client(url) as http:
-        events = door.ask(http, door.form("a", num_images=4))
+    pool = serve.FakePool(behave=behave)
+    with serve.open_server(pool, tmp_path) as url, serve.client(url) as http:
+        events = serve.ask(http, serve.form("a", num_images=4))
     sent = [(event["index"], event["png"].decode()) for event in events if event["event"] == "image"]
     assert sorted(sent) == [(i, str(i)) for i in range(4)]
     assert [len(batch) for batch in pool.batches] == [4, 1, 1]  # each that was lost is tried alone
@@ -319,15 +332,19 @@ def test_what_kills_replicas_fails_alone(tmp_path):
         for index, _ in enumerate(tasks):
             yield Made(index, b"png")
 
-    pool = door.FakePool(behave=behave)
+    pool = serve.FakePool(behave=behave)
     pool.gate.clear()
     results = []
-    with door.open_door(pool, tmp_path) as url, door.client(url) as http, door.client(url, "ben") as ben:
+    with (
+        serve.open_server(pool, tmp_path) as url,
+        serve.client(url) as http,
+        serve.client(url, "ben") as ben,
+    ):
         clients = {"anna": http, "ben": ben}
-        threads = [in_background(ben, "ben", door.form("blocks"), results)]
+        threads = [in_background(ben, "ben", serve.form("blocks"), results)]
         until(lambda: pool.batches)
         threads += [
-            in_background(clients[user], user, door.form(prompt), results)
+            in_background(clients[user], user, serve.form(prompt), results)
             for user, prompt in [("anna", "good"), ("ben", "poison")]
         ]
         until(lambda: http.get("/health").json()["queue"]["waiting"] == 2)
@@ -348,12 +365,12 @@ def test_an_error_is_its_requests_only_and_other_errors_are_not_shown(tmp_path, 
         yield Made(1, b"png")
         yield Preview({0: b"jpeg"})
 
-    pool = door.FakePool(behave=behave)
-    with door.open_door(pool, tmp_path) as url, door.client(url) as http:
-        assert door.ask(http, door.form("a", "b"))[-1] == {
+    pool = serve.FakePool(behave=behave)
+    with serve.open_server(pool, tmp_path) as url, serve.client(url) as http:
+        assert serve.ask(http, serve.form("a", "b"))[-1] == {
             "event": "error", "message": "It has no LoRA.", "hint": "Choose another.",
         }  # fmt: skip
-        assert "secret" not in str(door.ask(http, door.form("a"))) and "secret" in caplog.text
+        assert "secret" not in str(serve.ask(http, serve.form("a"))) and "secret" in caplog.text
 
 
 def test_a_silent_replica_counts_as_lost(tmp_path, monkeypatch):
@@ -366,16 +383,16 @@ def test_a_silent_replica_counts_as_lost(tmp_path, monkeypatch):
             await asyncio.sleep(60)
         yield Made(0, b"png")
 
-    pool = door.FakePool(behave=behave)
-    with door.open_door(pool, tmp_path) as url, door.client(url) as http:
-        assert door.ask(http, door.form("a"))[-1]["event"] == "done" and len(pool.batches) == 2
+    pool = serve.FakePool(behave=behave)
+    with serve.open_server(pool, tmp_path) as url, serve.client(url) as http:
+        assert serve.ask(http, serve.form("a"))[-1]["event"] == "done" and len(pool.batches) == 2
 
 
 def test_a_client_that_reads_slowly_is_not_generated_for(monkeypatch):
     monkeypatch.setattr(dispatcher, "MAX_UNREAD", 2)
     form = forms.parse_form(b'{"requests": [{"request": {"prompt": "a", "num_images": 8}}]}', "0" * 16)
     generation = dispatcher.Generation("anna", form.tasks)
-    queue = dispatcher.Dispatcher(door.FakePool())
+    queue = dispatcher.Dispatcher(serve.FakePool())
     queue.submit(generation)
     assert len(queue._take()) == 4
     for image in generation.images[:2]:
