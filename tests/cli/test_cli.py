@@ -273,7 +273,9 @@ def test_whoever_stops_listening_gets_no_traceback(library, root):
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["train_dreambooth.py", "train_textual_inversion.py"])
+@pytest.mark.parametrize(
+    "script", ["train_dreambooth.py", pytest.param("train_textual_inversion.py", marks=pytest.mark.thorough)]
+)
 def test_the_scripts_are_the_same_commands(script, root):
     argv = [sys.executable, str(root / script), "--photos", "nowhere", "--token", "<me/a>", "--base", "tiny"]
     argv += ["--class", "cat"] if "dreambooth" in script else []

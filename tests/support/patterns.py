@@ -223,7 +223,8 @@ def _spelled(item: tuple) -> str:
 LENGTHS = (10, 250, 2500)  # characters: the shortest for what grows exponentially
 _SHORTEST = 5e-6  # seconds that are worth a second look
 _FAST = 150e-9  # seconds a character: linear patterns take a tenth
-_RATIO = 3.0  # of the times of twice the length and once: linear is 2, quadratic 4
+_LONG = 1e-3  # seconds that only an exponential pattern takes for 20 characters
+_RATIO = 2.7  # of the times of twice the length and once: linear is 2, quadratic 4
 
 
 def slow_text(use: Use) -> str | None:
@@ -241,10 +242,15 @@ def slow_text(use: Use) -> str | None:
 
 
 def _grows(seconds: Callable[[int], float], length: int) -> bool:
-    """Return whether time grows faster than length: measured again, the shortest of several, before it is believed."""
+    """Return whether time grows faster than length: measured again, the shortest of several, before it is believed.
+
+    It must go on growing: the time of `(a ){0,3}` does until the text has three of them, and not beyond.
+    """
     for tries in (2, 3, 5, 10):
         short, long = (min(seconds(size) for _ in range(tries)) for size in (length, 2 * length))
         if long < _RATIO * short or long < _FAST * 2 * length:
+            return False
+        if long < _LONG and min(seconds(4 * length) for _ in range(tries)) < _RATIO * long:
             return False
     return True
 

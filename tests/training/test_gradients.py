@@ -10,12 +10,15 @@ from sdpersonal.training.gradients import Gradients, loss_scaler
 from sdpersonal.training.loss_inputs import prefetch
 from sdpersonal.training.optim import EMA
 from support.narrow import save_narrow, save_photos
-from support.train_states import METHODS, cloned_tensors, fit_to_end, loop_config_for, settings_for, train_state_for
+from support.train_states import cloned_tensors, fit_to_end, loop_config_for, settings_for, train_state_for
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2 v", "sdxl"])
+@pytest.fixture(
+    scope="module",
+    params=[*(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("sd1", "sd2 v")), "sdxl"],
+)
 def folder(request, tmp_path_factory):
     return save_narrow(request.param, tmp_path_factory.mktemp("model") / "model")
 
@@ -45,7 +48,9 @@ def largest_difference(left, right):
     return max(float((left[name] - right[name]).abs().max() / left[name].abs().max().clamp(min=1e-12)) for name in left)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["pivotal", "full", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("inversion", "lora"))]
+)
 def test_replayed_steps_train_as_plain_ones(sd1_folder, photos, tmp_path, method):
     """Over both phases of a pivotal run, with several batches a step, and measured with the average in between."""
     settings = settings_for(method, photos, sd1_folder)

@@ -256,7 +256,10 @@ def usual(monkeypatch):
     return usual
 
 
-@pytest.mark.parametrize(("steps", "end"), [(40, 12), (80, 24), (120, 36)])
+@pytest.mark.parametrize(
+    ("steps", "end"),
+    [(40, 12), *(pytest.param(n, end, marks=pytest.mark.thorough) for n, end in ((80, 24), (120, 36)))],
+)
 def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, usual, tmp_path, steps, end):
     """The first of ten milestones that has seen nine of forty measurements."""
     usual(steps)

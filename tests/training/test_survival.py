@@ -23,7 +23,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 from sdpersonal.prompts import Token
-from sdpersonal.training import loop, run, run_ending, sampling, train
+from sdpersonal.training import loop, run, run_ending, sampling, train, validation
 from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods.textual_inversion import TextualInversion
@@ -92,7 +92,8 @@ def progress_lines(place):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("inversion", marks=pytest.mark.thorough), "dreambooth"])
-def test_a_run_leaves_a_concept_and_pictures_of_it(tiny, settings, tmp_path, kind):
+def test_a_run_leaves_a_concept_and_pictures_of_it(tiny, settings, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
     initial = {key: value.clone() for key, value in tiny.unet.state_dict().items()}
     lines = []
     result = train(settings(kind, tmp_path, base="tiny", samples=True), lines.append)
@@ -170,8 +171,15 @@ def test_a_schedule_and_a_resolution_reach_the_loop(settings, tmp_path, monkeypa
     assert sides == [(128, 128, 3)]
 
 
-@pytest.mark.parametrize("optimizer", ["prodigy", "adamw8bit"])
-@pytest.mark.parametrize("method", ["lora", "pivotal"])
+@pytest.mark.parametrize(
+    "method, optimizer",
+    [
+        ("pivotal", "prodigy"),
+        ("lora", "adamw8bit"),
+        pytest.param("lora", "prodigy", marks=pytest.mark.thorough),
+        pytest.param("pivotal", "adamw8bit", marks=pytest.mark.thorough),
+    ],
+)
 def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypatch, optimizer, method):
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
