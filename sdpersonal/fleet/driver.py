@@ -16,7 +16,7 @@ from functools import cached_property
 from ..display.units import format_duration
 from ..errors import Interrupted, UserError
 from ..prompts import Token
-from .driver_loop import CRASHED, LOST, MAX_DEATHS, SEVERITY, DriverLoop, DriverOptions, WorkerPool
+from .driver_loop import CRASHED, LOST, SEVERITY, DriverLoop, DriverOptions, WorkerPool
 from .jobs import Attempt, Failure, Job, JobState, JobView, Outcome, Result
 from .library_writer import LibraryWriter
 from .worker import Ended
@@ -178,10 +178,11 @@ class TrainingDriver(DriverLoop):
         attempt: Attempt | None = ended.answer
         if attempt is None and tracked.attempt is not None:  # the worker could not write it itself
             attempt = tracked.job.attempt(tracked.attempt.number) or tracked.attempt
-            attempt = replace(attempt, outcome=Outcome.DIED, detail=ended.error or LOST)
+            outcome = Outcome.DIED if ended.error else Outcome.LOST
+            attempt = replace(attempt, outcome=outcome, detail=ended.error or LOST)
         if attempt is None:
             return
-        if attempt.outcome is Outcome.DIED:
+        if attempt.outcome in (Outcome.DIED, Outcome.LOST):
             self._end_dead(tracked, attempt)
         elif attempt.outcome in (Outcome.STOPPED, Outcome.NONE):
             tracked.state, tracked.attempt = JobState.WAITING, attempt
@@ -195,7 +196,7 @@ class TrainingDriver(DriverLoop):
         tracked.job.update(attempt)
         tracked.attempt = attempt
         if tracked.job.died_too_often():
-            message = f"It died {MAX_DEATHS} times without getting on, at last: {attempt.detail}"
+            message = f"It died too often without a new checkpoint, at last: {attempt.detail}"
             tracked.job.write_failure(Failure(CRASHED, message, f"sdpersonal fleet retry {tracked.job.id}"))
             self._read(tracked)
             self._lines.append(f"{tracked.token}: {message}")

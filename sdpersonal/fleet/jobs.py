@@ -34,6 +34,7 @@ from .driver_loop import MAX_DEATHS
 from .store import Store
 
 JOBS = "jobs"
+MAX_LOSSES = 10  # workers in a row, without a new checkpoint: a job may take its machine down
 _ID = re.compile(r"[a-z0-9-]{1,140}-[0-9a-f]{12}")
 _MAX_PHOTO_BYTES = 200_000_000
 _MAX_CONCEPT_BYTES = 4 << 30
@@ -59,7 +60,8 @@ class Outcome(StrEnum):
     NONE = ""
     TRAINED = "trained"
     FAILED = "failed"  # trying again would not help
-    DIED = "died"  # killed, out of memory, or its machine was lost
+    DIED = "died"  # its process was killed, or ran out of memory
+    LOST = "lost"  # its worker or machine was lost, which is seldom its own fault
     STOPPED = "stopped"  # the driver was stopped
     CANCELLED = "cancelled"
     REPLACED = "replaced"  # a later attempt has begun
@@ -220,14 +222,15 @@ class Job:
         return max(self.attempt_numbers(), default=0) > attempt.number
 
     def died_too_often(self) -> bool:
-        """Return whether the last attempts all died without a new checkpoint."""
-        deaths = 0
+        """Return whether the last attempts all died without a new checkpoint, or lost so many workers."""
+        deaths = losses = 0
         for number in reversed(self.attempt_numbers()):
             attempt = self.attempt(number)
             if attempt is None or attempt.saved > attempt.first:
                 break
             deaths += attempt.outcome is Outcome.DIED  # an attempt that was stopped says nothing about the job
-        return deaths >= MAX_DEATHS
+            losses += attempt.outcome is Outcome.LOST
+        return deaths >= MAX_DEATHS or deaths + losses >= MAX_LOSSES
 
     def _attempt_key(self, number: int) -> str:
         return f"{self.key}/attempts/{number}.json"

@@ -51,7 +51,7 @@ def test_a_worker_and_a_machine_die_and_the_concepts_are_those_trained_alone(tmp
     attempts = [
         job.attempt(number) for job in all_jobs(LocalStore(tmp_path / "fleet")) for number in job.attempt_numbers()
     ]
-    assert sum(attempt.outcome == "died" for attempt in attempts) in (1, 2)
+    assert sum(attempt.outcome in ("died", "lost") for attempt in attempts) in (1, 2)
 
 
 @pytest.mark.thorough

@@ -131,7 +131,7 @@ def test_an_attempt_is_replaced_by_a_later_one(store, photos):
     assert job.is_replaced(first)
 
 
-D, S = Outcome.DIED, Outcome.STOPPED
+D, S, L = Outcome.DIED, Outcome.STOPPED, Outcome.LOST
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,8 @@ D, S = Outcome.DIED, Outcome.STOPPED
         ([(D, 0, 0), (D, 0, 10), (D, 10, 10), (D, 10, 10)], False),  # it got on
         ([(D, 0, 10), (D, 10, 10), (D, 10, 10), (D, 10, 10)], True),
         ([(S, 0, 0)] * 9, False),
+        ([(L, 0, 0)] * 5 + [(D, 0, 0)] * 2, False),  # machines die, too
+        ([(L, 0, 0)] * 8 + [(D, 0, 0)] * 2, True),
     ],
 )
 def test_a_job_is_poisonous_after_three_deaths_without_getting_on(store, photos, attempts, too_often):
