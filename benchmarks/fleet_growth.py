@@ -31,13 +31,13 @@ import tyro
 
 from sdpersonal.concepts.concept_file import concept_to_chunks
 from sdpersonal.config import TextualInversionSettings
-from sdpersonal.fleet import adder, driver, driver_loop
-from sdpersonal.fleet.driver import Tracked, TrainingDriver
+from sdpersonal.fleet import adder, driver_loop, training_driver
 from sdpersonal.fleet.driver_loop import DriverOptions
 from sdpersonal.fleet.jobs import Job, Outcome, Result, submit
 from sdpersonal.fleet.library_writer import LibraryWriter
-from sdpersonal.fleet.progress import write_trainings
+from sdpersonal.fleet.progress import summarize, write_trainings
 from sdpersonal.fleet.store import LocalStore
+from sdpersonal.fleet.training_driver import Tracked, TrainingDriver
 from sdpersonal.fleet.worker import Ended
 
 _PARTS = ("_start_tasks", "_end_tasks", "_add_finished", "_look", "_show")
@@ -177,7 +177,7 @@ def simulate(options: Options, workers: int, latency: float) -> dict[str, float]
         pool = SimulatedPool(clock, options, {job.id: job for job in jobs.values()}, concepts).with_slots(workers)
 
         def show(tracked: Sequence[Tracked]) -> None:
-            write_trainings(store, tracked, workers)
+            write_trainings(store, tracked, summarize(tracked, workers))
 
         training = TrainingDriver(
             jobs, pool, LibraryWriter(Path(name) / "library"), DriverOptions(options.beat), on_change=show
@@ -188,7 +188,7 @@ def simulate(options: Options, workers: int, latency: float) -> dict[str, float]
         simulated_time = SimpleNamespace(monotonic=clock.now)
         start = clock.now()
         with ExitStack() as patches:
-            for module in (adder, driver, driver_loop):
+            for module in (adder, driver_loop, training_driver):
                 patches.enter_context(patch.object(module, "time", simulated_time))
             if training.run():
                 sys.exit("a training failed")

@@ -6,7 +6,7 @@ does one task after the other; the driver (`driver_loop.py`) hands them out. `se
 
 Training: a folder of the store for each job (`jobs.py`). A worker (`training_worker.py`) keeps Python's modules loaded
 and trains each job in a process of its own (`training_process.py`), from its newest checkpoint. The driver
-(`driver.py`) adds the finished concepts to the library (`library_writer.py`).
+(`training_driver.py`) adds the finished concepts to the library (`library_writer.py`).
 
 Generation: a request becomes tasks of one image each (`image_task.py`), whose concepts are pinned by identity. A worker
 (`generation_worker.py`) keeps a base loaded, and the concepts that it used last (`concept_cache.py`), and generates

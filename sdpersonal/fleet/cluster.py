@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import storage
 from ..errors import UserError, printable
@@ -33,6 +33,7 @@ _CONNECT_SECONDS = 10.0
 _PATIENCE = 180.0  # seconds without any worker, after which the user is told what is missing
 _MAX_SOCKET_PATH = 45  # characters of the folder; Ray adds 62 for its sockets, and Linux allows 107
 _GB = 1e9
+Options = TypeVar("Options", bound=WorkerOptions)
 _token: list[str] = []  # of the clusters that this process starts, once there is one
 
 
@@ -43,6 +44,11 @@ class Needs:
     cpus: float | None = None
     gpus: float | None = None
     memory: float = 1.5
+
+    def worker_options(self, options: Options) -> Options:
+        """Return a worker's options with the threads that it may use, and its share of a card."""
+        threads, share = max(1, int(self.cpus or 1)), min(1.0, self.gpus or 1.0)
+        return replace(options, threads=threads, gpu_fraction=share)
 
 
 def check_installed(serve: bool = False) -> None:
@@ -203,8 +209,7 @@ class RayPool:
 
     def __post_init__(self) -> None:
         self.needs = fill_in(self.needs, nodes_of(self.ray))
-        threads, share = max(1, int(self.needs.cpus or 1)), self.needs.gpus or 1.0
-        self.options = replace(self.options, threads=threads, gpu_fraction=min(1.0, share))
+        self.options = self.needs.worker_options(self.options)
         actor_class = self.ray.remote(self.worker_class)
         self._actor_class = actor_class.options(
             num_cpus=self.needs.cpus,

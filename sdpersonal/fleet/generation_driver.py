@@ -27,9 +27,6 @@ from .jobs import Failure
 from .store import Store
 from .worker import Ended
 
-# Fields of a request that may differ within a batch.
-_OWN_FIELDS = {"prompt", "negative", "seed", "variation_seed", "num_images", "all_combinations"}
-
 
 class ImageState(StrEnum):
     WAITING = "waiting"
@@ -71,12 +68,6 @@ class TrackedImage:
     @property
     def user(self) -> str:
         return self.requests[0].user
-
-    @property
-    def batch_key(self) -> Hashable:
-        """What is equal for images that a batch can hold, as far as it is known without the base."""
-        request = self.task.request
-        return tuple(getattr(request, name) for name in type(request).model_fields if name not in _OWN_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -221,21 +212,21 @@ class GenerationDriver(DriverLoop):
         """Return a chunk that lost its worker, or else new images of the users with the fewest running ones."""
         while self._retries:
             chunk = self._retries.popleft()
-            if images := tuple(image for image in chunk.images if not self._is_given_up(image)):
+            if images := self._wanted(chunk.images):
                 return Chunk(images, chunk.deaths)
         running = Counter(image.user for chunk in self._running.values() for image in chunk.images)
         while len(self._queue):
             size = max(1, min(MAX_BATCH_SIZE, math.ceil(len(self._queue) / self._pool.slots())))
-            images = tuple(image for image in self._queue.take(size, running) if not self._is_given_up(image))
-            if images:
+            if images := self._wanted(self._queue.take(size, running)):
                 return Chunk(images)
         return None
 
-    def _is_given_up(self, image: TrackedImage) -> bool:
-        """Return whether an image need not be made any more, because the requests that want it have failed."""
-        if image.state is not ImageState.FAILED and all(request.failure for request in image.requests):
-            self._set(image, ImageState.FAILED)
-        return image.state is ImageState.FAILED
+    def _wanted(self, images: Sequence[TrackedImage]) -> tuple[TrackedImage, ...]:
+        """Give up the images whose requests have all failed; return the others."""
+        for image in images:
+            if all(request.failure for request in image.requests):
+                self._set(image, ImageState.FAILED)
+        return tuple(image for image in images if image.state is not ImageState.FAILED)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -323,7 +314,7 @@ class FairQueue:
         return self._count
 
     def add(self, image: TrackedImage) -> None:
-        self._waiting.setdefault(image.user, {}).setdefault(image.batch_key, deque()).append(image)
+        self._waiting.setdefault(image.user, {}).setdefault(image.task.batch_key, deque()).append(image)
         self._count += 1
 
     def take(self, size: int, running: Mapping[str, int]) -> list[TrackedImage]:

@@ -80,8 +80,9 @@ def generate_fleet(
         say(f"{len(requests)} requests, {len(images)} images.")
 
         def show(driver: GenerationDriver) -> None:
-            on_summary(summarize_images(driver))
-            write_images(store, driver)
+            summary = summarize_images(driver)
+            on_summary(summary)
+            write_images(store, driver, summary)
 
         worker = GenerationOptions(
             store.uri, marker, base=base, safety=image_options.safety, private=image_options.private

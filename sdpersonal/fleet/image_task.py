@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from .store import Store
 CONCEPTS, INPUTS = "concepts", "inputs"
 FILE_FIELDS = ("init_image", "mask")
 MAX_INPUT_BYTES = 100 << 20
+# Fields of a request that are equal for all images of a batch.
+_SHARED_FIELDS = [
+    name
+    for name in GenerateRequest.model_fields
+    if name not in {"prompt", "negative", "num_images", "all_combinations", "seed", "variation_seed"}
+]
 _PINNED = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})")
 _INPUT = re.compile(rf"{INPUTS}/[0-9a-f]{{16}}/([0-9a-f]{{64}})")
 
@@ -93,6 +100,11 @@ class ImageTask:
             input_sha256(path)
         return task
 
+    @property
+    def batch_key(self) -> Hashable:
+        """What is equal for images that one batch can hold, as far as it is known without the base."""
+        return tuple(getattr(self.request, name) for name in _SHARED_FIELDS)
+
     def identity(self, *context: object) -> str:
         """Return what is equal for equal images. context: what else they depend on, such as the base."""
         content = self.as_json()
@@ -111,6 +123,36 @@ def input_sha256(path: Path) -> str:
 
 def _card_mark(card: Card) -> str:
     return storage.sha256(card.model_dump_json().encode())[:16]
+
+
+def split_request(
+    request: GenerateRequest,
+    wildcards: Wildcards,
+    pin: Callable[[Token, bool], PinnedConcept],
+    put_input: Callable[[Path], Path],
+) -> list[ImageTask]:
+    """Return the images of a request, with their alternatives chosen.
+
+    Args:
+        pin: pin(token, is_fast) returns the concept that a token means; is_fast: it makes few steps enough.
+        put_input: returns what stands for the path of an init image or mask in the tasks. It is called once all
+            concepts are known.
+    """
+    images = list(images_of(request, wildcards))
+    texts = [text for image in images for text in (image.prompt, image.negative)]
+    tokens = {text: tokens_of([text]) for text in dict.fromkeys(texts)}
+    pinned = {token: pin(token, False) for token in dict.fromkeys(chain.from_iterable(tokens.values()))}
+    fast = [Token.parse(request.fast)] if request.fast else []
+    pinned |= {token: pin(token, True) for token in fast}
+    inputs = {name: put_input(path) for name in FILE_FIELDS if (path := getattr(request, name))}
+    common = request.model_dump() | inputs | {"num_images": 1, "all_combinations": False}
+    tasks = []
+    for number, image in enumerate(images):
+        own: dict[str, Any] = {"prompt": image.prompt, "negative": image.negative}
+        own |= {"seed": image.seed, "variation_seed": image.variation_seed}
+        concepts = {str(token): pinned[token] for token in [*tokens[image.prompt], *tokens[image.negative], *fast]}
+        tasks.append(ImageTask(GenerateRequest(**common | own), number, image.template, concepts))
+    return tasks
 
 
 class TaskMaker:
@@ -133,22 +175,9 @@ class TaskMaker:
             UserError: as `Generator.generate` would, for all that can be known before the base is loaded; StoreError.
         """
         self._check_inputs(request)
-        images = list(images_of(request, self._wildcards))
-        texts = [text for image in images for text in (image.prompt, image.negative)]
-        by_text = {text: tokens_of([text]) for text in dict.fromkeys(texts)}
-        pinned = {token: self._pin(token, find) for tokens in by_text.values() for token in tokens}
-        fast = [Token.parse(request.fast)] if request.fast else []
-        pinned |= {token: self._pin(token, find, is_fast=True) for token in fast}
-        inputs = {name: self._put_input(path) for name in FILE_FIELDS if (path := getattr(request, name))}
-        common = request.model_dump() | inputs | {"num_images": 1, "all_combinations": False}
-        tasks = []
-        for number, image in enumerate(images):
-            own: dict[str, object] = {"prompt": image.prompt, "negative": image.negative}
-            own |= {"seed": image.seed, "variation_seed": image.variation_seed}
-            tokens = [*by_text[image.prompt], *by_text[image.negative], *fast]
-            concepts = {str(token): pinned[token] for token in tokens}
-            tasks.append(ImageTask(GenerateRequest(**common | own), number, image.template, concepts))
-        return tasks
+        return split_request(
+            request, self._wildcards, lambda token, is_fast: self._pin(token, find, is_fast), self._put_input
+        )
 
     def inputs(self) -> str:
         """Return the folder of this session's inputs, which are nobody else's."""
@@ -156,7 +185,7 @@ class TaskMaker:
 
     # --- internals ----------------------------------------------------------------------------------------------------
 
-    def _pin(self, token: Token, find: Callable[[Token], Entry], is_fast: bool = False) -> PinnedConcept:
+    def _pin(self, token: Token, find: Callable[[Token], Entry], is_fast: bool) -> PinnedConcept:
         """Look a concept up, check it, and put it into the store unless it is there."""
         entry = find(token)
         mark = _card_mark(entry.card) if entry.card else ""

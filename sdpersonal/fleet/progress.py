@@ -13,10 +13,10 @@ from typing import Any
 
 from ..display.html import render_template
 from ..display.units import format_duration
-from .driver import Tracked
 from .generation_driver import GenerationDriver, TrackedRequest
 from .jobs import JobState
 from .store import Store
+from .training_driver import Tracked
 
 PAGE = "index.html"
 _SECTIONS = ("trainings", "images")
@@ -71,15 +71,13 @@ class Section:
     written: str = ""
 
 
-def write_trainings(store: Store, jobs: Sequence[Tracked], slots: int) -> None:
+def write_trainings(store: Store, jobs: Sequence[Tracked], summary: Summary) -> None:
     """Write the page of trainings, which reloads itself while jobs are open."""
-    summary = summarize(jobs, slots)
     _write_page(store, Section("trainings", headline(summary), summary.done == summary.total, [*map(_row, jobs)]))
 
 
-def write_images(store: Store, driver: GenerationDriver) -> None:
+def write_images(store: Store, driver: GenerationDriver, summary: Summary) -> None:
     """Write the page of a generation: requests that failed or run, then others, up to a limit."""
-    summary = summarize_images(driver)
     ranks = {"failed": 0, "running": 1, "waiting": 2, "done": 3}
     requests = sorted(driver.requests, key=lambda request: ranks[driver.state_of(request)])
     rows = [_request_row(driver, request) for request in requests[:_MAX_ROWS]]
@@ -125,10 +123,8 @@ def _request_row(driver: GenerationDriver, request: TrackedRequest) -> dict[str,
         "state": state,
         "step": driver.num_done(request),
         "steps": len(request.images),
-        "left": "",
         "time": format_duration(request.seconds) if request.seconds else "",
         "node": request.node,
-        "attempts": "",
         "note": request.failure.message if request.failure else "",
     }
 

@@ -16,12 +16,12 @@ from ..config import TrainingSettings
 from ..errors import UserError, printable
 from ..prompts import Token
 from .cluster import Needs, RayPool, check_installed, connect, local_cpus
-from .driver import Tracked, TrainingDriver
 from .driver_loop import DriverOptions
 from .jobs import Job, JobView, all_jobs, submit
 from .library_writer import LibraryWriter
-from .progress import Summary, summarize, write_trainings
+from .progress import PAGE, Summary, summarize, write_trainings
 from .store import Store, open_store
+from .training_driver import Tracked, TrainingDriver
 from .training_worker import TrainingOptions, TrainingWorker
 from .worker import MARKER, Worker, WorkerOptions
 
@@ -66,8 +66,9 @@ def train_fleet(
         pool = start_pool(ray, TrainingWorker, worker, options, len(jobs), say)
 
         def show(tracked: Sequence[Tracked]) -> None:
-            on_summary(summarize(tracked, pool.slots()))
-            write_trainings(store, tracked, pool.slots())
+            summary = summarize(tracked, pool.slots())
+            on_summary(summary)
+            write_trainings(store, tracked, summary)
 
         driver = TrainingDriver(jobs, pool, LibraryWriter(library), driver_options, say, show)
         with sigterm_as_ctrl_c():
@@ -125,7 +126,7 @@ def _submit_all(store: Store, concepts: Sequence[TrainingSettings]) -> dict[str,
 def page_of(uri: str) -> str:
     """Return where a fleet's page is."""
     store = open_store(uri)
-    return f"{store.uri}/index.html"
+    return f"{store.uri}/{PAGE}"
 
 
 # --- looking after jobs -----------------------------------------------------------------------------------------------

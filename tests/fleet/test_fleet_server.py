@@ -15,6 +15,7 @@ from sdpersonal.fleet.image_task import PinnedConcept
 from sdpersonal.fleet.serving import dispatcher, forms, http_server, uploaded_concepts
 from sdpersonal.fleet.serving.messages import Failed, Made, Preview, ReplicaLost
 from sdpersonal.fleet.store import LocalStore
+from sdpersonal.generation import MAX_BATCH_SIZE
 from support import samples, serve
 
 
@@ -236,9 +237,9 @@ def test_a_hundred_requests_do_not_hold_up_anothers_one(pool, anna, ben):
         thread.join(60)
     assert len(results) == 101 and all(events[-1]["event"] == "done" for _, events in results)
     order = [prompt for batch in pool.batches for prompt, _ in batch]
-    assert len(order) == 101 and order.index("ben") <= 2 * dispatcher.BATCH_SIZE
+    assert len(order) == 101 and order.index("ben") <= 2 * MAX_BATCH_SIZE
     assert "ben" in [prompt for prompt, _ in pool.batches[1]]  # in the first batch that was put together after he asked
-    assert max(map(len, pool.batches)) == dispatcher.BATCH_SIZE
+    assert max(map(len, pool.batches)) == MAX_BATCH_SIZE
 
 
 def test_what_waits_together_is_one_batch_if_it_fits(pool, anna, ben):

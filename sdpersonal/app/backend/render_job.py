@@ -23,7 +23,7 @@ JobKind = Literal["generate", "endless", "grid", "variations", "change", "hires"
 
 
 AnyGenerator = Generator | RemoteGenerator
-"""Who computes: this machine, or a fleet."""
+"""A generator of this machine, or one of a fleet."""
 
 
 class StepAside(Exception):

@@ -32,11 +32,11 @@ from .generate import GenerationArgs, request_of
 from .train import settings_parser
 
 if TYPE_CHECKING:
-    from ...fleet.driver import Tracked
     from ...fleet.generation_driver import GenerationDriver, TrackedRequest
     from ...fleet.jobs import Job, JobState, JobView
     from ...fleet.progress import Summary
     from ...fleet.run import FleetOptions
+    from ...fleet.training_driver import Tracked
 
 _PIPED_WIDTH = 160  # columns
 _MAX_TABLE = 50  # requests in the table; of a longer list the failed ones

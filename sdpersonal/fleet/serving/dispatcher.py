@@ -14,13 +14,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...config import GenerateRequest
 from ...errors import UserError
+from ...generation import MAX_BATCH_SIZE
 from ..image_task import ImageTask
 from .messages import Event, Failed, Made, Preview, ReplicaLost, ReplicaPool, Step
 
 log = logging.getLogger(__name__)
-BATCH_SIZE = 4  # images that a replica is given at once: as many as a generator has in a batch
 MAX_USER_REQUESTS = 200  # of one user that wait or run
 MAX_USER_IMAGES = 5000
 MAX_REQUESTS = 2000  # of all users
@@ -28,9 +27,6 @@ MAX_UNREAD = 16  # images that a client has not read yet; more of its images are
 MAX_TRIES = 3  # of an image whose replica dies
 SILENCE_SECONDS = 900.0  # without any step, after which a replica counts as lost
 ALIVE_SECONDS = 1.0  # between two events of a request
-_SHARED_FIELDS = GenerateRequest.model_fields.keys() - {
-    *("prompt", "negative", "num_images", "all_combinations", "seed", "variation_seed")
-}
 
 
 class Busy(UserError):
@@ -59,12 +55,7 @@ class PendingImage:
     @property
     def kind(self) -> Hashable:
         """What is equal for images that can be in one batch. After a death each is alone: one may be its cause."""
-        return id(self) if self.tries else self._request_kind
-
-    @property
-    def _request_kind(self) -> Hashable:
-        request = self.task.request
-        return tuple(str(getattr(request, name)) for name in sorted(_SHARED_FIELDS))
+        return id(self) if self.tries else self.task.batch_key
 
 
 class Generation:
@@ -158,7 +149,7 @@ class Generation:
 
 
 @dataclass
-class _Line:
+class _UserQueue:
     """The images of one user that wait, in order, and the requests that have not ended."""
 
     waiting: deque[PendingImage] = field(default_factory=deque)
@@ -168,9 +159,9 @@ class _Line:
 class Dispatcher:
     """The requests of all users. `run` must run meanwhile."""
 
-    def __init__(self, pool: ReplicaPool, batch_size: int = BATCH_SIZE):
+    def __init__(self, pool: ReplicaPool, batch_size: int = MAX_BATCH_SIZE):
         self._pool, self._batch_size = pool, batch_size
-        self._lines: OrderedDict[str, _Line] = OrderedDict()  # the user whose turn it is comes first
+        self._queues: OrderedDict[str, _UserQueue] = OrderedDict()  # the user whose turn it is comes first
         self._batches: dict[asyncio.Task, list[PendingImage]] = {}
         self._woken = asyncio.Event()
 
@@ -182,7 +173,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """The number of images that wait."""
-        return sum(len(line.waiting) for line in self._lines.values())
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def wake(self) -> None:
         """Look again at what can be begun."""
@@ -190,19 +181,19 @@ class Dispatcher:
 
     def check_room(self, user: str, images: int = 1) -> None:
         """Raise Busy if the user cannot ask for so many more images now."""
-        line = self._lines.get(user, _Line())
-        if len(line.generations) >= MAX_USER_REQUESTS:
+        queue = self._queues.get(user, _UserQueue())
+        if len(queue.generations) >= MAX_USER_REQUESTS:
             raise Busy(f"You have {MAX_USER_REQUESTS} requests waiting already.")
-        if len(line.waiting) + images > MAX_USER_IMAGES:
-            raise Busy(f"You have {len(line.waiting):,} images waiting already, and {MAX_USER_IMAGES:,} may wait.")
-        if sum(len(other.generations) for other in self._lines.values()) >= MAX_REQUESTS:
+        if len(queue.waiting) + images > MAX_USER_IMAGES:
+            raise Busy(f"You have {len(queue.waiting):,} images waiting already, and {MAX_USER_IMAGES:,} may wait.")
+        if sum(len(other.generations) for other in self._queues.values()) >= MAX_REQUESTS:
             raise Busy("Too many requests of all users are waiting.", is_own=False)
 
     def submit(self, generation: Generation) -> None:
-        """Put a request at the end of its user's line, for which `check_room` has found room."""
-        line = self._lines.setdefault(generation.user, _Line())
-        line.generations.append(generation)
-        line.waiting.extend(generation.images)
+        """Put a request at the end of its user's queue, for which `check_room` has found room."""
+        queue = self._queues.setdefault(generation.user, _UserQueue())
+        queue.generations.append(generation)
+        queue.waiting.extend(generation.images)
         self.wake()
 
     def end(self, generation: Generation) -> None:
@@ -211,20 +202,20 @@ class Dispatcher:
         if not generation.has_ended:
             generation.is_cancelled = True
         self._end_unwanted_batches(generation)
-        line = self._lines.get(generation.user)
-        if line is not None and generation in line.generations:
-            line.generations.remove(generation)
-            line.waiting = deque(image for image in line.waiting if image.generation is not generation)
-            if not line.generations:
-                del self._lines[generation.user]
+        queue = self._queues.get(generation.user)
+        if queue is not None and generation in queue.generations:
+            queue.generations.remove(generation)
+            queue.waiting = deque(image for image in queue.waiting if image.generation is not generation)
+            if not queue.generations:
+                del self._queues[generation.user]
 
     def ahead_of(self, generation: Generation) -> int | None:
         """Return how many images are before the first of a request; None once one has begun."""
-        line, first = self._lines.get(generation.user), generation.images[0]
-        if line is None or first not in line.waiting:
+        queue, first = self._queues.get(generation.user), generation.images[0]
+        if queue is None or first not in queue.waiting:
             return None
-        place = line.waiting.index(first)
-        others = (len(other.waiting) for other in self._lines.values() if other is not line)
+        place = queue.waiting.index(first)
+        others = (len(other.waiting) for other in self._queues.values() if other is not queue)
         return place + sum(min(place + 1, length) for length in others)
 
     async def run(self) -> None:
@@ -245,13 +236,13 @@ class Dispatcher:
         """Take the next batch: an image of the user whose turn it is, and what fits to it of all users in turn."""
         batch: list[PendingImage] = []
         while len(batch) < self._batch_size:
-            images = ((user, _next_image(line, batch)) for user, line in self._lines.items())
+            images = ((user, _next_image(queue, batch)) for user, queue in self._queues.items())
             user, image = next(((user, image) for user, image in images if image is not None), ("", None))
             if image is None:
                 break
             batch.append(image)
-            self._lines[user].waiting.remove(image)
-            self._lines.move_to_end(user)
+            self._queues[user].waiting.remove(image)
+            self._queues.move_to_end(user)
         return batch
 
     def _begin(self, images: list[PendingImage]) -> None:
@@ -280,15 +271,15 @@ class Dispatcher:
                 image.generation.fail(UserError("The fleet failed; its log says why.", "Try again."))
 
     def _try_again(self, images: list[PendingImage]) -> None:
-        """Put images back to the beginning of their lines, but for those that too many replicas died with."""
+        """Put images back to the beginning of their queues, but for those that too many replicas died with."""
         for image in reversed(images):
             image.tries += 1
             image.generation.forget(image)
             if image.tries >= MAX_TRIES:
                 problem = f"{MAX_TRIES} machines failed one after the other at this image."
                 image.generation.fail(UserError(problem, "Ask for a smaller size, or look at the fleet's log."))
-            elif (line := self._lines.get(image.generation.user)) is not None:
-                line.waiting.appendleft(image)
+            elif (queue := self._queues.get(image.generation.user)) is not None:
+                queue.waiting.appendleft(image)
 
     def _end_unwanted_batches(self, generation: Generation) -> None:
         for task in {image.batch for image in generation.images} & self._batches.keys():
@@ -296,9 +287,9 @@ class Dispatcher:
                 task.cancel()
 
 
-def _next_image(line: _Line, batch: list[PendingImage]) -> PendingImage | None:
-    """Return the first image of a line whose client reads, if it can be in the batch."""
-    image = next((image for image in line.waiting if not image.generation.is_read_slowly), None)
+def _next_image(queue: _UserQueue, batch: list[PendingImage]) -> PendingImage | None:
+    """Return the first image of a queue whose client reads, if it can be in the batch."""
+    image = next((image for image in queue.waiting if not image.generation.is_read_slowly), None)
     return image if image and (not batch or image.kind == batch[0].kind) else None
 
 

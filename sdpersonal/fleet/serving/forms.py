@@ -7,16 +7,16 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ... import storage
 from ...config import MAX_IMAGES, GenerateRequest, check_total_work
 from ...errors import UserError, printable
-from ...generation.request_checks import images_of, naming_request, tokens_of
+from ...generation.request_checks import naming_request
 from ...prompts import Token, Wildcards
-from ..image_task import FILE_FIELDS, INPUTS, ImageTask, PinnedConcept
+from ..image_task import FILE_FIELDS, INPUTS, ImageTask, PinnedConcept, split_request
 
 MAX_BODY = 48 << 20  # bytes: two images of 16 MB as base64, and their requests
 _MAX_VALUES = 200_000  # in the JSON
@@ -101,16 +101,8 @@ def _tasks_of(entry: object, keys: Mapping[str, str], first: int) -> list[ImageT
     template = entry.get("template", "")
     if not isinstance(template, str):
         raise UserError("template must be text.")
-    images = list(images_of(request, _NO_LISTS))
-    common = request.model_dump() | {"num_images": 1, "all_combinations": False}
-    tasks = []
-    for number, image in enumerate(images, first):
-        own: dict[str, Any] = {"prompt": image.prompt, "negative": image.negative}
-        own |= {"seed": image.seed, "variation_seed": image.variation_seed}
-        tokens = tokens_of([image.prompt, image.negative]) + ([Token.parse(request.fast)] if request.fast else [])
-        pinned = {str(token): _pinned(token, concepts) for token in tokens}
-        tasks.append(ImageTask(GenerateRequest(**common | own), number, image.template or template, pinned))
-    return tasks
+    tasks = split_request(request, _NO_LISTS, lambda token, is_fast: _pinned(token, concepts), lambda path: path)
+    return [replace(task, number=first + task.number, template=task.template or template) for task in tasks]
 
 
 def _request_of(fields: Mapping[str, Any], keys: Mapping[str, str]) -> GenerateRequest:

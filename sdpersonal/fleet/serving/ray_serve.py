@@ -139,7 +139,7 @@ class HandlePool:
 
         application = serve.status().applications.get(self._application)
         if application and str(application.status.value) == "DEPLOY_FAILED":
-            details = [application.message, *(each.message for each in application.deployments.values())]
+            details = [application.message, *(entry.message for entry in application.deployments.values())]
             self.problem = _cause("\n".join(details))
         deployed = application.deployments.get(DEPLOYMENT) if application else None
         states = deployed.replica_states if deployed else {}
@@ -204,14 +204,15 @@ def application(args: Mapping[str, Any]) -> Any:
     """
     from ray import serve
 
-    from .run import read_keys, worker_options
+    from .run import PATIENCE, read_keys
 
     store = open_store(str(args["storage"]))
     keys = read_keys(Path(args["keys"]))
     needs = Needs(float(args.get("cpus", 1)), float(args.get("gpus", 0)), float(args.get("memory", 1.5)))
     smallest = int(args.get("min_replicas", 1))
     scale = Scale(smallest, int(args.get("max_replicas", smallest)), needs)
-    replicas = deployment(worker_options(store.uri, mark(store), needs, args.get("base")), scale)
+    worker = GenerationOptions(store.uri, mark(store), patience=PATIENCE, base=args.get("base"))
+    replicas = deployment(needs.worker_options(worker), scale)
 
     def build() -> Any:
         name = serve.get_replica_context().app_name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from ...config import GenerateRequest
 from ...errors import Interrupted, UserError, printable
 from ...generation import GeneratedImage
 from ...generation.prompt_resolution import ConceptSource, check_kind, check_makes_few_steps_enough
-from ...generation.request_checks import images_of, tokens_of
 from ...image_metadata import Recipe, read_recipe
 from ...models.model_info import ModelInfo
 from ...prompts import Token, Wildcards
-from ..image_task import FILE_FIELDS, INPUTS, MAX_INPUT_BYTES, ImageTask, PinnedConcept
+from ..image_task import INPUTS, MAX_INPUT_BYTES, PinnedConcept, split_request
 from .client import FleetClient
 
 _MAX_SIDE = 2048 * 4  # pixels, of the second pass too
@@ -34,11 +34,12 @@ class RemoteGenerator:
     def __init__(self, client: FleetClient, base: ModelInfo, concepts: ConceptSource, wildcards: Path | None = None):
         self.base, self._client, self._concepts = base, client, concepts
         self._wildcards = Wildcards(wildcards)
-        self._folder = wildcards
 
     def with_concepts(self, concepts: ConceptSource) -> RemoteGenerator:
         """Return the same generator with other concepts."""
-        return RemoteGenerator(self._client, self.base, concepts, self._folder)
+        other = copy(self)
+        other._concepts = concepts
+        return other
 
     def generate(
         self,
@@ -84,18 +85,7 @@ class _TaskForm:
         self.files: dict[str, bytes] = {}
         self._source, self._kind = concepts, kind
         self._concepts: dict[str, Concept] = {}  # by name on the fleet
-        self._pinned: dict[Token, PinnedConcept] = {}
-        paths = {name: self._put_file(path) for name in FILE_FIELDS if (path := getattr(request, name))}
-        common = request.model_dump() | paths | {"num_images": 1, "all_combinations": False}
-        fast = [Token.parse(request.fast)] if request.fast else []
-        for token in fast:
-            check_makes_few_steps_enough(concepts.get(token))
-        self.tasks: list[ImageTask] = []
-        for number, image in enumerate(images_of(request, wildcards)):
-            own: dict[str, Any] = {"prompt": image.prompt, "negative": image.negative}
-            own |= {"seed": image.seed, "variation_seed": image.variation_seed}
-            pinned = {str(token): self._pin(token) for token in [*tokens_of([image.prompt, image.negative]), *fast]}
-            self.tasks.append(ImageTask(GenerateRequest(**common | own), number, image.template, pinned))
+        self.tasks = split_request(request, wildcards, self._pin, self._put_file)
 
     def concept_file(self, name: str) -> bytes:
         """Return the file of one of the concepts."""
@@ -103,13 +93,14 @@ class _TaskForm:
             raise UserError(f"The fleet misses {printable(name, 100)}, which was not asked for.")
         return concept_to_bytes(self._concepts[name])
 
-    def _pin(self, token: Token) -> PinnedConcept:
-        if token not in self._pinned:
-            concept = self._source.get(token)
-            check_kind(concept, self._kind)
-            pinned = self._pinned[token] = PinnedConcept.of(concept)
-            self._concepts[str(pinned)] = concept
-        return self._pinned[token]
+    def _pin(self, token: Token, is_fast: bool) -> PinnedConcept:
+        concept = self._source.get(token)
+        check_kind(concept, self._kind)
+        if is_fast:
+            check_makes_few_steps_enough(concept)
+        pinned = PinnedConcept.of(concept)
+        self._concepts[str(pinned)] = concept
+        return pinned
 
     def _put_file(self, path: Path) -> Path:
         data = storage.read_bytes(path, MAX_INPUT_BYTES)

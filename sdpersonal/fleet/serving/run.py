@@ -60,10 +60,10 @@ def serve_fleet(options: ServeOptions, protocol: type[Any], say: Callable[[str],
             needs = fill_in(options.needs, nodes_of(ray))
             if is_own:
                 check_room(needs, nodes_of(ray), "--...-per-replica")
-            worker = worker_options(store.uri, marker, needs, options.base, options.safety)
+            worker = GenerationOptions(store.uri, marker, patience=PATIENCE, base=options.base, safety=options.safety)
             scale = Scale(options.min_replicas, options.max_replicas, needs)
             say("Loading the model …")
-            with suppress(KeyboardInterrupt), run_replicas(worker, scale, is_own) as pool:
+            with suppress(KeyboardInterrupt), run_replicas(needs.worker_options(worker), scale, is_own) as pool:
                 say(f"http://{options.host}:{options.port} takes requests; Ctrl-C ends it.")
                 config = uvicorn.Config(
                     build_server(pool, store, options.keys),
@@ -76,14 +76,6 @@ def serve_fleet(options: ServeOptions, protocol: type[Any], say: Callable[[str],
                 )
                 logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports each stream that it ends
                 uvicorn.Server(config).run(sockets=[listener])
-
-
-def worker_options(
-    uri: str, marker: str, needs: Needs, base: str | None = None, safety: bool = True
-) -> GenerationOptions:
-    """Return the options of each replica's worker."""
-    threads, share = max(1, int(needs.cpus or 1)), min(1.0, needs.gpus or 1.0)
-    return GenerationOptions(uri, marker, threads, share, PATIENCE, base=base, safety=safety)
 
 
 def read_keys(path: Path) -> dict[str, str]:

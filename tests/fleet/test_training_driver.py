@@ -11,12 +11,12 @@ from sdpersonal.concepts.concept_file import concept_to_chunks
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.errors import DiskFull
-from sdpersonal.fleet.driver import TrainingDriver
 from sdpersonal.fleet.driver_loop import CRASHED, DriverOptions
 from sdpersonal.fleet.jobs import Failure, JobState, Outcome, Result, submit
 from sdpersonal.fleet.library_writer import LibraryWriter
 from sdpersonal.fleet.progress import summarize, write_trainings
 from sdpersonal.fleet.store import LocalStore, StoreError
+from sdpersonal.fleet.training_driver import TrainingDriver
 from sdpersonal.fleet.worker import Ended
 from support import samples
 
@@ -269,6 +269,6 @@ def test_the_page_shows_every_job_and_no_markup_of_others(fleet, tmp_path):
     driver.run()
     jobs = list(driver.tracked.values())
     jobs[0].failure = Failure(2, "<script>alert(1)</script>")
-    write_trainings(driver.pool.store, jobs, 2)
+    write_trainings(driver.pool.store, jobs, summarize(jobs, 2))
     page = (tmp_path / "fleet" / "index.html").read_text()
     assert "&lt;me/b-v1&gt;" in page and "2 of 2 over" in page and "<script>" not in page and "refresh" not in page
