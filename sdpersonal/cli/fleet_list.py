@@ -8,7 +8,6 @@ A JSON list is that of `--concepts-list`. Flags that are not the fleet's own are
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from ..config import TrainingSettings
 from ..errors import UserError, printable
 from ..photos.loading import is_sidecar
-from ..prompts import Token
+from ..prompts import Token, to_token_word
 from . import batch_training
 from .diffusers_compat.argv import ArgvItem, join_argv, split_argv
 
@@ -80,10 +79,9 @@ def _has_photos(path: Path) -> bool:
 
 def _to_name(path: Path) -> str:
     """Return a folder's name as a token spells it: "Anna Müller" is anna-muller."""
-    plain = unicodedata.normalize("NFKD", path.name).encode("ascii", "ignore").decode().lower()
-    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    plain = unicodedata.normalize("NFKD", path.name).encode("ascii", "ignore").decode()
     try:
-        return Token.parse(name).name
+        return Token.parse(to_token_word(plain, max_length=None)).name
     except UserError:
         raise UserError(
             f"The folder {printable(str(path))} cannot name a concept.", "Rename it; a-z, 0-9 and - are allowed."

@@ -18,7 +18,7 @@ from .block_weights import BlockWeights
 from .concept_options import MAX_STRENGTH
 from .parser import MAX_DEPTH, MAX_PROMPT, parse
 from .render import format_prompt
-from .tokens import Token
+from .tokens import Token, to_token_word
 
 __all__ = [
     "MAX_DEPTH",
@@ -40,4 +40,5 @@ __all__ = [
     "nth_prompt",
     "parse",
     "sample_prompt",
+    "to_token_word",
 ]

@@ -21,7 +21,7 @@ from .concept_options import (
     parse_region,
     read_a1111_blocks,
 )
-from .tokens import Token
+from .tokens import Token, to_token_word
 
 MAX_BLEND = 8  # concepts in one pair of brackets
 
@@ -166,8 +166,7 @@ def _parse_window(inner: str, text: str) -> tuple[float, float]:
 def _a1111_network_error(inner: str, kind: str, name: str, strength: str | None) -> UserError:
     if kind.lower() == "hypernet":
         return UserError(f"<{printable(inner)}> asks for a hypernetwork, which is not supported.", "Leave it out.")
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
-    token = f"me/{plain or 'my-style'}"
+    token = f"me/{to_token_word(name) or 'my-style'}"
     value = parse_number(strength or "")
     value = 1.0 if value is None else max(-MAX_STRENGTH, min(value, MAX_STRENGTH))
     number, blocks = "" if value == 1 else f":{value:g}", read_a1111_blocks(inner)

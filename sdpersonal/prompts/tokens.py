@@ -64,13 +64,17 @@ class Token:
         return f"<{owner}{self.name}{version}>"
 
 
+def to_token_word(text: str, max_length: int | None = MAX_NAME_LENGTH) -> str:
+    """Write a text in a token's characters, with hyphens for all others; "" if none of its characters is left."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:max_length].strip("-")
+
+
 def _suggest_spelling(inner: str) -> str:
     plain = unicodedata.normalize("NFKC", inner.partition(":")[0]).lower()
     if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
         # A look-alike character cannot be seen by reading the word again, so the message names it.
         return f"Its {printable(alike)!r} is {unicodedata.name(alike, 'no letter')}; tokens use {_ALLOWED_CHARACTERS}."
-    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:MAX_NAME_LENGTH].strip("-") for part in plain.split("/")[:2]]
-    words = [word for word in words if word]
+    words = [word for part in plain.split("/")[:2] if (word := to_token_word(part))]
     if not words:
         return f"Write it like <me/my-cat>; tokens use {_ALLOWED_CHARACTERS}."
     owner, name = words if len(words) == 2 else ("me", words[0])

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from ...errors import UserError, printable
-from ...prompts import Token
+from ...prompts import Token, to_token_word
 
 # All of these are for texts with single spaces between words: on runs of white space they would take far too long.
 _ARTICLE = r"(?:(?:an?|the|my|one)\s)?"
@@ -282,7 +282,7 @@ def token_from_words(words: str, flag: str) -> str:
     inner = words.strip().strip("<>[]")
     if re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", inner):
         return str(Token.parse(inner))
-    name = re.sub(r"[^a-z0-9]+", "-", inner.lower()).strip("-")
+    name = to_token_word(inner, max_length=None)
     if not name or not inner.isascii() or not inner.isprintable():
         raise UserError(
             f"{flag} {printable(words, 60)!r} makes no token.", "Add --token '<me/my-cat>' (a-z, 0-9 and -)."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DiskFull, UserError, printable
+from ...prompts import to_token_word
 from ..strict_safetensors import MAX_FILE_BYTES
 from .contents import DEFAULT_OWNER
 from .embeddings import DIFFUSERS_FILES
@@ -33,7 +34,7 @@ class Repository:
     @property
     def owner_and_name(self) -> tuple[str, str]:
         """Return owner and name in a token's characters, for concepts whose files say neither."""
-        owner, name = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in self.id.split("/"))
+        owner, name = map(to_token_word, self.id.split("/"))
         return owner or DEFAULT_OWNER, name
 
 

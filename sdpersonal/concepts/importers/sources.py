@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ... import storage
 from ...errors import UserError, printable
-from ...prompts import Token
+from ...prompts import Token, to_token_word
 from ...storage.file_types import SAFETENSORS, recognise
 from ..card import parse_card
 from ..concept_file import PART_OF_KEY
@@ -125,7 +125,7 @@ def _cached_repository(folder: Path) -> tuple[str, str] | None:
     match = len(parts) == 3 and parts[1] == "snapshots" and _CACHED.fullmatch(parts[0])
     if not match:
         return None
-    owner, name = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in (match["owner"], match["name"]))
+    owner, name = map(to_token_word, match.group("owner", "name"))
     return owner or DEFAULT_OWNER, name
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...config.base import BaseKind
 from ...config.text_checks import strip_unsafe_characters
 from ...errors import UserError, printable
-from ...prompts import Token
+from ...prompts import Token, to_token_word
 from ..card import Card
 from ..concept import EMBEDDING_WIDTHS, Concept, Lora
 from .contents import FileContents
@@ -102,8 +102,7 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
             raise UserError(
                 f"{printable(content.name)} names its concept {printable(text)}. {error.hint}", _AS_HINT
             ) from error
-    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:64].strip("-") for part in folded.split("/")]
-    words = [word for word in words if word]
+    words = [word for part in folded.split("/") if (word := to_token_word(part))]
     if not words:
         return None
     owner = words[-2] if len(words) > 1 else content.owner

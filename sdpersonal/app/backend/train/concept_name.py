@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ....concepts.library import Library
 from ....errors import FieldError, UserError
 from ....prompts import Token
-from ....prompts.tokens import MAX_NAME_LENGTH, RESERVED_NAMES
+from ....prompts.tokens import MAX_NAME_LENGTH, RESERVED_NAMES, to_token_word
 
 DEFAULT_OWNER = "me"
 _VERSION = re.compile(r"v[0-9]+")  # of a name, after its last hyphen
@@ -82,7 +82,7 @@ def make_word(text: str) -> str:
     """
     composed = unicodedata.normalize("NFKC", text[:1000]).lower()
     latin = "".join(map(_to_latin, composed)).translate(_LATIN)
-    word = re.sub(r"[^a-z0-9]+", "-", latin).strip("-")
+    word = to_token_word(latin, max_length=None)
     word = _without_version(_without_version(word)[:MAX_NAME_LENGTH].strip("-"))
     return f"{word}-1" if word in RESERVED_NAMES else word
 
