@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tools.tiny_base import (
     autoencoder,
     captions,
+    eyes,
     feed,
     figures,
     filters,
@@ -386,6 +387,48 @@ def test_both_things_of_a_pair_must_be_named_each_in_a_part_of_its_own():
     assert figures.named_in_views(RedOrBlue(), both[None], [2], [0]).tolist() == [True]
     assert figures.named_in_views(RedOrBlue(), both[None], [1], [0]).tolist() == [False]
     assert figures.named_in_views(RedOrBlue(), both[None], [1], [0], first_choices=3).tolist() == [True]
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """White bears with small black eyes, in two looks."""
+    sprites = np.full((2, 100, 100, 4), 255, np.uint8)
+    for x in eyes.FACES["bear"][:2]:
+        sprites[:, 43:50, round(x) - 3 : round(x) + 4, :3] = 0
+    made = worlds.World(("b",), ("bear",), ("3d", "flat"), 1, tmp_path, tmp_path)
+    made.__dict__["sprites"] = sprites
+    return eyes.FaceScenes(made)
+
+
+def test_eyes_are_black_where_a_scene_has_them(faces):
+    drawn = [faces.draw(1, i) for i in range(24)]
+    images = faces.images([scene for scene, _ in drawn])
+    assert {len(truth) for _, truth in drawn} == {0, 1, 2}
+    for image, (_, truth) in zip(images, drawn, strict=True):
+        for x, y in truth:
+            assert image[:, int((y + 1) * 64), int((x + 1) * 64)].max() < -0.7
+    assert all(len(faces.draw(1, i, whole=True)[1]) == 2 for i in range(24))
+
+
+def test_an_erased_eye_is_gone_and_the_other_stays(faces):
+    sprite = faces.world.sprites[0]
+    left, right = sprite[:, :50, :3], sprite[:, 50:, :3]
+    erased = eyes.erase(sprite, "bear", (0,))
+    assert erased[:, :50, :3].min() == 255 and left.min() == 0
+    assert (erased[:, 50:, :3] == right).all()
+
+
+def test_eyes_are_counted_by_the_peaks_of_the_map():
+    class Map:
+        """Finds an eye where an image is bright in both of two rows and columns."""
+
+        def __call__(self, images):
+            return 20 * images[:, 0, ::2, ::2] - 10
+
+    images = torch.zeros(3, 3, 128, 128)
+    images[1:, 0, 40, 30] = images[2, 0, 40, 90] = 1.0
+    images[1, 0, 40, 34] = 0.9  # beside a higher peak: the same eye
+    assert eyes.count(Map(), images).tolist() == [0, 1, 2]
 
 
 def trial(step, score, classifier):

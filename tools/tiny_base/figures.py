@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from . import captions, clip, judge, presets, render, scenes, sheets, tokenizer, unet
+from . import captions, clip, eyes, judge, presets, render, scenes, sheets, tokenizer, unet
 from . import world as worlds
 from .build_context import BuildContext
 
@@ -186,6 +186,22 @@ def looks(context, pipe):
     return {"looks": rows}
 
 
+@torch.no_grad()
+def open_eyes(context, pipe):
+    """How many eyes the detector finds in faces that look at the viewer; in real ones after the autoencoder too."""
+    detector, faces = eyes.load(context.work / "eyes"), eyes.FaceScenes(context.world)
+    staged = [faces.draw(907, i, whole=True)[0] for i in range(context.preset.prompts)]
+    real = faces.images(staged)
+    drawn = generate(pipe, [scene.caption for scene in staged])
+    decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(p).latent_dist.mean).sample for p in real.split(16)])
+    rows = {
+        label: {f"{number} eyes": _share(eyes.count(detector, some) == number) for number in range(3)}
+        for label, some in (("real", real), ("real, after the autoencoder", decoded.clamp(-1, 1)), ("drawn", drawn))
+    }
+    sheets.sheet(drawn[:24], [scene.caption for scene in staged[:24]], context.work / "look" / "eyes.png", columns=12)
+    return {"open_eyes": rows}
+
+
 def _share(right):
     return round(right.float().mean().item(), 3)
 
@@ -255,7 +271,7 @@ def speed(context, pipe):
     }
 
 
-FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, pairs, looks, colours, speed)}
+FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, pairs, looks, open_eyes, colours, speed)}
 
 
 def measure(context, only=None):

@@ -1,10 +1,10 @@
-"""The order of work: art, start, tokenizer, CLIP, autoencoder, second judge, UNet; then figures and the model card."""
+"""The order of work: art, start, tokenizer, CLIP, autoencoder, what judges, UNet; then figures and the model card."""
 
 import shutil
 
 import torch
 
-from . import art, autoencoder, captions, card, clip, export, figures, judge, sheets, tokenizer, unet
+from . import art, autoencoder, captions, card, clip, export, eyes, figures, judge, sheets, tokenizer, unet
 
 
 def run_art(context):
@@ -63,6 +63,12 @@ def run_second_judge(context):
         judge.train(context.world, context.preset.judge, folder, context.machine)
 
 
+def run_eyes(context):
+    folder = context.work / "eyes"
+    if not (folder / "done").exists():
+        eyes.train(context.world, context.preset.eyes, folder, context.machine)
+
+
 def run_unet(context):
     folder = context.work / "unet"
     if (folder / "done").exists() and context.weights_folder.exists():
@@ -118,6 +124,7 @@ RUN = {
     "clip-images": run_clip_images,
     "autoencoder": run_autoencoder,
     "second-judge": run_second_judge,
+    "eyes": run_eyes,
     "unet": run_unet,
     "figures": run_figures,
     "card": run_card,
