@@ -42,6 +42,7 @@ class Preset:
     prompts: int = 200  # how many the figures are measured on
     mix: Mix = field(default_factory=Mix)
     clip_looks: tuple[str, ...] = ("3d", "flat", "cartoon")
+    eyes: Stage = Stage(steps=900, minutes=12, batch=32, lr=2e-3)
     start: Path | None = None  # folder of a base to go on from: only the UNet learns, all else is taken as it is
 
 
@@ -93,8 +94,9 @@ CUDA = Preset(
 CONTINUE = replace(
     CPU,
     start=built_in_folder(),
+    refill_every=5,
     looks=("3d", "flat", "cartoon", "watercolour", "neon", "poster"),
-    unet=Stage(steps=40_000, minutes=105, batch=48, lr=1e-3),
+    unet=Stage(steps=40_000, minutes=105, batch=96, lr=1e-3),
     judge=Stage(steps=2500, minutes=16, batch=48, lr=2e-3),
     mix=replace(
         CPU.mix,
@@ -115,6 +117,7 @@ TRIAL = replace(
     autoencoder=_SHORT,
     unet=_SHORT,
     judge=_SHORT,
+    eyes=_SHORT,
     pool=32,
     refill=16,
     pool_start=32,
