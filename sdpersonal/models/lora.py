@@ -348,6 +348,11 @@ class LoraAdapters:
             layer_groups.attach()
         self._groups = groups
 
+    def use_first_groups(self, count: int) -> None:
+        """Predict batches of the first `count` groups only, until further notice. Without groups it does nothing."""
+        for groups in self._groups:
+            groups.num_used = min(count, groups.num_groups)
+
     def _layer_groups(self, name: str, parts: list[_LayerParts], shared: _LayerParts) -> LayerGroups:
         """Build one layer's changes, given what each group has of its own and what all share."""
         if norm := self._norms.get(name):

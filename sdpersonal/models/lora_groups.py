@@ -41,7 +41,8 @@ class LayerGroups(Replayable):
         replaced: Mapping[int, tuple[Tensor, Tensor | None]],
         may_stack: bool = False,
     ):
-        self._layer, self._num_groups = layer, num_groups
+        self._layer, self.num_groups = layer, num_groups
+        self.num_used = num_groups  # of these, counted from the first: a batch consists of their rows
         self._factors, self._replaced = dict(factors), dict(replaced)
         self._may_stack = may_stack and 2 * len(factors) > num_groups > 2  # zeros for the others would cost more
         self._stack: Factors | None = None
@@ -58,28 +59,30 @@ class LayerGroups(Replayable):
     def replay_key(self) -> Hashable:
         factors = ((group, *map(address, pair)) for group, pair in self._factors.items())
         replaced = ((group, *map(address, pair)) for group, pair in self._replaced.items())
-        return self._layer, self._num_groups, tuple(factors), tuple(replaced)
+        return self._layer, self.num_used, tuple(factors), tuple(replaced)
 
     def _change(self, layer: AnyLayer, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
         self._follow(x)
         self._add_factors(layer, x, out)
-        if not self._replaced:
+        replaced = {group: pair for group, pair in self._replaced.items() if group < self.num_used}
+        if not replaced:
             return out
-        rows, parts = x.chunk(self._num_groups), list(out.chunk(self._num_groups))
-        for group, (weight, bias) in self._replaced.items():
+        rows, parts = x.chunk(self.num_used), list(out.chunk(self.num_used))
+        for group, (weight, bias) in replaced.items():
             parts[group] = apply_layer(layer, rows[group], weight, bias)
         return torch.cat(parts)
 
     def _add_factors(self, layer: AnyLayer, x: Tensor, out: Tensor) -> None:
         """Add the LoRAs to the output, in place: generation needs no gradients, and nothing else uses the output."""
-        if self._may_stack and not isinstance(layer, nn.GroupNorm | nn.LayerNorm):
-            self._stack = self._stack or stack_factors(self._factors, self._num_groups)
-            out.add_(grouped_lora(layer, x, *self._stack))
+        if self._may_stack and self.num_used > 2 and not isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            self._stack = self._stack or stack_factors(self._factors, self.num_groups)
+            out.add_(grouped_lora(layer, x, *(matrices[: self.num_used] for matrices in self._stack)))
         elif self._factors:
-            rows, parts = x.chunk(self._num_groups), out.chunk(self._num_groups)
+            rows, parts = x.chunk(self.num_used), out.chunk(self.num_used)
             for group, (down, up) in self._factors.items():
-                _add(layer, rows[group], parts[group], down, up)
+                if group < self.num_used:
+                    _add(layer, rows[group], parts[group], down, up)
 
     def _follow(self, x: Tensor) -> None:
         """Move its tensors to where x is: they may have been made while the model was offloaded."""

@@ -136,6 +136,10 @@ def test_each_group_has_the_weights_of_its_own_mix(model, mixes, has_buffers):
     for _ in range(4):  # what all groups share is merged into the weights after a few uses
         for ours, theirs in zip(model(*x), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # the factors are fp32
+    for count in (len(mixes) - 1, 1, len(mixes)):
+        adapters.use_first_groups(count)
+        for ours, theirs in zip(model(*(rows[: count * ROWS] for rows in x)), expected, strict=True):
+            torch.testing.assert_close(ours, theirs[: count * ROWS], rtol=1e-5, atol=1e-5)
     adapters.clear()
     assert all(torch.equal(parameter, bare[name]) for name, parameter in model.named_parameters())
     assert all(torch.equal(a, b) for a, b in zip(model(*x), before, strict=True))
