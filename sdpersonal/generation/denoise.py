@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ..config.scheduler_table import Scheduler
 from ..models import Conditioning, SchedulerAdapter, StableDiffusion
-from .style_transfer import apply_style
+from .style_paths import StylePaths
+
+STYLE_GUIDANCE = 3.0  # of a style's prediction against the negative prompt; more of it brings shapes of its photos
+_STYLE_EVERY = 2  # predictions, counted from the last, of which one predicts the styles too: they change slowly
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,17 @@ class SamplingConfig:
 class StepConditioning:
     """The conditioning of a step's batch.
 
-    rows: groups of B prompts each: the negative ones, unless the guidance scale is 1; those without their styles; and
-    one group for each style. style_scales: the guidance scales of the styles at this step.
+    rows: groups of B prompts each: the negative ones, unless the guidance scale is 1, and those without their styles.
+    If the step `predicts_styles`, then one group for each active style, and again for their negative prompts.
+    style_scales: the guidance scale of each active style, by its index among all.
     """
 
     rows: Conditioning
-    style_scales: tuple[float, ...] = ()
+    style_scales: Mapping[int, float] = field(default_factory=dict)
+    predicts_styles: bool = False
+
+
+ConditioningAt = Callable[[float, bool], StepConditioning]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class InitLatents:
 
 def denoise(
     model: StableDiffusion,
-    conditioning_at: Callable[[float], StepConditioning],
+    conditioning_at: ConditioningAt,
     noise: Tensor,
     config: SamplingConfig,
     init: InitLatents | None = None,
@@ -82,38 +90,44 @@ def denoise(
     on_step: Callable[[int], None] = lambda number: None,
     on_prediction: Callable[[Callable[[], Tensor]], None] = lambda predict_x0: None,
     edit_x0: Callable[[Tensor, float], Tensor | None] = lambda x0, progress: None,
+    num_subjects: int = 1,
 ) -> Tensor:
     """Denoise latents (B, C, h, w) from pure noise, or from noised init latents (SDEdit, Meng et al. 2021).
 
     Args:
-        conditioning_at: returns the conditioning for the progress of the sampling, 0 (noise) to 1 (image). It may
-            change the LoRA adapters between steps.
+        conditioning_at: conditioning_at(progress, holds_styles) returns the conditioning for the progress of the
+            sampling, 0 (noise) to 1 (image), without rows of styles if the last ones may be held. It may change the
+            LoRA adapters.
         seeds: one per image, for schedulers that add noise in their steps.
         on_step: on_step(i) is called before the i-th prediction, counted from 1.
         on_prediction: on_prediction(predict_x0) is called in each step; predict_x0() returns x_0, (B, C, h, w).
         edit_x0: edit_x0(x_0, progress) returns what replaces the predicted x_0, (B, C, h, w); None to keep it.
+        num_subjects: the latents are those of that many subjects of B / num_subjects pictures, subject by subject.
     """
     sampler = SchedulerAdapter(model.make_scheduler(config.scheduler), config.steps, config.skipped_steps, model.device)
     generators = noise_generators(seeds, noise.shape[1:], config.restarts_noise)
     latents = sampler.add_noise(init.latents, noise, 0) if init else sampler.scale_noise(noise)
-    pace = _Pace(model.device)
+    styles = StylePaths(model.schedule, num_subjects, init.mask if init else None)
+    last, pace = len(sampler.timesteps) - 1, _Pace(model.device)
     for i, t in enumerate(sampler.timesteps):
         pace.wait()
         on_step(i + 1)
-        conditioning = conditioning_at(sampler.progress(i))
+        conditioning = conditioning_at(sampler.progress(i), (last - i) % _STYLE_EVERY > 0)
+        styles.begin_step(conditioning.style_scales)
         model_input = sampler.scale_model_input(latents, i)
-        prediction = predict_with_guidance(model, model_input, t, conditioning, config)
+        prediction, styled = predict_with_guidance(model, model_input, t, conditioning, config, styles)
         ts = t.long().expand(len(latents))
-        edited = edit_x0(model.schedule.predict_x0(model_input, prediction, ts), sampler.progress(i))
-        if edited is not None:
-            prediction = model.schedule.prediction_of(model_input, edited, ts)
-        on_prediction(partial(model.schedule.predict_x0, model_input, prediction, ts))
+        x0 = model.schedule.predict_x0(model_input, prediction, ts)
+        if (edited := edit_x0(x0, sampler.progress(i))) is not None:
+            x0, prediction = edited, model.schedule.prediction_of(model_input, edited, ts)
+        styles.end_step(x0, styled)
+        on_prediction(partial(styles.apply, x0))
         latents = sampler.step(prediction, i, latents, generators)
         if init and init.mask is not None:
             original = sampler.add_noise(init.latents, noise, i + 1)
             latents = init.mask * latents + (1 - init.mask) * original
         pace.end_step()
-    return latents
+    return styles.apply(latents)
 
 
 class _Pace:
@@ -137,27 +151,38 @@ class _Pace:
 
 
 def predict_with_guidance(
-    model: StableDiffusion, model_input: Tensor, t: Tensor, conditioning: StepConditioning, config: SamplingConfig
-) -> Tensor:
-    """Predict with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6): (B, C, h, w).
+    model: StableDiffusion,
+    model_input: Tensor,
+    t: Tensor,
+    conditioning: StepConditioning,
+    config: SamplingConfig,
+    styles: StylePaths,
+) -> tuple[Tensor, list[Tensor]]:
+    """Predict the images, (B, C, h, w), and x_0 of each style at latents of its own; see `style_guidance`.
 
-    Each style k adds guidance of its own, w_k (e_k - e_s), and its colours; see `style_guidance`.
+    The styles are predicted in the same call of the UNet; none if the conditioning has no rows of them.
     """
-    groups = config.has_negative + 1 + len(conditioning.style_scales)
-    rows = torch.cat([model_input] * groups)
-    predictions = model.replayer.predict(rows, t.expand(len(rows)), conditioning.rows).chunk(groups)
-    negative, positive, *styled = predictions if config.has_negative else (predictions[0], *predictions)
-    guided = negative + config.guidance * (positive - negative) if config.has_negative else positive
-    unguided = positive
-    if styled:
-        differences = [prediction - positive for prediction in styled]
-        scaled = zip(conditioning.style_scales, differences, strict=True)
-        styled_guided = guided + sum(scale * difference for scale, difference in scaled)
-        ts = t.long().expand(len(model_input))
-        x0, styled_x0 = (model.schedule.predict_x0(model_input, p, ts) for p in (guided, styled_guided))
-        guided = model.schedule.prediction_of(model_input, apply_style(x0, styled_x0), ts)
-        unguided = positive + sum(differences)
-    return _rescale_guidance(guided, unguided, config.rescale) if config.rescale and config.has_negative else guided
+    ts = t.long().expand(len(model_input))
+    own = styles.input(model_input, ts)
+    inputs = styles.styled_inputs(model_input, ts) if conditioning.predicts_styles else []
+    count = 1 + config.has_negative
+    rows = torch.cat([own] * count + inputs * count)
+    predictions = model.replayer.predict(rows, t.expand(len(rows)), conditioning.rows).split(len(model_input))
+    if not config.has_negative:
+        guided, *styled = predictions
+    else:
+        negative, positive, *rest = predictions
+        guided = _guide(negative, positive, config.guidance, config.rescale)
+        pairs = zip(rest[: len(inputs)], rest[len(inputs) :], strict=True)
+        styled = [_guide(opposite, prediction, STYLE_GUIDANCE, config.rescale) for prediction, opposite in pairs]
+    x0s = [model.schedule.predict_x0(x, p, ts) for x, p in zip(inputs, styled, strict=True)]
+    return styles.unshifted(guided, ts), x0s
+
+
+def _guide(negative: Tensor, positive: Tensor, scale: float, rescale: float) -> Tensor:
+    """Return classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6), rescaled by a share."""
+    guided = negative + scale * (positive - negative)
+    return _rescale_guidance(guided, positive, rescale) if rescale else guided
 
 
 def _rescale_guidance(guided: Tensor, unguided: Tensor, rescale: float) -> Tensor:

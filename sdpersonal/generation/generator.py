@@ -38,10 +38,10 @@ from .batching import (
     split_batch,
 )
 from .composition import Box, SharedBackground, arrange, box_of, join, token_positions
-from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
+from .denoise import ConditioningAt, InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
 from .image import GeneratedImage
 from .img2img import encode_image, load_init_image, upscale
-from .presence import MAX_CONCEPTS, ConditioningAt, PresenceMeter, named_concepts
+from .presence import MAX_CONCEPTS, PresenceMeter, named_concepts
 from .previews import OnPrediction, Previews
 from .prompt_encoding import ImagePrompts, Mix, PromptEmbedsCache, StepConditioner, SubjectPrompts
 from .prompt_resolution import (
@@ -360,9 +360,8 @@ class Generator:
         conditioner = self._conditioner(plan, prompts, size)
         seeds = [job.seed for job in jobs] * len(groups)
         with maps.recording(), _recorded(meter, conditioner) as conditioning_at:
-            latents = denoise(
-                base, conditioning_at, noise, plan.sampling, None, seeds, on_step, on_prediction, edit_x0=background
-            )
+            options = conditioning_at, noise, plan.sampling, None, seeds, on_step, on_prediction
+            latents = denoise(base, *options, edit_x0=background, num_subjects=len(groups))
         return latents, background.masks
 
     def _conditioner(

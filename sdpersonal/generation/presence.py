@@ -6,7 +6,7 @@ recorded in some of the steps. The recording changes no prediction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from ..models import StableDiffusion
 from ..models.attention_maps import AttentionRecorder
 from ..prompts import ConceptRef
 from .composition import Box, token_positions
-from .denoise import SamplingConfig, StepConditioning
+from .denoise import ConditioningAt, SamplingConfig, StepConditioning
 from .prompt_encoding import ImagePrompts
 from .prompt_resolution import is_active_at
 from .style_guidance import StylePrompt
@@ -29,9 +29,6 @@ MAX_CONCEPTS = 6  # of an image: more would make its recipe long
 EVERY = 4  # predictions, counted from the last, of which one is recorded: that takes 2 % of the time, all 7 %
 HEAT_SIDE = 8  # of the coarse map in a recipe
 _CANVAS_SIDE = 64  # of the map of an image
-
-
-ConditioningAt = Callable[[float], StepConditioning]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +87,11 @@ class PresenceMeter:
     def recording(self, conditioning_at: ConditioningAt) -> Iterator[ConditioningAt]:
         """Record predictions in the block. Yields what `denoise` is to be given in place of `conditioning_at`."""
 
-        def watched(progress: float) -> StepConditioning:
+        def watched(progress: float, holds_styles: bool) -> StepConditioning:
             self._finish_prediction()
             self._remaining -= 1
             self._choose(progress if self._remaining % EVERY == 0 else None)
-            return conditioning_at(progress)
+            return conditioning_at(progress, holds_styles)
 
         with self._recorder.recording():
             yield watched

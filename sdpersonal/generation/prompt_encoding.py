@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from weakref import WeakValueDictionary
 
 from ..concepts.concept import Lora
@@ -63,21 +64,25 @@ class ImagePrompts:
         return tuple(style for style in self.styles if style.scale_at(progress))
 
     def mixes_at(self, progress: float) -> tuple[Mix, ...]:
-        """Return the active LoRAs of the prompt without its styles, and of each active style's prompt."""
+        """Return the active LoRAs of the prompt without its styles, and those of each active style."""
         # A LoRA acts on both halves of the guidance, so one that is only in the negative prompt must not be loaded.
-        prompts = (self.base, *(style.prompt for style in self.active_styles(progress)))
         fast = (self.fast,) if self.fast else ()
-        return tuple((*prompt.loras_at(progress), *fast) for prompt in prompts)
+        styles = (style.loras_at(progress) for style in self.active_styles(progress))
+        return tuple((*loras, *fast) for loras in (self.base.loras_at(progress), *styles))
 
-    def scales_by_step(self, steps: int) -> tuple[tuple[float, ...], ...]:
-        """Return the guidance scales of the active styles of every step."""
-        progresses = (sampling_progress(i, steps) for i in range(steps))
-        return tuple(tuple(style.scale_at(p) for style in self.active_styles(p)) for p in progresses)
+    def scales_at(self, progress: float) -> dict[int, float]:
+        """Return the guidance scale of each active style, by its index among all."""
+        scales = {index: style.scale_at(progress) for index, style in enumerate(self.styles)}
+        return {index: scale for index, scale in scales.items() if scale}
+
+    def scales_by_step(self, steps: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """Return the index and the guidance scale of the active styles of every step."""
+        return tuple(tuple(self.scales_at(sampling_progress(i, steps)).items()) for i in range(steps))
 
     def num_rows(self, has_negative: bool) -> int:
         """Return how many predictions a step takes at most."""
         parts = [part.prompts for part in self.subjects] or [self]
-        return sum(has_negative + 1 + len(part.styles) for part in parts)
+        return (1 + has_negative) * sum(1 + len(part.styles) for part in parts)
 
     def mixes_by_step(self, steps: int) -> tuple[tuple[Mix, ...], ...]:
         """Return the active LoRAs of every step."""
@@ -156,26 +161,40 @@ class StepConditioner:
         self._active: Hashable = None
         self._mixes: tuple[Mix, ...] = ()
         self._rows: Conditioning | None = None
+        self._styles: Collection[int] = ()  # of the last call, by index
 
-    def __call__(self, progress: float) -> StepConditioning:
-        """Return the conditioning for a progress of 0 (noise) to 1 (image)."""
+    def __call__(self, progress: float, holds_styles: bool = False) -> StepConditioning:
+        """Return the conditioning for a progress of 0 (noise) to 1 (image).
+
+        holds_styles: leave out the rows of styles if the last call had the same styles.
+        """
         groups = self._groups(progress)
         active = tuple(prompt.active_at(progress) for prompts, _ in groups for prompt in prompts)
         if self._rows is None or active != self._active:
             self._rows, self._active = self._encode(groups, progress), active
-        scales = tuple(style.scale_at(progress) for style in self._prompts[0][0].active_styles(progress))
-        return StepConditioning(self._rows, scales)
+        scales = self._prompts[0][0].scales_at(progress)
+        predicts_styles = bool(scales) and not (holds_styles and scales.keys() == self._styles)
+        self._styles = scales.keys()
+        count = len(groups) if predicts_styles else (1 + self._has_negative) * len(self._prompts)
+        self._base.adapters.use_first_groups(count)
+        num_rows = sum(len(prompts) for prompts, _ in groups[:count])
+        return StepConditioning(self._rows[:num_rows], scales, predicts_styles)
 
     def _groups(self, progress: float) -> list[tuple[list[ResolvedPrompt], Mix]]:
-        """Return the prompts of the batch's rows with the LoRAs of each group: negative, base, then style by style."""
+        """Return the prompts of the batch's rows with the LoRAs of each group, in the order of `StepConditioning`."""
         mixes = [group[0].mixes_at(progress) for group in self._prompts]
         groups: list[tuple[list[ResolvedPrompt], Mix]] = []
         if self._has_negative:
             groups += [([p.negative for p in group], mix[0]) for group, mix in zip(self._prompts, mixes, strict=True)]
         groups += [([p.base for p in group], mix[0]) for group, mix in zip(self._prompts, mixes, strict=True)]
+        styles: list[tuple[list[ResolvedPrompt], Mix]] = []
         for i in range(len(mixes[0]) - 1):
             for group, mix in zip(self._prompts, mixes, strict=True):
-                groups.append(([p.active_styles(progress)[i].prompt for p in group], mix[i + 1]))
+                styles.append(([p.active_styles(progress)[i].prompt for p in group], mix[i + 1]))
+        groups += styles
+        if self._has_negative:
+            negatives = cycle([p.negative for p in group] for group in self._prompts)
+            groups += [(prompts, mix) for prompts, (_, mix) in zip(negatives, styles, strict=False)]
         return groups
 
     def _encode(self, groups: Sequence[tuple[list[ResolvedPrompt], Mix]], progress: float) -> Conditioning:

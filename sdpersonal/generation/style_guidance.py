@@ -1,13 +1,18 @@
 """Separate a prompt's styles from what they are applied to, so that each style is guided by itself.
 
-With u the prediction for the negative prompt, e_s for the prompt without its styles, and e_k for that with style k,
-each with the LoRAs of its own prompt only:
+Let u and e_s be the predictions for the negative prompt and for the prompt without its styles at the latents x, with
+the LoRAs of the latter; and u_k and e_k those for the negative prompt and for the prompt with style k at latents x_k of
+its own, with the LoRA of that style only:
 
-    p = u + g (e_s - u) + sum_k w_k (e_k - e_s)
+    p   = u + g (e_s - u)           at x:    x0
+    p_k = u_k + 3 (e_k - u_k)       at x_k = x + sqrt(abar_t) (x0_k - x0)
+    x0_k = apply_style(x0, x_0 of p_k)
+    image = x0 + mean_k w_k / 2 (x0_k - x0)
 
-It extends classifier-free guidance (Ho and Salimans 2022) as InstructPix2Pix does for its image (Brooks et al. 2023,
-arXiv 2211.09800, eq. 3), instead of adding both LoRAs into one prediction, where the subject's outweighs the style. Of
-the result the colours and a part of the texture are taken, the shapes are those of u + g (e_s - u): `style_transfer`.
+Both are classifier-free guidance (Ho and Salimans 2022). Adding both LoRAs into one prediction would have the subject's
+outweigh the style. Adding w_k (e_k - e_s) to p, as InstructPix2Pix does for its image (Brooks et al. 2023, arXiv
+2211.09800, eq. 3), styles the latents that u and e_s are predicted at, and what the style's photos show comes back into
+these. Without a guidance scale (g = 1) p is e_s, and p_k is e_k. See `style_paths` and `style_transfer`.
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from ..prompts import ConceptRef, Text
-from .prompt_resolution import Piece, ResolvedPrompt, is_active_at
+from .prompt_resolution import LoraWeight, Piece, ResolvedPrompt, is_active_at
+from .style_paths import STYLE_SCALE
 
-STYLE_SCALE = 2.0  # default guidance scale of a style
 _LEADING_WORDS = re.compile(
     r"(?<![\s,;:.-])[\s,;:.-]*+(?:\b(?:(?:drawn|painted|made|rendered|done|shown|seen|printed)\s+)?"
     r"(?:in(?:\s+(?:the|an?))?(?:\s+style(?:\s+of)?)?|(?:the\s+)?style\s+of|by|as(?:\s+an?)?|with|and|using|after|like))?"
@@ -46,6 +51,11 @@ class StylePrompt:
     def scale_at(self, progress: float) -> float:
         """Return the scale at a progress of the sampling: 0 outside the reference's window."""
         return self.scale if is_active_at(self.reference, progress) else 0.0
+
+    def loras_at(self, progress: float) -> tuple[LoraWeight, ...]:
+        """Return the active LoRAs of the style alone: those of other concepts hold on to the look of their photos."""
+        own = self.prompt.identity(self.reference)
+        return tuple(lora for lora in self.prompt.loras_at(progress) if lora.identity in own)
 
 
 def split_styles(

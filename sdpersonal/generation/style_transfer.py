@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TEXTURE = 0.5  # share of the styled version's details; with more of them its shapes return
+TEXTURE = 0.3  # share of the styled version's details; with more of them its shapes return
 _DETAIL = 3  # latents, the side of the mean that details differ from
 # Coefficients of x, x^3 and x^5. The first bring singular values up to 1 between 0.6 and 1.3, by a factor of 3.4 each
 # time (Jordan et al. 2024, "Muon"); the others converge to 1 from there.
@@ -21,26 +21,29 @@ _EXACT, _EXACT_ITERATIONS = (15 / 8, -10 / 8, 3 / 8), 6
 _REGULARIZATION = 1e-3  # of variances, which are about 1: a channel without contrast has no direction to map
 
 
-def apply_style(x0: Tensor, styled: Tensor) -> Tensor:
-    """Return x_0 with the colours and a part of the texture of `styled`, both (B, C, h, w)."""
-    coloured = match_statistics(x0, styled)
+def apply_style(x0: Tensor, styled: Tensor, num_subjects: int = 1) -> Tensor:
+    """Return x_0 with the colours and a part of the texture of `styled`, both (B, C, h, w).
+
+    num_subjects: rows are the images of that many subjects, subject by subject; those of one picture have one map.
+    """
+    coloured = match_statistics(x0, styled, num_subjects)
     result = coloured + TEXTURE * _details(styled - coloured)
     is_finite = torch.isfinite(x0).all() & torch.isfinite(styled).all()  # on the device: nothing waits for it
     return torch.where(is_finite, result, styled)  # what is not finite has no statistics; decoding it raises
 
 
-def match_statistics(x0: Tensor, styled: Tensor) -> Tensor:
+def match_statistics(x0: Tensor, styled: Tensor, num_subjects: int = 1) -> Tensor:
     """Map the channels of x_0 linearly so that their means and covariances are those of `styled`."""
-    mean, covariance = _statistics(x0)
-    styled_mean, styled_covariance = _statistics(styled)
-    transport = _transport(covariance, styled_covariance)
-    mapped = transport @ (x0.flatten(2).double() - mean) + styled_mean
-    return mapped.view(x0.shape).to(x0.dtype)
+    by_picture, target = (x.unflatten(0, (num_subjects, -1)).permute(1, 2, 0, 3, 4) for x in (x0, styled))
+    channels = by_picture.flatten(2).double()  # (B / K, C, K h w)
+    mean, covariance = _statistics(channels)
+    styled_mean, styled_covariance = _statistics(target.flatten(2).double())
+    mapped = _transport(covariance, styled_covariance) @ (channels - mean) + styled_mean
+    return mapped.view(by_picture.shape).permute(2, 0, 1, 3, 4).flatten(0, 1).to(x0.dtype)
 
 
-def _statistics(x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means (B, C, 1) and covariances (B, C, C) of the channels, in fp64."""
-    channels = x0.flatten(2).double()
+def _statistics(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means (B, C, 1) and covariances (B, C, C) of channels (B, C, n), in fp64."""
     mean = channels.mean(2, keepdim=True)
     centred = channels - mean
     identity = torch.eye(channels.shape[1], dtype=channels.dtype, device=channels.device)

@@ -58,6 +58,14 @@ class NoiseSchedule:
             return (noisy - signal * x0) / sigma
         return (signal * noisy - x0) / sigma
 
+    def shift(self, noisy: Tensor, offset: Tensor, t: Tensor) -> Tensor:
+        """Return x_t of x_0 + offset instead of x_0, with the same noise; t (B,)."""
+        return noisy + self._at(t)[0] * offset
+
+    def shift_prediction(self, predicted: Tensor, offset: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction at x_t for x_0 + offset, given that for x_0, with the same noise; t (B,)."""
+        return predicted if self.prediction_type == "epsilon" else predicted - self._at(t)[1] * offset
+
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()

@@ -72,7 +72,7 @@ def _generate(base: StableDiffusion, conditioning: Conditioning, numbers: Sequen
     """Return the latents of images, (B, C, h, w) on the CPU. conditioning: of the negative prompt and the prompt."""
     noise = torch.stack([noise_from_seed(number, base.latent_shape(side, side)) for number in numbers])
     rows = StepConditioning(conditioning[torch.tensor([0, 1]).repeat_interleave(len(numbers))])
-    return denoise(base, lambda progress: rows, noise.to(base.device), SamplingConfig(STEPS, base.guidance)).cpu()
+    return denoise(base, lambda *_: rows, noise.to(base.device), SamplingConfig(STEPS, base.guidance)).cpu()
 
 
 def load_latents(base: StableDiffusion, prompt: str, side: int, count: int) -> list[LatentDistribution]:

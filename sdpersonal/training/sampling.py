@@ -86,9 +86,7 @@ def _generate_batch(
     shape = base.latent_shape(resolution, resolution)
     noise = torch.stack([noise_from_seed(seed, shape) for seed in seeds]).to(base.device)
     with autocast(base.device, autocast_dtype):  # the autoencoder is not part of it: SDXL's needs fp32
-        latents = denoise(
-            base, lambda progress: StepConditioning(conditioning), noise, SamplingConfig(steps, base.guidance)
-        )
+        latents = denoise(base, lambda *_: StepConditioning(conditioning), noise, SamplingConfig(steps, base.guidance))
     # On a card one at a time, as its memory is planned.
     parts = latents.split(1) if base.device.type == "cuda" else [latents]
     return [Image.fromarray(pixels) for part in parts for pixels in base.decode(part)]

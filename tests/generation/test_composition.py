@@ -455,8 +455,8 @@ def test_a_batch_has_no_more_predictions_than_planned(sd1, shelf, monkeypatch):
     monkeypatch.setattr(module, "plan_offload", lambda base, size, most, beside: plans.append((size, beside)) or plan)
     for prompt in ("a tree", "a <fox> by <ink>", TWO, "a <fox> and a <cat> by <ink>"):
         generate(sd1, shelf, prompt, num_images=4, steps=1, size="72x72")
-    assert sizes == [6, 2, 6, 6, 4, 4, 4, 4, 6, 6, 6, 6]
+    assert sizes == [6, 2, 4, 4, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8]
     assert [size for size, _ in plans] == [(72, 72)] * 4 and plans[0][1] == 0
     step = bytes_per_step(sd1, (72, 72)) / 2
     loras = [sd1.adapters.memory_bytes(shelf[n].lora for n in names) for names in (("fox", "ink"), ("fox", "cat"))]
-    assert [beside for _, beside in plans[1:3]] == [loras[0] + step, loras[1] + 2 * step]
+    assert [beside for _, beside in plans[1:3]] == [loras[0] + 2 * step, loras[1] + 2 * step]

@@ -224,7 +224,7 @@ def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
     resolver = PromptResolver(tiny, shelf)
     concept = shelf["duck"]
 
-    def condition(progress):
+    def condition(progress, _):
         strength = 0.8 if progress >= 0.5 else 0.0
         tiny.adapters.set([(concept.lora, strength)])
         words = [Segment("a cat "), Segment(embeddings_at_strength(tiny, concept, strength))]

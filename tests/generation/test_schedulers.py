@@ -379,7 +379,7 @@ def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
     with base.exclusive():
         denoise(
             base,
-            lambda progress: progresses.append(progress) or row,
+            lambda progress, _: progresses.append(progress) or row,
             noise,
             sampling,
             seeds=(SEED,),
@@ -506,7 +506,7 @@ def test_no_step_waits_for_the_card(tiny, monkeypatch, zero_snr, masked):
         with waits, torch.no_grad():
             latents = denoise(
                 model,
-                lambda progress: conditioning,
+                lambda *_: conditioning,
                 noise,
                 config,
                 init if masked else None,

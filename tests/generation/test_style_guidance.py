@@ -1,22 +1,24 @@
 """Styles with guidance of their own: which words are predicted, and the predictions against diffusers' own models."""
 
 import importlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
-from sdpersonal.generation.style_guidance import STYLE_SCALE, split_styles
-from sdpersonal.generation.style_transfer import apply_style, match_statistics
+from sdpersonal.generation.style_guidance import split_styles
+from sdpersonal.generation.style_paths import STYLE_SCALE, StylePaths
+from sdpersonal.generation.style_transfer import TEXTURE, apply_style, match_statistics
 from sdpersonal.models import load_base
 from sdpersonal.prompts import parse
 from support.mixing import DensePipeline, Shelf, resolved, shelf_of
 from support.narrow import save_narrow
 
-NEGATIVE, SIDE, STEPS = "snow", 64, 2
+NEGATIVE, SIDE = "snow", 64
 denoise = importlib.import_module("sdpersonal.generation.denoise")  # the package has a function of that name
 
 
@@ -96,22 +98,39 @@ def models(request, tmp_path_factory):
     return base, DensePipeline(folder, base), shelf_of(base, text_encoder=request.param == "sd1")
 
 
+@dataclass
+class Step:
+    """What was predicted at a timestep: the images and x_0 of each style; offset: of the image after the last step."""
+
+    latents: torch.Tensor
+    t: torch.Tensor
+    guided: torch.Tensor
+    styled: list[torch.Tensor]
+    offset: torch.Tensor | None = None
+
+
 @pytest.fixture
 def steps(models, monkeypatch):
-    """Generate, and return (UNet's input, timestep, guided prediction) of every step."""
+    """Generate, and return the steps."""
     base, _, shelf = models
 
     def steps(prompt, shelf=shelf, **fields):
-        recorded, real = [], denoise.predict_with_guidance
+        recorded, real, apply = [], denoise.predict_with_guidance, StylePaths.apply
 
         def predict(model, model_input, t, *rest):
-            guided = real(model, model_input, t, *rest)
-            recorded.append((model_input, t, guided))
-            return guided
+            guided, styled = real(model, model_input, t, *rest)
+            recorded.append(Step(model_input, t, guided, styled))
+            return guided, styled
+
+        def record_offset(paths, latents):
+            result = apply(paths, latents)
+            recorded[-1].offset = result - latents
+            return result
 
         with monkeypatch.context() as patched:
             patched.setattr(denoise, "predict_with_guidance", predict)
-            common = {"negative": NEGATIVE, "num_images": 1, "steps": STEPS, "guidance": 4, "scheduler": "DDIM"}
+            patched.setattr(StylePaths, "apply", record_offset)
+            common = {"negative": NEGATIVE, "num_images": 1, "steps": 2, "guidance": 4, "scheduler": "DDIM"}
             request = GenerateRequest(prompt=prompt, **(common | {"size": f"{SIDE}x{SIDE}"} | fields))
             list(Generator(base, shelf).generate(request))
         return recorded
@@ -119,44 +138,78 @@ def steps(models, monkeypatch):
     return steps
 
 
-def expected(models, step, whole, styles=(), g=4.0, rescale=0.0, row=0):
-    """The formula with one prediction for each prompt. whole, styles: (words, LoRAs by name); a style's scale last."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+class Reference:
+    """The formula by diffusers' own models, one prediction for each prompt, in fp64, for the images of one picture.
 
-    _, dense, shelf = models
-    latents, t = step[0][row : row + 1], step[1]
+    g, rescale: guidance scale and its rescaling; rows: of the picture in the batch.
+    """
 
-    def predict(text, mix):
-        loras = [(shelf[name].lora, strength) for name, strength in mix.items()]
-        return dense.predict(text, loras, latents, t, SIDE)
+    def __init__(self, models, g=4.0, rescale=0.0, rows=(0,)):
+        _, self.dense, self.shelf = models
+        self.g, self.rescale, self.rows = g, rescale, list(rows)
+        self.scales, self.targets, self.offsets, self.ended = {}, {}, {}, 0.0
 
-    subject = predict(*whole)
-    styled = [(scale, predict(text, mix) - subject) for text, mix, scale in styles]
-    negative = predict(NEGATIVE, whole[1]) if g != 1 else subject
-    guided = negative + g * (subject - negative)
-    plain = subject + sum(style for _, style in styled)
-    if styled:
-        guided = with_style(dense, latents, t, guided, guided + sum(scale * style for scale, style in styled))
-    return rescale_noise_cfg(guided, plain, rescale) if rescale else guided
+    def check(self, step, words, styles, is_due):
+        """Compare one step. words: (text, LoRAs by name) of each row without styles; styles: (scale, (text, LoRAs) of
+        each row), by the style's name."""
+        for name in self.offsets.keys() - styles.keys():
+            self.ended = self.ended + self.share(name) * self.offsets.pop(name)
+        self.scales = {name: scale for name, (scale, _) in styles.items()}
+        alpha = float(self.dense.scheduler.alphas_cumprod[int(step.t)])
+        signal, sigma = alpha**0.5, (1 - alpha) ** 0.5
+        is_epsilon = self.dense.scheduler.config.prediction_type == "epsilon"
+
+        def predict_x0(latents, prompts, g):
+            predicted = self.guided(latents, prompts, step.t, g)
+            return (latents - sigma * predicted) / signal if is_epsilon else signal * latents - sigma * predicted
+
+        latents = np.float64(step.latents[self.rows])
+        own = latents + signal * self.ended
+        x0 = predict_x0(own, words, self.g)
+        unstyled = x0 - self.ended
+        self.compare(
+            step.guided, (latents - signal * unstyled) / sigma if is_epsilon else (signal * latents - unstyled) / sigma
+        )
+        assert len(step.styled) == is_due * len(styles)
+        for i, (name, (_, texts)) in enumerate(styles.items()):
+            if is_due:
+                shifted = own + signal * self.offsets.get(name, 0.0)
+                self.targets[name] = predict_x0(shifted, texts, 3.0 if self.g != 1 else 1.0)
+                self.compare(signal * step.styled[i], signal * self.targets[name])
+            self.offsets[name] = with_style(x0, self.targets[name]) - x0
+        if step.offset is not None:
+            total = sum(self.share(name) * offset for name, offset in self.offsets.items()) + self.ended
+            self.compare(signal * step.offset, signal * total)
+
+    def compare(self, ours, expected):
+        np.testing.assert_allclose(np.float64(ours[self.rows]), expected, atol=1e-4, rtol=1e-4)
+
+    def share(self, name):
+        return self.scales[name] / 2 / len(self.scales)
+
+    def guided(self, latents, prompts, t, g):
+        """Classifier-free guidance of each row, (rows, C, h, w)."""
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+        rows = []
+        for row, (text, mix) in zip(torch.from_numpy(latents).float().split(1), prompts, strict=True):
+            loras = [(self.shelf[name].lora, strength) for name, strength in mix.items()]
+            positive = self.dense.predict(text, loras, row, t, SIDE)
+            negative = self.dense.predict(NEGATIVE, loras, row, t, SIDE) if g != 1 else positive
+            guided = negative + g * (positive - negative)
+            rows.append(rescale_noise_cfg(guided, positive, self.rescale) if self.rescale else guided)
+        return torch.cat(rows).double().numpy()
 
 
-def with_style(dense, latents, t, guided, styled):
-    """The styled x_0's colours and half of its texture on the guided x_0, as a prediction, with diffusers' schedule."""
-    schedule = dense.scheduler
-    alpha = schedule.alphas_cumprod[int(t)]
-    signal, sigma = float(alpha.sqrt()), float((1 - alpha).sqrt())
-    x, plain, style = (np.float64(tensor[0]) for tensor in (latents, guided, styled))
-    if schedule.config.prediction_type == "epsilon":
-        x0, back = lambda p: (x - sigma * p) / signal, lambda z: (x - signal * z) / sigma
-    else:
-        x0, back = lambda p: signal * x - sigma * p, lambda z: (signal * x - z) / sigma
-    target = x0(style)
-    coloured = by_hand(x0(plain), target)
-    difference = target - coloured
-    padded = np.pad(difference, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    height, width = difference.shape[1:]
-    mean = sum(padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
-    return torch.from_numpy(back(coloured + 0.5 * (difference - mean)))[None].float()
+def with_style(x0, styled):
+    """The colours of the styled images and a part of their texture on x_0, both (rows, C, h, w), of one picture."""
+    height, width = x0.shape[2:]
+    side_by_side = [np.concatenate(list(images), axis=2) for images in (x0, styled)]  # statistics know no places
+    coloured = np.stack(np.split(by_hand(*side_by_side), len(x0), axis=2))
+    difference = styled - coloured
+    padded = np.pad(difference, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    mean = sum(padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    return coloured + TEXTURE * (difference - mean)
 
 
 def by_hand(image, target):
@@ -190,70 +243,102 @@ def test_colours_match_and_shapes_stay():
     torch.testing.assert_close(apply_style(image, image), image)
 
 
-def check(models, recorded, progress_to_parts, rows=1, **options):
-    assert len(recorded) == STEPS
-    for i, step in enumerate(recorded):
-        progress = (i + 0.5) / STEPS
-        for row in range(rows):
-            ours = step[2][row : row + 1]
-            theirs = expected(models, step, *progress_to_parts(progress, row), row=row, **options)
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
 FOX, BOTH = ("a fox at sea", {"fox": 0.7}), {"fox": 0.7, "ink": 1.0}
 
 
-def test_a_style_is_guided_by_itself(models, steps):
-    made = steps("a <fox:0.7> at sea in the style of <ink>")
-    style = "a fox at sea in the style of ink", BOTH
-    check(models, made, lambda p, row: (FOX, [(*style, STYLE_SCALE)]))
-    plain = steps("a <fox:0.7> at sea in the style of <ink>", compose=False)
-    check(models, plain, lambda p, row: (style, []))
-    assert (made[0][2] - plain[0][2]).abs().max() > 0.01
+def ink(text, scale=STYLE_SCALE, strength=1.0):
+    """A style of one image: its own LoRA only."""
+    return {"ink": (scale, [(text, {"ink": strength})])}
+
+
+def test_a_style_is_predicted_at_latents_of_its_own(models, steps):
+    """In the second of three steps its prediction is held."""
+    made = steps("a <fox:0.7> at sea in the style of <ink>", steps=3)
+    reference = Reference(models)
+    for step, is_due in zip(made, (True, False, True), strict=True):
+        reference.check(step, [FOX], ink("a fox at sea in the style of ink"), is_due)
+    assert made[-1].offset.abs().max() > 0.1
+
+
+def test_without_composition_all_is_one_prediction(models, steps):
+    made = steps("a <fox:0.7> at sea in the style of <ink>", compose=False, steps=1)
+    Reference(models).check(made[0], [("a fox at sea in the style of ink", BOTH)], {}, False)
 
 
 def test_two_styles_at_strengths_and_scales_of_their_own(models, steps):
-    made = steps("a <fox:0.7> at sea by <ink:0.5:guidance=3> and <wash:-0.4:guidance=1>", compose=False)
-    ink = "a fox at sea by ink", {"fox": 0.7, "ink": 0.5}
-    wash = "a fox at sea by wash", {"fox": 0.7, "wash": -0.4}
-    check(models, made, lambda p, row: (FOX, [(*ink, 3), (*wash, 1)]))
+    text = "a <fox:0.7> at sea by <ink:0.5:guidance=3> and <wash:-0.4:guidance=1>"
+    made = steps(text, compose=False, steps=1)
+    styles = ink("a fox at sea by ink", 3, 0.5) | {"wash": (1, [("a fox at sea by wash", {"wash": -0.4})])}
+    reference = Reference(models)
+    for step in made:
+        reference.check(step, [FOX], styles, True)
 
 
-def test_a_window_ends_a_styles_guidance(models, steps):
-    made = steps("a <fox:0.7> at sea, <ink:guidance=3@0-0.5>")
-    style = "a fox at sea, ink", BOTH
-    check(models, made, lambda p, row: (FOX, [(*style, 3)] if p < 0.5 else []))
+@pytest.mark.parametrize("window", ["0-0.5", "0.5-1"])
+def test_where_a_window_ends_the_image_goes_on_from_its_styled_version(models, steps, window):
+    made = steps(f"a <fox:0.7> at sea, <ink:guidance=3@{window}>")
+    reference = Reference(models)
+    for i, step in enumerate(made):
+        is_active = (i == 0) == (window == "0-0.5")
+        reference.check(step, [FOX], ink("a fox at sea, ink", 3) if is_active else {}, is_active)
 
 
-@pytest.mark.parametrize("options", [{"g": 1.0}, {"rescale": 0.6}])
-def test_without_negative_prompts_and_with_contrast_taken_back(models, steps, options):
-    made = steps("a <fox:0.7> at sea, <ink:guidance=3>", guidance=options.get("g", 4.0), rescale=options.get("rescale"))
-    check(models, made, lambda p, row: (FOX, [("a fox at sea, ink", BOTH, 3)]), **options)
+def test_contrast_is_taken_back_in_both_predictions(models, steps):
+    made, reference = steps("a <fox:0.7> at sea, <ink:guidance=3>", rescale=0.6), Reference(models, rescale=0.6)
+    for step in made:
+        reference.check(step, [FOX], ink("a fox at sea, ink", 3), True)
+
+
+def test_without_negative_prompts_a_style_is_one_prediction(models, steps):
+    """With a LoRA for few steps, which all prompts have."""
+    fast = {"fast": "<me/bob>", "guidance": 1}
+    made, reference = steps("a <fox:0.7> at sea, <ink:guidance=3>", **fast), Reference(models, g=1.0)
+    style = {"ink": (3, [("a fox at sea, ink", {"ink": 1.0, "bob": 1.0})])}
+    for step in made:
+        reference.check(step, [("a fox at sea", {"fox": 0.7, "bob": 1.0})], style, True)
 
 
 def test_a_style_alone_is_guided_if_its_prompt_says_so(models, steps):
-    made = steps("a tree, <ink:guidance=3>")
-    check(models, made, lambda p, row: (("a tree", {}), [("a tree, ink", {"ink": 1.0}, 3)]))
+    made = steps("a tree, <ink:guidance=3>", steps=1)
+    Reference(models).check(made[0], [("a tree", {})], ink("a tree, ink", 3), True)
 
 
 def test_two_subjects_and_a_style_of_two_images(models, steps):
-    """Each subject at the model's own size, with its own LoRA, whatever the size of the image."""
-    made = steps("a <fox> and a <cat> at sea, <ink:guidance=3>", num_images=2, size="96x64")
-    names = ("fox", "fox", "cat", "cat")
-
-    def parts(progress, row):
-        text, mix = f"a {names[row]} at sea", {names[row]: 1.0}
-        return (text, mix), [(f"{text}, ink", mix | {"ink": 1.0}, 3)]
-
-    check(models, made, parts, rows=4)
-    assert made[0][0].shape[-2:] == (SIDE // 8, SIDE // 8)
+    """Each subject at the model's own size, with its own LoRA, whatever the size of the image; one map for both."""
+    made = steps("a <fox> and a <cat> at sea, <ink:guidance=3>", num_images=2, size="96x64", steps=1)
+    words = [("a fox at sea", {"fox": 1.0}), ("a cat at sea", {"cat": 1.0})]
+    style = {"ink": (3, [("a fox at sea, ink", {"ink": 1.0}), ("a cat at sea, ink", {"ink": 1.0})])}
+    for rows in ((0, 2), (1, 3)):
+        Reference(models, rows=rows).check(made[0], words, style, True)
+    assert made[0].latents.shape == (4, 4, SIDE // 8, SIDE // 8)
 
 
-def test_scales_of_a_batch_are_those_of_each_image(models, steps):
-    """Words without a LoRA, so that both prompts could be predicted in one batch."""
+def test_what_a_mask_leaves_is_not_styled(models, steps, tmp_path):
+    image, mask = np.full((SIDE, SIDE, 3), 90, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
+    mask[: SIDE // 2] = 255
+    for name, pixels in (("image", image), ("mask", mask)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    init = {"init_image": tmp_path / "image.png", "mask": tmp_path / "mask.png", "strength": 1.0}
+    *_, last = steps("a <fox> by <ink>", **init)
+    upper, lower = last.offset.chunk(2, dim=2)
+    assert upper.abs().max() > 0.1 and not lower.any()
+
+
+@pytest.fixture(scope="module")
+def words(models):
+    """Styles without a LoRA, so that several prompts could be predicted in one batch."""
     base, _, shelf = models
-    names = ("ink", "wash")
-    words = Shelf({name: replace(shelf[name], lora=None, vectors=_some_vectors(base, name)) for name in names})
+    return Shelf({name: replace(shelf[name], lora=None, vectors=_some_vectors(base, name)) for name in ("ink", "wash")})
+
+
+def test_the_order_of_styles_does_not_matter(words, steps):
+    first, second = (
+        steps(f"a tree by <{a}:guidance=1> by <{b}:guidance=1>", words) for a, b in (["ink", "wash"], ["wash", "ink"])
+    )
+    torch.testing.assert_close(first[-1].offset, second[-1].offset, atol=1e-4, rtol=1e-4)
+
+
+def test_scales_of_a_batch_are_those_of_each_image(words, steps):
     prompts = [
         f"a tree by <ink:guidance={a}@{b}> by <wash:guidance={c}@{d}>"
         for a, b, c, d in ((1, "0-0.5", 3, "0.5-1"), (1, "0.5-1", 3, "0-0.5"))
@@ -261,7 +346,7 @@ def test_scales_of_a_batch_are_those_of_each_image(models, steps):
     together = steps("{" + "|".join(prompts) + "}", words, all_combinations=True)
     alone = [step for prompt in prompts for step in steps(prompt, words)]
     assert len(together) == len(alone)
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(together, alone, strict=True))
+    assert all(torch.equal(a.guided, b.guided) for a, b in zip(together, alone, strict=True))
 
 
 def _some_vectors(base, name):

@@ -141,7 +141,7 @@ def test_a_step_of_the_sampling_never_waits(base):
                 torch.cuda.set_sync_debug_mode("error" if i > 4 else "default")
 
             rows = StepConditioning(conditioning)
-            denoise(base, lambda progress, rows=rows: rows, noisy[:2], SamplingConfig(10, 3.0), on_step=on_step)
+            denoise(base, lambda *_, rows=rows: rows, noisy[:2], SamplingConfig(10, 3.0), on_step=on_step)
             torch.cuda.set_sync_debug_mode("default")
 
 
