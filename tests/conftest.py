@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Matplotlib rebuilds its font list wherever it finds none: once per session, not once per test.
 os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="sdpersonal-matplotlib-")
 os.environ["MPLBACKEND"] = "Agg"
+# Hundreds of child processes import the package: each would compile it anew where the environment forbids .pyc files.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # child processes, which the guard below does not reach
 
 

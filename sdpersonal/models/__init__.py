@@ -1,5 +1,6 @@
 """Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
+from . import deferred_imports  # noqa: F401  # first: the modules below import diffusers
 from .backends import to_device
 from .loading import BUILT_IN, describe_base, load_base
 from .schedulers import NoiseSchedule, SchedulerAdapter, check_scheduler, sampling_progress

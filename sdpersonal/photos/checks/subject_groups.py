@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage  # type: ignore[import-untyped]  # scipy ships no types
-from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
 from .across_photos import border_histogram
 from .clip_checks import ClipFeatures, image_features
@@ -27,6 +25,10 @@ def subject_groups(photos: Sequence[ExaminedPhoto], clip: ClipFeatures) -> list[
     Groups are joined while the mean similarity between them is large enough (average linkage): of parts and of CLIP's
     features, less what a common background adds.
     """
+    # Imported here, since they take half a second that every command of a model would pay.
+    from scipy.cluster.hierarchy import fcluster, linkage  # type: ignore[import-untyped]  # scipy ships no types
+    from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+
     count = min(len(photos), MAX_PHOTOS)
     if count < MIN_PHOTOS:
         return []
