@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from support import no_fsync
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +27,10 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # child processes, which the guard below does not reach
+no_fsync.install()
+# A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that: tests send it to them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Their files take minutes. The others, which take seconds, come after them, so that all workers end at the same time.
@@ -63,6 +70,18 @@ def base_dtype():
     loading.compute_dtype = lambda device: getattr(torch, name)
     yield
     loading.compute_dtype = before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_scorer(request):
+    """Trainings in the tests' own process share the built-in CLIP."""
+    if request.path.parent.name not in ("training", "api", "cli"):
+        yield
+        return
+    from support.shared_scorer import shared_scorer
+
+    with shared_scorer():
+        yield
 
 
 @pytest.fixture(autouse=True)

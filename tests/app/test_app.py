@@ -22,6 +22,7 @@ from sdpersonal.app.backend.user_jobs import MAX_WAITING
 from sdpersonal.app.server.login import MAX_FAILED_LOGINS
 from sdpersonal.app.server.middleware import SECURITY_HEADERS
 from sdpersonal.app.server.uploads import MAX_UPLOAD
+from support.ranks import start
 from support.serving import FORM, HOSTILE, Server
 from support.stock import small_library
 
@@ -280,15 +281,9 @@ def test_the_environment_opens_nothing(server):
 
 @pytest.mark.slow
 def test_a_taken_port_is_a_sentence(server, tmp_path):
-    second = subprocess.run(
-        [sys.executable, ROOT / "app.py", "--base", "tiny", "--port", str(server.port)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert second.returncode == 2
-    assert f"Port {server.port} is taken" in second.stderr and "Traceback" not in second.stderr
+    second = start(["app", "--base", "tiny", "--port", server.port], tmp_path)
+    assert second.wait() == 2
+    assert f"Port {server.port} is taken" in second.errors and "Traceback" not in second.errors
 
 
 PUBLIC = {"/", "/favicon.ico", "/robots.txt", "/login", "/login/"}

@@ -15,6 +15,7 @@ from sdpersonal.fleet import cluster
 from sdpersonal.fleet.jobs import Failure, all_jobs, submit
 from sdpersonal.fleet.store import LocalStore
 from support import fleet
+from support.ranks import start
 
 
 @pytest.fixture
@@ -92,22 +93,23 @@ def test_without_ray_the_command_says_how_to_install_it(people, capsys, monkeypa
     )
 
 
-def test_nothing_of_ray_is_loaded_by_the_commands(tmp_path):
-    import subprocess
+def import_what_the_commands_import():
+    import sdpersonal.fleet.run
 
-    code = "import sys, sdpersonal.cli.main, sdpersonal.fleet.run; print('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    print("ray" in sys.modules, sdpersonal.fleet.run.__name__)
+
+
+def test_nothing_of_ray_is_loaded_by_the_commands(tmp_path):
+    child = start(["--version"], tmp_path, fault=import_what_the_commands_import)
+    assert child.wait() == 0 and child.stdout.splitlines()[0] == "False sdpersonal.fleet.run"
 
 
 def test_no_cluster_at_an_address_is_a_sentence(people, tmp_path):
     """In a process of its own: ray keeps what it read at its first connection."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
-    import subprocess
-
-    command = [sys.executable, "-m", "sdpersonal", "fleet", "train", str(people), "--class", "person"]
-    ran = subprocess.run([*command, "--address", "127.0.0.1:9"], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 2 and "There is no Ray cluster at 127.0.0.1:9" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    child = start(["fleet", "train", people, "--class", "person", "--address", "127.0.0.1:9"], tmp_path)
+    assert child.wait() == 2 and "There is no Ray cluster at 127.0.0.1:9" in child.errors
+    assert "Traceback" not in child.errors
 
 
 # --- looking after jobs -----------------------------------------------------------------------------------------------

@@ -49,12 +49,23 @@ class RankProcess:
 
 
 def start(
-    argv: Sequence[object], folder: Path, environment: dict[str, str] | None = None, fault: Callable | None = None
+    argv: Sequence[object],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    fault: Callable | None = None,
+    files: tuple[Path, Path] | None = None,
 ) -> RankProcess:
-    """`sdpersonal ARGV` in a process of its own; fault: called there first, to plant what will go wrong."""
+    """`sdpersonal ARGV` in a process of its own; fault: called there first, to plant what will go wrong.
+
+    files: where its stdout and stderr are appended, instead of new files in the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = (environment or {}).get("RANK", "0")
-    child = RankProcess(None, folder / f"out-{name}", folder / f"err-{name}")
+    if not files:
+        files = (folder / f"out-{name}", folder / f"err-{name}")
+        for path in files:
+            path.unlink(missing_ok=True)
+    child = RankProcess(None, *files)
     settings = dict(os.environ) | (environment or {})
     child.process = _context.Process(
         target=_run, args=([*map(str, argv)], os.getcwd(), settings, child.out, child.err, fault)
@@ -80,12 +91,14 @@ def _run(argv, folder, environment, out, err, fault):
     os.environ.update(environment)
     os.chdir(folder)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
-        with open(path, "wb", buffering=0) as file:
+        with open(path, "ab", buffering=0) as file:
             os.dup2(file.fileno(), stream.fileno())
     import torch
 
     from sdpersonal.cli.main import main
+    from support import no_fsync
 
+    no_fsync.install()
     torch.set_num_threads(1)
     if fault:
         fault()
