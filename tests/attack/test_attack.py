@@ -17,7 +17,7 @@ from tools.attack.kills import attack_kills
 from tools.attack.outcomes import Report
 from tools.attack.work import LibraryWork
 
-FUZZED = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "1500"))
+FUZZED = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "700"))
 
 
 def passed(report):
@@ -46,13 +46,13 @@ def test_a_seed_gives_the_same_files(formats):
 
 def test_whatever_dies_loses_nothing(tmp_path):
     report = Report()
-    attack_kills(report, seed=1, count=16, operations=3)
+    attack_kills(report, seed=1, count=8, operations=3)
     passed(report)
 
 
 def test_a_full_disk_changes_nothing():
     report = Report()
-    attack_disk(report, seed=1, count=40)
+    attack_disk(report, seed=1, count=20)
     passed(report)
 
 

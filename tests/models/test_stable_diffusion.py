@@ -18,7 +18,7 @@ from sdpersonal.training import train
 from support import original
 
 
-@pytest.fixture(scope="module", params=("sd1", "sd2", "sd2 v"))
+@pytest.fixture(scope="module", params=("sd1", pytest.param("sd2", marks=pytest.mark.thorough), "sd2 v"))
 def model(request, tmp_path_factory):
     """(kind, folder) of a pipeline saved by diffusers itself."""
     from transformers import CLIPTokenizer

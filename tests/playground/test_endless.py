@@ -189,13 +189,14 @@ def test_the_recipe_names_the_template(tmp_path):
         read_recipe(path.read_bytes())
 
 
-def test_killed_at_every_moment_it_leaves_what_an_uninterrupted_run_leaves(tmp_path):
-    """Dying at the n-th thing that is done to the disk, for every n, and again on the way on from there."""
+@pytest.mark.parametrize("distance", [3, pytest.param(1, marks=pytest.mark.thorough)])
+def test_killed_at_every_moment_it_leaves_what_an_uninterrupted_run_leaves(tmp_path, distance):
+    """Dying at the n-th thing that is done to the disk, for every third n, and again on the way on from there."""
     drawn(tmp_path / "whole", 3)
     expected = pixels(tmp_path / "whole")
     calls = calls_made(lambda: drawn(tmp_path / "counted", 3))
     assert calls > 15
-    for n in range(1, calls + 1):
+    for n in range(1, calls + 1, distance):
         folder = tmp_path / str(n)
         assert die_at(n, lambda folder=folder: drawn(folder, 3)) == DIED
         die_at(n % 7 + 1, lambda folder=folder: drawn(folder, 1, day=2))  # the day after

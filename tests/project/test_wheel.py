@@ -84,6 +84,7 @@ def test_the_package_comes_from_the_wheel(installed, bare_environment):
     assert where.stdout.startswith(str(installed.parent))
 
 
+@pytest.mark.thorough  # its files are compared with the checkout's, and the app below opens the base that it holds
 @pytest.mark.slow
 def test_a_wheel_alone_draws_a_picture(installed, tmp_path, bare_environment):
     command = ["generate", "a photo of a cat on grass", "--steps", "4", "--n", "1", "--base", "tiny", "--out", tmp_path]

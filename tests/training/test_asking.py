@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import TextualInversionSettings
-from sdpersonal.training import train
+from sdpersonal.config import TextualInversionSettings, generation
+from sdpersonal.training import sampling, train, validation
 from sdpersonal.training.control import NO_REQUEST, Command, StopRequest, poll, send
 from sdpersonal.training.run_dir import COMMAND_FILE, snapshot_file
 from support.narrow import save_narrow, save_photos
@@ -69,10 +69,16 @@ def test_only_a_step_whose_state_is_there_can_be_kept(tmp_path):
     assert poll(tmp_path) == NO_REQUEST
 
 
+def rough_images():
+    """How good the images are is not the question here."""
+    validation.DENOISING_STEPS, generation.DEFAULT_STEPS, sampling._SEEDS = 2, 2, 1
+
+
 @pytest.mark.slow
 def test_sample_now_then_stop_and_keep(command, tmp_path):
     """On the built-in base, which has a judge: pictures come, are judged, and the concept is what was best."""
-    child = after_lines(start(command(tmp_path, base="tiny", steps=400), tmp_path), tmp_path, 3)
+    child = start(command(tmp_path, base="tiny", steps=400), tmp_path, fault=rough_images)
+    after_lines(child, tmp_path, 3)
     send(tmp_path / "run", Command.SAMPLE)
     validations_file = tmp_path / "run" / "trials.jsonl"
     while child.process.is_alive() and not (validations_file.exists() and validations_file.read_text().endswith("\n")):
@@ -113,8 +119,11 @@ def test_without_a_judge_only_what_is_asked_for_is_drawn(command, tmp_path, samp
     assert len(image_names) == (2 if samples else 0) and (not samples or image_names[-1] == f"step-{last_step:06d}.png")
 
 
-def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_path):
+def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_path, monkeypatch):
     """The same run, one watched and one not: the same losses, and the same checkpoint at the same step."""
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(generation, "DEFAULT_STEPS", 2)
+    monkeypatch.setattr(sampling, "_SEEDS", 1)
     settings = {"photos": tmp_path / "photos", "token": "<me/thing>", "base": str(narrow), "steps": 6, "batch": 1}
     for name in ("alone", "watched"):
         folder = tmp_path / name
@@ -134,7 +143,7 @@ def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_pa
 def test_what_was_asked_of_a_run_that_died_is_not_asked_of_the_next(command, narrow, tmp_path):
     (tmp_path / "run").mkdir()
     send(tmp_path / "run", Command.KEEP)
-    child = start(command(tmp_path, steps=3), tmp_path)
+    child = start(command(tmp_path, "--no-samples", steps=3), tmp_path)
     assert child.wait() == 0 and result(tmp_path)["steps"] == 3
 
 

@@ -38,7 +38,10 @@ def loss_of(prior, batch):
     return prior.loss(prior.inputs(batch))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# sd2 has the layers of sd2 v, and the target of the others.
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[pytest.mark.thorough] * (kind == "sd2")) for kind in KINDS]
+)
 def kind(request):
     return request.param
 

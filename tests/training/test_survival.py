@@ -20,7 +20,7 @@ from torch import nn
 
 from sdpersonal import storage
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings, generation
 from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 from sdpersonal.prompts import Token
 from sdpersonal.training import loop, run, run_ending, sampling, train, validation
@@ -94,6 +94,8 @@ def progress_lines(place):
 @pytest.mark.parametrize("kind", [pytest.param("inversion", marks=pytest.mark.thorough), "dreambooth"])
 def test_a_run_leaves_a_concept_and_pictures_of_it(tiny, settings, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(sampling, "_SEEDS", 1)
+    monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
     initial = {key: value.clone() for key, value in tiny.unet.state_dict().items()}
     lines = []
     result = train(settings(kind, tmp_path, base="tiny", samples=True), lines.append)

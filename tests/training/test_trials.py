@@ -169,7 +169,7 @@ def test_scores_that_mean_nothing_end_no_run_and_choose_nothing(tmp_path):
 # --- its checkpoint ---
 
 
-@pytest.mark.parametrize("method", ["inversion", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("inversion", marks=pytest.mark.thorough), "lora"])
 def test_the_concept_is_the_average_of_the_checkpoint_that_was_picked(begin, tiny, tmp_path, monkeypatch, method):
     monkeypatch.setattr(validation, "best_validation", second)
     concept, _ = begin(tmp_path, method)
@@ -202,9 +202,9 @@ def test_the_concept_is_the_average_of_the_checkpoint_that_was_picked(begin, tin
 
 def test_what_the_judge_finds_best_is_kept(begin, tmp_path):
     """By no choice of ours."""
-    concept, lines = begin(tmp_path, steps=8, lr=0.2)
+    concept, lines = begin(tmp_path, steps=5, lr=0.2)
     validations = [(line["step"], line["score"]) for line in validation_lines(tmp_path)]
-    assert [step for step, _ in validations] == list(range(1, 9))
+    assert [step for step, _ in validations] == list(range(1, 6))
     best = max(step for step, score in validations if score >= max(score for _, score in validations) - SCORE_TOLERANCE)
     assert concept.card.steps == result(tmp_path)["best"] == best
     assert f"step-{best:06d}" in checkpoints(tmp_path)
@@ -257,10 +257,10 @@ def test_a_run_whose_best_checkpoint_is_damaged_ends_with_its_last(begin, tmp_pa
         return end
 
     monkeypatch.setattr(run, "run_milestones", follow)
-    concept, lines = begin(tmp_path)
-    assert concept.card.steps == result(tmp_path)["best"] == 6
+    concept, lines = begin(tmp_path, steps=3)
+    assert concept.card.steps == result(tmp_path)["best"] == 3
     assert any("step-000002" in line and "last" in line for line in lines)
-    last = load_file(tmp_path / "run" / "step-000006" / "state.safetensors")["average.rows.clip_l"]
+    last = load_file(tmp_path / "run" / "step-000003" / "state.safetensors")["average.rows.clip_l"]
     cosine = (concept.vectors["clip_l"] * last).sum() / np.linalg.norm(concept.vectors["clip_l"]) / np.linalg.norm(last)
     assert cosine == pytest.approx(1, abs=1e-5)
 
@@ -306,8 +306,8 @@ def test_trials_do_not_change_what_is_learned(begin, tmp_path):
     ends = []
     for samples in (True, False):
         folder = tmp_path / str(samples)
-        begin(folder, "lora", samples=samples)
-        state = load_file(folder / "run" / "step-000006" / "state.safetensors")
+        begin(folder, "lora", samples=samples, steps=3)
+        state = load_file(folder / "run" / "step-000003" / "state.safetensors")
         ends.append({key: value.tobytes() for key, value in state.items()})
     assert ends[0] == ends[1]
 
@@ -341,7 +341,7 @@ CALLS = {
 
 @pytest.fixture
 def whole(begin, tmp_path):
-    return begin(tmp_path / "whole", "lora")[0], (tmp_path / "whole" / "run" / VALIDATIONS_FILE).read_bytes()
+    return begin(tmp_path / "whole", "lora", steps=4)[0], (tmp_path / "whole" / "run" / VALIDATIONS_FILE).read_bytes()
 
 
 @pytest.mark.thorough
@@ -351,15 +351,15 @@ def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypat
     concept, expected_bytes = whole
     for number, (name, call) in enumerate(CALLS.items()):
         folder = tmp_path / str(number)
-        undo = stopping_at(monkeypatch, call, 4)  # of the exam's first, the class noun's pictures, too
+        undo = stopping_at(monkeypatch, call, 3)  # of the exam's first, the class noun's pictures, too
         with pytest.raises(KeyboardInterrupt):
-            begin(folder, "lora")
+            begin(folder, "lora", steps=4)
         undo()
         assert not list((folder / "concepts").glob("*/*")), name
         if number % 2:  # a kill within a line
             with open(folder / "run" / VALIDATIONS_FILE, "ab") as file:
                 file.write(b'{"step": 99, "sco')
-        again, lines = begin(folder, "lora", resume=True)
+        again, lines = begin(folder, "lora", steps=4, resume=True)
         assert any("Resuming from step" in line for line in lines), name
         assert again.identity == concept.identity, name
         assert again.card.model_dump(exclude={"created"}) == concept.card.model_dump(exclude={"created"}), name
@@ -369,14 +369,14 @@ def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypat
 def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_path, monkeypatch):
     """The newest checkpoint is damaged: the run goes on from the one before, whose trials alone count."""
     concept, expected_bytes = whole
-    undo = stopping_at(monkeypatch, (validation.Validator, "run", "after"), 4)
+    undo = stopping_at(monkeypatch, (validation.Validator, "run", "after"), 3)
     with pytest.raises(KeyboardInterrupt):
-        begin(tmp_path / "cut", "lora")
+        begin(tmp_path / "cut", "lora", steps=4)
     undo()
-    newest = tmp_path / "cut" / "run" / "step-000004" / "state.safetensors"
+    newest = tmp_path / "cut" / "run" / "step-000003" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
-    again, lines = begin(tmp_path / "cut", "lora", resume=True)
-    assert any("resuming from step 3" in line for line in lines)
+    again, lines = begin(tmp_path / "cut", "lora", steps=4, resume=True)
+    assert any("resuming from step 2" in line for line in lines)
     assert again.identity == concept.identity
     assert (tmp_path / "cut" / "run" / VALIDATIONS_FILE).read_bytes() == expected_bytes
 
