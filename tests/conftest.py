@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import os
 import signal
 import socket
@@ -84,11 +85,18 @@ def one_scorer(request):
         yield
 
 
+@pytest.fixture(scope="session")
+def places(tmp_path_factory):
+    """A folder for each test. pytest would look through all folders of the tests before for the next free number."""
+    folder = tmp_path_factory.mktemp("places")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_place(tmp_path_factory, monkeypatch):
+def own_place(places, monkeypatch):
     """No test can touch a real library or home, or lean on the folder it was started in."""
-    place = tmp_path_factory.mktemp("place")
-    (place / "home").mkdir()
+    place = next(places)
+    (place / "home").mkdir(parents=True)
     (place / "work").mkdir()
     monkeypatch.setenv("HOME", str(place / "home"))
     monkeypatch.setenv("HF_HOME", str(place / "home" / "huggingface"))
