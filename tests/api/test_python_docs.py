@@ -19,11 +19,11 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 @pytest.fixture
 def few_steps(monkeypatch, tmp_path):
-    """Trainings of three steps of one photo without a scorer, generations of two, in a folder with the examples."""
+    """Trainings of ten steps of one photo without a scorer, generations of two steps, in a folder with the examples."""
     from sdpersonal.config import generation
     from sdpersonal.training import presets, run, sampling
 
-    short = {name: dataclasses.replace(preset, steps=3, batch=1) for name, preset in presets._TINY.items()}
+    short = {name: dataclasses.replace(preset, steps=10, batch=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.setattr(run, "scorer_for_base", lambda kind: None)
     monkeypatch.setattr(sampling, "_SEEDS", 1)
@@ -54,7 +54,7 @@ def test_the_page_works_from_top_to_bottom(few_steps, capsys):
     assert len(examples) > 15
     for number, code in enumerate(examples, 1):
         run_block(code, names, f"{PAGE.name}, example {number}")
-    assert len(names["run"].losses) == len(names["ink"].losses) == 3
+    assert len(names["run"].losses) == len(names["ink"].losses) == 10
     printed = capsys.readouterr().out
     assert "No concept <me/tedy>. Did you mean <me/teddy>?" in printed
     assert "num_images must be a whole number from 1 to 100, got 0." in printed
@@ -84,7 +84,7 @@ def test_the_notebook_runs_and_shows_pictures(few_steps):
             png = value._repr_png_()
             assert png.startswith(b"\x89PNG"), number
             shown.append(number)
-    assert len(names["run"].losses) == 3
+    assert len(names["run"].losses) == 10
     assert len(shown) == 4 and os.path.exists("teddy.png")
 
 

@@ -13,7 +13,7 @@ from sdpersonal.training import presets, sampling, validation
 
 @pytest.mark.slow
 def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
-    short = {name: dataclasses.replace(preset, steps=2, milestones=1) for name, preset in presets._TINY.items()}
+    short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
     monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
@@ -22,7 +22,7 @@ def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "ROWS", demo.ROWS[::5])
     messages = []
     path = demo.run_demo(tmp_path, messages.append)
-    assert messages[-1] == str(path) and sum("up to 2 steps" in line for line in messages) == 3
+    assert messages[-1] == str(path) and sum("up to 10 steps" in line for line in messages) == 3
     assert [str(entry.token) for entry in Library(tmp_path / "concepts").entries()] == [
         "<demo/cyanotype-v1>",
         "<demo/fox-v1>",
