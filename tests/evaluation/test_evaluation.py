@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings
+from sdpersonal.config import DreamboothSettings, generation
 from sdpersonal.errors import UserError
 from sdpersonal.evaluation import (
     ConceptEvaluation,
@@ -32,7 +32,7 @@ from sdpersonal.evaluation.concept_score import (
 from sdpersonal.evaluation.part_likeness import StyleLikeness, SubjectLikeness
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.photos.loading import load_photos
-from sdpersonal.training import train
+from sdpersonal.training import sampling, train, validation
 from sdpersonal.training.sampling import generate_samples
 from support.narrow import save_narrow, save_photos
 
@@ -589,7 +589,11 @@ def narrow(tmp_path_factory):
 
 
 @pytest.fixture
-def begin(narrow, tmp_path):
+def begin(narrow, tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
+    monkeypatch.setattr(sampling, "_SEEDS", 1)
+
     def begin(**options):
         common = {"photos": save_photos(tmp_path / "photos", 3), "token": "<me/thing>", "base": str(narrow)}
         common |= {"steps": 4, "batch": 1, "rank": 2, "class_noun": "cat"}

@@ -43,7 +43,7 @@ def draw(base, library, what):
     """Two pictures in each place; the places in which they were asked for, in order."""
     images, places = [], []
     for number, place in enumerate(PLACES):
-        request = GenerateRequest(prompt=f"{what} {place}", num_images=2)
+        request = GenerateRequest(prompt=f"{what} {place}", num_images=2, steps=12)
         images += [image.image for image in Generator(base, library).generate(request)]
         places += [number] * request.num_images
     return images, places

@@ -19,6 +19,11 @@ from support.narrow import save_photos
 PROMPT = "a photo of cat"
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(class_images, "STEPS", 3)
+
+
 def generate_and_log(base, numbers, prompt=PROMPT):
     lines = []
     generate_missing(base, prompt, 64, numbers, lines.append)
@@ -41,6 +46,7 @@ def test_they_are_what_the_base_draws(tiny):
     assert not latents.std.any()
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
     generate_and_log(tiny, range(4))
     files = files_of(tiny)
@@ -56,6 +62,7 @@ def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
     assert len(load_latents(tiny, PROMPT, 64, 4)) == 4
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_on_a_card_they_are_generated_in_batches(tiny, monkeypatch):
     """The same pictures up to the kernels' rounding, each in its own file."""
     generate_and_log(tiny, range(5))
@@ -79,6 +86,7 @@ def test_on_a_card_models_are_placed_for_as_many_as_fit(monkeypatch):
     assert class_images._place(base, 64) == 5 and applied == [plan]
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
     generate_and_log(tiny, [0])
     assert (
@@ -91,6 +99,7 @@ def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
         load_latents(tiny, PROMPT, 64, 2)
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
     "prior, method",
     [("drawn", "lora"), ("photos", "full")]

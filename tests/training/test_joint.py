@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings, generation
 from sdpersonal.errors import Diverged, Interrupted, UserError
 from sdpersonal.models import load_base
-from sdpersonal.training import train, validation
+from sdpersonal.training import sampling, train, validation
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.joint import joint_losses, train_together
 from sdpersonal.training.run_dir import checkpoint_steps
@@ -139,6 +139,8 @@ def test_gradients_of_loras_are_those_of_every_run_alone(narrow, photos):
 
 def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
+    monkeypatch.setattr(sampling, "_SEEDS", 1)
 
     def runs(place):
         common = {"base": str(narrow), "batch": 2, "steps": 2, "samples": False, "library": place / "concepts"}

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from sdpersonal import storage
-from sdpersonal.config import TextualInversionSettings
+from sdpersonal.config import TextualInversionSettings, generation
 from sdpersonal.display.image_grid import encode_png
 from sdpersonal.evaluation import ConceptScores
 from sdpersonal.prompts import Token
-from sdpersonal.training import run, train, validation
+from sdpersonal.training import run, sampling, train, validation
 from sdpersonal.training.curves import save_curves
 from sdpersonal.training.early_stopping import dvar
 from sdpersonal.training.report import SELECTION_RULE, RunSummary, write_report
@@ -217,6 +217,8 @@ def test_a_picture_too_large_for_a_page_is_left_out(folder, monkeypatch):
 def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch, tiny):
     """Not one embedded picture is a photo, whole or scaled, nor holds a photo's bytes; no path, no name of a folder."""
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
+    monkeypatch.setattr(sampling, "_SEEDS", 1)
     monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
     photos = root / "examples" / "photos" / "teddy-bear"
     settings = TextualInversionSettings(
