@@ -13,7 +13,9 @@ from sdpersonal.training import presets, sampling, validation
 
 @pytest.mark.slow
 def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
-    short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
+    short = {
+        name: dataclasses.replace(preset, steps=10, batch=1, milestones=1) for name, preset in presets._TINY.items()
+    }
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
     monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
