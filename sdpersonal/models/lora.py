@@ -351,7 +351,7 @@ class LoraAdapters:
     def use_first_groups(self, count: int) -> None:
         """Predict batches of the first `count` groups only, until further notice. Without groups it does nothing."""
         for groups in self._groups:
-            groups.num_used = min(count, groups.num_groups)
+            groups.use_first(count)
 
     def _layer_groups(self, name: str, parts: list[_LayerParts], shared: _LayerParts) -> LayerGroups:
         """Build one layer's changes, given what each group has of its own and what all share."""
@@ -370,7 +370,8 @@ class LoraAdapters:
                 key = tuple((id(part), strength) for part, strength in own)
                 stored[key] = stored.get(key) or self._join(layer, low_rank, slot=1 + group)
                 factors[group] = stored[key]
-        return LayerGroups(layer, len(parts), factors, replaced, may_stack=self._buffers is None)
+        may_merge = not shared and self._buffers is None and _is_merge_faster(layer.weight)
+        return LayerGroups(layer, len(parts), factors, replaced, self._buffers is None, may_merge)
 
     def _store(self, mix: Sequence[tuple[Lora, float]]) -> None:
         """Copy those LoRAs of a mix to the card that are not there yet."""
