@@ -174,3 +174,9 @@ def test_test_files_have_names_of_their_own():
     """Their folders are no packages: pytest imports each file by its name alone."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_files_that_notice_names_exist():
+    paths = re.findall(r"(?<![\w./])(?:sdpersonal|tests|docs|examples)/[\w./-]*\w", (ROOT / "NOTICE").read_text())
+    assert len(paths) >= 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
