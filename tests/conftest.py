@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # Their files take minutes. The others, which take seconds, come after them, so that all workers end at the same time.
-_FIRST = ("tests/training/test_survival.py", "tests/training/", "tests/app/")
+_FIRST = ("tests/training/test_resume.py", "tests/training/", "tests/app/")
 
 
 def pytest_collection_modifyitems(items):

@@ -3,7 +3,7 @@
 Nothing is copied or inflated beyond `MAX_TEXT_BYTES` (`MAX_GRAPH` for ComfyUI's graphs), and nothing is scanned twice,
 so that 64 MB of text cost no more than finding their end. Pillow 12.3 has no such bounds, so its `Image.open().text`
 and `getexif()` are not used: a tEXt chunk of 64 MB takes 190 MB, and a JPEG of 600 kB whose Exif entries overlap takes
-1.1 GB and half a second, because opening it copies every entry (`test_hostile_pictures_take_no_time_and_no_memory`
+1.1 GB and half a second, because opening it copies every entry (`test_hostile_images_use_little_time_and_memory`
 holds both). It also stops at the pixels although texts may follow them, and reads UTF-8 in a tEXt chunk, which many
 programs write, as Latin-1. AVIF is left to Pillow, because parsing its boxes needs a library.
 """

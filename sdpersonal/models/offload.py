@@ -1,6 +1,6 @@
 """Offload models during generation: all stay on the GPU, or some are there only for their own stage.
 
-The activations of each stage were counted tensor by tensor (tests/models/test_placement.py counts again), in bf16 and
+The activations of each stage were counted tensor by tensor (tests/models/test_offload.py counts again), in bf16 and
 fp16 alike. Attention is not sliced: torch's kernels never hold the whole matrix. That holds for the dtypes of
 `compute_dtype` on every card that torch supports: the flash kernel wants compute capability 8.0, but the
 memory-efficient one takes fp16 and fp32 from 5.0 on, at any head width that is a multiple of 8, as Stable Diffusion's

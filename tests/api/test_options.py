@@ -28,7 +28,7 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
-def test_every_field_is_offered_with_its_default(function, settings, offered, missing):
+def test_every_field_is_a_keyword_with_the_same_default(function, settings, offered, missing):
     parameters = inspect.signature(function).parameters
     fields = settings.model_fields
     assert set(fields) - set(parameters) == missing
@@ -42,7 +42,7 @@ def test_every_field_is_offered_with_its_default(function, settings, offered, mi
 
 
 @pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
-def test_the_types_are_those_of_the_fields(function, settings, offered, missing):
+def test_keyword_types_match_the_types_of_the_fields(function, settings, offered, missing):
     fields = typing.get_type_hints(settings, include_extras=True)
     for keyword, type_ in typing.get_type_hints(offered).items():
         assert _plain(fields[keyword]) == _settled(type_), keyword
@@ -66,7 +66,7 @@ def _settled(annotation):
 
 
 @pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
-def test_help_says_what_every_keyword_means_without_flags(function, settings, offered, missing):
+def test_docstrings_describe_every_keyword_without_flags(function, settings, offered, missing):
     text = inspect.getdoc(function)
     for keyword in typing.get_type_hints(offered):
         line = next(line for line in text.splitlines() if line.startswith(f"    {keyword}: "))
@@ -85,7 +85,7 @@ def test_help_says_what_every_keyword_means_without_flags(function, settings, of
         ("a dash -- and --runner", "a dash -- and --runner"),
     ],
 )
-def test_flags_become_keywords(text, reworded):
+def test_error_messages_name_keywords_instead_of_flags(text, reworded):
     with pytest.raises(sp.UserError) as caught, options.in_keywords(DreamboothSettings):
         raise sp.UserError(text, text)
     assert (caught.value.message, caught.value.hint) == (reworded, reworded)
@@ -98,7 +98,7 @@ def checked_imports(path):
     return {alias.name: node.module for node in block.body for alias in node.names}
 
 
-def test_type_checkers_see_what_is_there_at_run_time():
+def test_type_checking_imports_match_the_names_at_run_time():
     """`sdpersonal` has all names from `api`, which has its own and the others from where they are defined."""
     package = Path(sp.__file__).parent
     assert set(checked_imports(package / "__init__.py")) == set(sp.__all__) == set(sp._MODULES)
@@ -108,7 +108,7 @@ def test_type_checkers_see_what_is_there_at_run_time():
     assert {*sp.__all__, "__version__"} <= {*dir(sp)} and (package / "py.typed").exists()
 
 
-def test_the_functions_load_no_torch_before_they_are_called():
+def test_accessing_the_functions_does_not_import_torch():
     names = "sp.load, sp.train_dreambooth, sp.Library, sp.Progress"
     code = f"import sys, sdpersonal as sp; {names}; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -50,18 +50,18 @@ def test_load_opens_the_model_and_the_library(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["nothing", "cuda:99", 3.5])
-def test_a_device_that_is_not_here_is_refused(device):
+def test_an_unavailable_device_is_refused(device):
     with pytest.raises(sp.UserError, match=re.escape(str(device))):
         sp.load("tiny", device=device)
 
 
-def test_an_unknown_model_is_refused_with_what_there_is():
+def test_an_unknown_model_is_refused_with_the_available_models():
     with pytest.raises(sp.UserError, match="tinny") as caught:
         sp.load("tinny")
     assert "sdxl" in caught.value.hint
 
 
-def test_a_name_in_place_of_a_model_is_refused_at_once(tiny):
+def test_a_name_in_place_of_a_model_or_library_is_refused(tiny):
     with pytest.raises(sp.UserError, match="tiny") as caught:
         sp.Generator("tiny")
     assert "sdpersonal.load('tiny')" in caught.value.hint
@@ -73,7 +73,7 @@ def test_a_name_in_place_of_a_model_is_refused_at_once(tiny):
 # --- generate ---
 
 
-def test_images_are_those_of_the_generator(sd, images):
+def test_the_pipeline_returns_the_images_of_the_generator(sd, images):
     request = sp.GenerateRequest(prompt=PROMPT, seed=7, steps=3, size="64x64").model_copy(update={"num_images": 2})
     expected = list(sp.Generator(sd.base, sd.library).generate(request))
     assert isinstance(images, sp.GeneratedImages) and len(images) == 2
@@ -83,7 +83,7 @@ def test_images_are_those_of_the_generator(sd, images):
     assert [image.seed for image in images] == [7, 8] and images[0].size == (64, 64)
 
 
-def test_several_requests_are_generated_as_each_alone(sd):
+def test_generate_many_gives_the_same_images_as_single_requests(sd):
     requests = [sp.GenerateRequest(prompt=prompt, num_images=1, steps=3, size="64x64") for prompt in (PROMPT, "a cat")]
     requests.append(requests[0].model_copy(update={"num_images": 2, "seed": 3}))
     seen = []
@@ -143,13 +143,13 @@ def test_an_init_image_may_be_a_file_or_a_pillow_image(sd, images, tmp_path, mon
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_mask_that_changes_nothing_is_a_warning(sd, images):
+def test_an_empty_mask_raises_a_warning(sd, images):
     with pytest.warns(UserWarning, match="nothing white") as caught:
         sd.generate("a duck", init_image=images[0], mask=Image.new("L", (64, 64)), num_images=1, **SMALL)
     assert caught[0].filename == __file__
 
 
-def test_a_new_concept_is_there_at_once_and_its_token_may_be_a_token(sd, tmp_path):
+def test_a_concept_is_available_as_soon_as_it_is_added(sd, tmp_path):
     library = sp.Library(tmp_path)
     other = sp.Pipeline(sd.base, library)
     with pytest.raises(sp.UnknownConcept):
@@ -175,7 +175,7 @@ def test_a_new_concept_is_there_at_once_and_its_token_may_be_a_token(sd, tmp_pat
         ({"prompt": 3}, "text", ""),
     ],
 )
-def test_errors_are_in_the_words_of_python(sd, settings, message, hint):
+def test_error_messages_name_keywords_and_no_flags(sd, settings, message, hint):
     started = []
     with pytest.raises(sp.UserError) as caught:
         sd.generate(**{"prompt": "a duck", "on_progress": started.append} | SMALL | settings)
@@ -183,7 +183,7 @@ def test_errors_are_in_the_words_of_python(sd, settings, message, hint):
     assert "--" not in str(caught.value)
 
 
-def test_nothing_is_printed(sd, capfd):
+def test_generate_prints_nothing(sd, capfd):
     sd.generate("a duck", num_images=1, steps=2, size="64x64")
     assert capfd.readouterr() == ("", "")
 
@@ -200,7 +200,7 @@ def test_progress_counts_the_steps_of_all_images(sd):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_what_is_stopped_half_way_leaves_no_trace(sd, images, error):
+def test_interrupted_generation_does_not_change_later_images(sd, images, error):
     def stop(progress: sp.Progress) -> None:
         if progress.step > 2:
             raise error
@@ -215,7 +215,7 @@ def test_what_is_stopped_half_way_leaves_no_trace(sd, images, error):
 # --- vary, redo, endless, X/Y/Z grids ---
 
 
-def test_vary_changes_only_what_is_asked(sd, images):
+def test_vary_changes_only_the_requested_settings(sd, images):
     varied = sd.vary(
         images[0],
         variation_strength=0.3,
@@ -262,7 +262,7 @@ def test_redo_gives_the_same_image_from_a_batch(sd, images, tmp_path):
     assert sd.redo(images[1], quiet=True) == images[1] == sd.redo(str(tmp_path / "duck.png"), quiet=True)
 
 
-def test_redo_wants_the_init_image(sd, images):
+def test_redo_needs_the_init_image(sd, images):
     (image,) = sd.generate("a duck", init_image=images[0], num_images=1, **SMALL)
     with pytest.raises(sp.UserError) as caught:
         sd.redo(image)
@@ -280,7 +280,7 @@ def duo(tiny, tmp_path_factory):
     return sd, sd.generate("<me/duck> and <me/fox>", num_images=1, seed=3, **SMALL | {"size": "128x64"})[0]
 
 
-def test_places_are_compared_with_thumbnails(duo, tmp_path):
+def test_likeness_by_region_compares_regions_with_thumbnails(duo, tmp_path):
     sd, image = duo
     likeness = sd.likeness_by_region(image)
     assert list(likeness) == ["<me/duck-v1>", "<me/fox-v1>"] and {tuple(row) for row in likeness.values()} == {
@@ -302,7 +302,7 @@ def test_places_are_compared_with_thumbnails(duo, tmp_path):
         assert likeness[name]["it"] == pytest.approx(scorer.likeness([image.image.crop(crop)], [thumbnail]), abs=2e-2)
 
 
-def test_places_cannot_be_compared_without_what_it_takes(duo, images, tmp_path, monkeypatch):
+def test_likeness_by_region_is_refused_without_its_requirements(duo, images, tmp_path, monkeypatch):
     sd, image = duo
     with pytest.raises(sp.UserError, match="is not known"):
         sd.likeness_by_region(images[0])
@@ -320,7 +320,7 @@ def test_places_cannot_be_compared_without_what_it_takes(duo, images, tmp_path, 
         sd.likeness_by_region(image)
 
 
-def test_endless_repeats_nothing_and_goes_on_where_it_was(sd):
+def test_endless_repeats_no_image_and_resumes_at_a_given_index(sd):
     template = "a {red|blue|green} <me/duck>"
     settings = {"steps": 2, "size": "64x64"}
     four = list(sd.endless(template, limit=4, **settings))
@@ -339,7 +339,7 @@ def test_endless_refuses_a_bad_template_before_the_first_image(sd):
         sd.endless("a {red|blue} <me/dog>")
 
 
-def test_an_xyz_grid_has_an_image_in_each_cell(sd, tmp_path):
+def test_an_xyz_grid_has_an_image_in_every_cell(sd, tmp_path):
     seen = []
     grid = sd.xyz_grid(
         "a {} <me/duck>", x="words: red|blue", y="seed: 1..3", z="guidance: 1, 3", on_progress=seen.append, **SMALL
@@ -355,12 +355,12 @@ def test_an_xyz_grid_has_an_image_in_each_cell(sd, tmp_path):
     assert read_recipe(saved.images[0].read_bytes(), "a").sdpersonal == sp.__version__
 
 
-def test_equal_cells_of_a_grid_are_one_image(sd):
+def test_equal_cells_of_a_grid_share_an_image(sd):
     grid = sd.xyz_grid("a duck {}", x="words: red|red", **SMALL)
     assert grid.cells[0, 0, 0] is grid.cells[1, 0, 0] and len(grid.images) == 1
 
 
-def test_a_bad_axis_is_refused(sd):
+def test_an_unknown_axis_is_refused(sd):
     with pytest.raises(sp.UserError, match="weather"):
         sd.xyz_grid("a duck", x="weather: sun|rain")
 
@@ -368,7 +368,7 @@ def test_a_bad_axis_is_refused(sd):
 # --- images ---
 
 
-def test_an_image_is_a_pillow_image(images):
+def test_a_generated_image_is_a_pillow_image(images):
     image = images[0]
     assert isinstance(image, Image.Image) and image.mode == "RGB" and "seed 7" in repr(image)
     assert type(image.resize((8, 8))) is Image.Image and type(image.image) is Image.Image
@@ -408,20 +408,20 @@ def test_a_private_image_holds_pixels_only(images, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["image", "image.xyz", "nowhere/image.png", "a\0b.png"])
-def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing(images, tmp_path, name):
+def test_an_unwritable_path_is_refused_and_leaves_no_file(images, tmp_path, name):
     with pytest.raises(sp.UserError):
         images[0].save(f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_save_keeps_the_file_that_was_there(images, tmp_path):
+def test_a_failed_save_leaves_the_existing_file_unchanged(images, tmp_path):
     (tmp_path / "a.png").write_bytes(b"old")
     with pytest.raises(TypeError):
         images[0].save(tmp_path / "a.png", compress_level="much")
     assert (tmp_path / "a.png").read_bytes() == b"old"
 
 
-def test_images_are_shown_by_notebooks(images):
+def test_notebooks_show_images_and_lists_of_images(images):
     with Image.open(io.BytesIO(images[0]._repr_png_())) as shown:
         assert same(shown, images[0])
     assert images[0]._repr_jpeg_() is None
@@ -431,12 +431,12 @@ def test_images_are_shown_by_notebooks(images):
     assert sp.GeneratedImages()._repr_png_() is None
 
 
-def test_a_slice_of_images_is_shown_too(images):
+def test_a_slice_of_generated_images_keeps_its_type(images):
     assert isinstance(images[:1], sp.GeneratedImages) and images[:1] == [images[0]]
     assert images.recipes == [image.recipe for image in images]
 
 
-def test_a_list_is_saved_as_the_command_line_does(images, tmp_path):
+def test_a_list_of_images_is_saved_as_by_the_command_line(images, tmp_path):
     paths = images.save(tmp_path / "outputs")
     assert [path.read_bytes() for path in paths] == [image.to_png() for image in images]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/00001-[0-9a-f]{8}\.png", str(paths[0].relative_to(tmp_path / "outputs")))
@@ -457,7 +457,7 @@ def test_copies_keep_the_recipe(images):
     assert image != image.image
 
 
-def test_hidden_images_are_a_warning(sd, images, monkeypatch):
+def test_images_hidden_by_the_safety_checker_raise_a_warning(sd, images, monkeypatch):
     class Checker:
         def load(self):
             pass
@@ -471,13 +471,13 @@ def test_hidden_images_are_a_warning(sd, images, monkeypatch):
     assert image.hidden
 
 
-def test_there_is_no_warning_otherwise(sd):
+def test_generation_without_hidden_images_raises_no_warning(sd):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         sd.generate("a duck", num_images=1, **SMALL)
 
 
-def test_a_path_may_be_any_path(sd, images, tmp_path):
+def test_paths_may_be_any_path_like_object(sd, images, tmp_path):
     class Elsewhere(os.PathLike):
         def __fspath__(self):
             return str(tmp_path / "a.png")

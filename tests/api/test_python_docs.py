@@ -48,7 +48,7 @@ def run_block(code, names, where):
 
 
 @pytest.mark.slow
-def test_the_page_works_from_top_to_bottom(few_steps, capsys):
+def test_the_examples_of_the_python_api_page_work(few_steps, capsys):
     names: dict = {"__name__": "page"}
     examples = blocks(PAGE.read_text())
     assert len(examples) > 15
@@ -64,7 +64,7 @@ def test_the_page_works_from_top_to_bottom(few_steps, capsys):
         assert image.size == (128, 128)
 
 
-def test_the_page_has_its_sections():
+def test_the_python_api_page_has_its_sections_and_valid_links():
     text = PAGE.read_text()
     headings = re.findall(r"^## (.*)$", text, re.M)
     assert headings[:8] == ["Train", "Generate", "Mix", "Variations", "Library", "Progress", "Errors", "Notebooks"]
@@ -75,7 +75,7 @@ def test_the_page_has_its_sections():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_pictures(few_steps):
+def test_the_notebook_runs_and_shows_images(few_steps):
     names: dict = {"__name__": "__main__"}
     shown = []
     for number, cell in enumerate(cells("code"), 1):
@@ -110,7 +110,7 @@ def test_the_notebook_is_valid_and_holds_no_output():
 
 
 @pytest.mark.slow
-def test_the_script_trains_and_mixes_and_trains_nothing_twice(few_steps, monkeypatch, capsys):
+def test_the_example_script_does_not_repeat_finished_trainings(few_steps, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_and_mix.py", "--steps", "2", "--out", "mix"])
     for trainings in (2, 0):
         runpy.run_path(str(ROOT / "examples" / "train_and_mix.py"), run_name="__main__")

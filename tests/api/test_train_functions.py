@@ -29,7 +29,7 @@ def trained(photos, tmp_path_factory):
     return sp.train_dreambooth(photos, token, "toy  duck", on_progress=seen.append, **settings), seen
 
 
-def test_the_result_has_the_concept_and_what_the_run_left(trained, tmp_path):
+def test_the_result_contains_the_concept_the_losses_and_the_report(trained, tmp_path):
     result, _ = trained
     assert str(result.token) == "<me/duck-v1>" and result.token in sp.Library(result.library)
     assert result.concept.card.class_noun == "toy duck" and result.concept.lora.rank == 2
@@ -37,14 +37,14 @@ def test_the_result_has_the_concept_and_what_the_run_left(trained, tmp_path):
     assert result.report.read_text().startswith("<!") and result.run == result.report.parent
 
 
-def test_progress_is_reported_after_each_step(trained):
+def test_progress_is_reported_after_every_step(trained):
     result, seen = trained
     assert [(progress.step, progress.steps) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
     assert [progress.loss for progress in seen] == pytest.approx(result.losses, abs=1e-6)
     assert seen[-1].seconds_left == 0
 
 
-def test_a_notebook_shows_the_loss_where_there_are_no_samples(trained):
+def test_a_notebook_shows_the_loss_if_there_are_no_samples(trained):
     with Image.open(io.BytesIO(trained[0]._repr_png_())) as image:
         assert image.format == "PNG" and image.width > 100
 
@@ -58,7 +58,7 @@ def test_a_notebook_shows_the_sample_sheet(trained, tmp_path):
     assert dataclasses.replace(trained[0], sheet=tmp_path / "removed.png")._repr_png_() is None
 
 
-def test_the_concept_is_used_in_a_prompt(trained, tiny):
+def test_the_trained_concept_can_be_used_in_a_prompt(trained, tiny):
     sd = sp.Pipeline(tiny, sp.Library(trained[0].library))
     (image,) = sd.generate("a photo of <me/duck>", num_images=1, steps=2, quiet=True)
     assert image.recipe.concepts[0].token == str(trained[0].token)
@@ -72,7 +72,7 @@ def test_messages_go_to_the_logger_and_nothing_is_printed(photos, tmp_path, capl
     assert any("3 photos" in message for message in caplog.messages)
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_it_resumes(photos, tmp_path):
+def test_interrupted_training_resumes_from_its_checkpoint(photos, tmp_path):
     def interrupt(progress: sp.Progress) -> None:
         if progress.step == 1:
             signal.raise_signal(signal.SIGINT)
@@ -115,7 +115,7 @@ def test_an_exception_in_the_callback_ends_the_run(photos, tmp_path):
         ({"resume": True, "run": "no-run"}, "no-run", ""),
     ],
 )
-def test_errors_come_before_training_in_the_words_of_python(photos, settings, message, hint):
+def test_invalid_arguments_are_refused_before_training(photos, settings, message, hint):
     started = []
     arguments = {"photos": photos, "token": "<me/duck>", "class_noun": "duck", "on_progress": started.append} | SHORT
     with pytest.raises(sp.UserError) as caught:
@@ -130,7 +130,7 @@ def test_a_field_error_names_its_keyword(photos):
     assert caught.value.field == "class_noun"
 
 
-def test_a_finished_run_says_how_to_go_on(photos, trained):
+def test_a_finished_run_is_refused_with_a_hint_how_to_resume(photos, trained):
     with pytest.raises(sp.UserError, match="finished run") as caught:
         sp.train_dreambooth(photos, "<me/duck>", "toy duck", run=trained[0].run, steps=3, **SHORT)
     assert "resume=True early_stop=False" in caught.value.hint

@@ -37,7 +37,7 @@ def server(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_answers(server):
+def test_the_start_page_is_served_and_the_log_names_the_model(server):
     page = server.http.get("/")
     assert page.status_code == 200 and "sdpersonal" in page.text
     log = server.log.read_text()
@@ -45,7 +45,7 @@ def test_the_page_answers(server):
 
 
 @pytest.mark.slow
-def test_a_drawing_through_the_queue(server):
+def test_a_generated_image_is_saved_with_its_recipe_and_served(server):
     done = server.draw()
     assert done["state"] == "done" and "1 image in" in done["message"]
     (shown,) = done["images"]
@@ -80,7 +80,7 @@ def test_a_drawing_through_the_queue(server):
         {"colour": "red"},
     ],
 )
-def test_bad_values_are_refused_in_words(server, form):
+def test_invalid_form_values_are_refused_with_a_message(server, form):
     answer = server.draw(**form)
     assert answer.get("refused") in (400, 422) and answer["error"], answer
     assert "Internal error" not in answer["error"] and str(ROOT) not in answer["error"]
@@ -89,7 +89,7 @@ def test_bad_values_are_refused_in_words(server, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "0.0.0.0", ""])
-def test_only_this_host_is_answered(server, host):
+def test_requests_for_other_hosts_are_refused(server, host):
     assert server.http.get("/", headers={"Host": host}).status_code == 400
 
 
@@ -98,7 +98,7 @@ def test_only_this_host_is_answered(server, host):
     "origin",
     ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1:1", "http://localhost:{port}"],
 )
-def test_another_sites_page_can_read_and_change_nothing(server, origin):
+def test_requests_from_other_origins_are_refused(server, origin):
     headers = {"Origin": origin.format(port=server.port)}
     for path in ("/app/jobs", "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/call/v2/generate"):
         sent = server.http.post(path, headers=headers, files={"files": ("a.png", b"x")})
@@ -109,7 +109,7 @@ def test_another_sites_page_can_read_and_change_nothing(server, origin):
 
 
 @pytest.mark.slow
-def test_nothing_goes_past_the_queue(server):
+def test_gradio_routes_that_bypass_the_queue_do_not_exist(server):
     endpoints = server.get_json("/config")["dependencies"]
     assert len(endpoints) == 7
     for endpoint in endpoints:
@@ -119,7 +119,7 @@ def test_nothing_goes_past_the_queue(server):
 
 
 @pytest.mark.slow
-def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
+def test_queued_jobs_run_in_order_and_jobs_over_the_limit_are_refused(server):
     """Without logins all clients are one user with one line: it takes some, in the order that they came, and tells the
     others; nothing breaks."""
     before = len(list((server.place / "outputs").glob("*/*.png")))
@@ -143,7 +143,7 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_frees_the_device(server):
+def test_a_cancelled_job_frees_the_device(server):
     job = server.submit(steps=150, num_images=16).json()["id"]  # a minute of work
     until = time.monotonic() + 30
     while server.get_json("/app/jobs")["jobs"][0]["state"] != "running" and time.monotonic() < until:
@@ -155,7 +155,7 @@ def test_a_job_that_is_cancelled_frees_the_device(server):
 
 
 @pytest.mark.slow
-def test_no_file_is_handed_out(server):
+def test_files_cannot_be_read_by_path_or_url(server):
     places = [
         "/etc/passwd",
         str(server.place / "canary.txt"),
@@ -213,7 +213,7 @@ def strange_bodies(value: object) -> list[object]:
     "value",
     ["/etc/passwd", *(pytest.param(value, marks=pytest.mark.thorough, id=repr(value)[:20]) for value in STRANGE)],
 )
-def test_every_route_answers_anything(server, value):
+def test_every_route_answers_invalid_values_without_a_server_error(server, value):
     """As a stranger who has read the page's scripts would call them: wrong types, paths in every field."""
     statuses = []
     for method, path in page_routes():
@@ -235,7 +235,7 @@ def test_every_route_answers_anything(server, value):
 
 
 @pytest.mark.slow
-def test_a_body_without_end_or_bottom_is_refused(server):
+def test_very_long_and_deeply_nested_bodies_are_refused(server):
     for path in ("/app/jobs", "/gradio_api/queue/join"):
         assert server.post(path, '{"form": ["' + "x" * 10_000_000 + '"]}').status_code == 413
         deep = "[" * 10_000 + "]" * 10_000
@@ -254,7 +254,7 @@ def announced(server, length):
 
 
 @pytest.mark.slow
-def test_uploads_have_limits_and_stay_in_their_place(server):
+def test_uploads_are_limited_and_stay_in_their_folder(server):
     assert announced(server, MAX_UPLOAD + 1) == 413
     many = [("files", (f"{i}.png", b"x")) for i in range(1000)]
     assert server.http.post("/gradio_api/upload", files=many).status_code == 413
@@ -268,7 +268,7 @@ def test_uploads_have_limits_and_stay_in_their_place(server):
 
 
 @pytest.mark.slow
-def test_the_environment_opens_nothing(server):
+def test_environment_variables_do_not_expose_the_server(server):
     config = server.get_json("/config")
     assert not config.get("root", "").endswith("/elsewhere") and not config.get("is_space")
     assert server.http.get("/gradio_api/mcp/").status_code in (404, 405)
@@ -280,7 +280,7 @@ def test_the_environment_opens_nothing(server):
 
 
 @pytest.mark.slow
-def test_a_taken_port_is_a_sentence(server, tmp_path):
+def test_a_port_in_use_is_refused_with_a_message(server, tmp_path):
     second = start(["app", "--base", "tiny", "--port", server.port], tmp_path)
     assert second.wait() == 2
     assert f"Port {server.port} is taken" in second.errors and "Traceback" not in second.errors
@@ -316,7 +316,7 @@ def streams(server, count):
 
 
 @pytest.mark.slow
-def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
+def test_users_log_in_with_a_password_and_see_only_their_own_images(tmp_path):
     """--listen: nothing without logging in, guesses are slowed, each user has pictures of their own, and what was shown
     goes when the app ends."""
     passwords = tmp_path / "passwords"
@@ -368,7 +368,7 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--listen"], ["--listen", "--password-file", "nothing"], ["--port", "80"]])
-def test_a_door_that_cannot_be_opened_is_a_sentence(tmp_path, flags):
+def test_unusable_server_flags_are_refused_with_a_message(tmp_path, flags):
     command = [sys.executable, ROOT / "app.py", "--base", "tiny", *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)

@@ -182,7 +182,7 @@ def pixels():
     return lambda path: np.asarray(Image.open(path).convert("RGB"), int)
 
 
-def test_the_prompt_completes_checks_and_says_what_is_missing(page):
+def test_the_prompt_box_completes_tokens_and_marks_unknown_concepts(page):
     window = page.window
     assert page.run("return document.querySelector('#prompt').placeholder").startswith("a photo of <me/")
     page.press_generate()
@@ -220,7 +220,7 @@ def test_the_prompt_completes_checks_and_says_what_is_missing(page):
     page.wait("document.querySelector('#prompt').value.includes('<me/duck:at=left>')")
 
 
-def test_concepts_ideas_and_presets_go_into_the_prompt(page):
+def test_concepts_prompt_ideas_and_presets_are_inserted_into_the_prompt(page):
     page.prompt("a photo of  on grass")
     page.run("const box = document.querySelector('#prompt'); box.focus(); box.setSelectionRange(11, 11)")
     page.press("Add a concept")
@@ -245,7 +245,7 @@ def test_concepts_ideas_and_presets_go_into_the_prompt(page):
     page.press("Close", "dialog")
 
 
-def test_what_the_sliders_write_can_be_undone_in_the_prompt(page):
+def test_strength_changes_by_slider_can_be_undone_in_the_prompt(page):
     page.prompt("")
     page.window.type("#prompt", "by <you/ink> at dawn")
     for strength in ("0.5", "0.8"):
@@ -268,7 +268,7 @@ def test_what_the_sliders_write_can_be_undone_in_the_prompt(page):
     assert page.run("const e = document.activeElement; return [e.id, e.selectionStart]") == ["prompt", 5]
 
 
-def test_every_action_uses_the_image_that_is_shown(page, pixels):
+def test_every_action_uses_the_selected_image(page, pixels):
     page.prompt("a photo of <me/duck> on grass")
     page.settings(count=2)
     first = page.generate()
@@ -326,7 +326,7 @@ def test_every_action_uses_the_image_that_is_shown(page, pixels):
     assert {other.seed for other in changed} == {page.recipe(a).seed}
 
 
-def test_settings_of_an_image_deletion_and_undo(page):
+def test_loading_settings_and_deleting_an_image_can_be_undone(page):
     image = page.ids()[-1]
     page.select(image)
     page.prompt("something else")
@@ -349,7 +349,7 @@ def test_settings_of_an_image_deletion_and_undo(page):
     assert page.file(before[1]).exists() and page.shown() == before[1] and page.ids() == before
 
 
-def test_a_starting_image_is_seen_and_can_be_removed(page, tmp_path, pixels):
+def test_an_init_image_or_a_mask_is_used_until_it_is_removed(page, tmp_path, pixels):
     image = page.ids()[-1]
     page.select(image)
     page.prompt("a house")
@@ -389,7 +389,7 @@ def test_a_starting_image_is_seen_and_can_be_removed(page, tmp_path, pixels):
     assert page.recipe(new).init_image and width > 1.4 * height
 
 
-def test_a_reload_keeps_everything(page):
+def test_a_reload_restores_the_form_and_the_selected_image(page):
     page.wait("document.querySelector('.init-chip')")
     page.prompt("a photo of <me/duck> in Venice")
     page.put_labelled("Negative prompt", "dark")
@@ -408,7 +408,7 @@ def test_a_reload_keeps_everything(page):
     page.put_labelled("Negative prompt", "")
 
 
-def test_all_is_in_view_and_the_grid_uses_the_width(page):
+def test_all_controls_are_in_view_and_the_gallery_fills_its_width(page):
     page.select(page.ids()[0])
     bottom, actions, scrolls = page.run(
         "return [document.querySelector('#queue').getBoundingClientRect().top,"
@@ -430,7 +430,7 @@ def test_all_is_in_view_and_the_grid_uses_the_width(page):
     assert large[0] <= 2 * large[1]
 
 
-def test_nothing_keeps_anybody_from_using_it(page):
+def test_the_generate_tab_has_no_accessibility_violations(page):
     """axe's rules, in both themes: the form with all its settings, the gallery, the selected image."""
     for theme in ("light", "dark"):
         page.window.set_theme(theme)
@@ -441,7 +441,7 @@ def test_nothing_keeps_anybody_from_using_it(page):
     page.window.set_theme("light")
 
 
-def test_more_tabs_than_a_browser_opens_connections(page):
+def test_seven_browser_tabs_share_an_event_stream(page):
     """Seven tabs share one stream of events; a stream each would leave the seventh waiting for ever."""
     window, first = page.window, page.window.client.get(f"{page.window.path}/window").json()["value"]
     handles = []
@@ -460,7 +460,7 @@ def test_more_tabs_than_a_browser_opens_connections(page):
     page.wait(IDLE, 60)
 
 
-def test_generate_twice_queues_both_and_the_queue_can_be_arranged(page):
+def test_queued_jobs_can_be_reordered_cancelled_and_skipped(page):
     page.settings(count=1, steps=STEPS)
     before = page.ids()
     page.prompt("a red house")
@@ -499,7 +499,7 @@ def test_generate_twice_queues_both_and_the_queue_can_be_arranged(page):
     assert page.ids() == before
 
 
-def test_the_gallery_searches_selects_and_compares(page):
+def test_gallery_images_can_be_searched_selected_and_compared(page):
     page.settings(count=1)
     total = len(page.ids())
     page.put(".gallery-search", "venice nothing")
@@ -544,7 +544,7 @@ def test_the_gallery_searches_selects_and_compares(page):
     assert page.shown() == b
 
 
-def test_pasted_text_of_other_programs_and_a_grid(page):
+def test_pasted_parameters_fill_the_form_and_a_grid_is_generated(page):
     text = "a fox\nNegative prompt: blurry\nSteps: 7, Sampler: Euler a, CFG scale: 4.5, Seed: 123, Size: 128x128"
     paste = (
         "const data = new DataTransfer(); data.setData('text/plain', arguments[0]);"
@@ -570,7 +570,7 @@ def test_pasted_text_of_other_programs_and_a_grid(page):
     assert page.run("return document.querySelector('.actions a').href").endswith(".html")
 
 
-def test_keys_in_the_gallery_dropped_images_and_recent_prompts(page, tmp_path):
+def test_gallery_keys_dropped_images_and_recent_prompts_work(page, tmp_path):
     first, second = page.ids()[:2]
     page.select(first)
     page.window.type(f".cell[data-id='{first}']", RIGHT)
@@ -606,7 +606,7 @@ def test_keys_in_the_gallery_dropped_images_and_recent_prompts(page, tmp_path):
     )
 
 
-def test_few_loras_are_offered_as_fast_and_the_others_are_searched(page):
+def test_the_fast_lora_field_lists_few_loras_and_searches_the_others(page):
     field = (
         "document.getElementById([...document.querySelectorAll('label')].find(e => e.innerText == 'Fast LoRA').htmlFor)"
     )
@@ -626,7 +626,7 @@ def test_few_loras_are_offered_as_fast_and_the_others_are_searched(page):
     page.wait(f"{field}.value === ''")  # nothing was chosen
 
 
-def test_places_are_drawn_as_boxes(page):
+def test_boxes_dragged_by_mouse_or_touch_set_regions_in_the_prompt(page):
     page.prompt("a <me/duck>")
     page.wait("document.querySelectorAll('.concept-row').length === 1")
     assert page.run("return document.querySelector('.places').hidden")  # one subject without a place
@@ -696,7 +696,7 @@ def test_boxes_are_moved_by_keyboard(page):
     page.wait("document.querySelector('.places').hidden")
 
 
-def test_a_phone_has_generate_under_the_thumb_and_images_in_a_sheet(page):
+def test_a_phone_shows_generate_at_the_bottom_and_images_in_a_sheet(page):
     page.window.resize(390, 844)
     try:
         page.open()

@@ -112,7 +112,7 @@ def _there(path):
 
 
 @needs_browser
-def test_five_hundred_are_shown_and_searched_without_a_request(window):
+def test_500_concepts_are_listed_and_searched_without_a_request(window):
     show(window, "#library", f"document.querySelectorAll('{TILES}').length === 504")
     asked = [address for address in window.requests() if "concept-thumbs" not in address]
     window.type(".library-search input", "a/EVIL img")
@@ -162,7 +162,7 @@ def _pressed(key: str) -> dict:
 
 
 @needs_browser
-def test_import_edit_rename_and_try(server, window, library, tmp_path):
+def test_a_concept_can_be_imported_edited_renamed_and_used_in_generate(server, window, library, tmp_path):
     goose = concept("<new/goose>", seed=77, card=card(prompts=("<new/goose> at sea",)))
     (tmp_path / "goose.safetensors").write_bytes(concept_to_bytes(goose))
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
@@ -206,7 +206,7 @@ def test_import_edit_rename_and_try(server, window, library, tmp_path):
 
 
 @needs_browser
-def test_an_import_whose_dialog_is_closed_still_says_how_it_went(window, library, tmp_path):
+def test_an_import_reports_its_result_after_its_dialog_is_closed(window, library, tmp_path):
     (tmp_path / "swan.safetensors").write_bytes(concept_to_bytes(concept("<new/swan>", seed=78)))
     (tmp_path / "torn.safetensors").write_bytes(b"nothing")
     show(window, "#library", f"document.querySelectorAll('{TILES}').length > 500")
@@ -229,7 +229,7 @@ def test_an_import_whose_dialog_is_closed_still_says_how_it_went(window, library
 
 
 @needs_browser
-def test_a_concept_is_in_comfyui_after_four_clicks(server, window, tmp_path):
+def test_a_concept_is_exported_for_comfyui_in_four_clicks(server, window, tmp_path):
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     window.call("goog/cdp/execute", cmd="Browser.setDownloadBehavior", params=behaviour)
     window.open(f"{server.url}/?fresh")
@@ -261,7 +261,7 @@ def test_a_concept_is_in_comfyui_after_four_clicks(server, window, tmp_path):
 
 
 @needs_browser
-def test_two_are_compared_and_a_mix_is_checked(window):
+def test_two_concepts_are_compared_and_checked_for_conflicts(window):
     show(window, "#library/me/duck", card_says("<me/duck>"))
     press(window, "Compare")
     window.wait("document.querySelector('.comparison')")
@@ -279,7 +279,7 @@ def test_two_are_compared_and_a_mix_is_checked(window):
 
 
 @needs_browser
-def test_delete_undo_and_restore(window, library):
+def test_deleted_concepts_are_restored_by_undo_or_from_the_trash(window, library):
     library.add(concept("<many/thing-7>", seed=9))  # a second version: the page asks which
     before = {entry.token: entry.path.read_bytes() for entry in library.history(T("<many/thing-7>"))}
     show(window, "#library/many/thing-7", f"{card_says('<many/thing-7>')} && {card_says('Version 2 (newest)')}")
@@ -304,7 +304,7 @@ def test_delete_undo_and_restore(window, library):
 
 
 @needs_browser
-def test_a_strangers_words_stay_text(server, window):
+def test_markup_in_concept_cards_is_shown_as_text(server, window):
     window.run("window.alert = () => { window.alerted = true }")
     show(window, "#library/a/evil", card_says("<img src=x"))
     window.run("document.querySelectorAll('.concept-card details').forEach(part => { part.open = true })")
@@ -317,7 +317,7 @@ def test_a_strangers_words_stay_text(server, window):
 
 
 @needs_browser
-def test_everybody_can_use_it_on_a_phone_and_in_the_dark(window):
+def test_library_and_models_are_accessible_on_phones_and_in_dark_mode(window):
     ready = {"#library": f"document.querySelectorAll('{TILES}').length", "#library/me/duck": card_says("<me/duck>")}
     ready |= {"#models": "document.querySelectorAll('.model-row').length > 3"}
     show(window, "#library", f"document.querySelectorAll('{TILES}').length > 500")
@@ -350,7 +350,7 @@ def test_everybody_can_use_it_on_a_phone_and_in_the_dark(window):
 
 
 @needs_browser
-def test_an_empty_library_says_how_to_begin(server, window):
+def test_an_empty_library_offers_to_train_a_concept(server, window):
     window.open(f"{server.url}/?empty")
     window.wait("document.querySelector('.model-chip strong')")
     window.run(
@@ -365,7 +365,7 @@ def test_an_empty_library_says_how_to_begin(server, window):
 
 
 @needs_browser
-def test_another_model_is_loaded(window):
+def test_the_models_tab_asks_before_downloads_and_switches_the_model(window):
     show(window, "#models", "document.querySelector('.model-rows')?.innerText.includes('mine')")
     press(window, "Switch to Stable Diffusion 1.5, 512 x 512")
     window.wait("document.querySelector('dialog')?.innerText.includes('Download 2.8 GB')")
@@ -396,7 +396,7 @@ POSTS = ("concept/edit", "concept/rename", "concept/delete", "concept/restore", 
 GETS = ("concept", "concept/export", "concept/export/x.zip", "concepts/compare", "concept-thumbs/..%2Fx.webp")
 
 
-def test_whatever_is_sent_ends_in_an_answer(server, library):
+def test_invalid_requests_are_refused_and_leave_the_library_unchanged(server, library):
     before = {entry.token: entry.path.read_bytes() for entry in library.entries() if entry.token.owner != "many"}
     answers = [server.post(f"/app/{path}", body) for path in (*POSTS, "models/switch") for body in BODIES]
     texts = ("", "/etc/passwd", "<me/duck", "a" * 500, "<a/b>", "\0")
@@ -411,7 +411,7 @@ def test_whatever_is_sent_ends_in_an_answer(server, library):
     assert {e.token: e.path.read_bytes() for e in library.entries() if e.token.owner != "many"} == before
 
 
-def test_what_changes_with_its_content_is_kept_by_browsers(server):
+def test_concept_thumbnails_are_cached_by_browsers(server):
     concepts = server.get_json("/app/concepts")["concepts"]
     answer = server.http.get(concepts[0]["thumb"])
     assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"

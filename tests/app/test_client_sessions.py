@@ -126,7 +126,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_session_is_of_the_user_who_began_it(clients, use):
+def test_a_session_is_available_only_to_the_user_who_started_it(clients, use):
     path, request = USES[use]
     clients.gradio.events["anns-event"] = SimpleNamespace(session_hash="anns", username="ann")
     assert clients.join("ann", "anns") == 200
@@ -139,7 +139,7 @@ def test_a_session_is_of_the_user_who_began_it(clients, use):
 
 
 @pytest.mark.parametrize("version", ["", "v2/"])
-def test_the_answer_to_a_call_is_for_its_user_only(clients, version):
+def test_the_result_of_an_api_call_is_available_only_to_its_user(clients, version):
     """Calls name no session: the event's own id is one."""
     body = {"name": "x"} if version else {"data": ["x", 1]}
     assert clients.ask("ann", f"call/{version}greet", body=body) == 200
@@ -163,7 +163,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("path", CALLS)
-def test_a_wrong_call_is_told_in_words(clients, path):
+def test_an_invalid_api_call_is_refused_with_a_message(clients, path):
     body, status, words = CALLS[path]
     texts = []
     assert clients.ask("ann", path, body=body, texts=texts) == status
@@ -176,7 +176,7 @@ BAD += [b'{"session_hash": "\\ud800"}', json.dumps({"session_hash": "x" * 65}).e
 
 
 @pytest.mark.parametrize("body", BAD, ids=range(len(BAD)))
-def test_a_session_must_have_a_name(clients, body):
+def test_requests_with_an_invalid_session_hash_are_refused(clients, body):
     for path in ("queue/join", "cancel"):
         assert clients.ask("ann", path, body=body) == 400
     assert clients.ask("ann", "queue/data", query="session_hash=") == 400
@@ -186,16 +186,16 @@ def test_a_session_must_have_a_name(clients, body):
 
 
 @pytest.mark.parametrize("number", [1, -1, "x", None, 10**30, {}, [0], 0.5])
-def test_a_number_of_no_endpoint_is_refused(clients, number):
+def test_an_unknown_endpoint_index_is_refused(clients, number):
     body = {"session_hash": "anns", "fn_index": number, "data": []}
     assert clients.ask("ann", "queue/join", body=body) == 404 and not clients.gradio.bodies
 
 
-def test_what_needs_no_login_is_let_through(clients):
+def test_paths_that_need_no_login_are_passed_on(clients):
     assert clients.ask(None, "/page/js/main.js") == 200
 
 
-def test_only_a_users_own_old_sessions_are_forgotten(clients):
+def test_only_a_users_own_oldest_sessions_are_deleted(clients):
     states = clients.gradio.state_holder.session_data
     clients.join("ann", "anns")
     clients.gradio.events["event"] = SimpleNamespace(session_hash="bobs3", username="bob")  # it is running
@@ -216,7 +216,7 @@ def soon(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", ["queue/data", "heartbeat/bobs"])
-def test_jobs_go_on_while_a_connection_is_open_and_end_when_none_comes_back(clients, soon, stream):
+def test_jobs_run_while_a_connection_is_open_and_end_when_it_is_not_renewed(clients, soon, stream):
     clients.gradio.messages["bobs"] = clients.gradio.state_holder.session_data["bobs"] = "kept"
 
     async def go():
@@ -237,7 +237,7 @@ def test_jobs_go_on_while_a_connection_is_open_and_end_when_none_comes_back(clie
     assert "bobs" not in clients.middleware._sessions["bob"]
 
 
-def test_a_job_that_nobody_looks_at_ends(clients, soon):
+def test_a_job_without_a_connected_client_ends(clients, soon):
     states = clients.gradio.state_holder.session_data
 
     async def go():
@@ -258,7 +258,7 @@ def test_a_job_that_nobody_looks_at_ends(clients, soon):
 
 
 @pytest.mark.parametrize("user, username", [("bob", "bob"), ("", None)])
-def test_nobody_takes_the_whole_queue(clients, user, username):
+def test_queued_events_of_a_user_are_limited(clients, user, username):
     for number in range(MAX_EVENTS):
         assert clients.join(user, "bobs") == 200
         clients.gradio.events[number] = SimpleNamespace(session_hash="bobs", username=username)

@@ -90,7 +90,7 @@ WORKS = {
 
 
 @pytest.mark.parametrize("case", [*STALLS, *WORKS])
-def test_a_client_that_stalls_is_closed(connect, case):
+def test_only_stalled_connections_are_closed(connect, case):
     async def go():
         sent = (STALLS | WORKS)[case]
         return await closed_after(*connect(), *sent)
@@ -99,7 +99,7 @@ def test_a_client_that_stalls_is_closed(connect, case):
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_a_client_that_reads_nothing_is_closed(connect, reads):
+def test_a_connection_whose_client_reads_nothing_is_closed(connect, reads):
     async def go():
         protocol, transport = connect()
         protocol.data_received(WORKS["waits for an answer"][0])
@@ -115,7 +115,7 @@ def test_a_client_that_reads_nothing_is_closed(connect, reads):
     assert asyncio.run(go()) != reads
 
 
-def test_new_connections_take_the_place_of_those_that_send_least(connect, monkeypatch):
+def test_new_connections_replace_those_that_sent_least(connect, monkeypatch):
     monkeypatch.setattr(connections, "max_connections", lambda: 10)
     monkeypatch.setattr(connections, "_YOUNG_SECONDS", 0)
 
@@ -139,7 +139,7 @@ def test_new_connections_take_the_place_of_those_that_send_least(connect, monkey
     assert opened[3][0]._received == len(POST) + 5000 and len(opened) == 10
 
 
-def test_a_new_connection_is_closed_where_all_others_are_at_work(connect, monkeypatch):
+def test_a_new_connection_is_closed_when_all_others_are_active(connect, monkeypatch):
     monkeypatch.setattr(connections, "max_connections", lambda: 3)
 
     async def go():
@@ -156,7 +156,7 @@ def test_a_new_connection_is_closed_where_all_others_are_at_work(connect, monkey
     assert asyncio.run(go()) == [False] * 3 + [True]
 
 
-def test_the_limit_of_open_files_is_raised_and_kept_to(monkeypatch):
+def test_the_open_file_limit_is_raised_and_bounds_the_connections(monkeypatch):
     limits = [(256, 1000)]
     fake = SimpleNamespace(RLIMIT_NOFILE=7, RLIM_INFINITY=-1)
     fake.getrlimit, fake.setrlimit = lambda _: limits[-1], lambda _, limit: limits.append(limit)

@@ -136,7 +136,7 @@ def test_a_draft_survives_a_restart_of_the_app(drafts, workspace, trainings):
     assert list_runs(workspace.runs) == [] and not workspace.runs.joinpath(".drafts").stat().st_mode & 0o077
 
 
-def test_there_is_always_a_draft_and_never_too_many(drafts, monkeypatch):
+def test_a_draft_always_exists_and_the_number_of_drafts_is_limited(drafts, monkeypatch):
     (first,) = drafts.all(None)
     for _ in range(MAX_DRAFTS - 1):
         drafts.create(None)
@@ -155,7 +155,7 @@ def test_there_is_always_a_draft_and_never_too_many(drafts, monkeypatch):
 
 
 @pytest.mark.parametrize("at", range(6))
-def test_a_crash_while_photos_are_added_leaves_a_draft_that_opens(drafts, workspace, trainings, monkeypatch, at):
+def test_a_crash_while_photos_are_added_leaves_a_usable_draft(drafts, workspace, trainings, monkeypatch, at):
     """Whatever was written last, what is listed is whole."""
     draft = drafts.all(None)[0]["id"]
     files = [upload(workspace, path) for path in sorted(BEAR.iterdir())[:4]]
@@ -183,7 +183,7 @@ def test_a_crash_while_photos_are_added_leaves_a_draft_that_opens(drafts, worksp
     again.reviewer.wait()
 
 
-def test_a_damaged_file_loses_the_form_and_not_the_photos(drafts, workspace, trainings):
+def test_a_damaged_draft_file_loses_the_form_but_not_the_photos(drafts, workspace, trainings):
     draft = add_bear(drafts)
     for text in ("", "[]", '{"form": {"noun": 7, "kind": "style", "x": 1}, "created": "now"}', "{" * 1000):
         (folder_of(drafts, draft) / "draft.json").write_text(text)
@@ -193,7 +193,7 @@ def test_a_damaged_file_loses_the_form_and_not_the_photos(drafts, workspace, tra
         again.reviewer.wait()
 
 
-def test_users_see_their_own_drafts_only(drafts, page, workspace):
+def test_users_see_only_their_own_drafts(drafts, page, workspace):
     mine, hers = add_bear(drafts), add_bear(drafts, "anna")
     assert folder_of(drafts, hers, "anna").is_dir() and not folder_of(drafts, hers).exists()
     for draft, user in ((mine, "anna"), (hers, ""), (hers, "bob")):
@@ -276,7 +276,7 @@ def test_hostile_ids_and_values_are_refused(drafts, page, workspace, tmp_path):
 # --- photos -----------------------------------------------------------------------------------------------------------
 
 
-def test_only_uploads_are_taken_and_they_are_gone_afterwards(drafts, workspace, tmp_path):
+def test_only_uploaded_files_are_added_and_then_deleted(drafts, workspace, tmp_path):
     draft = drafts.all(None)[0]["id"]
     private = tmp_path / "private.jpg"
     private.write_bytes((BEAR / "01.jpg").read_bytes())
@@ -298,7 +298,7 @@ def test_only_uploads_are_taken_and_they_are_gone_afterwards(drafts, workspace, 
     assert drafts.add_photos(None, draft, [])["problems"] == []
 
 
-def test_a_change_is_answered_at_once_and_the_page_is_told_when_it_was_checked(drafts, events, monkeypatch):
+def test_a_photo_change_returns_at_once_and_its_review_is_sent_as_an_event(drafts, events, monkeypatch):
     draft = add_bear(drafts)
     drafts.reviewer.wait()
     assert drafts.all(None)[0]["review"] == {"count": 5, "findings": [], "has_advice": False, "checking": False}
@@ -321,7 +321,7 @@ def test_a_change_is_answered_at_once_and_the_page_is_told_when_it_was_checked(d
     assert drafts.set_form(None, draft, {"noun": "cat"})["review"]["checking"]
 
 
-def test_the_advice_is_followed(drafts, workspace, tmp_path):
+def test_applying_the_advice_leaves_out_a_dark_photo(drafts, workspace, tmp_path):
     draft = add_bear(drafts)
     Image.open(BEAR / "02.jpg").point(lambda level: level * 0.04).save(tmp_path / "dark.png")
     answer = drafts.add_photos(None, draft, [upload(workspace, tmp_path / "dark.png")])
@@ -336,7 +336,7 @@ def test_the_advice_is_followed(drafts, workspace, tmp_path):
     assert not drafts.all(None)[0]["review"]["has_advice"]
 
 
-def test_photos_come_as_jpegs_that_can_be_kept_for_ever(drafts, page):
+def test_photos_are_served_as_jpegs_that_browsers_can_cache(drafts, page):
     draft = add_bear(drafts)
     photo = drafts.all(None)[0]["photos"][0]
     whole, thumb = page.get(photo["url"]), page.get(photo["thumb"])
@@ -354,7 +354,7 @@ def test_photos_come_as_jpegs_that_can_be_kept_for_ever(drafts, page):
 # --- start ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_started_draft_is_a_run_and_can_be_prepared_again(drafts, trainings, workspace, page):
+def test_a_started_draft_becomes_a_run_that_can_be_copied_to_a_draft(drafts, trainings, workspace, page):
     draft = add_bear(drafts, "anna")
     headers = {"x-user": "anna"}
     values = {
@@ -393,7 +393,7 @@ def test_a_started_draft_is_a_run_and_can_be_prepared_again(drafts, trainings, w
     assert page.post("/app/drafts", json={"from_run": run}).status_code == 400  # not of this user
 
 
-def test_what_does_not_start_stays_a_draft(drafts, trainings, page):
+def test_a_draft_that_cannot_start_stays_a_draft(drafts, trainings, page):
     draft = add_bear(drafts)
     for values, field in (
         ({}, "noun"),
@@ -419,7 +419,7 @@ def test_what_does_not_start_stays_a_draft(drafts, trainings, page):
     assert answer["field"] == "photos" and os.listdir(folder_of(drafts, "")) == [draft]
 
 
-def test_samples_fill_in_what_they_show(drafts, page, shelf_of_teddies):
+def test_sample_photos_fill_in_the_form(drafts, page, shelf_of_teddies):
     draft = drafts.all(None)[0]["id"]
     answer = drafts.use_samples(None, draft, "teddy-bear")
     form = answer["form"]
@@ -433,7 +433,7 @@ def test_samples_fill_in_what_they_show(drafts, page, shelf_of_teddies):
     assert page.get("/app/drafts/samples/..%2ffox.jpg").status_code in (400, 404)
 
 
-def test_a_photo_can_be_removed_for_good(drafts, page):
+def test_a_removed_photo_is_deleted_and_its_name_is_not_reused(drafts, page):
     draft = add_bear(drafts)
     view = page.post(f"/app/drafts/{draft}/photo", json={"photo": "photo 03", "remove": True}).json()
     assert [photo["name"] for photo in view["photos"]] == ["photo 01", "photo 02", "photo 04", "photo 05"]

@@ -77,18 +77,18 @@ def tree(folder):
         "2026-11-28/00001-sheet-1234", "２026-11-28/00001-abcdef12", ["2026-11-28/00001-abcdef12"],
     ],
 )  # fmt: skip
-def test_ids_that_lie_are_refused(gallery, lie):
+def test_invalid_image_ids_are_refused(gallery, lie):
     with pytest.raises(UserError):
         gallery.find(None, lie)
 
 
-def test_an_image_that_is_not_there_is_gone(gallery, workspace):
+def test_a_missing_image_is_reported_as_gone(gallery, workspace):
     save(workspace, ["a cat"])
     with pytest.raises(UserError, match="gone"):
         gallery.find(None, "2026-11-28/00001-00000000")
 
 
-def test_a_link_out_of_the_folder_is_no_image(gallery, workspace, tmp_path):
+def test_links_out_of_the_outputs_are_refused(gallery, workspace, tmp_path):
     save(workspace, ["a cat"])
     (tmp_path / "secret.png").write_bytes(png("secret"))
     (workspace.outputs / DAYS[-1] / "00009-00000000.png").symlink_to(tmp_path / "secret.png")
@@ -96,7 +96,7 @@ def test_a_link_out_of_the_folder_is_no_image(gallery, workspace, tmp_path):
         gallery.find(None, f"{DAYS[-1]}/00009-00000000")
 
 
-def test_users_find_only_their_own(gallery, files, workspace):
+def test_users_access_only_their_own_images(gallery, files, workspace):
     (image,) = save(workspace, ["ann's cat"], user="ann")
     assert gallery.page("ann").total == 1 and gallery.page("bob").total == gallery.page(None).total == 0
     for user in ("bob", None):
@@ -120,7 +120,7 @@ def test_users_find_only_their_own(gallery, files, workspace):
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 
-def test_images_come_in_parts_the_newest_first(gallery, workspace):
+def test_images_are_listed_in_pages_from_the_newest(gallery, workspace):
     all_ids = [image for day in DAYS for image in save(workspace, [f"a cat {i}" for i in range(5)], day)][::-1]
     page, parts = gallery.page(None, limit=4), []
     while page.next_id:
@@ -130,14 +130,14 @@ def test_images_come_in_parts_the_newest_first(gallery, workspace):
     assert page.total == 15 and [len(part) for part in parts] == [4, 4, 4]
 
 
-def test_the_list_goes_on_when_its_next_image_is_gone(gallery, workspace):
+def test_listing_continues_when_the_next_image_was_deleted(gallery, workspace):
     saved = save(workspace, [f"{i}" for i in range(6)])[::-1]
     page = gallery.page(None, limit=2)
     gallery.delete(None, [page.next_id])
     assert ids(gallery.page(None, start=page.next_id)) == saved[3:]
 
 
-def test_words_of_the_prompt_and_days_are_searched(gallery, workspace):
+def test_images_are_searched_by_prompt_words_and_dates(gallery, workspace):
     cat, dog = save(workspace, ["a CAT on grass", "a dog in the snow"])
     (old,) = save(workspace, ["a dog"], DAYS[0])
     assert ids(gallery.page(None, "Dog")) == [dog, old] and ids(gallery.page(None, "snow DOG")) == [dog]
@@ -145,7 +145,7 @@ def test_words_of_the_prompt_and_days_are_searched(gallery, workspace):
     assert gallery.page(None, "horse").images == [] and gallery.page(None, "dog", limit=1).total == 2
 
 
-def test_an_entry_says_what_the_page_shows(gallery, workspace):
+def test_an_entry_contains_all_fields_that_the_page_shows(gallery, workspace):
     before = time.time() - 1
     (image,) = save(workspace, ["a cat"])
     (entry,) = gallery.page(None).images
@@ -157,7 +157,7 @@ def test_an_entry_says_what_the_page_shows(gallery, workspace):
     assert gallery.entry_of_file(None, workspace.outputs / f"{image}.png")["id"] == image
 
 
-def test_a_grid_stands_above_its_images_with_their_prompt(gallery, files, workspace):
+def test_a_grid_is_listed_above_its_images_with_their_prompt(gallery, files, workspace):
     first, second = save(workspace, ["a cat", "a cat by night"])
     folder = workspace.outputs / DAYS[-1]
     (folder / "00001-sheet.png").write_bytes(png(size=(900, 300)))
@@ -176,7 +176,7 @@ def test_a_grid_stands_above_its_images_with_their_prompt(gallery, files, worksp
     assert files.grid_page(None, grid["id"]) == b"<h1>grid</h1>"
 
 
-def test_favourites_stay_when_the_days_folder_is_gone(gallery, files, workspace):
+def test_favourites_survive_the_removal_of_the_days_folder(gallery, files, workspace):
     one, two = save(workspace, ["a cat", "a dog"], DAYS[0])
     assert gallery.set_favourite(None, [one], True) == [one] == gallery.set_favourite(None, [one], True)
     assert ids(gallery.page(None, favourites=True)) == [one] and ids(gallery.page(None)) == [two, one]
@@ -189,7 +189,7 @@ def test_favourites_stay_when_the_days_folder_is_gone(gallery, files, workspace)
     assert gallery.page(None, favourites=True).images == []
 
 
-def test_two_thousand_images_are_listed_at_once_and_read_once(gallery, workspace, monkeypatch):
+def test_2000_images_are_listed_quickly_from_the_cache(gallery, workspace, monkeypatch):
     folder = storage.make_folder(workspace.outputs / DAYS[-1])
     (folder / "00000-00000000.png").write_bytes(png("a cat"))
     assert gallery.page(None, "cat").total == 1
@@ -208,7 +208,7 @@ def test_two_thousand_images_are_listed_at_once_and_read_once(gallery, workspace
         assert time.perf_counter() - started < seconds and page.total == 2000 and len(page.images) == 100
 
 
-def test_a_damaged_image_hides_no_others(gallery, files, workspace):
+def test_a_damaged_image_does_not_hide_others(gallery, files, workspace):
     good = save(workspace, ["a cat"])
     (workspace.outputs / DAYS[-1] / "00007-00000000.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     assert ids(gallery.page(None)) == [f"{DAYS[-1]}/00007-00000000", *good]
@@ -232,7 +232,7 @@ def test_thumbnails_are_small_and_made_once(gallery, files, workspace, monkeypat
     assert workspace.user_dir(None) != workspace.user_dir("ann")
 
 
-def test_an_image_is_taken_along_with_its_recipe_or_without(files, workspace):
+def test_an_image_is_downloaded_with_or_without_its_recipe(files, workspace):
     (image,) = save(workspace, ["a cat"])
     whole, plain = files.png(None, image), files.png(None, image, plain=True)
     assert read_recipe(whole).prompt == "a cat"
@@ -241,7 +241,7 @@ def test_an_image_is_taken_along_with_its_recipe_or_without(files, workspace):
 
 
 @pytest.mark.parametrize("recipes", [True, False])
-def test_several_are_taken_along_as_a_zip(files, workspace, gallery, recipes):
+def test_several_images_are_downloaded_as_a_zip(files, workspace, gallery, recipes):
     saved = save(workspace, ["a cat", "a dog", "a fox"])
     name = files.prepare_zip(None, saved, recipes)
     gallery.delete(None, [saved[1]])  # meanwhile
@@ -259,7 +259,7 @@ def test_several_are_taken_along_as_a_zip(files, workspace, gallery, recipes):
 # --- deleting ---------------------------------------------------------------------------------------------------------
 
 
-def test_deleted_images_and_their_favourites_come_back(gallery, workspace):
+def test_deleted_images_and_their_favourites_are_restored(gallery, workspace):
     saved = save(workspace, ["a", "b", "c"]) + save(workspace, ["d"], DAYS[0])
     gallery.set_favourite(None, [saved[0], saved[3]], True)
     before, facts = tree(workspace.outputs), gallery.page(None).images
@@ -275,7 +275,7 @@ def test_deleted_images_and_their_favourites_come_back(gallery, workspace):
 
 
 @pytest.mark.parametrize("crash_at", range(5))
-def test_a_crash_between_loses_nothing(gallery, workspace, monkeypatch, crash_at):
+def test_a_crash_while_deleting_or_restoring_loses_no_image(gallery, workspace, monkeypatch, crash_at):
     saved = save(workspace, ["a", "b", "c"])
     gallery.set_favourite(None, saved[:2], True)
     before, contents = tree(workspace.outputs), sorted(tree(workspace.outputs).values())
@@ -309,7 +309,7 @@ def test_a_crash_between_loses_nothing(gallery, workspace, monkeypatch, crash_at
     assert tree(workspace.outputs) == before
 
 
-def test_what_is_there_again_is_not_overwritten(gallery, workspace):
+def test_restoring_does_not_overwrite_an_existing_file(gallery, workspace):
     (image,) = save(workspace, ["a cat"])
     undo, _ = gallery.delete(None, [image])
     path = workspace.outputs / f"{image}.png"
@@ -320,13 +320,13 @@ def test_what_is_there_again_is_not_overwritten(gallery, workspace):
 
 
 @pytest.mark.parametrize("name", ["", "..", "../2026-11-28", "20261128T101500Z", "20261128T101500Z-0123456G", "x/y"])
-def test_only_deletions_are_restored(gallery, workspace, name):
+def test_invalid_deletion_names_are_refused(gallery, workspace, name):
     save(workspace, ["a cat"])
     with pytest.raises(UserError):
         gallery.restore(None, name)
 
 
-def test_strange_files_in_the_trash_stay_there(gallery, workspace, tmp_path):
+def test_foreign_files_in_the_trash_are_not_restored(gallery, workspace, tmp_path):
     (image,) = save(workspace, ["a cat"])
     undo, _ = gallery.delete(None, [image])
     folder = workspace.outputs / trash.TRASH_FOLDER / undo
@@ -367,7 +367,7 @@ def test_old_deletions_are_purged_unless_the_clock_is_wrong(workspace, monkeypat
     assert not (bin_.folder / second).exists()
 
 
-def test_a_deletion_dated_ahead_is_purged_in_its_time(gallery, workspace):
+def test_a_deletion_dated_in_the_future_gets_the_current_date(gallery, workspace):
     first, second, third = save(workspace, ["x"] * 3, "2026-01-02")
     folder = workspace.outputs / trash.TRASH_FOLDER
     undo, _ = gallery.delete(None, [first])
@@ -391,7 +391,7 @@ def test_deleting_follows_no_link_out_of_the_outputs(gallery, workspace, tmp_pat
     assert ids(gallery.page(None)) == [image] and not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_the_trash_of_every_user_is_purged_by_deleting(gallery, workspace):
+def test_deleting_purges_a_users_old_trash_and_its_cached_prompts(gallery, workspace):
     secrets = {user: save(workspace, ["a secret", "x"], user=user) for user in ("ann", None)}
     assert {user: gallery.page(user, "secret").total for user in secrets} == {"ann": 1, None: 1}
     undos = {user: gallery.delete(user, ids[:1])[0] for user, ids in secrets.items()}
@@ -405,7 +405,7 @@ def test_the_trash_of_every_user_is_purged_by_deleting(gallery, workspace):
     assert not any(b"a secret" in data for data in files)
 
 
-def test_the_facts_cache_keeps_what_was_not_asked_for(gallery, workspace):
+def test_the_facts_cache_keeps_entries_that_were_not_requested(gallery, workspace):
     saved = save(workspace, [f"{i}" for i in range(6)])
     gallery.page(None, "0")
     size = os.path.getsize(workspace.outputs / DAYS[-1] / CACHE_NAME)

@@ -67,7 +67,7 @@ def image(app, page):
     return view["images"][0]
 
 
-def test_the_form_as_it_opens_can_be_sent(app, page):
+def test_the_default_form_generates_images(app, page):
     answer = page.get("/app/state").json()
     view = ended(app, page, {"kind": "generate", "form": answer["form"] | {"prompt": "a cat", "steps": 1}})
     assert view["state"] == "done" and view["count"] == answer["form"]["num_images"]
@@ -78,7 +78,7 @@ def test_the_form_as_it_opens_can_be_sent(app, page):
     }  # fmt: skip
 
 
-def test_an_image_is_sent_for_good_and_with_or_without_its_recipe(page, image):
+def test_an_image_is_cacheable_and_served_with_or_without_its_recipe(page, image):
     whole, plain = page.get(image["url"]), page.get(image["url"], params={"plain": 1, "download": 1})
     assert "immutable" in whole.headers["cache-control"] and whole.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(whole.content)) as with_recipe, Image.open(io.BytesIO(plain.content)) as bare:
@@ -87,7 +87,7 @@ def test_an_image_is_sent_for_good_and_with_or_without_its_recipe(page, image):
     assert page.get(image["thumb"]).headers["content-type"] == "image/jpeg"
 
 
-def test_its_details_fill_the_form(app, page, image):
+def test_the_details_of_an_image_generate_it_again(app, page, image):
     details = page.get("/app/gallery/image", params={"id": image["id"]}).json()
     assert details["image"] == image and ["Prompt", "a <me/duck>"] in details["facts"] and details["same"]
     assert details["settings"]["seed"] == "7" and details["settings"]["width"] == 128
@@ -95,7 +95,7 @@ def test_its_details_fill_the_form(app, page, image):
     assert page.get(again["images"][0]["url"]).content == page.get(image["url"]).content
 
 
-def test_nobody_gets_anothers_files_or_jobs(app, page, image):
+def test_users_cannot_access_files_or_jobs_of_others(app, page, image):
     view = ended(app, page, {"kind": "generate", "form": FORM | {"seed": "8"}}, "ann")
     (own,) = view["images"]
     for user, status in (("ann", 200), ("bob", 404), ("", 404)):
@@ -108,7 +108,7 @@ def test_nobody_gets_anothers_files_or_jobs(app, page, image):
     assert page.get("/app/gallery", headers={"x-user": "ann"}).json()["total"] == 1
 
 
-def test_favourites_deletion_and_downloads(page, image):
+def test_images_can_be_marked_downloaded_deleted_and_restored(page, image):
     ids = [entry["id"] for entry in page.get("/app/gallery", params={"limit": 2}).json()["images"]]
     assert page.post("/app/gallery/favourite", json={"ids": ids[:1], "on": True}).json() == {"ids": ids[:1]}
     assert [e["id"] for e in page.get("/app/gallery", params={"favourites": 1}).json()["images"]] == ids[:1]
@@ -121,7 +121,7 @@ def test_favourites_deletion_and_downloads(page, image):
     assert page.get(f"/app/images/{ids[0]}.png").status_code == 200
 
 
-def test_a_grids_page_runs_as_a_stranger(app, page):
+def test_a_grid_page_is_served_in_a_sandbox(app, page):
     body = {"kind": "grid", "form": FORM, "x": "Seed", "x_values": "1..2"}
     grid = ended(app, page, body)["images"][-1]
     answer = page.get(grid["page"])
@@ -129,7 +129,7 @@ def test_a_grids_page_runs_as_a_stranger(app, page):
     assert "a &lt;me/duck&gt;" in answer.text
 
 
-def test_prompts_are_checked_edited_and_filled(page):
+def test_prompts_are_checked_edited_and_filled_from_presets(page):
     check = page.post("/app/prompt/check", json={"prompt": "a <me/duck:0.5> by <you/ink>"}).json()
     assert check["problem"] == "" and [concept["token"] for concept in check["concepts"]] == ["<me/duck>", "<you/ink>"]
     edit = {"prompt": "a <me/duck>", "token": "<me/duck>", "strength": 0.5, "region": "left"}
@@ -178,7 +178,7 @@ def test_presets_are_saved_and_deleted(page):
         ("/app/presets", {"name": "x", "kind": "form", "values": {"a": {"b": 1}}}, 400),
     ],
 )
-def test_what_no_page_sends_is_refused_in_words(page, path, body, status):
+def test_invalid_requests_are_refused_with_a_message(page, path, body, status):
     answer = page.post(path, json=body)
     assert answer.status_code == status and set(answer.json()) == {"error", "hint", "field"}
     assert "passwd" not in answer.json()["error"] and "Internal" not in answer.json()["error"]
@@ -193,10 +193,10 @@ def test_what_no_page_sends_is_refused_in_words(page, path, body, status):
         "/app/init-images/0123456789abcdef.png", "/app/init-images/..%2fx.png",
     ],
 )  # fmt: skip
-def test_files_that_are_not_there_are_not_found(page, path):
+def test_missing_files_return_404(page, path):
     answer = page.get(path)
     assert answer.status_code == 404 and "passwd" not in answer.text
 
 
-def test_a_zip_that_nobody_asked_for_is_refused(page):
+def test_an_unknown_zip_is_refused(page):
     assert page.get("/app/zips/nothing/images.zip").status_code == 400

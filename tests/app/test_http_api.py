@@ -59,7 +59,7 @@ def only(**more):
 
 
 @pytest.mark.slow
-def test_images_come_as_files_with_their_seeds(server, ann):
+def test_generate_returns_image_files_with_their_seeds(server, ann):
     job = ann.submit("a cat on grass", num_images=2, seed=7, api_name="/generate", **only())
     first, second = job.result()
     assert [first["seed"], second["seed"]] == [7, 8]
@@ -90,7 +90,7 @@ WRONG = {
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_told_in_words(server, ann):
+def test_invalid_calls_are_refused_with_a_message(server, ann):
     for name, (values, words) in WRONG.items():
         with pytest.raises(AppError) as refused:
             ann.predict(**values, api_name="/generate")
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_told_in_words(server, ann):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_ends_and_its_images_stay(ann):
+def test_a_cancelled_job_ends_and_keeps_its_images(ann):
     job = ann.submit("a cat", num_images=40, api_name="/generate", **only(steps=6))
     until = time.monotonic() + 60
     while not job.outputs() and time.monotonic() < until:
@@ -117,7 +117,7 @@ def test_a_job_that_is_cancelled_ends_and_its_images_stay(ann):
 
 
 @pytest.mark.slow
-def test_a_training_starts_with_what_was_sent_and_can_be_cancelled(server, ann, bob, photos):
+def test_a_training_uses_the_sent_photos_and_captions_and_can_be_cancelled(server, ann, bob, photos):
     files = [handle_file(path) for path in photos]
     captions = ["{} in the snow", "{} asleep", "{}"]
     with pytest.raises(AppError, match="captions must be a list"):
@@ -152,7 +152,7 @@ def test_a_concept_is_exported(ann):
 
 
 @pytest.mark.slow
-def test_users_have_their_own(server, ann, bob, tmp_path):
+def test_users_access_only_their_own_images_and_files(server, ann, bob, tmp_path):
     (image,) = ann.predict("a secret", seed=3, api_name="/generate", **only())
     job = ann.submit("another", num_images=1, api_name="/generate", **only())
     assert not [entry for entry in bob.predict("images", api_name="/list") if entry["id"] == image["id"]]
@@ -170,7 +170,7 @@ def test_users_have_their_own(server, ann, bob, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_login_there_is_no_api(server):
+def test_the_api_needs_a_login(server):
     with httpx.Client(base_url=server.url, trust_env=False) as stranger:
         for path in ("/config", "/gradio_api/info", "/gradio_api/call/generate/x", "/gradio_api/file=/etc/passwd"):
             assert stranger.get(path).status_code == 401
@@ -193,7 +193,7 @@ def open_server(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_guides_python(open_server, photos, capsys, monkeypatch):
+def test_the_python_example_of_the_guide_works(open_server, photos, capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     code = block("python").replace("http://127.0.0.1:7860", open_server.url)
     code = code.replace('class_noun="dog"', 'class_noun="dog", settings={"steps": 2}')
@@ -205,7 +205,7 @@ def test_the_guides_python(open_server, photos, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_guides_curl(open_server, tmp_path):
+def test_the_curl_example_of_the_guide_works(open_server, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     shutil.copy(next((open_server.place / "concepts").rglob("duck*.safetensors")), tmp_path / "duck.safetensors")

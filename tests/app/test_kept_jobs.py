@@ -100,7 +100,7 @@ def end_all(app, user=None):
     return app.jobs.views(user)
 
 
-def test_what_waits_and_the_rest_of_what_runs_are_taken_up_in_their_order(place):
+def test_unfinished_jobs_are_resumed_in_their_order_after_a_restart(place):
     app = place.start(limit=2)
     running = submit(app)
     waiting = [submit(app, form=FORM | {"seed": None, "num_images": 1}), submit(app, form=FORM | {"seed": "90"})]
@@ -123,7 +123,7 @@ def test_what_waits_and_the_rest_of_what_runs_are_taken_up_in_their_order(place)
     assert seeds[:6] == [*SEEDS, 90, 91, 92] and len(seeds) == 7 and place.kept() == []
 
 
-def test_a_new_seed_is_the_same_after_a_restart(place):
+def test_a_random_seed_stays_the_same_after_a_restart(place):
     app = place.start(limit=1)
     job = submit(app, form=FORM | {"seed": None})
     until(lambda: job.image_count == 1)
@@ -134,7 +134,7 @@ def test_a_new_seed_is_the_same_after_a_restart(place):
 
 
 @pytest.mark.parametrize("kind", ["all combinations", "grid", "variations", "change", "redo", "hires"])
-def test_jobs_of_every_kind_make_each_image_once(place, kind):
+def test_resumed_jobs_of_every_kind_generate_every_image_once(place, kind):
     def start(app):
         if kind == "all combinations":
             return submit(
@@ -167,7 +167,7 @@ def test_jobs_of_every_kind_make_each_image_once(place, kind):
     assert place.kept() == []
 
 
-def test_an_init_image_and_a_mask_that_were_uploaded_are_still_there(place):
+def test_uploaded_init_images_and_masks_survive_a_restart(place):
     app = place.start(limit=0)
     served = app.workspace.served_dir
     served.mkdir(exist_ok=True)
@@ -184,7 +184,7 @@ def test_an_init_image_and_a_mask_that_were_uploaded_are_still_there(place):
     assert read_recipe(place.images()[0].read_bytes()).init_image
 
 
-def test_an_endless_job_that_has_begun_ends_with_the_app_and_one_that_waits_does_not(place):
+def test_a_started_endless_job_is_not_saved_for_a_restart(place):
     app = place.start(limit=1)
     begun = submit(app, "endless")
     until(lambda: begun.image_count == 1)
@@ -193,7 +193,7 @@ def test_an_endless_job_that_has_begun_ends_with_the_app_and_one_that_waits_does
     assert [job["id"] for job in place.kept()] in ([waiting.id], [])  # it may have begun when the other made way
 
 
-def test_what_ended_is_not_taken_up(place):
+def test_ended_jobs_are_not_resumed_after_a_restart(place):
     app = place.start(limit=1)
     done = submit(app, form=FORM | {"num_images": 1})
     until(lambda: done.has_ended)
@@ -208,7 +208,7 @@ def test_what_ended_is_not_taken_up(place):
     assert place.start().jobs.views(None) == []
 
 
-def test_nobody_gets_anothers_jobs(place):
+def test_restored_jobs_belong_only_to_their_users(place):
     app = place.start("ann", "bob", limit=0)
     jobs = {user: submit(app, user=user) for user in ("ann", "bob")}
     app.jobs.close()
@@ -219,7 +219,7 @@ def test_nobody_gets_anothers_jobs(place):
     assert len(place.kept("bob")) == 1 and not list((place.outputs / "bob").glob("20*"))
 
 
-def test_a_second_app_on_the_same_folders_takes_up_nothing(place, monkeypatch):
+def test_a_second_app_on_the_same_folders_resumes_no_jobs(place, monkeypatch):
     app = place.start(limit=0)
     job = submit(app)
     until(lambda: job.state == "running")
@@ -251,7 +251,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
-def test_a_damaged_file_is_set_aside_with_a_warning(place, content, caplog):
+def test_a_damaged_jobs_file_is_set_aside_with_a_warning(place, content, caplog):
     place.file().parent.mkdir(parents=True)
     place.file().write_bytes(content)
     app = place.start()
@@ -266,7 +266,7 @@ NO_FILES = {"folder": Path.mkdir, "pipe": os.mkfifo, "link": lambda path: path.s
 
 
 @pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES)
-def test_what_is_no_file_does_not_hang_the_start(place, make):
+def test_a_folder_pipe_or_link_as_jobs_file_does_not_block_the_start(place, make):
     place.file().parent.mkdir(parents=True)
     make(place.file())
     app = place.start()
@@ -287,7 +287,7 @@ HOSTILE = [
 ]
 
 
-def test_jobs_that_no_page_may_ask_for_fail_in_words_and_the_others_run(place):
+def test_restored_invalid_jobs_fail_with_a_message_and_valid_jobs_run(place):
     jobs = [{"id": f"{n:012x}", "created": 1.0, "request": request} for n, request in enumerate(HOSTILE)]
     jobs.append({"id": f"{99:012x}", "created": 1.0, "request": {"kind": "generate", "form": FORM | {"num_images": 1}}})
     place.file().parent.mkdir(parents=True)
@@ -298,7 +298,7 @@ def test_jobs_that_no_page_may_ask_for_fail_in_words_and_the_others_run(place):
     assert place.seeds() == [5] and place.kept() == []
 
 
-def test_a_job_that_ends_the_app_twice_is_not_tried_again(place):
+def test_a_job_that_ended_the_app_twice_is_not_resumed(place):
     request = {"kind": "generate", "form": FORM}
     place.file().parent.mkdir(parents=True)
     place.file().write_text(json.dumps({"jobs": [{"id": "0" * 12, "created": 1, "request": request, "starts": 2}]}))
@@ -306,7 +306,7 @@ def test_a_job_that_ends_the_app_twice_is_not_tried_again(place):
     assert view["state"] == "failed" and "ended 2 times" in view["message"] and not place.images()
 
 
-def test_a_job_runs_where_it_cannot_be_kept(place, monkeypatch, caplog):
+def test_a_job_runs_even_if_it_cannot_be_saved(place, monkeypatch, caplog):
     app = place.start()
 
     def full(path, content):
@@ -323,7 +323,7 @@ def _work_until_killed(base, library, folder):
     os._exit(0)
 
 
-def test_a_job_that_is_killed_at_any_moment_makes_each_image_once(place, tiny, library, monkeypatch):
+def test_jobs_killed_at_any_moment_generate_every_image_once(place, tiny, library, monkeypatch):
     """Children are killed just after an image is saved, before or after the note of the next one."""
     app = place.start(limit=0)
     submit(app, form=FORM | {"num_images": 5, "steps": 1})

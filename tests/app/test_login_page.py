@@ -42,7 +42,7 @@ MESSAGE = "document.getElementById('message').textContent"
 
 
 @pytest.mark.slow
-def test_logging_in_with_wrong_and_right_passwords(url, window, monkeypatch):
+def test_the_login_page_refuses_wrong_passwords_and_then_logs_in(url, window, monkeypatch):
     monkeypatch.setattr(login, "LOGIN_PAUSE", 3.0)
     window.open(url + "/#library")
     window.wait("document.activeElement?.id == 'username'")
@@ -70,7 +70,7 @@ def test_logging_in_with_wrong_and_right_passwords(url, window, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_app_that_has_ended_is_told(url, window):
+def test_the_login_page_reports_that_the_app_does_not_answer(url, window):
     window.open(url)
     window.wait("document.activeElement?.id == 'username'")
     window.run("window.fetch = () => Promise.reject(new TypeError('no network'))")

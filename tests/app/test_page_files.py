@@ -46,7 +46,7 @@ def ask(folder):
     return asked
 
 
-def test_the_page_names_its_files_by_version_and_they_are_kept_for_good(ask, folder):
+def test_page_files_have_versioned_addresses_and_are_cached(ask, folder):
     html = ask("/")
     assert html.headers["cache-control"] == "no-cache" and html.headers["content-type"].startswith("text/html")
     address = re.search('src="([^"]*)"', html.text)[1]
@@ -58,7 +58,7 @@ def test_the_page_names_its_files_by_version_and_they_are_kept_for_good(ask, fol
     assert re.search('src="([^"]*)"', ask("/").text)[1] != address and ask("/page/js/main.js").text == "changed"
 
 
-def test_what_a_browser_has_is_not_sent_again(ask, folder):
+def test_an_unchanged_page_is_not_sent_again(ask, folder):
     first = ask("/")
     again = ask("/", if_none_match=f'"x", W/{first.headers["etag"]}')
     assert again.status_code == 304 and again.content == b"" and again.headers["etag"] == first.headers["etag"]
@@ -71,7 +71,7 @@ def test_what_a_browser_has_is_not_sent_again(ask, folder):
     "accepted, encoding",
     [("br, gzip", "br"), ("gzip;q=0.8, deflate", "gzip"), ("identity", None), ("", None), ("broccoli", None)],
 )
-def test_files_are_compressed_as_the_browser_takes_it(folder, accepted, encoding):
+def test_files_are_compressed_as_accept_encoding_allows(folder, accepted, encoding):
     files = PageFiles(folder)
     request = SimpleNamespace(headers={"accept-encoding": accepted})
     answer = page._response(request, files, "js/main.js", "no-cache")
@@ -82,7 +82,7 @@ def test_files_are_compressed_as_the_browser_takes_it(folder, accepted, encoding
 
 
 @pytest.mark.parametrize("user, text", [(None, "Log in"), ("", "text"), ("ann", "text")])
-def test_who_is_not_logged_in_gets_the_login_page(ask, user, text):
+def test_users_without_a_login_get_the_login_page(ask, user, text):
     assert text in ask("/", user=user).text
     head = ask("/", user=user, method="HEAD")
     assert head.status_code == 200 and head.content == b""
@@ -93,17 +93,17 @@ STRANGE += ["v-000000000000/../secret.txt", "v-000000000000//etc/passwd", "js\\m
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_nothing_else_is_served(ask, name):
+def test_unknown_and_unsafe_paths_are_not_served(ask, name):
     answer = ask(f"/page/{name}")
     assert answer.status_code in (400, 404) and "CANARY" not in answer.text
 
 
-def test_small_things_that_browsers_ask_for(ask):
+def test_favicon_and_robots_txt_are_served(ask):
     assert ask("/favicon.ico").headers["content-type"] == ask("/favicon.svg").headers["content-type"] == "image/svg+xml"
     assert ask("/robots.txt").text == "User-agent: *\nDisallow: /\n"
 
 
-def test_every_file_that_the_html_names_is_there():
+def test_every_file_that_the_html_references_exists():
     files = PageFiles()
     for name in ("index.html", "login.html"):
         html = (PAGE_FOLDER / name).read_text()

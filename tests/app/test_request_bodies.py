@@ -119,7 +119,7 @@ END = b"--B--\r\n"
 
 
 @pytest.mark.parametrize("path", [JOIN, JOBS, "/gradio_api/call/v2/generate"])
-def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask, path):
+def test_long_bodies_are_refused_by_content_length_and_by_actual_size(ask, path):
     announced = ask("POST", path, headers={"Content-Length": "10000000000"}, content=b"x")
     assert announced.status_code == 413
 
@@ -148,12 +148,12 @@ def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask, path)
         (LOGIN, b"a&" * 100_000),
     ],
 )
-def test_many_values_are_refused_before_they_are_parsed(ask, path, body):
+def test_bodies_with_too_many_values_are_refused(ask, path, body):
     assert ask("POST", path, content=body).status_code == 413
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/json", "multipart/x; boundary=B"])
-def test_whatever_its_type_says_a_body_is_checked_as_json(ask, content_type):
+def test_bodies_are_checked_as_json_whatever_their_content_type(ask, content_type):
     headers = {"Content-Type": content_type}
     assert ask("POST", JOIN, content=b"[" + b"{}," * 80_000 + b"0]", headers=headers).status_code == 413
     assert ask("POST", JOIN, json=file_data("/etc/passwd"), headers=headers).status_code == 400
@@ -174,7 +174,7 @@ def test_whatever_its_type_says_a_body_is_checked_as_json(ask, content_type):
         "call/x/y",
     ],
 )
-def test_nothing_else_takes_a_body(ask, path):
+def test_other_routes_and_methods_accept_no_body(ask, path):
     for method in ("POST", "PUT", "DELETE"):
         assert ask(method, f"/gradio_api/{path}", content=b"{}").status_code == 404
     for method in ("PUT", "DELETE", "PATCH"):
@@ -182,14 +182,14 @@ def test_nothing_else_takes_a_body(ask, path):
     assert ask("POST", JOBS, content=b"").status_code == 200
 
 
-def test_a_body_that_is_cut_or_stops_never_arrives(guarded, monkeypatch):
+def test_incomplete_bodies_never_reach_the_app(guarded, monkeypatch):
     assert anyio.run(lambda: talk(guarded, chunk(b"{"), GONE, path=JOIN)) is None
     monkeypatch.setattr(request_bodies, "RECEIVE_SECONDS", 0.05)
     assert anyio.run(lambda: talk(guarded, chunk(b"{"), path=JOIN)) == 408
     assert anyio.run(lambda: talk(guarded, chunk(file_part()))) == 408
 
 
-def test_bodies_that_are_being_sent_have_a_limit_together(guarded, monkeypatch):
+def test_the_total_size_of_pending_bodies_is_limited(guarded, monkeypatch):
     monkeypatch.setattr(request_bodies, "_MAX_PENDING", 1000)
     assert anyio.run(lambda: talk(guarded, chunk(b"1" * 1001, more=False), path=JOIN)) == 503
     for _ in range(3):
@@ -197,12 +197,12 @@ def test_bodies_that_are_being_sent_have_a_limit_together(guarded, monkeypatch):
 
 
 @pytest.mark.parametrize("range_", ["bytes=0-1", "bytes=5-", "bytes=-5"])
-def test_one_range_is_handed_on(ask, range_):
+def test_a_single_range_is_passed_on(ask, range_):
     assert ask(headers={"Range": range_}).json()["range"] == range_
 
 
 @pytest.mark.parametrize("range_", ["bytes=" + "0-1," * 3000 + "5-6", "bytes=0-1,3-4", "bytes=a-b", "bytes=1-2-3", "x"])
-def test_any_other_range_is_as_if_none_were_asked_for(ask, range_):
+def test_invalid_or_multiple_ranges_are_ignored(ask, range_):
     assert ask(headers={"Range": range_}).json()["range"] is None
 
 
@@ -229,7 +229,7 @@ def sent(answer):
 
 
 @pytest.mark.parametrize("how", NAMED)
-def test_a_body_may_name_an_own_upload_and_nothing_else(ask, served, tmp_path, how):
+def test_bodies_may_name_only_uploads_of_the_same_user(ask, served, tmp_path, how):
     address, body = NAMED[how]
     files = {"files": ("a.png", b"ann's")}
     (mine,), (same,) = sent(ask("POST", UPLOAD, files=files)), sent(ask("POST", UPLOAD, files=files))
@@ -264,7 +264,7 @@ def test_a_body_may_name_an_own_upload_and_nothing_else(ask, served, tmp_path, h
     assert ask("POST", address, content=b'{"data":').status_code == 400
 
 
-def test_only_its_user_gets_a_file(ask, served):
+def test_an_uploaded_file_is_served_only_to_its_user(ask, served):
     (mine,) = sent(ask("POST", UPLOAD, files={"files": ("a b.png", b"ann's")}))
     (served / "other.png").write_bytes(b"x")
     assert ask(path=f"{FILE}{mine}").status_code == 200
@@ -281,14 +281,14 @@ def many(count):
 
 
 @pytest.mark.parametrize("count, status", [(MAX_PARTS - 1, 200), (MAX_PARTS, 200), (MAX_PARTS + 1, 413), (1000, 413)])
-def test_many_files_at_once_are_refused(ask, served, count, status):
+def test_uploads_of_too_many_files_are_refused(ask, served, count, status):
     assert ask("POST", UPLOAD, files=many(count)).status_code == status
     assert len(stored(served)) == (count if status == 200 else 0)
 
 
 @pytest.mark.parametrize("count", [60, 61, 62])
 @pytest.mark.parametrize("size", [1, 3, 1000, 1 << 20])
-def test_every_count_is_answered_however_it_is_cut(guarded, count, size):
+def test_the_file_count_is_checked_for_any_chunk_size(guarded, count, size):
     """The part too many may come in the last message, after which there is nothing to wait for."""
     body = file_part() * count + END
     parts = [body[at : at + size] for at in range(0, len(body), size)]
@@ -306,14 +306,14 @@ def test_every_count_is_answered_however_it_is_cut(guarded, count, size):
         "multipart/form-data; boundary=zzz; boundary=B",
     ],
 )
-def test_however_the_boundary_is_spelled_the_files_are_counted(guarded, served, content_type):
+def test_files_are_counted_for_every_spelling_of_the_boundary(guarded, served, content_type):
     body = chunk(file_part() * 200 + END, more=False)
     assert anyio.run(lambda: talk(guarded, body, content_type=content_type)) in (400, 413)
     assert not list(served.iterdir())
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/plain", "", 'multipart/form-data; boundary=""'])
-def test_what_is_no_upload_is_refused(guarded, content_type):
+def test_uploads_without_a_multipart_boundary_are_refused(guarded, content_type):
     assert anyio.run(lambda: talk(guarded, chunk(file_part() + END, more=False), content_type=content_type)) == 400
 
 
@@ -332,12 +332,12 @@ FIELD = b'--B\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n'
         b"--B\r\n\r\n" + END,
     ],
 )
-def test_parts_that_are_no_files_are_refused_and_leave_nothing(guarded, served, body):
+def test_upload_parts_that_are_not_valid_files_are_refused(guarded, served, body):
     assert anyio.run(lambda: talk(guarded, chunk(body, more=False))) == 400
     assert not list(served.iterdir())
 
 
-def test_a_form_of_many_parts_is_refused(guarded):
+def test_a_login_form_of_too_many_parts_is_refused(guarded):
     """The login has two."""
     for parts, status in ((MAX_FORM_PARTS, 200), (MAX_FORM_PARTS + 1, 413)):
         body = chunk(file_part() * parts + END, more=False)
@@ -345,7 +345,7 @@ def test_a_form_of_many_parts_is_refused(guarded):
 
 
 @pytest.mark.parametrize("ending", [GONE, {"type": "http.request", "body": b"", "more_body": False}])
-def test_an_upload_that_is_cut_leaves_nothing(guarded, served, ending):
+def test_an_interrupted_upload_leaves_no_files(guarded, served, ending):
     part = file_part(b"x" * 300_000)
 
     def look():
@@ -356,7 +356,7 @@ def test_an_upload_that_is_cut_leaves_nothing(guarded, served, ending):
     assert not list(served.iterdir())
 
 
-def test_uploads_at_once_cannot_pass_the_total(guarded, served, monkeypatch):
+def test_concurrent_uploads_cannot_exceed_the_total_limit(guarded, served, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_UPLOAD", 1_000_000)
     largest = 0
 
@@ -387,7 +387,7 @@ def test_uploads_at_once_cannot_pass_the_total(guarded, served, monkeypatch):
     assert run(guarded, lambda client: client.post(UPLOAD, files={"files": ("a", b"x" * 900_000)})).status_code == 507
 
 
-def test_what_an_upload_took_is_free_again_when_its_file_is_used_or_old(ask, served, monkeypatch):
+def test_upload_space_is_freed_when_a_file_is_used_or_expires(ask, served, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_UPLOAD", 1_000_000)
     big, small = {"files": ("a", b"x" * 900_000)}, {"files": ("a", b"x" * 200_000)}
     (path,) = sent(ask("POST", UPLOAD, files=big))
@@ -404,7 +404,7 @@ def test_what_an_upload_took_is_free_again_when_its_file_is_used_or_old(ask, ser
     assert len(stored(served)) == 1
 
 
-def test_a_user_has_so_many_uploads_at_once_and_so_many_unused(served, monkeypatch):
+def test_running_and_unused_uploads_of_a_user_are_limited(served, monkeypatch):
     monkeypatch.setattr(uploads, "_MAX_RUNNING", 2)
     monkeypatch.setattr(uploads, "_MAX_ENDED", 3)
     folders = uploads.UploadFolders(served)
@@ -422,18 +422,18 @@ def test_a_user_has_so_many_uploads_at_once_and_so_many_unused(served, monkeypat
     assert len(stored(served)) == 3 and upload.folder.exists() and len(list(served.iterdir())) == 4
 
 
-def test_a_full_disk_takes_no_uploads(ask, served, monkeypatch):
+def test_uploads_are_refused_when_the_disk_is_nearly_full(ask, served, monkeypatch):
     monkeypatch.setattr(uploads, "MIN_FREE_DISK", 1 << 60)
     assert "disk is nearly full" in ask("POST", UPLOAD, files=many(1)).text
     assert not list(served.iterdir())
 
 
-def test_an_empty_file_is_an_upload(ask):
+def test_an_empty_file_can_be_uploaded(ask):
     (path,) = sent(ask("POST", UPLOAD, files={"files": ("empty.png", b"")}))
     assert ask("POST", JOIN, json=file_data(path)).status_code == 200
 
 
-def test_the_progress_of_an_upload_is_forgotten(ask, monkeypatch):
+def test_upload_progress_is_deleted_after_it_is_read(ask, monkeypatch):
     from gradio.routes import file_upload_statuses
 
     file_upload_statuses.track("short")

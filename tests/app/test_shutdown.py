@@ -39,7 +39,7 @@ def server(monkeypatch):
     return server
 
 
-def test_the_app_ends_beside_open_pages_heartbeats_streams_and_jobs(server, tmp_path):
+def test_the_app_ends_despite_open_pages_streams_and_jobs(server, tmp_path):
     """Ctrl-C; SIGTERM is the same to the program."""
     port, opened, told = browsers.free_port(), [], []
 

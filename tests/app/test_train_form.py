@@ -18,7 +18,7 @@ def form(**values):
     return TrainForm(**{"name": "bear", "noun": "bear"} | values)
 
 
-def test_a_form_becomes_settings_or_a_sentence_about_its_field():
+def test_a_form_is_parsed_or_refused_with_a_message_on_its_field():
     made = parse_settings(form(), Base)
     assert (made.token, made.class_noun, made.method, made.base) == ("<me/bear>", "bear", "lora", "tiny")
     assert made.steps is None and made.consent == "unknown" and made.early_stop
@@ -55,7 +55,7 @@ def test_a_form_becomes_settings_or_a_sentence_about_its_field():
 
 
 @pytest.mark.parametrize("method", ["lora", "pivotal", "textual-inversion"])
-def test_settings_become_the_form_that_means_them(method):
+def test_settings_become_an_equivalent_form(method):
     written = form(kind="person", consent=True, crop="subject", flip=True, early_stop=False, method=method, seed="7")
     written = written.with_values({"lr": 0.0005, "steps": 1000, "resolution": "128", "sample_prompts": ["{} at sea"]})
     settings = parse_settings(written, Base)
@@ -64,7 +64,7 @@ def test_settings_become_the_form_that_means_them(method):
     assert (again.lr, again.steps, again.owner) == ("0.0005", "1000", "me")
 
 
-def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(tmp_path):
+def test_a_plan_estimates_steps_time_and_memory(tmp_path):
     library = Library(tmp_path)
     plan = make_plan(form(), 5, Base, library, {})
     text = "\n".join(plan.lines)
@@ -115,7 +115,7 @@ def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(tmp_path
         ("\ud83d", ""),
     ],
 )
-def test_a_name_is_made_of_what_is_typed(typed, word):
+def test_a_token_name_is_made_from_typed_text(typed, word):
     assert make_word(typed) == word
     if word:
         token = make_token("", typed)
@@ -123,7 +123,7 @@ def test_a_name_is_made_of_what_is_typed(typed, word):
         assert make_token(typed, "duck").owner == word
 
 
-def test_the_note_on_a_name_says_which_version_it_will_be(tmp_path, monkeypatch):
+def test_the_note_on_a_name_states_its_token_or_next_version(tmp_path, monkeypatch):
     library = Library(tmp_path)
     named = make_name("", "Rex the Dog", library, "anna")
     assert str(named.token) == "<anna/rex-the-dog>" and named.note == "Write <anna/rex-the-dog> in prompts."

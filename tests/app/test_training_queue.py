@@ -97,7 +97,7 @@ def states(trainings, user=None):
     return [(status.settings["token"], status.state) for status in trainings.runs(user)]
 
 
-def test_the_second_waits_and_starts_when_the_first_has_ended(trainings, machine):
+def test_a_second_training_starts_when_the_first_has_ended(trainings, machine):
     first = trainings.start(settings("a"), Photos(), None)
     second = trainings.start(settings("b", sample_prompts=["on a bike"]), Photos(), None)
     assert states(trainings) == [("<me/a>", "starting"), ("<me/b>", "waiting")] and len(machine.argvs) == 1
@@ -111,7 +111,7 @@ def test_the_second_waits_and_starts_when_the_first_has_ended(trainings, machine
     assert read_own_prompts(second, (), "<me/b>", "object") == ("{} on a bike",)
 
 
-def test_of_many_that_press_start_at_once_one_begins_and_all_others_wait(trainings, machine):
+def test_concurrent_starts_run_a_single_training_and_queue_the_others(trainings, machine):
     threads = [threading.Thread(target=trainings.start, args=(settings(), Photos(), None)) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -120,7 +120,7 @@ def test_of_many_that_press_start_at_once_one_begins_and_all_others_wait(trainin
     assert sorted(state for _, state in states(trainings)) == ["starting"] + ["waiting"] * 5 and len(machine.argvs) == 1
 
 
-def test_whoever_waits_longest_is_next_whoever_it_is(trainings, machine):
+def test_trainings_start_in_queue_order_across_users(trainings, machine):
     running = trainings.start(settings("a"), Photos(), "anna")
     waiting = [trainings.start(settings(name), Photos(), user) for name, user in (("b", "ben"), ("c", "anna"))]
     [status] = [status for status in trainings.runs("anna") if status.state == "waiting"]
@@ -133,7 +133,7 @@ def test_whoever_waits_longest_is_next_whoever_it_is(trainings, machine):
         running = folder
 
 
-def test_moving_exchanges_ones_own_places_only(trainings, machine):
+def test_moving_a_training_reorders_only_the_users_own_trainings(trainings, machine):
     trainings.start(settings("a"), Photos(), "anna")
     line = [("b", "ben"), ("c", "anna"), ("d", "ben"), ("e", "anna"), ("f", "ben")]
     ids = {name: trainings.start(settings(name), Photos(), user).name for name, user in line}
@@ -155,7 +155,7 @@ def test_moving_exchanges_ones_own_places_only(trainings, machine):
             trainings.move("anna", run, before)
 
 
-def test_a_user_can_only_have_so_many_in_line(trainings, machine, workspace):
+def test_the_queued_trainings_of_a_user_are_limited(trainings, machine, workspace):
     for number in range(MAX_WAITING + 1):
         trainings.start(settings(f"c{number}"), Photos(), "anna")
     with pytest.raises(UserError, match="waiting already"):
@@ -163,7 +163,7 @@ def test_a_user_can_only_have_so_many_in_line(trainings, machine, workspace):
     assert trainings.start(settings("another"), Photos(), "ben")
 
 
-def test_after_a_restart_those_that_wait_start_and_those_that_stopped_do_not(trainings, machine, workspace):
+def test_only_waiting_trainings_start_after_a_restart(trainings, machine, workspace):
     stopped = trainings.start(settings("a"), Photos(), None)
     waiting = trainings.start(settings("b"), Photos(), None)
     (stopped / "step-000002").mkdir()
@@ -178,7 +178,7 @@ def test_after_a_restart_those_that_wait_start_and_those_that_stopped_do_not(tra
     assert again.start_next() == stopped and "--resume" in machine.argvs[-1]
 
 
-def test_a_waiting_run_of_a_model_that_is_not_there_says_so_and_the_next_starts(trainings, machine, workspace):
+def test_a_waiting_run_without_its_model_fails_and_the_next_starts(trainings, machine, workspace):
     trainings.start(settings("a"), Photos(), None)
     foreign = trainings.start(settings("b", base="/somewhere/model"), Photos(), None)
     last = trainings.start(settings("c"), Photos(), None)
@@ -191,7 +191,7 @@ def test_a_waiting_run_of_a_model_that_is_not_there_says_so_and_the_next_starts(
     assert not any("/somewhere" in str(argv) for argv in machine.argvs)
 
 
-def test_a_waiting_run_can_be_cancelled_and_another_users_cannot_be_reached(trainings, machine):
+def test_a_waiting_run_can_be_cancelled_only_by_its_user(trainings, machine):
     trainings.start(settings("a"), Photos(), "anna")
     waiting = trainings.start(settings("b"), Photos(), "anna")
     for user in (None, "ben"):
@@ -213,7 +213,7 @@ def test_two_apps_on_the_same_folders_start_a_training_once(trainings, machine, 
     assert len(machine.argvs) == 2
 
 
-def test_what_a_starting_training_does_is_told_in_steps(trainings, machine):
+def test_the_start_of_a_training_is_reported_in_steps(trainings, machine):
     folder = trainings.start(settings("a"), Photos(), None)
     log = ["Base: tiny on cpu, the built-in model.", "5 photos, 5 with captions", "Training <me/a> with ..."]
     for count in range(4):
@@ -252,7 +252,7 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def test_the_watcher_starts_the_next_tells_pages_and_ends_with_the_last(trainings, machine):
+def test_the_watcher_starts_trainings_sends_events_and_ends_when_idle(trainings, machine):
     page = Page()
     watcher = TrainingWatcher(trainings, page, poll_seconds=0.01)
     trainings.on_work = watcher.wake
@@ -307,7 +307,7 @@ def client(trainings):
     app.training_watcher.close()
 
 
-def test_routes_answer_with_the_list_and_refuse_in_words(client, trainings, machine, workspace):
+def test_routes_return_the_list_or_refuse_with_a_message(client, trainings, machine, workspace):
     running = trainings.start(settings("a"), Photos(), None)
     waiting = [trainings.start(settings(name), Photos(), None).name for name in "bc"]
 
@@ -347,7 +347,7 @@ def test_routes_answer_with_the_list_and_refuse_in_words(client, trainings, mach
     assert client.get(f"/app/trainings/{running.name}", headers={"x-user": "anna"}).status_code == 400
 
 
-def test_old_sheets_and_files_that_are_no_images(client, trainings, machine):
+def test_old_sheets_are_served_and_files_that_are_not_images_refused(client, trainings, machine):
     run = trainings.start(settings("a"), Photos(), None)
     (run / "trials").mkdir()
     (run / "trials" / "step-000007.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
@@ -361,7 +361,7 @@ def test_old_sheets_and_files_that_are_no_images(client, trainings, machine):
     assert client.get(timeline[1]["images"][0]["url"]).status_code == 400
 
 
-def test_a_damaged_snapshot_is_told_and_adds_nothing(client, trainings, machine, workspace):
+def test_a_damaged_snapshot_is_refused_and_adds_no_concept(client, trainings, machine, workspace):
     run = trainings.start(settings("a"), Photos(), None)
     machine.end(run, token="<me/a-v1>", steps=9, best=9)
     snapshot_file(run, 5).parent.mkdir(parents=True)
@@ -403,7 +403,7 @@ def test_advice_changes_fields_of_the_form_and_names_no_flag():
         assert advice_after(status) and not any("--" in advice.text for advice in advice_after(status))
 
 
-def test_own_prompts_name_the_subject_once():
+def test_sample_prompts_name_the_subject_once():
     made = DreamboothSettings(
         photos="x", token="<me/a>", class_noun="cat", sample_prompts=["<me/a> at sea", "a hat", "a {} toy", "a hat"]
     )
@@ -414,7 +414,7 @@ def test_own_prompts_name_the_subject_once():
             settings(sample_prompts=wrong)
 
 
-def test_what_a_step_took_counts_and_not_the_one_of_the_dry_run(tmp_path):
+def test_the_measured_step_time_comes_from_training_not_the_dry_run(tmp_path):
     run, costs = tmp_path / "run", MeasuredCosts(tmp_path / "pace.json")
     (run / "photos").mkdir(parents=True)
     (run / "settings.json").write_text('{"base": "tiny", "method": "lora"}')

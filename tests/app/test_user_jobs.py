@@ -98,7 +98,7 @@ def wait_for(jobs):
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def test_jobs_run_in_their_order_and_say_how_far_they_are(app, stub, held):
+def test_jobs_run_in_order_and_report_progress(app, stub, held):
     assert [(job["title"], job["state"]) for job in app.jobs.views("ann")] == [
         ("a", "running"),
         *((name, "waiting") for name in "bcd"),
@@ -128,7 +128,7 @@ def test_a_waiting_job_can_be_moved(app, stub, held):
     assert stub.made == ["a", "c", "b", "d"]
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(app, stub, held):
+def test_waiting_jobs_are_cancelled_at_once_and_running_jobs_at_the_next_step(app, stub, held):
     app.jobs.cancel("ann", held[1].id)
     assert held[1].state == "stopped" and titles(app, "ann", "waiting") == ["c", "d"]
     app.jobs.cancel("ann", held[0].id)
@@ -141,7 +141,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(a
         app.jobs.cancel("ann", held[0].id)
 
 
-def test_finished_images_of_a_stopped_job_stay(app, stub):
+def test_finished_images_of_a_stopped_job_stay_saved(app, stub):
     job = app.jobs.submit(None, plan("long", images=50, steps=3))
     until(lambda: job.image_count >= 2)
     app.jobs.cancel(None, job.id)
@@ -150,7 +150,7 @@ def test_finished_images_of_a_stopped_job_stay(app, stub):
     assert all(app.gallery.find(None, image).path.exists() for image in job.image_ids)
 
 
-def test_all_can_be_stopped_together(app, stub, held):
+def test_all_jobs_of_a_user_can_be_stopped_together(app, stub, held):
     app.jobs.stop("ann")
     wait_for(held)
     assert [job.state for job in held] == ["stopped"] * 4 and stub.made == []
@@ -158,7 +158,7 @@ def test_all_can_be_stopped_together(app, stub, held):
     assert app.run(plan("later"), "ann")["state"] == "done"
 
 
-def test_an_endless_job_lets_others_go_first_and_goes_on_behind_them(app, stub):
+def test_an_endless_job_lets_other_jobs_run_first_and_then_resumes(app, stub):
     stub.go.clear()
     endless = app.jobs.submit(None, plan("endless", endless=True))
     assert stub.begun.wait(10)
@@ -171,7 +171,7 @@ def test_an_endless_job_lets_others_go_first_and_goes_on_behind_them(app, stub):
     wait_for([endless])
 
 
-def test_two_endless_jobs_take_turns_and_one_that_is_stopped_meanwhile_does_not_come_back(app, stub):
+def test_two_endless_jobs_alternate_and_do_not_return_when_stopped(app, stub):
     jobs = [app.jobs.submit(None, plan(name, endless=True)) for name in "ab"]
     until(lambda: all(job.image_count >= 2 for job in jobs))
     app.jobs.stop(None)
@@ -180,7 +180,7 @@ def test_two_endless_jobs_take_turns_and_one_that_is_stopped_meanwhile_does_not_
     assert stub.made[begin : begin + 3] == ["b", "a", "b"] and titles(app, state="waiting") == []
 
 
-def test_an_endless_job_makes_way_for_another_model(app, stub):
+def test_an_endless_job_resumes_after_the_model_is_released(app, stub):
     endless = app.jobs.submit(None, plan("endless", endless=True))
     until(lambda: endless.image_count >= 1)
     app.generation.release()
@@ -190,7 +190,7 @@ def test_an_endless_job_makes_way_for_another_model(app, stub):
     wait_for([endless])
 
 
-def test_a_real_endless_job_goes_on_where_it_stepped_aside(tiny, tmp_path):
+def test_an_endless_job_resumes_with_the_next_prompt_and_seed(tiny, tmp_path):
     from sdpersonal.generation import Generator
     from sdpersonal.image_metadata import read_recipe
 
@@ -219,7 +219,7 @@ def plan_of_tiny():
 # --- several users ----------------------------------------------------------------------------------------------------
 
 
-def test_a_user_with_many_jobs_delays_another_by_a_batch_only(app, stub):
+def test_many_jobs_of_a_user_delay_other_users_by_at_most_a_batch(app, stub):
     ann = [app.jobs.submit("ann", plan("ann", images=4)) for _ in range(5)]
     assert stub.begun.wait(10)
     bob = app.jobs.submit("bob", plan("bob", images=2))
@@ -229,7 +229,7 @@ def test_a_user_with_many_jobs_delays_another_by_a_batch_only(app, stub):
     assert stub.made.count("ann") == 20
 
 
-def test_a_user_hears_how_many_are_ahead(app, stub, held):
+def test_waiting_jobs_show_how_many_jobs_of_others_are_ahead(app, stub, held):
     waiting = app.jobs.submit("bob", plan("bob"))
     later = app.jobs.submit("bob", plan("later"))
     until(lambda: waiting.ahead == 1)
@@ -239,7 +239,7 @@ def test_a_user_hears_how_many_are_ahead(app, stub, held):
     wait_for([waiting, later, *held])
 
 
-def test_nobody_sees_or_ends_anothers_jobs(app, stub, held):
+def test_users_cannot_see_or_stop_the_jobs_of_others(app, stub, held):
     assert app.jobs.views("bob") == app.jobs.views(None) == []
     with pytest.raises(UserError):
         app.jobs.cancel("bob", held[0].id)
@@ -250,7 +250,7 @@ def test_nobody_sees_or_ends_anothers_jobs(app, stub, held):
     assert app.gallery.page("bob").total == 0 and app.gallery.page("ann").total == 4
 
 
-def test_the_lines_have_limits(app, stub, held):
+def test_the_queue_limits_jobs_per_user_and_the_number_of_users(app, stub, held):
     for number in range(MAX_WAITING - 3):
         app.jobs.submit("ann", plan(f"{number}"))
     with pytest.raises(UserError, match=f"{MAX_WAITING} jobs waiting already"):
@@ -269,7 +269,7 @@ def test_the_lines_have_limits(app, stub, held):
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_fails_is_told_in_words_and_the_next_one_runs(app, caplog):
+def test_a_failed_job_shows_an_error_message_and_the_next_job_runs(app, caplog):
     def broken(job):
         raise RuntimeError("/home/me/secret")
 
@@ -300,7 +300,7 @@ class Page:
         self._hub.remove(self._user, self)
 
 
-def test_open_pages_are_told_of_jobs_previews_and_images_and_not_too_often(app, stub, monkeypatch):
+def test_open_pages_receive_events_of_jobs_at_a_limited_rate(app, stub, monkeypatch):
     monkeypatch.setattr(user_jobs, "_EVENT_SECONDS", 0.1)
     page = Page(app.events)
     view = app.run(plan("x", images=3, steps=60))
@@ -314,14 +314,14 @@ def test_open_pages_are_told_of_jobs_previews_and_images_and_not_too_often(app, 
     assert all(url.startswith("data:image/jpeg;base64,") for event in page.of("preview") for url in event["images"])
 
 
-def test_a_running_job_says_how_long_it_takes(app, stub):
+def test_a_running_job_reports_the_remaining_time(app, stub):
     views = app.views(plan("x", images=2, steps=100))
     left = [view["left"] for view in views if view["left"] is not None]
     assert left and left[0] > left[-1] >= 0 and views[-1]["left"] is None
     assert {view["state"] for view in views} >= {"running", "done"}
 
 
-def test_nothing_is_encoded_while_no_page_is_open(app, monkeypatch):
+def test_previews_are_not_encoded_while_no_page_is_open(app, monkeypatch):
     encoded = []
     monkeypatch.setattr(live_job, "encode_jpeg", lambda image: encoded.append(1) or b"")
     other, closed = Page(app.events, "bob"), Page(app.events, "ann")
@@ -334,7 +334,7 @@ def test_nothing_is_encoded_while_no_page_is_open(app, monkeypatch):
     assert encoded and not other.told
 
 
-def test_a_throttle_loses_no_call():
+def test_a_throttle_limits_calls_but_delivers_the_last():
     calls, state = [], [0]
     throttle = live_job.Throttle(0.05, lambda: calls.append((time.monotonic(), state[0])))
     for number in range(1, 200):
@@ -345,7 +345,7 @@ def test_a_throttle_loses_no_call():
     assert len(calls) < 12 and all(b[0] - a[0] > 0.045 for a, b in pairwise(calls))
 
 
-def test_images_that_are_deleted_or_marked_are_so_in_jobs_too(app):
+def test_jobs_show_deletions_and_favourites_of_their_images(app):
     view = app.run(plan("x", images=3))
     first, second, third = (image["id"] for image in view["images"])
     app.jobs.update_images(None, [first, second], True)
@@ -354,7 +354,7 @@ def test_images_that_are_deleted_or_marked_are_so_in_jobs_too(app):
     assert [(image["id"], image["favourite"]) for image in job["images"]] == [(first, True), (third, False)]
 
 
-def test_a_job_of_hundreds_of_images_shows_the_newest(app, monkeypatch):
+def test_a_job_of_many_images_shows_only_the_newest(app, monkeypatch):
     monkeypatch.setattr(live_job, "MAX_SHOWN_IMAGES", 5)
     job = app.jobs.submit(None, plan("x", images=9, steps=1))
     wait_for([job])
@@ -365,7 +365,7 @@ def test_a_job_of_hundreds_of_images_shows_the_newest(app, monkeypatch):
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_jobs_end_with_the_app_and_later_ones_are_refused(app, stub, held):
+def test_closing_the_app_ends_all_jobs_and_refuses_new_jobs(app, stub, held):
     others = [app.jobs.submit("bob", plan("bob", endless=True)), app.jobs.submit(None, plan("x"))]
     started = time.monotonic()
     app.jobs.close()
@@ -375,12 +375,12 @@ def test_all_jobs_end_with_the_app_and_later_ones_are_refused(app, stub, held):
         app.jobs.submit("ann", plan("late"))
 
 
-def test_a_user_without_work_has_no_thread(app):
+def test_a_user_without_jobs_has_no_thread(app):
     app.run(plan("x"))
     until(lambda: not any(thread.name == "user's jobs" for thread in threading.enumerate()))
 
 
-def test_who_follows_a_job_may_leave(app, stub, held):
+def test_following_a_job_can_be_ended_and_started_again(app, stub, held):
     views = app.jobs.follow(held[0], 0.01)
     assert next(views)["state"] == "running"
     views.close()

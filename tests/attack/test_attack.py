@@ -30,7 +30,7 @@ def formats():
     return all_formats()
 
 
-def test_damaged_and_hostile_files_are_read_or_refused_in_a_sentence(formats):
+def test_damaged_and_hostile_files_are_read_or_refused_with_a_message(formats):
     report = Report()
     attack_files(report, seed=1, count=FUZZED, workers=1, formats=formats)
     assert int(passed(report).outcomes[-1].attack.split()[0].replace(",", "")) >= FUZZED + 500
@@ -44,7 +44,7 @@ def test_a_seed_gives_the_same_files(formats):
             assert first == second and len(set(first)) > 1, format.name
 
 
-def test_whatever_dies_loses_nothing(tmp_path):
+def test_killed_processes_lose_no_data(tmp_path):
     report = Report()
     attack_kills(report, seed=1, count=8, operations=3)
     passed(report)
@@ -97,7 +97,7 @@ def _act(name, data, folder):
         (_act, "something ran"),
     ],
 )
-def test_what_fails_is_reported_and_saved_with_its_seed(read, cause, monkeypatch):
+def test_failures_are_reported_and_saved_with_their_seed(read, cause, monkeypatch):
     monkeypatch.setattr(files, "CPU_SECONDS", 0.1)
     format = Format("toy", lambda rng: ("x", bytes([rng.randrange(6, 8)])), read, 1, {"x": b"good"})
     report = Report()
@@ -112,7 +112,7 @@ def test_what_fails_is_reported_and_saved_with_its_seed(read, cause, monkeypatch
         assert cause in again.failures[0].result
 
 
-def test_a_lost_or_damaged_concept_is_noticed(tmp_path):
+def test_a_lost_or_damaged_concept_is_detected(tmp_path):
     work = LibraryWork(tmp_path)
     work.prepare()
     assert work.problems([]) == []
@@ -123,7 +123,7 @@ def test_a_lost_or_damaged_concept_is_noticed(tmp_path):
     assert any("damaged: <you/ink-v1>" in problem for problem in work.problems([]))
 
 
-def test_a_killed_childs_traceback_is_a_failure(tmp_path, capfd):
+def test_the_traceback_of_a_killed_child_is_reported_as_a_failure(tmp_path, capfd):
     class Broken(LibraryWork):
         def steps(self, rng, log):
             yield
@@ -140,7 +140,7 @@ SLOW = (http_checks.images_of_many_pixels, http_checks.big_json)  # in `make att
 
 
 @pytest.mark.slow
-def test_a_running_server_gives_strangers_and_users_no_more_than_it_should():
+def test_a_running_server_passes_the_http_checks():
     """Also: what was shown goes when the app ends, and a user's images are the user's own."""
     report = Report()
     with http_server.started() as target:

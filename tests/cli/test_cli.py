@@ -52,7 +52,7 @@ def test_every_group_has_help(group, capsys):
         ]
 
 
-def test_version(capsys):
+def test_version_option_prints_the_package_version(capsys):
     from importlib.metadata import version
 
     assert main(["--version"]) == 0
@@ -60,7 +60,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_help_line_is_cryptic(name, capsys, monkeypatch):
+def test_help_lines_show_at_most_one_default_and_no_none(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")  # a flag and all of its help on one line
     with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
@@ -81,7 +81,7 @@ def test_no_help_line_is_cryptic(name, capsys, monkeypatch):
         (["train", "dreambooth", "--stps", "3"], "--steps"),
     ],
 )
-def test_a_misspelt_command_or_flag_is_told_which_one_is_meant(argv, meant, capsys):
+def test_a_misspelt_command_or_flag_gets_a_suggestion(argv, meant, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert f"Did you mean {meant}? " in err and err.count("\n") == 2
@@ -98,13 +98,13 @@ def test_a_misspelt_command_or_flag_is_told_which_one_is_meant(argv, meant, caps
         (["generate", "--", "-x", "a"], "'a' is a word too many."),
     ],
 )
-def test_words_that_do_not_fit_are_told(argv, said, capsys):
+def test_missing_and_extra_arguments_are_refused_with_a_message(argv, said, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert said in err and err.startswith("error: ") and err.count("\n") <= 2
 
 
-def test_the_last_of_a_switch_counts_and_both_spellings_are_read():
+def test_the_last_switch_wins_in_either_spelling():
     def parse(*words):
         return parse_settings(GenerateArgs, ["a duck", *words], "sdpersonal generate")
 
@@ -115,7 +115,7 @@ def test_the_last_of_a_switch_counts_and_both_spellings_are_read():
     assert parse().compose and not request_of(parse("--no-compose")).compose
 
 
-def test_former_commands_are_read(library, tmp_path, capsys):
+def test_former_commands_still_work(library, tmp_path, capsys):
     assert run(library, "concepts", "push", "<me/duck>", "me/duck", "--dry-run") == 0
     assert "Nothing was sent" in capsys.readouterr().out
     for argv in (["outputs"], ["outputs", "page"]):
@@ -125,7 +125,7 @@ def test_former_commands_are_read(library, tmp_path, capsys):
     assert "concepts push" not in capsys.readouterr().out
 
 
-def test_the_app_without_its_extra_says_how_to_install_it(monkeypatch, capsys):
+def test_the_app_without_gradio_shows_the_install_command(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["app"]) == 2
     assert capsys.readouterr().err == (
@@ -134,7 +134,7 @@ def test_the_app_without_its_extra_says_how_to_install_it(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_the_completion_script_knows_every_command(shell, capsys):
+def test_the_completion_script_lists_every_command(shell, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["completion", shell])
     script = capsys.readouterr().out
@@ -164,14 +164,14 @@ def test_every_command_has_help(name, capsys):
     assert "(default: None)" not in shown and "(default: )" not in shown and "(default: '')" not in shown
 
 
-def test_list(library, capsys):
+def test_concepts_list_prints_one_line_per_concept(library, capsys):
     assert run(library, "concepts", "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["<me/duck-v1>", "<you/ink-v1>"]
     assert "2 vectors + LoRA rank 4" in lines[0]
 
 
-def test_json_of_list_and_show_is_stable(library, capsys):
+def test_list_and_show_print_the_same_json_with_fixed_keys(library, capsys):
     assert run(library, "concepts", "list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert run(library, "concepts", "show", "duck", "--json") == 0
@@ -182,14 +182,14 @@ def test_json_of_list_and_show_is_stable(library, capsys):
     assert set(shown) == set(keys.split())
 
 
-def test_an_empty_library_says_what_to_do_next(tmp_path, capsys):
+def test_an_empty_library_lists_no_concepts(tmp_path, capsys):
     assert main(["concepts", "list", "--library", str(tmp_path / "none")]) == 0
     assert "No concepts in" in capsys.readouterr().out
     assert main(["concepts", "list", "--json", "--library", str(tmp_path / "none")]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
 
-def test_import_rename_remove(library, tmp_path, capsys):
+def test_commands_import_rename_and_remove_concepts(library, tmp_path, capsys):
     file = tmp_path / "cat.safetensors"
     file.write_bytes(concept_to_bytes(embedding("<me/cat>", seed=5)))
     assert run(library, "concepts", "import", str(file)) == 0
@@ -202,7 +202,7 @@ def test_import_rename_remove(library, tmp_path, capsys):
     assert [str(entry.token) for entry in library.entries()] == ["<me/cat-v1>", "<me/duck-v1>", "<you/ink-v1>"]
 
 
-def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
+def test_verify_exits_with_1_and_names_the_damaged_concept(library, capsys):
     assert run(library, "concepts", "verify") == 0
     path = library.entries()[0].path
     data = bytearray(path.read_bytes())
@@ -236,14 +236,14 @@ def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
         ),
     ],
 )
-def test_a_users_mistake_is_told_in_two_lines_and_exits_with_2(library, capsys, argv, said):
+def test_invalid_arguments_exit_with_2_and_a_short_error_message(library, capsys, argv, said):
     assert run(library, *argv) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") <= 2 and "Traceback" not in err
     assert not os.path.exists("outputs") and not os.path.exists("runs")
 
 
-def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
+def test_generate_writes_images_and_a_grid(tmp_path, capsys):
     argv = ["generate", "a duck", "--base", "tiny", "--n", "2", "--steps", "1", "--size", "64x64", "--grid"]
     assert main([*argv, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -253,7 +253,7 @@ def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
     )
 
 
-def test_a_private_grid_has_no_words(tmp_path, capsys):
+def test_a_private_grid_has_no_captions(tmp_path, capsys):
     """The chosen words and the seeds are what --private leaves out of each picture."""
     argv = ["generate", "{duck|cat}", "--base", "tiny", "--n", "9", "--steps", "1", "--size", "64x64", "--grid"]
     sizes = []
@@ -267,7 +267,7 @@ def test_a_private_grid_has_no_words(tmp_path, capsys):
     assert bare == 3 * (256 + 2 * 6) < height
 
 
-def test_whoever_stops_listening_gets_no_traceback(library, root):
+def test_a_closed_output_pipe_causes_no_traceback(library, root):
     script = f"{sys.executable} -m sdpersonal concepts show duck --library {library.folder} | head -c 1"
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
@@ -275,7 +275,7 @@ def test_whoever_stops_listening_gets_no_traceback(library, root):
 
 
 @pytest.mark.parametrize("script", ["train_dreambooth.py", "train_textual_inversion.py"])
-def test_the_scripts_are_the_same_commands(script, root, monkeypatch, capsys):
+def test_the_training_scripts_run_the_train_commands(script, root, monkeypatch, capsys):
     argv = [str(root / script), "--photos", "nowhere", "--token", "<me/a>", "--base", "tiny"]
     monkeypatch.setattr(sys, "argv", argv + (["--class", "cat"] if "dreambooth" in script else []))
     with pytest.raises(SystemExit) as caught:
@@ -286,7 +286,7 @@ def test_the_scripts_are_the_same_commands(script, root, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["train dreambooth", "train textual-inversion"])
-def test_help_says_that_other_peoples_flags_are_understood(name, capsys):
+def test_training_help_mentions_the_diffusers_flags(name, capsys):
     with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
     output = " ".join(capsys.readouterr().out.split())
@@ -302,13 +302,13 @@ def test_help_says_that_other_peoples_flags_are_understood(name, capsys):
         (["--concepts_list", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_mistakes_in_diffusers_words_are_told_in_two_lines(argv, said, capsys):
+def test_mistakes_in_diffusers_flags_give_a_short_error_message(argv, said, capsys):
     assert main(["train", "dreambooth", *argv]) == 2
     err = capsys.readouterr().err
     assert said in err and err.startswith("error: ") and err.count("\n") <= 2
 
 
-def test_only_the_first_of_several_processes_says_what_was_read(monkeypatch, capsys):
+def test_only_the_main_process_prints_the_translation_notes(monkeypatch, capsys):
     argv = ["train", "dreambooth", "--instance_data_dir", "nowhere", "--base", "tiny", "--push_to_hub"]
     argv += ["--instance_prompt", "a photo of sks dog"]
     assert main(argv) == 2
@@ -343,7 +343,7 @@ def _training(root, place, batch):
 
 @pytest.mark.thorough
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
+def test_two_processes_train_like_one_with_twice_the_batch_size(tmp_path, root):
     """Started as a launcher starts them. (accelerate launch itself starts several on a CPU only through MPI.)"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

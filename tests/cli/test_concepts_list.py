@@ -36,7 +36,7 @@ def several(path, command=""):
     return batch_training.read_batch(path, shlex.split(command), _settings)
 
 
-def test_a_list_of_concepts_in_their_words_and_ours(tmp_path):
+def test_a_concepts_list_accepts_diffusers_keys_and_native_keys(tmp_path):
     dog, duck = several(listed(tmp_path, TWO), "--base tiny --seed 3").concepts
     assert (dog.token, dog.class_noun, str(dog.photos), dog.method) == ("<me/sks-dog>", "dog", "dog", "full")
     assert (duck.token, duck.class_noun, str(duck.photos), duck.steps) == ("<me/duck>", "toy duck", "duck", 7)
@@ -45,11 +45,11 @@ def test_a_list_of_concepts_in_their_words_and_ours(tmp_path):
     assert [job.run.parent.name for job in several(listed(tmp_path, TWO), "--output_dir out").concepts] == ["out"] * 2
 
 
-def test_an_entry_outdoes_the_command_line(tmp_path):
+def test_a_list_entry_overrides_the_command_line(tmp_path):
     assert several(listed(tmp_path, TWO[1:]), "--steps 3").concepts[0].steps == 7
 
 
-def test_the_list_is_taken_out_of_the_command_line():
+def test_list_flags_are_removed_from_the_command_line():
     for flag in (["--concepts_list", "a.json"], ["--concepts-list=a.json"]):
         flags, rest = batch_training.take_list_flags(["--base", "tiny", *flag, "--flip"])
         assert (str(flags.path), flags.together, rest) == ("a.json", 1, ["--base", "tiny", "--flip"])
@@ -59,7 +59,7 @@ def test_the_list_is_taken_out_of_the_command_line():
             batch_training.take_list_flags(bad)
 
 
-def test_how_many_are_trained_together():
+def test_together_accepts_numbers_from_1_to_64():
     flags, rest = batch_training.take_list_flags(["--together", "4", "--flip", "--concepts-list", "a.json"])
     assert (flags.together, rest) == (4, ["--flip"])
     for bad in ("0", "65", "-1", "2.5", "many", "", "\u0664", "9" * 5000):
@@ -89,13 +89,13 @@ def test_how_many_are_trained_together():
         ([TWO[1]] * 101, "lists 101 concepts"),
     ],
 )
-def test_a_bad_list_is_told_before_anything_is_trained(tmp_path, content, said):
+def test_an_invalid_list_is_refused_before_training(tmp_path, content, said):
     with pytest.raises(UserError, match=said) as caught:
         several(listed(tmp_path, content))
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_list_that_is_not_there(tmp_path):
+def test_a_missing_list_is_refused_with_its_file_name(tmp_path):
     with pytest.raises(UserError, match=r"none\.json"):
         several(tmp_path / "none.json")
 
@@ -117,7 +117,7 @@ def four(tmp_path, command=""):
     return several(listed(tmp_path, entries), command)
 
 
-def test_one_that_fails_does_not_lose_the_others(tmp_path, capsys):
+def test_a_failed_training_does_not_stop_the_others(tmp_path, capsys):
     messages = []
     teacher = Teacher(b=Diverged("The loss became NaN.", "Try --lr 1e-5."), c=RuntimeError("no memory"))
     assert batch_training.train_all(four(tmp_path), teacher, messages.append) == Diverged.exit_code
@@ -130,14 +130,14 @@ def test_one_that_fails_does_not_lose_the_others(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("trouble", [Interrupted("Stopped."), DiskFull("no room")])
-def test_a_full_disk_and_ctrl_c_stop_all_with_a_summary(tmp_path, trouble):
+def test_a_full_disk_or_interrupt_stops_the_list_with_a_summary(tmp_path, trouble):
     messages, teacher = [], Teacher(b=trouble)
     with pytest.raises(type(trouble)):
         batch_training.train_all(four(tmp_path), teacher, messages.append)
     assert len(teacher.asked) == 2 and messages[-1].count("not started or not finished") == 3
 
 
-def test_resuming_goes_on_where_the_list_was(tmp_path):
+def test_resume_skips_finished_concepts_and_trains_the_rest(tmp_path):
     plan = four(tmp_path, "--resume --output_dir out --steps 10")
     done, longer, begun, new = (job.run for job in plan.concepts)
     for run, steps in ((done, 10), (longer, 5)):
@@ -152,7 +152,7 @@ def test_resuming_goes_on_where_the_list_was(tmp_path):
     assert "<me/a-v1>  done before" in messages[-1] and not new.exists()
 
 
-def test_a_list_in_batches(tmp_path):
+def test_concepts_are_trained_together_in_batches(tmp_path):
     """Each batch has its concepts, one that fails loses no other, a full disk ends all after its batch."""
     plan = replace(four(tmp_path, "--method lora"), together=3)
     asked, messages = [], []
@@ -171,7 +171,7 @@ def test_a_list_in_batches(tmp_path):
     assert "<me/d>  not started" in messages[-1] and "<me/c>  done in" in messages[-1]
 
 
-def test_what_cannot_be_trained_together_is_refused_before_the_first_batch(tmp_path):
+def test_joint_training_refuses_the_full_method_before_the_first_batch(tmp_path):
     plan = four(tmp_path, "--method lora")
     last = plan.concepts[3].model_copy(update={"method": "full"})
     plan = replace(plan, concepts=(*plan.concepts[:3], last), together=2)
@@ -179,13 +179,13 @@ def test_what_cannot_be_trained_together_is_refused_before_the_first_batch(tmp_p
         batch_training.train_all_together(plan, lambda *_: pytest.fail("a training began"), lambda line: None)
 
 
-def test_their_latest_is_our_resume_for_a_list(tmp_path):
+def test_resume_from_checkpoint_latest_resumes_a_list(tmp_path):
     assert four(tmp_path, "--output_dir out --resume_from_checkpoint latest").resume
     assert not four(tmp_path, "--output_dir out").resume
 
 
 @pytest.mark.slow
-def test_a_list_for_real_with_one_that_fails(root, tmp_path, capsys):
+def test_the_train_command_continues_after_a_failed_list_entry(root, tmp_path, capsys):
     photos = str(root / "examples/photos/teddy-bear")
     entries = [{"photos": "nowhere", "token": "<me/none>"}, {"photos": photos, "token": "<me/bear>"}]
     argv = ["train", "textual-inversion", "--concepts_list", str(listed(tmp_path, entries)), "--base", "tiny"]

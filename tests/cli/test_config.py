@@ -14,7 +14,7 @@ BAD = [math.nan, math.inf, -math.inf, -1, 1e308, 2.5, "7", True, None, 2**64, [1
 
 @pytest.mark.parametrize("field", ["steps", "num_images", "seed"])
 @pytest.mark.parametrize("value", BAD, ids=repr)
-def test_whole_numbers_of_a_request(field, value):
+def test_invalid_whole_numbers_in_a_request_are_refused(field, value):
     if (field, value) == ("steps", None):
         assert GenerateRequest(prompt="a cat", steps=None).denoising_steps == 25
         return
@@ -23,7 +23,7 @@ def test_whole_numbers_of_a_request(field, value):
 
 
 @pytest.mark.parametrize("value", [value for value in BAD if value not in (2.5, None)], ids=repr)
-def test_guidance(value):
+def test_invalid_guidance_is_refused(value):
     with pytest.raises(UserError, match=r"^guidance must be a number from 1 to 30, got "):
         GenerateRequest(prompt="a cat", guidance=value)
     assert GenerateRequest(prompt="a cat", guidance=2.5).guidance == 2.5
@@ -32,27 +32,27 @@ def test_guidance(value):
 @pytest.mark.parametrize(
     "size", ["513x512", "512", "8x8", "4096x64", "-8x64", "64X64", "64x64x64", 512, math.nan, True]
 )
-def test_size(size):
+def test_invalid_sizes_are_refused(size):
     with pytest.raises(UserError, match="multiples of 8 from 64 to 2048"):
         GenerateRequest(prompt="a cat", size=size)
     assert GenerateRequest(prompt="a cat", size="512x768").width_height == (512, 768)
 
 
-def test_everything_at_its_largest_is_too_much_together():
+def test_a_request_with_every_value_at_its_maximum_is_refused():
     with pytest.raises(UserError, match="times the limit of one request"):
         GenerateRequest(prompt="a cat", num_images=100, steps=150, size="2048x2048")
 
 
-def test_a_whole_float_is_a_whole_number():
+def test_a_whole_float_is_accepted_as_steps():
     assert GenerateRequest(prompt="a cat", steps=25.0).steps == 25  # what JSON from a page brings
 
 
-def test_unknown_settings_are_named():
+def test_unknown_settings_are_refused_by_name():
     with pytest.raises(UserError, match="smpler is not a setting"):
         GenerateRequest(prompt="a cat", smpler="ddim")
 
 
-def test_what_is_missing_is_named():
+def test_a_missing_setting_is_named_in_the_error_message():
     with pytest.raises(UserError, match="photos is needed"):
         TextualInversionSettings(token="<me/cat>")
 
@@ -61,7 +61,7 @@ def test_what_is_missing_is_named():
     ("token", "fix"),
     [("dog", "<me/dog>"), ("<me/dog-v2>", "<me/dog>"), ("<Me/My Dog>", "<me/my-dog>"), ("", "shell variable"), (7, "")],
 )
-def test_the_token_of_a_new_concept(token, fix):
+def test_an_invalid_token_for_a_new_concept_is_refused_with_a_hint(token, fix):
     with pytest.raises(UserError) as caught:
         DreamboothSettings(photos="x", class_noun="dog", token=token)
     assert fix in caught.value.hint
@@ -84,7 +84,7 @@ TRAINING = ["train", "dreambooth", "--photos", "x", "--token", "<me/a>", "--clas
     ],
     ids=" ".join,
 )
-def test_the_command_line_refuses_in_the_same_words(flags, capsys):
+def test_the_command_line_and_python_give_the_same_error_message(flags, capsys):
     name, value = flags[0].removeprefix("--"), flags[1]
     assert main([*TRAINING, *flags]) == 2
     output = capsys.readouterr().err
@@ -95,13 +95,13 @@ def test_the_command_line_refuses_in_the_same_words(flags, capsys):
 
 
 @pytest.mark.parametrize("argv", [["--bogus", "1"], ["--base"]], ids=" ".join)
-def test_what_the_command_line_cannot_read_exits_with_2(argv, capsys):
+def test_unknown_flags_and_missing_values_exit_with_2(argv, capsys):
     assert main([*TRAINING, *argv]) == 2
     err = capsys.readouterr().err
     assert argv[0] in err and err.count("\n") <= 2 and "Traceback" not in err
 
 
-def test_settings_and_command_line_are_one():
+def test_the_command_line_gives_the_same_settings_as_python():
     argv = ["--photos", "x", "--token", "<me/a>", "--init", "toy duck", "--vectors", "3", "--kind", "style"]
     typed = tyro.cli(TextualInversionSettings, args=argv)
     assert typed == TextualInversionSettings(photos="x", token="<me/a>", init="toy duck", vectors=3, kind="style")

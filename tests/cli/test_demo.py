@@ -12,7 +12,7 @@ from sdpersonal.training import presets, sampling, validation
 
 
 @pytest.mark.slow
-def test_the_demo_teaches_draws_and_says_where(tmp_path, monkeypatch):
+def test_the_demo_generates_a_grid_and_trains_its_concepts_only_once(tmp_path, monkeypatch):
     short = {
         name: dataclasses.replace(preset, steps=10, batch=1, milestones=1) for name, preset in presets._TINY.items()
     }

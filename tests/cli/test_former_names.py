@@ -31,7 +31,7 @@ def parse(name, *argv):
     return parse_settings(COMMANDS[name][1], argv, f"sdpersonal {name}")
 
 
-def test_keywords():
+def test_former_keywords_set_the_present_fields():
     assert GenerateRequest(prompt="x", **FORMER) == GenerateRequest(prompt="x", **PRESENT)
     assert GenerateRequest(prompt="x", start=Path("a.png")).init_image == Path("a.png")
     with pytest.raises(UserError, match=r"^num_images is given twice"):
@@ -41,7 +41,7 @@ def test_keywords():
 
 
 @pytest.mark.parametrize("dash", ["-", "_"])
-def test_flags(dash):
+def test_former_flags_set_the_present_fields(dash):
     former = ["--near", "0.2", f"--near{dash}seed=9", "--change=0.4", "--enlarge", "2", "--n", "3", "--every"]
     present = ["--variation-strength", "0.2", "--variation-seed=9", "--strength=0.4", "--hires-scale", "2"]
     present += ["--num-images", "3", "--all-combinations"]
@@ -53,7 +53,7 @@ def test_flags(dash):
     assert parse("hub push", "<me/a>", "me/a", "--pictures", "a.png").images == (Path("a.png"),)
 
 
-def test_flags_of_vary_whose_words_mean_something_else_now():
+def test_former_vary_flags_keep_their_former_meaning():
     former = ["--near", "0.1", "--near-seed", "4", "-n", "2", "--words", "a=b", "--start", "--change", "0.3"]
     former += ["--strength", "<me/duck>=0.6,0.8", "--strength=<me/ink>=1"]
     present = [
@@ -71,20 +71,20 @@ def test_flags_of_vary_whose_words_mean_something_else_now():
     assert parse("vary", "a.png", *former) == parse("vary", "a.png", *present)
 
 
-def test_a_bad_value_is_told_by_the_present_flag(capsys):
+def test_error_messages_name_the_present_flag(capsys):
     assert main(["generate", "x", "--change", "2"]) == 2
     assert "--strength must be a number above 0, up to 1, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_help_shows_a_former_name(name, capsys):
+def test_help_shows_no_former_name(name, capsys):
     with pytest.raises(SystemExit):
         main([*name.split(), "--help"])
     flags = {word.strip(",.;:") for word in capsys.readouterr().out.split() if word.startswith("--")}
     assert not flags & {f"--{former.replace('_', '-')}" for former in FORMER_FIELDS}
 
 
-def test_a_recipe():
+def test_former_recipes_are_read():
     recipe = Recipe(**json.loads(RECIPE))
     assert (recipe.variation_strength, recipe.variation_seed, recipe.strength) == (0.25, 9, 0.4)
     assert recipe.init_image == "a" * 64 and recipe.hires_scale == 1.0
@@ -94,19 +94,19 @@ def test_a_recipe():
     assert Recipe(**again) == recipe and not again.keys() & FORMER_FIELDS.keys()
 
 
-def test_an_endless_series_goes_on(tmp_path):
+def test_former_endless_series_keep_their_folder(tmp_path):
     request = GenerateRequest(prompt="a {cat|dog}", seed=3, **{k: v for k, v in PRESENT.items() if k != "num_images"})
     assert EndlessProgress(tmp_path, request, "0" * 64).folder.name == "endless-472adbd5"
     assert EndlessProgress(tmp_path, GenerateRequest(prompt="a {cat|dog}"), "0" * 64).folder.name == "endless-a7484d26"
 
 
-def test_axes_of_a_grid():
+def test_former_axis_names_are_read():
     assert Axis.parse("change: 0.5").kind == "strength" and Axis.parse("enlarge: 2").kind == "hires_scale"
     assert Axis.parse("near-seeds: 1..3").kind == "variation_seed"
     assert Axis.parse("strength <me/duck>: 0.5").kind == "concept_strength"
 
 
-def test_settings_of_a_run():
+def test_former_run_settings_are_read():
     saved = {"photos": "p", "token": "<me/a>", "class_noun": "dog", "prior": "drawn", "class_pictures": 7}
     settings = DreamboothSettings(**saved)
     assert (settings.prior, settings.num_class_images) == ("generated", 7)

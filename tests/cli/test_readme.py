@@ -57,7 +57,7 @@ def help_of(program):
     return None if code else output.getvalue()
 
 
-def test_there_are_commands():
+def test_the_readme_has_commands():
     assert {"make demo", "make test"} <= set(commands())
 
 
@@ -67,14 +67,14 @@ def test_make_targets_exist(command):
 
 
 @pytest.mark.parametrize("command", sorted({c for c in commands() if re.search(r"\w+\.py\b", c)}))
-def test_scripts_take_these_flags(command):
+def test_scripts_accept_the_readme_flags(command):
     words = words_of(command)
     at = next(i for i, word in enumerate(words) if word.endswith(".py"))
     assert flags_of(words[at:]) <= _flags_in(help_of(words[at]))
 
 
 @pytest.mark.parametrize("command", sorted({c for c in commands() if "sdpersonal" in words_of(c)[0]}))
-def test_the_command_line_takes_these_flags(command, monkeypatch):
+def test_the_command_line_accepts_the_readme_flags(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     words = words_of(command)[1:]
     plain = [word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
@@ -89,7 +89,7 @@ def _flags_in(text):
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+?)\)", README))))
-def test_links_lead_somewhere(link):
+def test_relative_links_point_to_existing_files(link):
     if not re.match(r"https?://", link):
         assert (ROOT / link).exists()
 
@@ -99,7 +99,7 @@ def _docstrings():
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\bexamples/[\w./-]+\w", README + _docstrings()))))
-def test_sample_photos_named_are_there(path):
+def test_named_example_files_exist(path):
     assert (ROOT / path).exists()
 
 

@@ -89,7 +89,7 @@ class Page(HTMLParser):
         self.attributes += [(tag, *pair) for pair in attrs]
 
 
-def test_a_strangers_text_is_never_markup(page):
+def test_card_text_is_never_rendered_as_markup(page):
     read = Page(page.read_text())
     known = {"html", "meta", "title", "style", "header", "h1", "div", "input", "select", "option", "output", "main"}
     known |= {"article", "img", "h2", "button", "code", "p", "span", "details", "summary", "dl", "dt", "dd", "script"}
@@ -98,7 +98,7 @@ def test_a_strangers_text_is_never_markup(page):
     assert all(value.startswith("data:image/webp;base64,") for _, name, value in read.attributes if name == "src")
 
 
-def test_it_shows_the_newest_and_nothing_of_this_machine(library, tmp_path, capsys):
+def test_the_gallery_shows_the_newest_versions_and_no_private_data(library, tmp_path, capsys):
     path = tmp_path / "there" / "deep"
     assert main(["concepts", "gallery", "--to", str(path), "--library", str(library.folder)]) == 0
     assert capsys.readouterr().out.startswith("2 concepts, 0.0 MB: ")
@@ -113,7 +113,7 @@ def test_it_shows_the_newest_and_nothing_of_this_machine(library, tmp_path, caps
     assert (path / "index.html").read_text() == text  # the same library is the same page
 
 
-def test_damaged_concepts_and_pictures_are_left_out(library, tmp_path):
+def test_damaged_concepts_and_thumbnails_are_left_out(library, tmp_path):
     written(library, dataclasses.replace(embedding("<me/odd-v1>"), thumbnail=b"\x89PNG\r\n\x1a\n broken"))
     broken = library.find(Token.parse("<you/ink>")).path
     broken.write_bytes(broken.read_bytes()[:-5] + b"")
@@ -129,14 +129,14 @@ def test_damaged_concepts_and_pictures_are_left_out(library, tmp_path):
         ("/proc/x", "concepts", "/proc/x"),
     ],
 )
-def test_what_cannot_be_done_is_told(library, tmp_path, capsys, to, folder, message):
+def test_invalid_gallery_arguments_are_refused_with_a_message(library, tmp_path, capsys, to, folder, message):
     (tmp_path / "file").write_text("")
     code = main(["concepts", "gallery", "--to", str(tmp_path / to), "--library", str(tmp_path / folder)])
     err = capsys.readouterr().err
     assert code == 2 and message in err and "Traceback" not in err
 
 
-def test_thumbnails_are_made_anew(library, tmp_path):
+def test_thumbnails_are_encoded_again(library, tmp_path):
     path, _ = write_gallery(library.entries(), tmp_path / "page")
     data = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", path.read_text())[1])
     with Image.open(io.BytesIO(data)) as picture:
@@ -144,7 +144,7 @@ def test_thumbnails_are_made_anew(library, tmp_path):
     assert data != thumbnail()
 
 
-def test_a_page_of_very_many_has_smaller_ones(library, tmp_path, monkeypatch):
+def test_large_galleries_have_smaller_thumbnails(library, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "_MANY", 1)
     messages = []
     path, shown = write_gallery(library.entries(), tmp_path / "page", progress=lambda *done: messages.append(done))
@@ -195,7 +195,7 @@ def choose(window, name, value):
 
 
 @pytest.mark.slow
-def test_it_opens_from_a_file_and_asks_for_nothing(fresh, page):
+def test_the_page_opens_from_a_file_without_network_requests(fresh, page):
     assert fresh.run(f"return {SHOWN}") == 500
     assert fresh.run("return window.PWNED ?? null") is None
     assert fresh.run("return document.querySelectorAll('script, iframe, svg').length") == 1
@@ -206,7 +206,7 @@ def test_it_opens_from_a_file_and_asks_for_nothing(fresh, page):
 
 
 @pytest.mark.slow
-def test_search_and_filters(fresh):
+def test_search_and_filters_select_concepts(fresh):
     search(fresh, "THING-42")
     assert fresh.run(f"return {SHOWN}") == 11 and fresh.text("#count") == "11 of 500"  # 42 and 420 to 429
     search(fresh, "number 123")
@@ -229,7 +229,7 @@ def test_search_and_filters(fresh):
 
 
 @pytest.mark.slow
-def test_a_token_is_copied(fresh):
+def test_the_copy_button_copies_the_token(fresh):
     fresh.client.post(f"{fresh.path}/permissions", json={"descriptor": {"name": "clipboard-write"}, "state": "granted"})
     fresh.run("window.copied = []; document.addEventListener('copy', e => copied.push(String(getSelection())))")
     fresh.run(
@@ -244,7 +244,7 @@ def test_a_token_is_copied(fresh):
 
 
 @pytest.mark.slow
-def test_without_the_clipboards_interface_it_is_copied_too(fresh):
+def test_the_copy_button_works_without_the_clipboard_api(fresh):
     fresh.run(
         "Object.defineProperty(navigator, 'clipboard', {value: undefined}); window.copied = [];"
         "document.addEventListener('copy', () => copied.push(document.activeElement.value))"
@@ -258,7 +258,7 @@ def test_without_the_clipboards_interface_it_is_copied_too(fresh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1600])
-def test_no_width_makes_it_scroll_sideways(fresh, page, width):
+def test_the_page_never_scrolls_horizontally(fresh, page, width):
     fresh.resize(width, 800)
     assert fresh.run("return document.documentElement.scrollWidth") <= width
     fresh.run("document.querySelectorAll('details').forEach((d, i) => { if (i < 12) d.open = true })")
@@ -267,7 +267,7 @@ def test_no_width_makes_it_scroll_sideways(fresh, page, width):
 
 
 @pytest.mark.slow
-def test_dark_and_light(fresh, page):
+def test_the_page_follows_the_dark_and_light_color_scheme(fresh, page):
     colours = []
     for scheme in ("light", "dark"):
         fresh.call(
@@ -286,7 +286,7 @@ def test_dark_and_light(fresh, page):
 
 
 @pytest.mark.slow
-def test_the_policy_refuses_what_is_not_the_pages_own(fresh):
+def test_the_content_security_policy_blocks_foreign_scripts_and_images(fresh):
     fresh.run("const s = document.createElement('script'); s.textContent = 'window.PWNED = 1'; document.body.append(s)")
     fresh.run(
         "const i = new Image(); window.loaded = ''; i.onload = () => loaded = 'yes'; i.onerror = () => loaded = 'no';"

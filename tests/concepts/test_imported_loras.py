@@ -49,7 +49,7 @@ def saved(request, tmp_path_factory):
     return base, kind, place / "my thing"
 
 
-def test_our_reading_changes_the_base_as_theirs_does(saved):
+def test_imported_loras_change_the_base_the_same_as_in_diffusers(saved):
     folder, kind, lora = saved
     reference = kind.from_pretrained(folder)
     reference.load_lora_weights(lora)
@@ -125,7 +125,7 @@ def adapted(model, part: str, folder, **options):
 
 @pytest.mark.parametrize("parts", [("unet",), ("text_encoder",), ("unet", "text_encoder")])
 @pytest.mark.parametrize("options", ["plain", "rslora", "patterns"])
-def test_folders_of_peft_change_the_base_as_peft_does(pipe, tmp_path, parts, options):
+def test_peft_folders_change_the_base_the_same_as_in_peft(pipe, tmp_path, parts, options):
     folder = tmp_path / "my thing"
     changes = {}
     for part in parts:
@@ -151,7 +151,7 @@ def test_folders_of_peft_change_the_base_as_peft_does(pipe, tmp_path, parts, opt
         ({"modules_to_save": ["conv_out"]}, "it has unknown tensors"),
     ],
 )
-def test_variants_of_peft_that_no_plain_lora_equals_are_named(pipe, tmp_path, options, message):
+def test_unsupported_peft_variants_are_refused_by_name(pipe, tmp_path, options, message):
     adapted(pipe.unet, "unet", tmp_path / "unet", **options)
     with pytest.raises(UserError, match=message):
         read_folder(tmp_path)

@@ -39,7 +39,7 @@ def run(*argv):
     return main(["concepts", "import", *map(str, argv), "--library", "shelf"])
 
 
-def test_one_bad_file_does_not_stop_the_others(folder, capsys):
+def test_a_refused_file_does_not_stop_the_import_of_the_others(folder, capsys):
     assert run(folder, "nowhere.pt") == 2
     out = capsys.readouterr().out
     assert "3 of 5 are in shelf." in out and "evil[red].bin" in out and "asks to run os.mkdir; refused." in out
@@ -52,14 +52,14 @@ def test_one_bad_file_does_not_stop_the_others(folder, capsys):
     assert sorted(output["imported"]) == tokens and {item["done"] for item in output["files"]} == {"here already"}
 
 
-def test_each_outcome_as_json(folder, capsys):
+def test_json_output_lists_the_result_of_each_file(folder, capsys):
     assert run(folder / "duck.pt", folder / "evil[red].bin", "--json") == 2
     good, bad = json.loads(capsys.readouterr().out)["files"]
     assert good["done"] == "imported" and good["token"] == "<imported/duck-v1>" and good["problem"] is None
     assert bad["done"] == "refused" and bad["token"] is None and "os.mkdir" in bad["problem"] and bad["fix"]
 
 
-def test_as_names_one(folder, capsys):
+def test_the_as_option_names_a_single_concept(folder, capsys):
     assert run(folder, "--as", "<me/x>") == 2
     assert "--as names one concept" in capsys.readouterr().err
     assert run(folder / "duck.pt", "--as", "<me/x>") == 0
@@ -85,12 +85,12 @@ def test_as_names_one(folder, capsys):
         ("", None),
     ],
 )
-def test_what_names_a_repository(text, expected):
+def test_repository_ids_and_urls_are_parsed(text, expected):
     assert parse_repository(text) == expected
 
 
 @pytest.mark.tries_network
-def test_without_the_hub_it_says_so_within_seconds(capsys, monkeypatch):
+def test_an_unreachable_hub_is_reported_within_seconds(capsys, monkeypatch):
     importlib.import_module("huggingface_hub")  # takes seconds on a busy machine, once
     for offline in ("0", "1"):
         monkeypatch.setenv("HF_HUB_OFFLINE", offline)
@@ -100,7 +100,7 @@ def test_without_the_hub_it_says_so_within_seconds(capsys, monkeypatch):
         assert "The Hub cannot be reached" in capsys.readouterr().err
 
 
-def test_of_a_repository_only_what_can_be_a_concept_is_wanted():
+def test_only_concept_files_of_a_repository_are_fetched():
     sizes = {
         "learned_embeds.safetensors": 4000,
         "learned_embeds.bin": 4000,
@@ -124,7 +124,7 @@ def test_of_a_repository_only_what_can_be_a_concept_is_wanted():
 
 @pytest.mark.thorough
 @pytest.mark.slow
-def test_a_thousand_in_a_minute(tmp_path, capsys):
+def test_a_thousand_files_are_imported_within_a_minute(tmp_path, capsys):
     for number in range(1000):
         vectors = torch.full((4, 768), number / 1e5)
         data = torch_saved({f"<cat-{number}>": vectors}) if number % 2 else safetensors_bytes({"emb_params": vectors})
@@ -224,7 +224,7 @@ AMONG = {
 
 
 @pytest.mark.parametrize("case", AMONG)
-def test_each_of_many_is_a_concept_whatever_lies_among_them(case, tmp_path, capsys):
+def test_every_embedding_in_a_folder_is_imported_beside_other_files(case, tmp_path, capsys):
     more, expected = AMONG[case]
     assert run(put(tmp_path / "many", **THREE, **more)) == 0
     capsys.readouterr()
@@ -243,7 +243,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_one_that_fails_stops_no_other(name, tmp_path, capsys):
+def test_a_broken_file_does_not_stop_the_import_of_a_folder(name, tmp_path, capsys):
     assert (
         run(put(tmp_path / "many", **{k: v for k, v in THREE.items() if k[:5] != name[:5]}, **{name: BROKEN[name]}))
         == 2
@@ -253,7 +253,7 @@ def test_one_that_fails_stops_no_other(name, tmp_path, capsys):
     assert listed() == left and out.count("refused") >= 1 and len(os.listdir()) == 1
 
 
-def test_generic_files_that_do_not_belong_together_come_in_one_by_one(tmp_path, capsys):
+def test_generic_files_of_different_bases_are_imported_separately(tmp_path, capsys):
     files = {
         "pytorch_lora_weights.safetensors": lora(),
         "learned_embeds.safetensors": safetensors_bytes({"<toy>": rows(1, 1024)}),
@@ -262,7 +262,7 @@ def test_generic_files_that_do_not_belong_together_come_in_one_by_one(tmp_path, 
     assert listed() == OF_THREE | {"<imported/toy-v1>": (1, 0), "<imported/many-v1>": (0, 2)}
 
 
-def test_the_cache_of_the_hub(tmp_path, capsys):
+def test_the_hub_cache_is_imported_under_its_repository_name(tmp_path, capsys):
     blobs = put(tmp_path / "models--Some-One--cat_toy", **{"blobs/abc": torch_saved({"*": rows(1)[0]})})
     snapshot = blobs / "snapshots" / ("0123456789" * 4)
     snapshot.mkdir(parents=True)
@@ -272,14 +272,14 @@ def test_the_cache_of_the_hub(tmp_path, capsys):
         assert listed(f"shelf{number}") == {"<some-one/cat-toy-v1>": (1, 0)}
 
 
-def test_a_folder_without_any_is_said_to_have_none(tmp_path, capsys):
+def test_a_folder_without_concepts_is_refused_with_a_message(tmp_path, capsys):
     for number, files in enumerate(({}, {"a.txt": "x", "b.png": b"x"}, {"deep/er/c.json": "{}"})):
         (tmp_path / f"f{number}").mkdir()
         assert run(put(tmp_path / f"f{number}", **files)) == 2
         assert "holds no embedding or LoRA" in capsys.readouterr().err
 
 
-def test_downloads_that_have_not_finished(tmp_path, capsys):
+def test_unfinished_downloads_are_refused(tmp_path, capsys):
     put(tmp_path, **{"duck.safetensors": emb(), "duck.safetensors.aria2": b"\0\1" + bytes(20)})
     assert run(tmp_path / "duck.safetensors") == 2 and "has not finished" in capsys.readouterr().err
     for end in (".part", ".crdownload", ".aria2"):
@@ -287,7 +287,7 @@ def test_downloads_that_have_not_finished(tmp_path, capsys):
         assert "has not finished" in capsys.readouterr().err
 
 
-def test_links_to_what_is_not_there(tmp_path, capsys):
+def test_broken_links_are_refused_with_a_message(tmp_path, capsys):
     (tmp_path / "a.safetensors").symlink_to("../.git/annex/objects/x/SHA256E-s9--a.safetensors")
     (tmp_path / "b.safetensors").symlink_to("nowhere")
     put(tmp_path, **{"c.safetensors": emb()})
@@ -319,7 +319,7 @@ def snapshots(kind):
         yield name, safetensors_bytes({"emb_params": vectors}) if name.endswith(".safetensors") else content
 
 
-def test_two_of_one_name_are_refused_or_versions_or_called_by_their_files(tmp_path, capsys):
+def test_the_duplicates_option_handles_files_with_the_same_token(tmp_path, capsys):
     place = put(tmp_path / "pins", **PINS)
     assert run(place) == 2 and listed() == {"<imported/pin-v1>": (1, 0)}
     assert "--duplicates versions" in " ".join(capsys.readouterr().out.split())
@@ -336,7 +336,7 @@ def test_two_of_one_name_are_refused_or_versions_or_called_by_their_files(tmp_pa
 
 
 @pytest.mark.parametrize("kind", SNAPSHOTS)
-def test_snapshots_of_a_training_as_versions_in_their_order(kind, tmp_path, capsys):
+def test_training_snapshots_become_versions_in_training_order(kind, tmp_path, capsys):
     content = dict(snapshots(kind))
     assert run(put(tmp_path / "toy", **content), "--duplicates", "versions") == 0
     assert listed().keys() == {"<imported/toy-v1>", "<imported/toy-v2>", "<imported/toy-v3>"}
@@ -347,7 +347,7 @@ def test_snapshots_of_a_training_as_versions_in_their_order(kind, tmp_path, caps
     assert len({token.partition("-v")[0] for token in listed("b")}) == 3, listed("b")
 
 
-def test_of_checkpoints_alone_the_last_counts(tmp_path, capsys):
+def test_the_last_checkpoint_is_imported_where_only_checkpoints_exist(tmp_path, capsys):
     states = {f"checkpoint-{n}/{name}": b"x" for n in (90, 1000) for name in ("optimizer.bin", "scheduler.bin")}
     loras = {f"checkpoint-{n}/pytorch_lora_weights.safetensors": lora() for n in (90, 1000)}
     assert run(put(tmp_path / "duck", **states, **loras)) == 0
@@ -355,7 +355,7 @@ def test_of_checkpoints_alone_the_last_counts(tmp_path, capsys):
     assert "checkpoint-1000" in str(find_sources(str(tmp_path / "duck")))
 
 
-def test_files_of_one_name_in_several_folders_are_called_by_both(tmp_path, capsys):
+def test_equal_file_names_are_prefixed_with_their_folder_name(tmp_path, capsys):
     place = put(tmp_path, **{f"{name}/one.safetensors": emb(seed) for seed, name in enumerate(("cats", "dogs"))})
     assert run(place / "cats" / "one.safetensors") == 0
     assert run(place / "dogs" / "one.safetensors", "--duplicates", "filenames") == 0
@@ -365,13 +365,13 @@ def test_files_of_one_name_in_several_folders_are_called_by_both(tmp_path, capsy
         assert listed("a").keys() == {"<imported/cats-one-v1>", "<imported/dogs-one-v1>"}
 
 
-def test_things_that_are_numbered_are_no_snapshots(tmp_path, capsys):
+def test_numbered_files_are_not_training_snapshots(tmp_path, capsys):
     place = put(tmp_path / "cats", **{f"cat-{number}.safetensors": emb(number) for number in (1, 2, 50)})
     assert run(place, "--duplicates", "versions") == 0
     assert listed().keys() == {f"<imported/cat-{number}-v1>" for number in (1, 2, 50)}
 
 
-def test_parts_named_by_relative_and_absolute_paths_are_one(tmp_path, monkeypatch, capsys):
+def test_parts_given_by_relative_and_absolute_paths_are_joined(tmp_path, monkeypatch, capsys):
     made = export(concept(), "a1111").files
     put(tmp_path, **{name: data for name, data in made.items() if name.endswith(".safetensors")})
     monkeypatch.chdir(tmp_path)

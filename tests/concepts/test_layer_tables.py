@@ -40,7 +40,7 @@ def clip(width: int, layers: int) -> dict[str, tuple[tuple[int, ...], bool]]:
 
 
 @pytest.mark.parametrize("base", TEXTS)
-def test_tables_are_the_layers_of_the_published_models(base):
+def test_layer_tables_match_the_published_models(base):
     paths = foreign.originals(base) if base == "sdxl" else {}
     expected = {
         f"lora_unet_{flat_name(paths.get(path, path))}": facts for path, facts in real(foreign.unet(base)).items()
@@ -54,7 +54,7 @@ def test_tables_are_the_layers_of_the_published_models(base):
     assert [name for name, (_, biased) in expected.items() if layer_shapes.has_bias(name) != biased] == []
 
 
-def test_the_table_of_the_built_in_base(tiny):
+def test_the_layer_table_of_the_built_in_base_matches_its_unet(tiny):
     expected = {f"lora_unet_{flat_name(path)}": shape for path, (shape, _) in real(tiny.unet).items()}
     table = layer_shapes.layer_table("tiny")
     assert {name: shape for name, shape in table.items() if name.startswith("lora_unet")} == expected
@@ -98,7 +98,7 @@ PARTIAL = {
 
 
 @pytest.mark.parametrize("name", PARTIAL)
-def test_parts_of_a_base_tell_which(name):
+def test_the_base_is_inferred_from_a_few_layers(name):
     base, tensors = PARTIAL[name]
     concept = read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert concept.card.base == base
@@ -126,13 +126,13 @@ DOTS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
         ({"lora_unet_down_blocks_0_attentions_0_proj_in.w_norm": torch.ones(320)}, "320 x 1 numbers"),
     ],
 )  # fmt: skip
-def test_layers_that_no_base_has_are_refused_and_named(tensors, message):
+def test_layers_of_no_known_base_are_refused_by_name(tensors, message):
     with pytest.raises(UserError, match=message) as caught:
         read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert caught.value.hint
 
 
-def test_a_file_of_ours_for_a_narrow_base_is_not_taken_for_a_stand_in():
+def test_the_header_identifies_a_lora_for_the_built_in_base():
     """Its header says which base; without that it might be for a model built like SD 1.x, a quarter as wide."""
     tensors = lora("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 16, 32, suffixes=PEFTS)
     assert read_any(safetensors_bytes(tensors), "x.safetensors", X).card.base == "sd1"
@@ -148,7 +148,7 @@ WRAPPED = [
 
 @pytest.mark.parametrize("wrap", WRAPPED)
 @pytest.mark.parametrize("adapter", ["", ".default", ".my-style_2"])
-def test_what_wraps_a_module_does_not_count(wrap, adapter):
+def test_wrapper_prefixes_in_layer_names_are_ignored(wrap, adapter):
     ends = tuple(f"lora_{which}{adapter}.weight" for which in "AB")
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     concept = read_any(safetensors_bytes(lora(wrap.format(path), 320, 768, suffixes=ends)), "x.safetensors", X)
@@ -199,7 +199,7 @@ def pefts_scale(config: dict, folder) -> float:
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_an_adapter_acts_as_strongly_as_peft_makes_it(name, tmp_path):
+def test_the_adapter_scale_matches_peft(name, tmp_path):
     config, expected = SCALES[name]
     assert pefts_scale(config, tmp_path / "thing") == pytest.approx(expected, abs=1e-5)
     place = tmp_path / "thing" / "adapter_config.json"
@@ -225,7 +225,7 @@ def scale_of(layer) -> float:
 
 
 @pytest.mark.parametrize("alpha", [None, 0.0, 3.0])
-def test_kohyas_names_keep_kohyas_rule(alpha):
+def test_kohya_loras_without_alpha_have_scale_one(alpha):
     name = f"lora_unet_{flat_name(PATH)}"
     tensors = lora(name, 320, 768) | ({f"{name}.alpha": torch.tensor(alpha)} if alpha is not None else {})
     [layer] = read_any(safetensors_bytes(tensors), "x.safetensors", X).lora.layers.values()
@@ -235,12 +235,12 @@ def test_kohyas_names_keep_kohyas_rule(alpha):
 @pytest.mark.parametrize(
     "pattern", ["(.*)*x", "(a+)+$", ".*.*.*x", "(?=a)", "[", "a" * 300, "(a|b)+", r"\w+\w+\w+x", "a{9}"]
 )
-def test_patterns_that_may_take_for_ever_are_not_run(pattern):
+def test_slow_regular_expressions_are_refused(pattern):
     with pytest.raises(UserError, match="patterns in its alpha_pattern that are not read"):
         peft.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
 
 
-def test_patterns_are_matched_as_peft_matches_them():
+def test_alpha_patterns_match_the_same_layers_as_in_peft():
     from peft.utils.other import get_pattern_key
 
     rng = np.random.default_rng(0)

@@ -68,7 +68,7 @@ def test_a_library_is_used_like_a_mapping_from_tokens(library):
         assert token not in library
 
 
-def test_an_unknown_token_is_a_key_error_that_names_the_nearest(library):
+def test_an_unknown_token_raises_a_key_error_that_names_the_nearest(library):
     library.add(embedding("<me/duck>", 1))
     with pytest.raises(UnknownConcept) as caught:
         library["<me/dukc>"]
@@ -80,7 +80,7 @@ def test_an_unknown_token_is_a_key_error_that_names_the_nearest(library):
         library[3]
 
 
-def test_every_method_takes_a_token_as_text(library, tmp_path):
+def test_every_method_accepts_a_token_as_text(library, tmp_path):
     library.add(embedding("<me/duck>", 1))
     assert library.find("<me/duck>").token == T("<me/duck-v1>") == library.versions("<me/duck>")[0]
     assert [entry.token for entry in library.history("<me/duck>")] == [*library.identities("<me/duck>")]
@@ -95,7 +95,7 @@ def test_every_method_takes_a_token_as_text(library, tmp_path):
 # --- adding and finding -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there_is_an_empty_library(library):
+def test_a_missing_folder_is_an_empty_library(library):
     assert (
         library.entries() == [] and library.verify() == [] and library.misplaced_files() == [] and library.sweep() == 0
     )
@@ -124,14 +124,14 @@ def test_versions_count_up_and_equal_content_is_not_added_again(library):
     assert library.get(T("<me/duck>")).identity == concept(seed=4).identity
 
 
-def test_versions_are_numbers(library):
+def test_versions_are_sorted_as_numbers(library):
     for seed in range(11):
         library.add(embedding(seed=seed))
     assert tokens(library)[-2:] == ["<me/duck-v10>", "<me/duck-v11>"]
     assert library.find(T("<duck>")).token == T("<me/duck-v11>")
 
 
-def test_what_is_got_is_what_was_added(library):
+def test_get_returns_the_added_concept(library):
     first = concept()
     token = library.add(first)
     loaded = library.get(token)
@@ -141,7 +141,7 @@ def test_what_is_got_is_what_was_added(library):
     assert concept_from_bytes((library.folder / "me/duck-v1.safetensors").read_bytes(), "x").token == token
 
 
-def test_a_token_with_a_version_is_that_version_for_ever(library):
+def test_a_version_never_changes_its_content(library):
     assert str(library.add(concept("<me/duck-v7>"))) == "<me/duck-v7>"
     assert str(library.add(concept("<me/duck-v7>"))) == "<me/duck-v7>"
     with pytest.raises(UserError, match=r"<me/duck-v7> is already in the library .*here \w{8}, the new one \w{8}"):
@@ -185,19 +185,19 @@ def shelf(library):
         ("<toy-v1>", "Several concepts are called <toy-v1>.\nWrite <me/toy-v1> or <you/toy-v1>."),
     ],
 )
-def test_words_that_mean_nothing_or_too_much(shelf, locations, says):
+def test_unknown_and_ambiguous_tokens_are_refused_with_a_hint(shelf, locations, says):
     for method in (shelf.get, shelf.find, shelf.remove, lambda token: shelf.rename(token, T("<me/x>"))):
         with pytest.raises(UserError) as caught:
             method(T(locations))
         assert str(caught.value) == says
 
 
-def test_a_name_alone_is_enough_while_only_one_has_it(shelf):
+def test_a_unique_name_is_found_without_its_owner(shelf):
     assert shelf.find(T("<my-cat>")).token == T("<me/my-cat-v2>")
     assert shelf.find(T("<my-cat-v1>")).token == T("<me/my-cat-v1>")
 
 
-def test_an_entry_as_json_has_keys_that_stay(shelf):
+def test_an_entry_as_json_has_fixed_keys(shelf):
     entries = [entry.as_json() for entry in shelf.entries()]
     keys = (
         "token title description kind class_noun base base_name method steps created author license consent"
@@ -234,21 +234,21 @@ def test_renaming_renames_the_concept_in_its_prompts(library):
     assert library["<you/toy>"].card.prompts == library.entries()[0].card.prompts == renamed
 
 
-def test_a_prompt_that_renaming_would_make_too_long_for_a_card_stays(library):
+def test_prompts_that_would_become_too_long_are_not_renamed(library):
     prompts = (f"<me/duck> {'x' * 490}",)
     library.add(dataclasses.replace(concept(), card=card(prompts=prompts)))
     library.rename(T("<duck>"), T("<me/a-longer-name>"))
     assert library["<a-longer-name>"].card.prompts == prompts
 
 
-def test_a_file_renamed_by_hand_shows_prompts_of_its_new_name(library):
+def test_prompts_follow_a_manually_renamed_file(library):
     library.add(dataclasses.replace(concept(), card=card(prompts=("<me/duck> at sea",))))
     (library.folder / "me/duck-v1.safetensors").rename(library.folder / "me/goose-v1.safetensors")
     (entry,) = library.entries()
     assert entry.card.prompts == library["<me/goose>"].card.prompts == ("<me/goose> at sea",)
 
 
-def test_one_version_can_be_renamed(library):
+def test_a_single_version_can_be_renamed(library):
     for seed in (0, 1):
         library.add(concept(seed=seed))
     assert library.rename(T("<me/duck-v1>"), T("<old-duck>")) == [T("<me/old-duck-v1>")]
@@ -256,7 +256,7 @@ def test_one_version_can_be_renamed(library):
     assert tokens(library) == ["<me/duck-v9>", "<me/old-duck-v1>"]
 
 
-def test_renaming_never_takes_a_token(shelf):
+def test_renaming_to_an_existing_token_is_refused(shelf):
     before = tree(shelf.folder)
     for old, new in (("<my-cat>", "<me/toy>"), ("<my-cat-v1>", "<me/my-cat-v2>"), ("<my-cat>", "<my-cat>")):
         with pytest.raises(UserError, match="is already in the library"):
@@ -266,7 +266,7 @@ def test_renaming_never_takes_a_token(shelf):
     assert tree(shelf.folder) == before
 
 
-def test_removing_several_versions_must_be_meant(library):
+def test_removing_several_versions_requires_all_versions(library):
     for seed in (0, 1):
         library.add(concept(seed=seed))
     with pytest.raises(UserError, match="several versions: <me/duck-v1>, <me/duck-v2>"):
@@ -275,7 +275,7 @@ def test_removing_several_versions_must_be_meant(library):
     assert library.entries() == [] and not (library.folder / "me").exists()
 
 
-def test_a_concept_in_use_outlives_its_file(library):
+def test_a_loaded_concept_outlives_its_file(library):
     token = library.add(concept())
     loaded = library.get(token)
     library.add(concept(seed=1), replace=True)
@@ -305,7 +305,7 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("owner", ["me", None])
-def test_no_name_reaches_outside(library, tmp_path, name, owner):
+def test_invalid_names_never_reach_outside_the_library(library, tmp_path, name, owner):
     """Tokens made by hand: `Token.parse` would not let these through to begin with."""
     library.add(embedding())
     before = tree(tmp_path)
@@ -324,7 +324,7 @@ def test_no_name_reaches_outside(library, tmp_path, name, owner):
     assert {path: data for path, data in tree(tmp_path).items()} == before
 
 
-def test_linked_folders_are_not_followed(library, tmp_path):
+def test_symlinked_folders_are_not_followed(library, tmp_path):
     outside = tmp_path / "home"
     other = Library(outside)
     other.add(embedding("<me/secret>"))
@@ -344,7 +344,7 @@ def test_linked_folders_are_not_followed(library, tmp_path):
     assert tree(outside) == before and tokens(library) == ["<me/duck-v1>"]
 
 
-def test_a_linked_file_is_refused_and_removing_it_removes_the_link(library, tmp_path):
+def test_a_symlinked_file_is_refused_and_remove_deletes_only_the_link(library, tmp_path):
     library.add(embedding())
     secret = tmp_path / "secret.safetensors"
     secret.write_bytes(concept_to_bytes(embedding("<me/secret-v1>")))
@@ -357,7 +357,7 @@ def test_a_linked_file_is_refused_and_removing_it_removes_the_link(library, tmp_
     assert tokens(library) == ["<me/duck-v1>"] and secret.exists()
 
 
-def test_files_renamed_or_put_there_by_hand_answer_to_their_path(library):
+def test_manually_renamed_files_are_found_by_their_path(library):
     library.add(concept())
     folder = library.folder / "me"
     (folder / "duck-v1.safetensors").rename(folder / "goose-v4.safetensors")
@@ -376,7 +376,7 @@ def shared(tmp_path):
     return path
 
 
-def test_our_own_files_keep_their_token(library, shared):
+def test_imported_native_files_keep_their_token(library, shared):
     assert library.import_(shared) == T("<friend/duck-v7>")
     assert library.import_(shared) == T("<friend/duck-v7>")
     assert library.import_(shared, as_=T("<me/duck>")) == T("<me/duck-v1>")
@@ -384,7 +384,7 @@ def test_our_own_files_keep_their_token(library, shared):
     assert library.find(T("<friend/duck>")).thumbnail
 
 
-def test_a_clashing_import_asks_for_another_name(library, shared, tmp_path):
+def test_an_import_of_an_existing_token_is_refused_with_a_hint(library, shared, tmp_path):
     library.add(concept("<friend/duck-v7>", seed=1))
     before = tree(library.folder)
     with pytest.raises(UserError, match=r"(?s)<friend/duck-v7> is already in .* with other content.*--as .*--replace"):
@@ -402,7 +402,7 @@ def test_a_clashing_import_asks_for_another_name(library, shared, tmp_path):
     assert library.get(T("<friend/duck>")).identity == concept().identity
 
 
-def test_a_broken_file_is_not_passed_over_for_a_pickle_beside_it(library, tmp_path):
+def test_a_broken_file_is_not_replaced_by_the_pickle_beside_it(library, tmp_path):
     torch = pytest.importorskip("torch")
 
     class Evil:
@@ -421,7 +421,7 @@ def test_a_broken_file_is_not_passed_over_for_a_pickle_beside_it(library, tmp_pa
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_a_file_is_read_once(library, shared, monkeypatch):
+def test_an_imported_file_is_opened_once(library, shared, monkeypatch):
     opened = []
 
     def counted(path, *rest, real=os.open, **named):
@@ -433,7 +433,7 @@ def test_a_file_is_read_once(library, shared, monkeypatch):
     assert opened.count(str(shared)) == 1
 
 
-def test_a_file_swapped_during_import_is_one_or_the_other(library, tmp_path):
+def test_a_file_replaced_during_import_is_never_read_as_a_mixture(library, tmp_path):
     path, good, bad = tmp_path / "x", concept_to_bytes(embedding("<me/x>")), b"PK\x03\x04" + bytes(50)
     path.write_bytes(good)
     done = threading.Event()
@@ -455,7 +455,7 @@ def test_a_file_swapped_during_import_is_one_or_the_other(library, tmp_path):
     assert library.verify() == [] and {entry.identity for entry in library.entries()} <= {embedding().identity}
 
 
-def test_what_cannot_be_imported_is_said_in_words(library, tmp_path):
+def test_unreadable_files_are_refused_with_a_message(library, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "odd\x1b[31m.bin").write_bytes(b"\x80\x02N.")
@@ -469,7 +469,7 @@ def test_what_cannot_be_imported_is_said_in_words(library, tmp_path):
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def test_damage_is_listed_named_and_never_deleted(library):
+def test_damaged_files_are_listed_and_never_deleted(library):
     for name in ("<me/a>", "<me/b>", "<me/c>", "<me/d>"):
         library.add(concept(name))
     paths = {entry.token.name: entry.path for entry in library.entries()}
@@ -532,7 +532,7 @@ FORGED = {
 }
 
 
-def test_no_file_ends_the_listing_of_the_others(library):
+def test_a_bad_file_does_not_stop_the_listing_of_the_others(library):
     good = library.add(embedding("<me/good>"))
     for name, change in FORGED.items():
         data = _forge(concept_to_bytes(embedding(f"<me/{name}>")), change)
@@ -552,7 +552,7 @@ def test_no_file_ends_the_listing_of_the_others(library):
     assert library.add(embedding("<me/other>")) == T("<me/other-v1>")
 
 
-def test_a_folder_that_cannot_be_read_is_told_and_hides_no_other(library, monkeypatch):
+def test_an_unreadable_folder_is_reported_and_hides_no_other(library, monkeypatch):
     for name in ("<a/x>", "<b/y>"):
         library.add(embedding(name))
     real = os.scandir
@@ -579,7 +579,7 @@ def test_a_damaged_file_can_be_replaced_renamed_and_removed(library):
     assert library.verify() == []
 
 
-def test_a_library_that_is_no_folder_is_said_in_a_line(tmp_path):
+def test_a_library_path_that_is_a_file_is_refused_with_a_message(tmp_path):
     (tmp_path / "file").write_text("")
     library = Library(tmp_path / "file")
     for doing in (library.entries, lambda: library.get(T("<x>")), lambda: library.add(concept())):
@@ -674,7 +674,7 @@ def rounds(request, tmp_path):
     return Rounds(request.param, tmp_path)
 
 
-def test_a_crash_at_any_moment_leaves_each_concept_old_or_new(rounds):
+def test_a_crash_at_any_call_leaves_each_concept_old_or_new(rounds):
     for n in range(1, rounds.calls() + 1):
         library = rounds.fresh(n)
         assert die_at(n, lambda library=library: rounds.change(library)) == DIED
@@ -686,7 +686,7 @@ def test_a_crash_at_any_moment_leaves_each_concept_old_or_new(rounds):
     assert n > 3
 
 
-def test_no_room_at_any_moment_changes_nothing(rounds):
+def test_a_full_disk_at_any_call_changes_nothing(rounds):
     writing = [item for item in CALLS if item[1] in ("_write", "mkdir", "replace", "rename")]
     refused = 0
     for n in range(1, rounds.calls(writing) + 1):
@@ -708,7 +708,7 @@ def test_a_failing_disk_leaves_each_concept_old_or_new(rounds):
         assert library.verify() == []
 
 
-def test_no_room_for_a_concept_changes_nothing(tmp_path):
+def test_a_concept_over_the_file_size_limit_changes_nothing(tmp_path):
     library = start(tmp_path)
     before = tree(library.folder)
 
@@ -721,7 +721,7 @@ def test_no_room_for_a_concept_changes_nothing(tmp_path):
     assert tree(library.folder) == before and not (library.folder / "new").exists()
 
 
-def test_a_full_disk_says_what_is_missing(tmp_path):
+def test_the_full_disk_message_states_the_missing_space(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
@@ -761,7 +761,7 @@ step("remove", lambda: library.remove(T("<me/goose>")))
 
 
 @pytest.mark.slow
-def test_the_disk_is_asked_in_the_order_that_survives_a_power_cut(tmp_path, root):
+def test_files_and_folders_are_flushed_in_an_order_that_survives_power_loss(tmp_path, root):
     """As the system saw it: a file's data are flushed before it gets its name, and the folder after each change."""
     if not shutil.which("strace") or subprocess.run(["strace", "-o", "/dev/null", "true"]).returncode:
         pytest.skip("strace is not here, or may not look")
@@ -806,7 +806,7 @@ def _calls(log: str):
         )
 
 
-def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(library):
+def test_sweep_removes_only_temporary_files_of_dead_processes(library):
     library.add(concept())
     dead = storage.atomic.temporary_path(library.folder / "me" / "duck-v1.safetensors")
     dead.write_bytes(b"half")
@@ -838,7 +838,7 @@ def together(*works) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def test_eight_processes_make_one_folder(tmp_path):
+def test_eight_processes_can_create_the_same_folder(tmp_path):
     def work():
         for number in range(500):  # in step with the others: without its second look seven of eight end in an error
             storage.make_folder(tmp_path / f"{number}")
@@ -852,7 +852,7 @@ def test_eight_processes_adding_one_concept_add_it_once(library, round_):
     assert tokens(library) == ["<me/duck-v1>"] and library.verify() == [] and leftovers(library.folder) == []
 
 
-def test_eight_processes_adding_different_ones_add_them_all(library):
+def test_eight_processes_adding_different_concepts_add_them_all(library):
     same_name = [lambda seed=seed: library.add(embedding(seed=seed)) for seed in range(4)]
     other_names = [lambda name=name: library.add(embedding(f"<me/{name}>")) for name in "abcd"]
     assert together(*same_name, *other_names) == [DONE] * 8
@@ -870,7 +870,7 @@ def test_eight_processes_importing_different_files_under_one_name_import_one(lib
     assert tokens(library) == ["<me/duck-v1>"] and library.verify() == []
 
 
-def test_removing_while_replacing_and_listing_is_one_or_the_other(library):
+def test_concurrent_removing_and_replacing_leaves_a_valid_library(library):
     chance = random.Random(0)
     for _ in range(10):
         library.add(embedding())
@@ -909,7 +909,7 @@ def test_a_thousand_concepts_are_listed_without_torch(library):
     )
 
 
-def test_ten_thousand_concepts(tmp_path):
+def test_ten_thousand_concepts_are_listed_within_time_and_memory_limits(tmp_path):
     """Generous bounds for a busy machine, in the process's own time: docs/performance.md has the figures."""
     data = concept_to_bytes(concept("<me/duck-v1>"))
     folder = tmp_path / "concepts"
@@ -938,7 +938,7 @@ def test_ten_thousand_concepts(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_clock_that_is_set_back_changes_nothing(library):
+def test_file_dates_do_not_affect_versions(library):
     """Versions are counted, not dated; equal and future dates of files mean nothing."""
     for seed in (0, 1):
         library.add(concept(seed=seed, card=card(created="2030-01-01T00:00:00Z")))
@@ -953,7 +953,7 @@ def test_a_clock_that_is_set_back_changes_nothing(library):
     assert library.get(T("<duck>")).identity == concept(seed=4).identity
 
 
-def test_whoever_is_killed_with_the_lock_lets_go_of_it(library):
+def test_a_killed_process_releases_the_lock(library):
     library.add(concept())
     program = (
         "import sys, time; from sdpersonal import storage as files; from pathlib import Path\n"
@@ -977,7 +977,7 @@ def test_whoever_is_killed_with_the_lock_lets_go_of_it(library):
         holder.stdout.close()
 
 
-def test_eight_processes_editing_one_concept_each_write_it_whole(library):
+def test_eight_processes_editing_a_concept_leave_it_consistent(library):
     library.add(concept())
     done = together(*[lambda n=n: library.edit(T("<duck>"), {"title": f"t{n}", "author": f"a{n}"}) for n in range(8)])
     assert done == [DONE] * 8

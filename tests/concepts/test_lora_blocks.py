@@ -46,7 +46,7 @@ def blocks_as_run(kind: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_blocks_are_numbered_as_diffusers_runs_them(kind):
+def test_blocks_are_numbered_in_the_order_that_diffusers_runs_them(kind):
     expected, originals = blocks_as_run(kind), foreign.originals(kind)
     checked = set()
     for path, _ in foreign.unet(kind).named_modules():
@@ -60,21 +60,21 @@ def test_blocks_are_numbered_as_diffusers_runs_them(kind):
 
 
 @pytest.mark.parametrize(("base", "size"), [("sd1", 17), ("sd2", 17), ("sdxl", 12)])
-def test_the_short_lists_are_the_blocks_with_attention(base, size):
+def test_the_short_weight_lists_cover_the_blocks_with_attention(base, size):
     with_attention = {block_of(name) for name in layer_table(base) if "attn" in name}
     assert with_attention == set(FORMS[size])
     assert list(FORMS[size]) == sorted(FORMS[size], key=BLOCKS.index)
 
 
 @pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl", "tiny"])
-def test_every_layer_has_a_block_but_the_embeddings_and_the_end(base):
+def test_every_layer_except_embeddings_and_output_has_a_block(base):
     outside = {name.removeprefix("lora_unet_") for name in layer_table(base) if block_of(name) is None}
     for name in outside:
         assert re.fullmatch(r"(time_embed|add_embedding|label_emb|out_\d|conv_norm_out|conv_out).*", name)
     assert {block_of(name) for name in layer_table(base) if "_te" in name[:8]} == {"BASE"}
 
 
-def test_the_built_in_base_has_the_numbers_of_the_same_levels():
+def test_the_built_in_base_numbers_its_blocks_by_resolution_level():
     levels = {"IN": {}, "OUT": {}}
     for name in layer_table("tiny"):
         if found := re.match(r"lora_unet_(down|up)_blocks_(\d)", name):
@@ -112,7 +112,7 @@ def delta(layer):
     return layer.up @ layer.down * layer.alpha / layer.rank
 
 
-def test_layers_are_scaled_and_those_of_weight_0_left_out():
+def test_layers_are_scaled_and_layers_of_weight_0_are_left_out():
     ways = {
         "lora_te_text_model_encoder_layers_0_mlp_fc1": 0.5,
         "lora_unet_down_blocks_0_attentions_0_proj_in": 0.0,  # IN01
@@ -133,7 +133,7 @@ def test_layers_are_scaled_and_those_of_weight_0_left_out():
     assert not with_block_weights(lora, BlockWeights((0.0,) * 26)).layers.keys() - {"lora_unet_time_embedding_linear_1"}
 
 
-def test_changes_that_are_no_plain_loras_are_scaled(tiny):
+def test_dora_layers_are_scaled_by_block_weights(tiny):
     """DoRA has no number of its own to scale; half a block weight must be half its strength, biases included."""
     rng = np.random.default_rng(1)
     names = [name for name in tiny.adapters.layers() if name.endswith(("conv1", "attn1_to_q"))]

@@ -113,7 +113,7 @@ MATRIX = [
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("base, holds, kind, rows", MATRIX)
-def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
+def test_exported_concepts_can_be_imported_again_without_loss(base, holds, kind, rows, format, tmp_path):
     original = made(base, holds, kind, rows)
     try:
         folder = laid(original, format, tmp_path / "sent to me")
@@ -143,7 +143,7 @@ def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
 
 @pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"sd-concepts-library"}))
 @pytest.mark.parametrize("base", ["tiny", "sdxl"])
-def test_dropped_on_a_page(base, format, tmp_path):
+def test_files_uploaded_to_the_app_are_imported_as_one_concept(base, format, tmp_path):
     """The browser sends files without their folders."""
     original = made(base, "both")
     house = Workspace(Library(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
@@ -160,7 +160,7 @@ def test_dropped_on_a_page(base, format, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["a1111", "comfyui", "invokeai", "onetrainer", "diffusers", "kohya"])
-def test_renamed_files_and_folders(format, tmp_path):
+def test_renamed_exports_are_imported_without_loss(format, tmp_path):
     folder = laid(made("sd1", "both"), format, tmp_path / "sent")
     for number, path in enumerate(weights(folder)):
         (tmp_path / f"mess {number}").mkdir()
@@ -171,7 +171,7 @@ def test_renamed_files_and_folders(format, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["a1111", "comfyui", "invokeai", "kohya", "onetrainer"])
-def test_headers_that_another_program_left_out(format, tmp_path):
+def test_exports_without_headers_keep_their_weights(format, tmp_path):
     """Then an embedding and a LoRA of one name are one, without card; the numbers are the same."""
     original = made("sd1", "both")
     folder = laid(original, format, tmp_path / "sent")
@@ -193,7 +193,7 @@ def test_headers_that_another_program_left_out(format, tmp_path):
     )
 
 
-def test_numbers_that_were_changed_make_another_concept(tmp_path):
+def test_changed_weights_make_a_different_concept(tmp_path):
     """A header's word for a file whose numbers are others is not taken."""
     from safetensors import safe_open
 
@@ -239,7 +239,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA", "full weights", "OFT"])
 @pytest.mark.parametrize("base", ["sd1", "sdxl"])
-def test_other_kinds_come_back_whole_or_are_refused_or_cut_and_told(base, kind, tmp_path):
+def test_non_plain_loras_round_trip_or_are_refused_or_truncated(base, kind, tmp_path):
     original = other_kind(kind, base)
     for format in sorted(FORMATS.keys() - {"sd-concepts-library"}):
         if (kind, format) in REFUSED:
@@ -277,7 +277,7 @@ def changed(tensors: dict[str, np.ndarray]) -> np.ndarray:
 # --- library to library -----------------------------------------------------------------------------------------------
 
 
-def test_a_library_in_another(tmp_path):
+def test_a_whole_library_can_be_imported_into_another(tmp_path):
     """Several versions, parts, names that need care, and files with a header of every length."""
     original = Library(tmp_path / "mine")
     for seed, holds in enumerate(("vectors", "both", "lora")):
@@ -303,7 +303,7 @@ def test_a_library_in_another(tmp_path):
         assert other.verify() == []
 
 
-def test_a_part_in_a_library_goes_on_as_one(tmp_path):
+def test_an_exported_part_still_joins_its_other_part(tmp_path):
     """A part alone can be exported and imported again, and still finds its other part."""
     original = made("sd1", "both")
     first, second = weights(laid(original, "a1111", tmp_path / "sent"))
@@ -318,7 +318,7 @@ def test_a_part_in_a_library_goes_on_as_one(tmp_path):
         other.add_imported(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
 
 
-def test_a_header_that_lies_about_its_whole_is_refused():
+def test_a_part_stores_the_identity_of_its_whole_in_the_header():
     data = concept_to_bytes(dataclasses.replace(made("tiny", "vectors"), part_of="a" * 64))
     assert json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["sdpersonal.whole"] == "a" * 64
     assert io.BytesIO(data).read(8)[4:] == bytes(4)

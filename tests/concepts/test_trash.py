@@ -39,7 +39,7 @@ def gone(library) -> dict[str, bytes]:
     return {str(e.token): e.path.read_bytes() for deletion in Trash(library).deletions() for e in deletion.entries}
 
 
-def test_what_was_deleted_comes_back_to_the_bit(library):
+def test_restored_concepts_are_bit_identical(library):
     before, trash = here(library), Trash(library)
     deletion = trash.delete(T("<me/duck>"), all_versions=True)
     assert [str(token) for token in deletion.tokens] == ["<me/duck-v1>", "<me/duck-v2>"]
@@ -50,7 +50,7 @@ def test_what_was_deleted_comes_back_to_the_bit(library):
     assert here(library) == before and trash.deletions() == []
 
 
-def test_a_place_that_was_taken_is_not_taken_back(library):
+def test_restoring_never_overwrites_another_concept(library):
     trash = Trash(library)
     deletion = trash.delete(T("<me/duck>"), all_versions=True)
     library.add(concept("<me/duck-v2>", seed=9))
@@ -62,7 +62,7 @@ def test_a_place_that_was_taken_is_not_taken_back(library):
     assert list(here(library)) == ["<me/duck-v1>", "<me/duck-v2>", "<me/other-v2>", "<you/ink-v1>"]
 
 
-def test_one_of_several_versions_must_be_named(library):
+def test_deleting_one_of_several_versions_requires_its_number(library):
     with pytest.raises(UserError, match="has several versions"):
         Trash(library).delete(T("<me/duck>"))
     assert len(here(library)) == 3 and gone(library) == {}
@@ -70,7 +70,7 @@ def test_one_of_several_versions_must_be_named(library):
     assert list(gone(library)) == ["<me/duck-v1>"]
 
 
-def test_a_damaged_file_can_be_deleted_and_come_back(library):
+def test_a_damaged_file_can_be_deleted_and_restored(library):
     path = library.folder / "me" / "cut-v1.safetensors"
     path.write_bytes(b"half")
     deletion = Trash(library).delete(T("<me/cut>"))
@@ -78,7 +78,7 @@ def test_a_damaged_file_can_be_deleted_and_come_back(library):
     assert path.read_bytes() == b"half"
 
 
-def test_after_thirty_days_it_is_gone(library):
+def test_deletions_expire_after_thirty_days(library):
     trash = Trash(library)
     old = trash.delete(T("<you/ink>")).name
     long_ago = f"{datetime.now(UTC) - timedelta(days=31):%Y%m%dT%H%M%SZ}-00000000"
@@ -104,7 +104,7 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize("days", [40, 4000])
-def test_a_clock_set_ahead_for_a_day_loses_nothing(library, clock, days):
+def test_a_clock_temporarily_set_ahead_loses_nothing(library, clock, days):
     trash = Trash(library)
     before = here(library)
     trash.delete(T("<you/ink>"))
@@ -121,7 +121,7 @@ def test_a_clock_set_ahead_for_a_day_loses_nothing(library, clock, days):
     assert before.items() <= here(library).items()
 
 
-def test_a_deletion_dated_ahead_is_deleted_in_its_time(library, clock):
+def test_a_deletion_dated_in_the_future_expires_after_thirty_days(library, clock):
     trash = Trash(library)
     clock(4000)
     trash.delete(T("<you/ink>"))
@@ -136,7 +136,7 @@ def test_a_deletion_dated_ahead_is_deleted_in_its_time(library, clock):
     assert list(gone(library)) == ["<me/duck-v2>", "<me/new-v1>"]
 
 
-def test_a_clock_set_back_deletes_and_dates_nothing(library, clock):
+def test_a_clock_set_back_expires_no_deletion(library, clock):
     trash = Trash(library)
     deletion = trash.delete(T("<you/ink>"))
     clock(-10_000)
@@ -145,7 +145,7 @@ def test_a_clock_set_back_deletes_and_dates_nothing(library, clock):
     assert trash.empty() == 2 and gone(library) == {}
 
 
-def test_after_a_long_absence_it_takes_a_week_more(library, clock):
+def test_expiry_after_a_long_absence_takes_another_week(library, clock):
     trash = Trash(library)
     trash.delete(T("<you/ink>"))
     clock(60)
@@ -159,12 +159,12 @@ def test_after_a_long_absence_it_takes_a_week_more(library, clock):
 @pytest.mark.parametrize(
     "name", ["", "..", "../me", "/etc", "20260131T120000Z-0123456", "99999999T999999Z-00000000", 3]
 )
-def test_only_a_deletions_name_is_one(library, name):
+def test_invalid_deletion_names_are_refused(library, name):
     with pytest.raises(UserError, match="is not in the trash any more"):
         Trash(library).restore(name)
 
 
-def test_a_linked_trash_takes_nothing_elsewhere(library, tmp_path):
+def test_a_symlinked_trash_folder_is_refused(library, tmp_path):
     (tmp_path / "outside").mkdir()
     (library.folder / ".trash").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="is not inside"):
@@ -186,7 +186,7 @@ def empty(library):
 
 
 @pytest.mark.parametrize("change", [put, restore, empty])
-def test_a_crash_or_a_failing_disk_at_any_moment_loses_nothing(change, tmp_path):
+def test_a_crash_or_disk_error_at_any_call_loses_nothing(change, tmp_path):
     """Each file is here or in the trash, whole; only emptying the trash ends any."""
     library = filled(tmp_path / "before")
     if change is not put:

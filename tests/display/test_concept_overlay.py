@@ -33,7 +33,7 @@ def of_colour(drawn, number):
     return np.nonzero((drawn == _COLOURS[number]).all(-1))
 
 
-def test_each_concept_has_its_colour_where_it_is():
+def test_each_concept_is_marked_with_its_colour_in_its_area():
     areas = [ConceptArea("<me/duck>", (0.25, 0.5, 0.75, 0.9), LEFT), ConceptArea("<me/fox>", (0, 0, 1, 1), RIGHT)]
     drawn, without = pixels(areas), pixels([ConceptArea(area.label, area.box) for area in areas])
     for number, (y, x) in enumerate(((40, 20), (390, 590))):  # in the hot corners
@@ -50,7 +50,7 @@ def test_a_small_image_is_enlarged_and_a_large_one_is_not():
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.9, 0.9, 1, 1), (0, 0.98, 0.1, 1), (0.4, 0.45, 0.42, 0.47)])
-def test_all_labels_are_seen_beside_each_other(box):
+def test_all_labels_stay_visible_beside_each_other(box):
     areas = [ConceptArea(f"<me/concept-{number}>", box) for number in range(6)]
     drawn = pixels(areas)
     alone = [len(of_colour(pixels([ConceptArea(area.label, box)]), 0)[0]) for area in areas]
@@ -59,12 +59,12 @@ def test_all_labels_are_seen_beside_each_other(box):
         assert len(of_colour(drawn, number)[0]) > 0.8 * (alone[number] - outline)
 
 
-def test_a_long_label_is_cut_and_hostile_text_is_only_drawn():
+def test_long_and_hostile_labels_are_accepted():
     areas = [ConceptArea("<" + "x" * 500 + ">", (0.5, 0.5, 1, 1)), ConceptArea("\u202e\n<b>\x00", (0, 0, 0.5, 0.5))]
     assert draw_concept_areas(GREY, areas).size == GREY.size
 
 
-def test_an_image_without_figures_has_no_overlay():
+def test_an_image_without_presence_data_has_no_overlay():
     concept = {"token": "<me/duck-v1>", "sha256": "b" * 64}
     with pytest.raises(UserError, match="not known"):
         GeneratedImage(GREY, Recipe(**RECIPE, concepts=[concept])).concept_overlay()
@@ -73,7 +73,7 @@ def test_an_image_without_figures_has_no_overlay():
     assert known.concept_overlay().size == GREY.size and not isinstance(known.concept_overlay(), GeneratedImage)
 
 
-def test_the_command_writes_the_areas_and_says_where_they_are(tmp_path, monkeypatch, capsys):
+def test_the_areas_command_saves_the_overlay_and_prints_the_areas(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     presence = {"share": 0.75, "box": [0, 0, 0.5, 0.5], "overlap": 0.25}
     concepts = [{"token": f"<me/{name}-v1>", "sha256": "b" * 64, "presence": presence} for name in ("duck", "fox")]
@@ -87,7 +87,7 @@ def test_the_command_writes_the_areas_and_says_where_they_are(tmp_path, monkeypa
     assert said[-1] == "seen/mix-areas.png" and len(said) == 3
 
 
-def test_the_command_refuses_images_without_figures(tmp_path, monkeypatch, capsys):
+def test_the_areas_command_refuses_images_without_presence_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     GeneratedImage(GREY, Recipe(**RECIPE)).save("plain.png")
     GREY.save("foreign.png")

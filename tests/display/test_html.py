@@ -29,7 +29,7 @@ def inside(tag: str, page: str) -> list[str]:
     return re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
 
 
-def test_texts_are_escaped_and_files_are_not(tmp_path):
+def test_text_values_are_escaped_and_source_files_are_not(tmp_path):
     page = render(tmp_path, STYLE, SCRIPT, BODY, title="</title><script>", text='<img src=x onerror="1">{{ 7 * 7 }}')
     assert "<p>&lt;img src=x onerror=&#34;1&#34;&gt;{{ 7 * 7 }}</p>" in page
     assert inside("title", page) == ["&lt;/title&gt;&lt;script&gt;"]
@@ -37,7 +37,7 @@ def test_texts_are_escaped_and_files_are_not(tmp_path):
     assert inside("style", page)[0].endswith("p > b { color: red }\n")
 
 
-def test_the_policy_allows_just_the_pages_own_style_and_script(tmp_path):
+def test_the_content_security_policy_allows_only_the_own_style_and_script(tmp_path):
     page = render(tmp_path, STYLE, SCRIPT, BODY, title="", text="")
     (policy,) = re.findall(r'Security-Policy" content="([^"]*)"', page)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -51,16 +51,16 @@ def test_the_policy_allows_just_the_pages_own_style_and_script(tmp_path):
     }
 
 
-def test_a_page_without_a_script_allows_none(tmp_path):
+def test_a_page_without_a_script_allows_no_scripts(tmp_path):
     page = render(tmp_path, BODY, title="", text="")
     assert "script" not in page and "default-src 'none'" in page
 
 
-def test_a_missing_value_is_an_error(tmp_path):
+def test_a_missing_template_value_raises_an_error(tmp_path):
     with pytest.raises(jinja2.UndefinedError, match="text"):
         render(tmp_path, BODY, title="")
 
 
-def test_data_urls():
+def test_data_url_encodes_bytes_as_base64():
     url = data_url(b"\x00\xffpng", "image/png")
     assert url.startswith("data:image/png;base64,") and base64.b64decode(url.partition(",")[2]) == b"\x00\xffpng"

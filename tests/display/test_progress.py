@@ -52,7 +52,7 @@ def test_a_terminal_shows_steps_loss_and_time(monkeypatch):
     assert "3/3" in last and "loss 0.5000" in last and "left" not in last
 
 
-def test_a_work_that_ends_early_shows_no_time_left(monkeypatch):
+def test_a_task_that_ends_early_shows_no_time_left(monkeypatch):
     display = Display(monkeypatch)
     with ProgressBar("training", transient=False) as bar:
         bar.show(Progress(1, 9, 60.0, 0.5))
@@ -62,20 +62,20 @@ def test_a_work_that_ends_early_shows_no_time_left(monkeypatch):
 
 
 @pytest.mark.parametrize("out", [io.StringIO(), None])
-def test_a_file_or_a_closed_stream_gets_nothing(out, monkeypatch):
+def test_the_bar_writes_nothing_to_a_file_or_closed_stream(out, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None if out is None else sys.stderr)
     seen = []
     run(ProgressBar("training", seen.append, out=out))
     assert len(seen) == 3 and (out is None or out.getvalue() == "")
 
 
-def test_quiet_shows_nothing_but_calls_back():
+def test_quiet_mode_shows_nothing_but_calls_the_callback():
     out, seen = Terminal(), []
     run(ProgressBar("training", seen.append, quiet=True, out=out))
     assert out.getvalue() == "" and [progress.step for progress in seen] == [1, 2, 3]
 
 
-def test_a_terminal_that_is_gone_stops_no_work_at_the_end():
+def test_a_closed_terminal_raises_no_error():
     with ProgressBar("training", out=Gone()):
         pass
 
@@ -89,13 +89,13 @@ def test_a_notebook_shows_one_bar_and_clears_a_transient_one(monkeypatch):
     assert display.shown[-1] == "" and "generating: 1 of 3" in display.shown[-2]
 
 
-def test_a_shell_in_a_terminal_is_no_notebook(monkeypatch):
+def test_ipython_in_a_terminal_is_not_a_notebook(monkeypatch):
     shell = types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     assert not ProgressBar("training", out=io.StringIO()).shown
 
 
-def test_the_time_left_is_at_the_pace_so_far(monkeypatch):
+def test_the_remaining_time_is_estimated_from_the_average_speed(monkeypatch):
     from sdpersonal.display import progress
 
     clock = iter([0.0, 0.0, 2.0, 6.0])

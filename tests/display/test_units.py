@@ -17,7 +17,7 @@ from sdpersonal.display.units import format_bytes, format_duration, format_minut
         (12_000_000_000_000, "12,000.0 GB"),
     ],
 )
-def test_bytes(count, text):
+def test_format_bytes_uses_decimal_units(count, text):
     assert format_bytes(count) == text
 
 
@@ -35,12 +35,12 @@ def test_bytes(count, text):
         (359_999, "100:00 h"),
     ],
 )
-def test_times_as_people_write_them(seconds, shown):
+def test_format_duration_uses_seconds_minutes_or_hours(seconds, shown):
     assert format_duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(10, "less than a minute"), (70, "a minute"), (240, "4 minutes"), (9000, "2 hours")]
 )
-def test_estimated_durations(seconds, text):
+def test_format_minutes_rounds_to_minutes_or_hours(seconds, text):
     assert format_minutes(seconds) == text

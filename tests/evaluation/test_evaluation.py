@@ -108,7 +108,7 @@ def others(draws):
     return {"object": draws("object", "duck"), "style": draws("style", "watercolor")}
 
 
-def test_the_built_in_judge_sees_and_reads_as_transformers_does(judge, peer, photos):
+def test_features_of_the_built_in_scorer_equal_those_of_transformers(judge, peer, photos):
     np.testing.assert_allclose(judge.image_features(photos), peer.image_features(photos), atol=1e-4)
     texts = ["a bear", "an octopus on the beach, far away, in the evening", "", "<script>alert(1)</script>"]
     np.testing.assert_allclose(judge.text_features(texts), peer.text_features(texts), atol=1e-5)
@@ -119,7 +119,7 @@ def test_the_built_in_judge_sees_and_reads_as_transformers_does(judge, peer, pho
     )
 
 
-def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
+def test_image_features_are_independent_of_the_number_of_images(judge, photos):
     many = (photos * 9)[:40]
     np.testing.assert_allclose(
         judge.image_features(many),
@@ -179,7 +179,7 @@ KINDS = {"object": "bear", "style": "cyanotype", "person": "bear"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_figure_is_what_it_is_said_to_be(judge, peer, photos, plain, others, kind):
+def test_every_score_equals_its_definition(judge, peer, photos, plain, others, kind):
     """Of pictures with nothing of the photos in them, and of pictures half of which are the photos."""
     noun, results = KINDS[kind], "style" if kind == "style" else "object"
     acceptance = ConceptEvaluation(judge, kind, noun, photos, plain[results])
@@ -189,7 +189,7 @@ def test_every_figure_is_what_it_is_said_to_be(judge, peer, photos, plain, other
         assert_equal(acceptance.score(generated), by_hand(peer, kind, noun, photos, plain[results], generated, parts))
 
 
-def test_the_photos_themselves_only_copy(judge, photos, plain):
+def test_the_photos_themselves_are_scored_as_copies(judge, photos, plain):
     scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score((photos * 2)[:8])
     assert scores.copying >= 0.5 and scores.likeness > 0.9
     message = explain_scores(scores, "bear")
@@ -197,7 +197,7 @@ def test_the_photos_themselves_only_copy(judge, photos, plain):
     assert not any("no effect" in line for line in message)
 
 
-def test_the_class_nouns_own_pictures_show_no_effect(judge, photos, plain):
+def test_class_noun_images_are_scored_as_no_effect(judge, photos, plain):
     scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score(plain["object"])
     assert scores.likeness <= 1e-6 and scores.score == pytest.approx(0, abs=1e-3)
     assert scores.copying == 0
@@ -205,7 +205,7 @@ def test_the_class_nouns_own_pictures_show_no_effect(judge, photos, plain):
     assert message[-1].startswith("Training had no effect: the images are no more like the photos than any bear.")
 
 
-def test_a_copy_in_the_place_that_was_asked_for_is_none(judge, photos, plain):
+def test_copies_that_match_their_prompts_count_less_as_copying(judge, photos, plain):
     """The class noun's pictures as photos: each is in its place, and there it may be what it was."""
     acceptance = ConceptEvaluation(judge, "object", "bear", plain["object"], plain["object"])
     in_place = acceptance.score(plain["object"])
@@ -213,7 +213,7 @@ def test_a_copy_in_the_place_that_was_asked_for_is_none(judge, photos, plain):
     assert in_place.copying < elsewhere.copying and elsewhere.copying > 0.5
 
 
-def test_one_photo_and_the_same_photo_again(judge, peer, photos, plain, others):
+def test_scores_of_one_photo_and_repeated_photos_equal_their_definition(judge, peer, photos, plain, others):
     for few in (photos[:1], photos[:1] * 4):
         acceptance = ConceptEvaluation(judge, "object", "bear", few, plain["object"])
         parts = SubjectLikeness(judge, few, plain["object"]).score(others["object"])
@@ -227,7 +227,7 @@ def test_one_photo_and_the_same_photo_again(judge, peer, photos, plain, others):
 
 @pytest.mark.parametrize("colour", ["black", "white", "#3366cc", None])
 @pytest.mark.parametrize("where", ["photos", "plain", "pictures", "all"])
-def test_pictures_of_nothing_give_numbers(judge, photos, plain, others, where, colour):
+def test_flat_images_have_finite_scores(judge, photos, plain, others, where, colour):
     """One colour, or one that no eye tells from it."""
     flat = Image.new("RGB", (128, 128), colour or "gray")
     if colour is None:
@@ -246,7 +246,7 @@ def test_pictures_of_nothing_give_numbers(judge, photos, plain, others, where, c
 @pytest.mark.parametrize("likeness", [-3.0, -0.1, 0.0, 0.3, 1.0, 1.4])
 @pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("copying", [0.0, 0.5, 1.0])
-def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, copying):
+def test_the_score_is_bounded_and_requires_every_component(likeness, fidelity, copying):
     scores = ConceptScores(likeness, fidelity, copying, 0.2, 0.5)
     assert 0 <= scores.score <= 1
     if likeness <= 0 or fidelity == 0 or copying == 1:
@@ -275,13 +275,13 @@ def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, co
         ("style", (0.1, 0.9, 0.1), "Training had no effect"),
     ],
 )
-def test_the_verdict_says_what_is_seen(kind, scores, words):
+def test_the_explanation_describes_the_scores(kind, scores, words):
     likeness, colour, detail = scores
     shape = None if kind == "style" else 0.8
     assert explain_scores(ConceptScores(likeness, 1, 0, 0, 0, shape, colour, detail), "bear", kind)[0].startswith(words)
 
 
-def test_a_style_that_hides_what_prompts_ask_for_is_not_told_about_places():
+def test_a_style_with_low_fidelity_is_explained_without_places():
     message = explain_scores(ConceptScores(0.9, 0.4, 0, 0, 0, None, 1, 1), "ink", "style")
     assert message[0].startswith("What a prompt asks for is hard to recognise in this style.") and len(message) == 1
 
@@ -300,7 +300,7 @@ def photographs(request):
     return [Image.fromarray(photo.square()) for photo in load_photos(folder, 128).photos]
 
 
-def test_photographs_are_not_praised_by_a_clip_that_knows_drawings(judge, plain, photographs, monkeypatch):
+def test_the_built_in_scorer_does_not_score_photographs(judge, plain, photographs, monkeypatch):
     """Smears in the photos' colours, and the photos themselves, beyond which no praise could go."""
     smears = [photo.filter(ImageFilter.GaussianBlur(6)) for photo in photographs]
     evaluation = ConceptEvaluation(judge, "object", "dog", photographs, plain["object"])
@@ -323,7 +323,7 @@ def test_drawings_and_styles_are_scored(judge, photos, plain):
     assert not ConceptEvaluation(judge, "style", "ink", textures, plain["style"]).out_of_domain
 
 
-def test_pictures_are_of_any_mode_and_size(judge, photos, plain):
+def test_images_of_any_mode_and_size_are_scored(judge, photos, plain):
     acceptance = ConceptEvaluation(judge, "object", "bear", photos, plain["object"])
     modes = [item.convert("P") if i % 2 else item.resize((64, 64)).convert("RGBA") for i, item in enumerate(photos * 2)]
     assert math.isfinite(acceptance.score(modes[:8]).score)
@@ -341,7 +341,7 @@ def test_pictures_are_of_any_mode_and_size(judge, photos, plain):
         ("ümlaut", "a ümlaut"),
     ],
 )
-def test_articles(noun, said):
+def test_class_nouns_get_the_right_article(noun, said):
     assert with_article(noun) == said == class_phrase("object", noun) == class_phrase("person", noun)
     assert class_phrase("style", noun) == noun
 
@@ -436,7 +436,7 @@ def read(folder):
     return json.loads((folder / "preprocessor_config.json").read_text())
 
 
-def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, images):
+def test_scorers_load_offline_from_the_cache_and_equal_transformers(hub, images):
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTImageProcessorPil, ViTModel
 
     clip, dino = hub(CLIP, save_clip), hub(DINO, save_dino)
@@ -458,7 +458,7 @@ def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, ima
     np.testing.assert_allclose(judge.text_features(texts), reference, atol=1e-5)
 
 
-def test_likeness_is_dinos_and_fidelity_clips(hub, images):
+def test_subject_features_are_from_dino_if_it_is_available(hub, images):
     hub(CLIP, save_clip)
     alone = scorer_for_base("sdxl")
     assert alone.name == "CLIP ViT-B/32" and np.array_equal(
@@ -474,7 +474,7 @@ def test_likeness_is_dinos_and_fidelity_clips(hub, images):
     assert not np.allclose(alone.subject_features(images)[:, :16], both.subject_features(images)[:, :16])
 
 
-def test_the_branch_with_the_safetensors_counts(hub, images):
+def test_the_revision_with_safetensors_is_used(hub, images):
     """The first repository's main branch has only a pickle."""
     hub(CLIP, lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch PWNED'\ntR."))
     assert scorer_for_base("sd1") is None
@@ -483,12 +483,12 @@ def test_the_branch_with_the_safetensors_counts(hub, images):
     assert "--revision refs/pr/15" in scorers.FETCH_COMMAND and CLIP in scorers.FETCH_COMMAND
 
 
-def test_another_repository_will_do(hub):
+def test_another_clip_repository_is_accepted(hub):
     hub("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", save_clip)
     assert scorer_for_base("sd2").name == "CLIP ViT-B/32"
 
 
-def test_a_pickle_is_not_opened(hub, tmp_path):
+def test_pickled_scorer_weights_are_not_loaded(hub, tmp_path):
     def as_pickle(folder):
         save_clip(folder)
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -501,14 +501,14 @@ def test_a_pickle_is_not_opened(hub, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"])
-def test_a_part_of_a_judge_is_none(hub, part):
+def test_an_incomplete_scorer_is_ignored(hub, part):
     folder = hub(CLIP, save_clip)
     assert scorer_for_base("sd1")
     (folder / part).unlink()
     assert scorer_for_base("sd1") is None
 
 
-def test_without_the_tokenizers_settings_texts_are_still_of_one_length(hub):
+def test_text_features_are_equal_without_the_tokenizer_config(hub):
     folder = hub(CLIP, save_clip)
     full = scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100])
     (folder / "tokenizer_config.json").unlink()
@@ -532,7 +532,7 @@ def card_with_room_for(copies, monkeypatch):
 
 
 @pytest.mark.parametrize("room", [0, 5, 1 << 30], ids=["none", "for a part", "for all weights"])
-def test_a_judge_on_a_card_that_is_full_sees_and_reads_on_the_cpu(hub, images, room, monkeypatch):
+def test_a_scorer_runs_on_the_cpu_if_gpu_memory_is_full(hub, images, room, monkeypatch):
     hub(CLIP, save_clip)
     hub(DINO, save_dino)
     expected, judge = scorer_for_base("sd1"), scorer_for_base("sd1")
@@ -545,7 +545,7 @@ def test_a_judge_on_a_card_that_is_full_sees_and_reads_on_the_cpu(hub, images, r
     assert weights == [tensor.data_ptr() for model in (judge._clip, judge._dino) for tensor in model.parameters()]
 
 
-def test_what_fails_on_a_card_for_another_reason_is_raised(hub, images, monkeypatch):
+def test_other_gpu_errors_of_a_scorer_are_raised(hub, images, monkeypatch):
     hub(CLIP, save_clip)
     judge = scorer_for_base("sd1")
     card_with_room_for(0, monkeypatch)
@@ -560,7 +560,7 @@ def test_what_fails_on_a_card_for_another_reason_is_raised(hub, images, monkeypa
 
 
 @pytest.mark.parametrize("damage", ["cut", "nonsense", "lacks a weight", "config"])
-def test_a_damaged_judge_is_told(hub, damage):
+def test_a_damaged_scorer_is_refused_with_a_message(hub, damage):
     from safetensors.torch import load_file, save_file
 
     folder = hub(CLIP, save_clip)
@@ -605,7 +605,7 @@ def begin(narrow, tmp_path, monkeypatch):
     return begin
 
 
-def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
+def test_a_run_without_a_scorer_reports_it_and_uses_the_last_checkpoint(hub, begin, tmp_path):
     concept, message = begin()
     line = next(line for line in message if "No CLIP model" in line)
     assert "the last checkpoint is used" in line and line.endswith(scorers.FETCH_COMMAND)
@@ -614,7 +614,7 @@ def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
     assert "Its samples were not scored." in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_run_is_judged_by_what_the_cache_has(hub, begin, tmp_path):
+def test_a_run_is_scored_by_the_models_in_the_cache(hub, begin, tmp_path):
     hub(CLIP, save_clip)
     hub(DINO, save_dino)
     concept, messages = begin()
@@ -624,7 +624,7 @@ def test_a_run_is_judged_by_what_the_cache_has(hub, begin, tmp_path):
     assert "CLIP ViT-B/32 and DINO ViT-S/16" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_judge_that_is_not_installed_is_told(tmp_path):
+def test_a_missing_scorer_is_refused_with_a_message(tmp_path):
     with pytest.raises(UserError, match="The scoring model is missing"):
         Scorer(tmp_path / "gone")
     shutil.copytree(built_in_folder() / "judge", tmp_path / "elsewhere")
@@ -632,7 +632,7 @@ def test_a_judge_that_is_not_installed_is_told(tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_judge_on_a_card_gives_the_same_features_and_leaves_no_weights_there(judge, photos):
+def test_a_scorer_on_a_gpu_matches_the_cpu_and_leaves_no_weights_there(judge, photos):
     on_card = scorer_for_base("tiny")
     on_card.use_device(torch.device("cuda"))
     stored = torch.cuda.memory_allocated()

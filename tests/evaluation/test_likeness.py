@@ -49,7 +49,7 @@ def draw(base, library, what):
     return images, places
 
 
-def test_the_judge_knows_the_subject_from_others(judge, held_out, ceiling):
+def test_the_scorer_distinguishes_the_subject_from_others(judge, held_out, ceiling):
     others = [judge.likeness(held_out[SUBJECT], held_out[name]) for name in held_out if name != SUBJECT]
     assert ceiling > max(others) + 0.05
 
@@ -57,7 +57,7 @@ def test_the_judge_knows_the_subject_from_others(judge, held_out, ceiling):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["dreambooth", pytest.param("textual inversion", marks=pytest.mark.thorough)])
-def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, root, method):
+def test_images_of_the_trained_token_are_like_the_subject(tiny, judge, held_out, ceiling, tmp_path, root, method):
     common = {"photos": root / "examples" / "photos" / SUBJECT, "token": "<me/teddy>", "base": "tiny", "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}
     if method == "dreambooth":

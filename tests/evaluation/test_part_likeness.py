@@ -45,7 +45,7 @@ def likeness(concept, trial, photos="photos"):
     return comparison(concept, photos).likeness(strip(concept, trial))
 
 
-def test_trials_are_ordered_as_people_order_them():
+def test_likeness_orders_images_like_human_labels():
     pairs = [(concept, *pair) for concept, label in LABELS.items() for pair in label["better"]]
     wrong = [(c, worse, better) for c, worse, better in pairs if likeness(c, worse) >= likeness(c, better)]
     print(f"\n{len(pairs) - len(wrong)} of {len(pairs)} pairs; not", wrong)
@@ -61,7 +61,7 @@ def is_praised(concept, trial):
     return message[-1].startswith("The style is like the photos")
 
 
-def test_what_is_praised_is_like_the_photos():
+def test_positive_explanations_agree_with_human_labels():
     seen = {like: [(c, t) for c, label in LABELS.items() for t in label[like]] for like in ("like", "unlike")}
     praised = {like: [(c, t) for c, t in trials if is_praised(c, t)] for like, trials in seen.items()}
     print("\npraised, and unlike:", praised["unlike"], "of", len(seen["unlike"]))
@@ -82,7 +82,7 @@ def behead(image):
 
 
 @pytest.mark.parametrize("concept", SUBJECTS)
-def test_smears_missing_parts_and_other_things_are_seen(concept):
+def test_blurred_incomplete_and_other_subjects_have_lower_likeness(concept):
     subject, photos = comparison(concept), strip(concept, "photos")
     whole = subject.likeness(photos)
     other = "robot" if concept == "fox" else "fox"
@@ -94,7 +94,7 @@ def test_smears_missing_parts_and_other_things_are_seen(concept):
 
 
 @pytest.mark.parametrize("concept", ["fox", "robot"])
-def test_photos_from_one_table_ask_for_no_table(concept):
+def test_likeness_does_not_require_the_shared_background_of_the_photos(concept):
     """What is on the beach in the good trials is like photos that were all taken on the same table."""
     bad, good = (likeness(concept, trial, "same-table") for trial in ("032", "160"))
     assert good > SOME_LIKENESS - 0.05 and bad < 0 < likeness(concept, "160")
@@ -147,7 +147,7 @@ def likeness_by_hand(photos, class_images, images, pasted):
     return (similarity("images") - floor) / max(ceiling - floor, 0.02)
 
 
-def test_likeness_is_its_definition():
+def test_likeness_equals_its_definition():
     photos, noun, images = (strip("fox", name) for name in ("photos", "noun", "160"))
     subject = SubjectLikeness(scorer(), photos, noun)
     expected = likeness_by_hand(photos, noun, images, subject._parts.pasted)
@@ -155,7 +155,7 @@ def test_likeness_is_its_definition():
     assert subject.score(images).likeness == pytest.approx(expected, abs=2e-3)
 
 
-def test_a_style_is_its_statistics():
+def test_style_likeness_equals_its_definition():
     photos, noun, images = (strip("riso", name) for name in ("photos", "noun", "096"))
     raw = [features_by_hand(group, 4) for group in (photos, noun, images)]
     centre = np.concatenate([raw[0].reshape(-1, 192), raw[1].reshape(-1, 192)]).mean(0)
@@ -167,7 +167,7 @@ def test_a_style_is_its_statistics():
     assert comparison("riso").likeness(images) == pytest.approx(expected, abs=2e-3)
 
 
-def test_aspects_tell_colour_from_shape():
+def test_scores_distinguish_colour_from_shape():
     """A grey photo has the shape and not the colours, a smeared one the colours and not the shape."""
     photos = strip("robot", "photos")
     subject = comparison("robot")
@@ -178,7 +178,7 @@ def test_aspects_tell_colour_from_shape():
     assert smeared.detail < 0.4
 
 
-def test_the_photos_number_hardly_matters():
+def test_the_number_of_photos_hardly_affects_likeness():
     photos, images = strip("fox", "photos"), strip("fox", "160")
     values = [SubjectLikeness(scorer(), few, strip("fox", "noun")).likeness(images) for few in (photos, photos * 8)]
     assert values[1] == pytest.approx(values[0], abs=0.2)

@@ -41,7 +41,7 @@ def test_a_folder_of_photo_folders_names_concepts_and_owners(people):
     assert anna.token == "<studio/anna-muller>"
 
 
-def test_a_list_has_settings_of_its_own(tmp_path):
+def test_list_entries_override_the_flags(tmp_path):
     entries = [{"token": "<me/a>", "photos": "a", "class": "cat"}, {"token": "<me/b>", "photos": "b", "steps": 9}]
     (tmp_path / "list.json").write_text(json.dumps(entries))
     command = ["--method", "pivotal", "--class", "dog", "--out", "lib", "--cpus-per-worker", "0.5"]
@@ -74,7 +74,7 @@ def test_a_list_has_settings_of_its_own(tmp_path):
         (["TWICE", "--class", "x"], "are both <me/a-b>"),
     ],
 )
-def test_a_mistake_is_two_lines_that_name_it(people, tmp_path, capsys, words, message):
+def test_invalid_train_arguments_are_refused_in_two_lines(people, tmp_path, capsys, words, message):
     for name in ("odd/☃", "twice/a b", "twice/a-b", "nothing"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("odd/☃", "twice/a b", "twice/a-b"):
@@ -85,7 +85,7 @@ def test_a_mistake_is_two_lines_that_name_it(people, tmp_path, capsys, words, me
     assert message in error and error.startswith("error: ") and len(error.splitlines()) <= 2
 
 
-def test_without_ray_the_command_says_how_to_install_it(people, capsys, monkeypatch):
+def test_a_missing_ray_installation_is_reported_with_the_install_command(people, capsys, monkeypatch):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     assert main(["fleet", "train", str(people), "--class", "person"]) == 2
     assert capsys.readouterr().err == (
@@ -99,12 +99,12 @@ def import_what_the_commands_import():
     print("ray" in sys.modules, sdpersonal.fleet.run.__name__)
 
 
-def test_nothing_of_ray_is_loaded_by_the_commands(tmp_path):
+def test_the_fleet_commands_do_not_import_ray(tmp_path):
     child = start(["--version"], tmp_path, fault=import_what_the_commands_import)
     assert child.wait() == 0 and child.stdout.splitlines()[0] == "False sdpersonal.fleet.run"
 
 
-def test_no_cluster_at_an_address_is_a_sentence(people, tmp_path):
+def test_a_missing_cluster_is_reported_without_a_traceback(people, tmp_path):
     """In a process of its own: ray keeps what it read at its first connection."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
     child = start(["fleet", "train", people, "--class", "person", "--address", "127.0.0.1:9"], tmp_path)
@@ -125,7 +125,7 @@ def jobs(tmp_path):
     return made
 
 
-def test_status_shows_every_job(jobs, capsys):
+def test_the_status_command_lists_every_job(jobs, capsys):
     assert main(["fleet", "status"]) == 0
     shown = capsys.readouterr().out
     assert all(job.id in shown and str(job.token) in shown for job in jobs) and "It diverged." in shown
@@ -138,7 +138,7 @@ def test_status_shows_every_job(jobs, capsys):
     }
 
 
-def test_jobs_are_cancelled_and_tried_again_by_token_id_or_all(jobs, capsys):
+def test_jobs_are_cancelled_and_retried_by_token_id_or_all(jobs, capsys):
     def states():
         return [str(job.view().state) for job in jobs]
 
@@ -151,14 +151,14 @@ def test_jobs_are_cancelled_and_tried_again_by_token_id_or_all(jobs, capsys):
     assert main(["fleet", "cancel", "<me/nobody>"]) == 2 and "is no job of" in capsys.readouterr().err
 
 
-def test_a_folder_without_a_fleet_is_said(capsys):
+def test_a_folder_without_a_fleet_is_refused_with_a_message(capsys):
     for words in (["status"], ["cancel", "all"], ["retry", "all"]):
         assert main(["fleet", *words, "--storage", "nowhere"]) == 2
         assert "There is no fleet in" in capsys.readouterr().err
     assert all_jobs(LocalStore(fleet.Path("nowhere"))) == []
 
 
-def test_names_of_folders_become_names_of_concepts():
+def test_folder_names_are_converted_to_concept_names():
     for name, expected in {"Anna Müller": "anna-muller", "x_y.z": "x-y-z", "--A--": "a"}.items():
         assert fleet_list._to_name(fleet.Path(name)) == expected
     with pytest.raises(UserError):
@@ -174,7 +174,7 @@ def requests_of(text, tmp_path, **defaults):
     return fleet_requests.read_requests(tmp_path / "list.txt", values, fleet.Path("concepts"))
 
 
-def test_a_line_is_a_prompt_or_an_object_that_overrides_the_flags(tmp_path):
+def test_a_request_line_is_a_prompt_or_json_that_overrides_the_flags(tmp_path):
     text = """\ufeffa {red|blue} ball\r
 
   {"prompt": "a cat", "n": 1, "seed": 18446744073709551615, "user": "anna", "library": "anna"}
@@ -206,7 +206,7 @@ def test_a_line_is_a_prompt_or_an_object_that_overrides_the_flags(tmp_path):
         ('{"prompt": "a", "mask": "nowhere.png"}', "line 1: --mask needs an initial image"),
     ],
 )
-def test_a_mistake_in_a_request_names_the_file_and_the_line(tmp_path, capsys, text, message):
+def test_invalid_requests_are_refused_with_the_file_and_line(tmp_path, capsys, text, message):
     path = tmp_path / "list.txt"
     path.write_text(text)
     assert main(["fleet", "generate", str(path), "--base", "tiny"]) == 2
@@ -215,14 +215,14 @@ def test_a_mistake_in_a_request_names_the_file_and_the_line(tmp_path, capsys, te
     assert not fleet.Path("outputs").exists()
 
 
-def test_requests_come_from_standard_input_too(monkeypatch, tmp_path):
+def test_requests_are_read_from_standard_input(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n")))
     [listed] = fleet_requests.read_requests(fleet.Path("-"), GenerateRequest(prompt=""), tmp_path)
     assert listed.request.prompt == "a cat" and listed.place == "standard input, line 1"
 
 
 @pytest.mark.parametrize("words", [["nowhere.txt"], ["."], ["--steps", "3"]])
-def test_a_list_that_cannot_be_read_is_said(words, capsys):
+def test_unreadable_request_lists_are_refused_with_a_message(words, capsys):
     fleet.Path("list.txt").write_text("a cat")
     assert main(["fleet", "generate", *words, "--base", "tiny"]) == 2
     error = capsys.readouterr().err

@@ -38,7 +38,7 @@ def nothing_starts(monkeypatch):
     ],
 )
 @pytest.mark.tries_network
-def test_flags_that_do_not_fit_are_said_before_anything_starts(nothing_starts, tmp_path, capsys, flags, message):
+def test_invalid_serve_flags_are_refused_before_ray_starts(nothing_starts, tmp_path, capsys, flags, message):
     keys = tmp_path / "keys"
     keys.write_text("anna:" + "a" * 30)
     keys.chmod(0o600)
@@ -48,7 +48,7 @@ def test_flags_that_do_not_fit_are_said_before_anything_starts(nothing_starts, t
     assert message in error and error.count("\n") <= 2
 
 
-def test_a_port_that_is_taken_is_said(nothing_starts, tmp_path, capsys):
+def test_a_port_in_use_is_refused_with_a_message(nothing_starts, tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_is_said(nothing_starts, tmp_path, capsys):
     assert f"127.0.0.1:{port} cannot be used: address already in use." in capsys.readouterr().err
 
 
-def test_keys_are_long_different_and_nobody_elses(tmp_path):
+def test_short_duplicate_or_readable_keys_are_refused(tmp_path):
     path = tmp_path / "keys"
     for text, message in [
         ("anna:short", "not NAME:KEY, or the key is short"),
@@ -89,7 +89,7 @@ def manifest(name, kind):
         ("fleet-train.yaml", "RayJob", "rayClusterSpec"),
     ],
 )
-def test_the_manifests_ask_for_a_token_and_do_no_work_on_the_head(name, kind, cluster):
+def test_the_manifests_require_a_token_and_schedule_no_work_on_the_head(name, kind, cluster):
     spec = manifest(name, kind)[0][cluster]
     assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     head = spec["headGroupSpec"]
@@ -99,7 +99,7 @@ def test_the_manifests_ask_for_a_token_and_do_no_work_on_the_head(name, kind, cl
     assert spec["rayVersion"] in (ROOT / "constraints.txt").read_text()
 
 
-def test_the_network_policy_lets_outsiders_only_to_the_door():
+def test_the_network_policy_opens_only_the_server_port():
     _, documents = manifest("fleet-serve.yaml", "RayService")
     [policy] = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
     from_ingress = [rule for rule in policy["ingress"] if "ports" in rule]
@@ -107,7 +107,7 @@ def test_the_network_policy_lets_outsiders_only_to_the_door():
     assert not [document for document in documents if document["kind"] == "Service"]
 
 
-def test_the_manifests_name_what_there_is(tmp_path):
+def test_the_manifests_use_existing_functions_and_commands(tmp_path):
     import importlib
     import inspect
 

@@ -36,14 +36,14 @@ def anna(url):
         yield http
 
 
-def test_images_come_as_events_and_all_alternatives_are_made(anna):
+def test_images_of_all_alternatives_are_sent_as_events(anna):
     events = serve.ask(anna, serve.form("a {cat|dog} <b", "a hat", num_images=2, seed=3, all_combinations=True))
     assert events[-1] == {"event": "done", "images": 6}
     made = {index: png.decode() for index, png in serve.images(events).items()}
     assert made == dict(enumerate(["a cat <b 3", "a cat <b 4", "a dog <b 3", "a dog <b 4", "a hat 3", "a hat 4"]))
 
 
-def test_events_are_server_sent_if_the_client_accepts_them(anna):
+def test_the_server_sends_server_sent_events_on_request(anna):
     answer = anna.post("/generate", json=serve.form("a cat"), headers={"Accept": "text/event-stream"})
     assert answer.headers["content-type"].startswith("text/event-stream")
     blocks = answer.text.strip().split("\n\n")
@@ -52,7 +52,7 @@ def test_events_are_server_sent_if_the_client_accepts_them(anna):
 
 @pytest.mark.parametrize("path", ["/generate", "/concepts/" + "0" * 64, "/health"])
 @pytest.mark.parametrize("header", ["", "Bearer x", "Bearer " + "c" * 30, "Basic " + "a" * 30, "a" * 30, "Bearer \xe4"])
-def test_without_a_key_nothing_is_answered(url, path, header):
+def test_requests_without_a_valid_key_are_refused(url, path, header):
     with httpx.Client(base_url=url, headers={"Authorization": header.encode("latin-1")}, trust_env=False) as http:
         if path == "/health":
             assert http.get(path).json() == {"status": "ready"}
@@ -61,7 +61,7 @@ def test_without_a_key_nothing_is_answered(url, path, header):
             assert http.request(method, path, content=b"x").status_code == 401
 
 
-def test_a_stranger_is_refused_before_his_body_is_read(url):
+def test_a_request_without_a_key_is_refused_before_its_body_is_read(url):
     """The body is announced and never sent."""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as stranger:
         stranger.settimeout(5)
@@ -69,7 +69,7 @@ def test_a_stranger_is_refused_before_his_body_is_read(url):
         assert stranger.recv(100).startswith(b"HTTP/1.1 401")
 
 
-def test_pages_of_a_browser_are_refused(url, tmp_path):
+def test_requests_from_browser_pages_are_refused(url, tmp_path):
     assert httpx.get(url + "/health", headers={"Origin": "http://evil.example"}).json() == {"status": "ready"}
     with serve.client(url) as http:
         assert http.post("/generate", json=serve.form("a cat"), headers={"Origin": "null"}).status_code == 403
@@ -106,13 +106,13 @@ def test_pages_of_a_browser_are_refused(url, tmp_path):
         (b'{"requests": [{"request": {"prompt": "\\ud800"}}]}', "prompt"),
     ],
 )
-def test_bad_forms_are_refused_in_words(anna, pool, body, message):
+def test_invalid_request_bodies_are_refused_with_a_message(anna, pool, body, message):
     answer = anna.post("/generate", content=body)
     assert answer.status_code == 400 and message in answer.json()["message"], answer.text
     assert len(answer.json()["message"]) < 300 and pool.batches == []
 
 
-def test_bodies_are_bounded(anna, monkeypatch):
+def test_too_large_request_bodies_are_refused(anna, monkeypatch):
     monkeypatch.setattr(http_server, "MAX_BODY", 1000)
     assert anna.post("/generate", content=b"x" * 1001).status_code == 413
     chunks = iter([b"x"])
@@ -121,7 +121,7 @@ def test_bodies_are_bounded(anna, monkeypatch):
     assert anna.put("/concepts/" + "0" * 64, content=b"x" * 1001).status_code == 413
 
 
-def test_an_initial_image_is_there_while_it_is_needed_and_gone_afterwards(tmp_path):
+def test_an_init_image_is_deleted_after_generation(tmp_path):
     sha256, seen = hashlib.sha256(b"image").hexdigest(), []
 
     async def behave(number, tasks):
@@ -150,7 +150,7 @@ def duck():
     return samples.concept("<me/duck-v1>")
 
 
-def test_a_concept_is_uploaded_once_and_is_its_owners_only(url, anna, pool, duck, tmp_path):
+def test_an_uploaded_concept_is_visible_only_to_its_owner(url, anna, pool, duck, tmp_path):
     name = str(PinnedConcept.of(duck))
     asked = serve.form("a <me/duck>")
     asked["requests"][0]["concepts"] = {"<me/duck>": name}
@@ -174,7 +174,7 @@ def test_a_concept_is_uploaded_once_and_is_its_owners_only(url, anna, pool, duck
         assert http.get(f"/concepts/{name}").status_code == 200
 
 
-def test_other_and_damaged_files_are_no_concepts(anna, duck, tmp_path):
+def test_mismatched_and_damaged_concept_uploads_are_refused(anna, duck, tmp_path):
     data = concept_to_bytes(duck)
     other = replace(duck, card=duck.card.model_copy(update={"class_noun": "boat"}))
     name = str(PinnedConcept.of(duck))
@@ -193,7 +193,7 @@ def test_other_and_damaged_files_are_no_concepts(anna, duck, tmp_path):
     assert not (tmp_path / "concepts").exists() and not (tmp_path / "users").exists()
 
 
-def test_a_user_has_room_for_so_many_concepts(anna, duck, monkeypatch):
+def test_concept_uploads_over_the_user_limit_are_refused(anna, duck, monkeypatch):
     monkeypatch.setattr(uploaded_concepts, "MAX_USER_CONCEPTS", 1)
     assert anna.put(f"/concepts/{duck.identity}", content=concept_to_bytes(duck)).status_code == 200
     answer = anna.put(f"/concepts/{duck.identity}", content=concept_to_bytes(duck))
@@ -225,7 +225,7 @@ def until(condition, seconds=60.0):
         time.sleep(0.01)
 
 
-def test_a_hundred_requests_do_not_hold_up_anothers_one(pool, anna, ben):
+def test_many_requests_of_a_user_do_not_delay_another_user(pool, anna, ben):
     pool.gate.clear()
     results = []
     threads = [in_background(anna, "anna", serve.form(f"anna {i}"), results) for i in range(100)]
@@ -242,7 +242,7 @@ def test_a_hundred_requests_do_not_hold_up_anothers_one(pool, anna, ben):
     assert max(map(len, pool.batches)) == MAX_BATCH_SIZE
 
 
-def test_what_waits_together_is_one_batch_if_it_fits(pool, anna, ben):
+def test_waiting_images_with_equal_settings_form_a_batch(pool, anna, ben):
     pool.gate.clear()
     results = []
     threads = [in_background(ben, "ben", serve.form("first"), results)]
@@ -261,7 +261,7 @@ def test_what_waits_together_is_one_batch_if_it_fits(pool, anna, ben):
     assert pool.batches == [[("first", 0)], [("a", 0), ("b", 0)], [("c", 0), ("d", 0), ("e", 0)]]
 
 
-def test_too_many_requests_are_refused_in_words(pool, anna, ben, monkeypatch):
+def test_too_many_requests_are_refused_with_a_message(pool, anna, ben, monkeypatch):
     monkeypatch.setattr(dispatcher, "MAX_USER_REQUESTS", 2)
     pool.gate.clear()
     results = []
@@ -277,7 +277,7 @@ def test_too_many_requests_are_refused_in_words(pool, anna, ben, monkeypatch):
     assert len(results) == 3
 
 
-def test_a_client_that_goes_away_ends_its_request(pool, anna, ben):
+def test_a_disconnected_client_cancels_its_request(pool, anna, ben):
     pool.gate.clear()
     with ben.stream("POST", "/generate", json=serve.form("a", num_images=20)) as answer:
         lines = answer.iter_lines()
@@ -288,7 +288,7 @@ def test_a_client_that_goes_away_ends_its_request(pool, anna, ben):
     until(lambda: anna.get("/health").json()["queue"] == {"waiting": 0, "generating": 0})
 
 
-def test_a_batch_goes_on_for_those_who_stay(pool, anna, ben):
+def test_a_disconnected_client_does_not_stop_other_requests(pool, anna, ben):
     pool.gate.clear()
     results = []
     thread = in_background(anna, "anna", serve.form("blocks"), results)
@@ -309,7 +309,7 @@ def test_a_batch_goes_on_for_those_who_stay(pool, anna, ben):
 # --- replicas that die ------------------------------------------------------------------------------------------------
 
 
-def test_a_replica_that_dies_loses_nothing_and_doubles_nothing(tmp_path):
+def test_a_lost_replica_neither_loses_nor_repeats_images(tmp_path):
     async def behave(number, tasks):
         if number == 0:
             yield Made(1, b"1")
@@ -326,7 +326,7 @@ def test_a_replica_that_dies_loses_nothing_and_doubles_nothing(tmp_path):
     assert [len(batch) for batch in pool.batches] == [4, 1, 1]  # each that was lost is tried alone
 
 
-def test_what_kills_replicas_fails_alone(tmp_path):
+def test_a_request_that_kills_replicas_fails_without_failing_others(tmp_path):
     async def behave(number, tasks):
         if any(task.request.prompt == "poison" for task in tasks):
             raise ReplicaLost("dead")
@@ -358,7 +358,7 @@ def test_what_kills_replicas_fails_alone(tmp_path):
     assert message == "3 machines failed one after the other at this image."
 
 
-def test_an_error_is_its_requests_only_and_other_errors_are_not_shown(tmp_path, caplog):
+def test_user_errors_are_sent_and_internal_errors_are_only_logged(tmp_path, caplog):
     async def behave(number, tasks):
         if number == 1:
             raise ValueError("secret")
@@ -374,7 +374,7 @@ def test_an_error_is_its_requests_only_and_other_errors_are_not_shown(tmp_path, 
         assert "secret" not in str(serve.ask(http, serve.form("a"))) and "secret" in caplog.text
 
 
-def test_a_silent_replica_counts_as_lost(tmp_path, monkeypatch):
+def test_an_unresponsive_replica_is_treated_as_lost(tmp_path, monkeypatch):
     import asyncio
 
     monkeypatch.setattr(dispatcher, "SILENCE_SECONDS", 0.2)
@@ -389,7 +389,7 @@ def test_a_silent_replica_counts_as_lost(tmp_path, monkeypatch):
         assert serve.ask(http, serve.form("a"))[-1]["event"] == "done" and len(pool.batches) == 2
 
 
-def test_a_client_that_reads_slowly_is_not_generated_for(monkeypatch):
+def test_generation_pauses_for_a_slow_client(monkeypatch):
     monkeypatch.setattr(dispatcher, "MAX_UNREAD", 2)
     form = forms.parse_form(b'{"requests": [{"request": {"prompt": "a", "num_images": 8}}]}', "0" * 16)
     generation = dispatcher.Generation("anna", form.tasks)

@@ -92,5 +92,5 @@ def survive(count, workers, tiny, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_hundred_requests_survive_a_dead_worker(tiny, tmp_path):
+def test_two_hundred_requests_survive_a_killed_worker(tiny, tmp_path):
     survive(200, 3, tiny, tmp_path)

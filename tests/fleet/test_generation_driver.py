@@ -137,7 +137,7 @@ def check_each_once(driver, out):
         assert (recipe.prompt, recipe.seed) == (tracked.task.request.prompt, tracked.task.request.seed)
 
 
-def test_every_image_is_that_of_its_request_alone(fleet, tiny, tmp_path):
+def test_fleet_images_equal_images_generated_alone(fleet, tiny, tmp_path):
     """Two owners' <me/duck>, two workers that each die once; compared with Generator.generate."""
     shelf = shelf_of(tiny, rows=2)
     for owner, name in (("anna", "fox"), ("ben", "cat")):
@@ -158,7 +158,7 @@ def test_every_image_is_that_of_its_request_alone(fleet, tiny, tmp_path):
             assert recipe.template == expected.recipe.template
 
 
-def test_the_same_command_again_makes_what_is_missing(fleet):
+def test_repeating_the_command_generates_only_missing_images(fleet):
     asked = [(request(f"a photo of {n}", num_images=n % 3 + 1),) for n in range(9)]
     driver, code = fleet(asked)
     assert code == 0 and len(driver.images) == 18
@@ -173,18 +173,18 @@ def test_the_same_command_again_makes_what_is_missing(fleet):
     assert fleet(asked)[1] == 0 and len(fleet.pools) == 3  # no workers were started
 
 
-def test_one_image_that_two_lines_ask_for_is_made_once(fleet):
+def test_an_image_requested_by_several_lines_is_generated_once(fleet):
     driver, _ = fleet([(request("a cat", num_images=2),), (request("a cat"),), (request("a cat", num_images=3),)])
     assert len(saved(fleet.out)) == 3 and [driver.num_done(r) for r in driver.requests] == [2, 1, 3]
 
 
-def test_other_options_give_other_images(fleet):
+def test_different_options_generate_separate_images(fleet):
     for options in ({}, {"private": True}, {"safety": False}, {"out": fleet.out.with_name("elsewhere")}):
         fleet([(request("a cat"),)], **options)
     assert len(saved(fleet.out)) == 3 and len(saved(fleet.out.with_name("elsewhere"))) == 1
 
 
-def test_a_chunk_whose_worker_dies_goes_to_another(fleet):
+def test_a_chunk_of_a_killed_worker_goes_to_another_worker(fleet):
     draw = random.Random(3)
     driver, code = fleet(
         [(request(f"a photo of {n}"),) for n in range(40)],
@@ -195,7 +195,7 @@ def test_a_chunk_whose_worker_dies_goes_to_another(fleet):
     check_each_once(driver, fleet.out)
 
 
-def test_a_request_that_kills_its_workers_fails_alone(fleet):
+def test_a_request_that_kills_its_workers_fails_without_failing_others(fleet):
     asked = [(request(f"a photo of {n}"),) for n in range(5)] + [(request("poison", num_images=3),)]
     driver, code = fleet(asked, lambda prompts: "die" if "poison" in prompts else None)
     assert code == CRASHED and [driver.state_of(r) for r in driver.requests] == ["done"] * 5 + ["failed"]
@@ -206,7 +206,7 @@ def test_a_request_that_kills_its_workers_fails_alone(fleet):
     assert code == 0 and len(saved(fleet.out)) == 8
 
 
-def test_a_mistake_fails_alone_and_is_named_by_its_line(fleet):
+def test_an_invalid_request_fails_with_its_line_number_without_failing_others(fleet):
     asked = [(request("a cat"),), (request("a mistake", num_images=2),), (request("a dog"),)]
     driver, code = fleet(asked)
     assert code == 2 and [driver.state_of(r) for r in driver.requests] == ["done", "failed", "done"]
@@ -215,7 +215,7 @@ def test_a_mistake_fails_alone_and_is_named_by_its_line(fleet):
     assert "line 1" in page and "It cannot be made." in page and "a mistake" not in page and "refresh" not in page
 
 
-def test_a_command_that_dies_while_it_saves_does_not_save_twice(fleet, monkeypatch):
+def test_a_command_killed_while_saving_saves_no_image_twice(fleet, monkeypatch):
     write = LocalStore.write_json
 
     def die(self, key, content):
@@ -236,7 +236,7 @@ def test_a_command_that_dies_while_it_saves_does_not_save_twice(fleet, monkeypat
     assert set(made.values()) == {1}  # nothing was generated twice either
 
 
-def test_a_damaged_image_in_the_store_is_made_anew(fleet, monkeypatch):
+def test_a_damaged_image_in_the_store_is_generated_again(fleet, monkeypatch):
     write, damaged = GenerationWorker._write_image, []
 
     def damage(self, image_id, image):
@@ -252,7 +252,7 @@ def test_a_damaged_image_in_the_store_is_made_anew(fleet, monkeypatch):
     check_each_once(driver, fleet.out)
 
 
-def test_a_full_disk_ends_with_its_code_and_the_images_are_safe(fleet, monkeypatch):
+def test_a_full_disk_raises_disk_full_and_keeps_the_images_in_the_store(fleet, monkeypatch):
     def full(self, data):
         raise DiskFull("not enough space in outputs.")
 
@@ -267,7 +267,7 @@ def test_a_full_disk_ends_with_its_code_and_the_images_are_safe(fleet, monkeypat
     check_each_once(driver, fleet.out)
 
 
-def test_a_storage_that_fails_now_and_then_delays_and_loses_nothing(fleet, monkeypatch):
+def test_failing_storage_calls_are_repeated_without_loss(fleet, monkeypatch):
     draw = random.Random(5)
 
     def flaky(name):
@@ -295,7 +295,7 @@ def test_a_storage_that_fails_now_and_then_delays_and_loses_nothing(fleet, monke
     check_each_once(driver, fleet.out)
 
 
-def test_ctrl_c_leaves_what_is_made(fleet):
+def test_an_interrupted_command_keeps_finished_images(fleet):
     def interrupt(prompts):
         if len(fleet.pools[-1].chunks) == 3:
             raise KeyboardInterrupt
@@ -310,7 +310,7 @@ def test_ctrl_c_leaves_what_is_made(fleet):
     assert sum(count > 1 for count in made.values()) <= 4  # the chunk that was interrupted
 
 
-def test_a_mistake_in_the_list_starts_nothing(fleet, tmp_path):
+def test_an_invalid_list_starts_no_workers(fleet, tmp_path):
     with pytest.raises(UserError, match=r"^list, line 1: No concept <me/goose>"):
         fleet([(request("a cat"),), (request("<me/goose>"),)])
     assert fleet.pools == [] and not fleet.out.exists()
@@ -332,7 +332,7 @@ def taken(queue, size, running=()):
     return [image.task.request.prompt for image in queue.take(size, Counter(running))]
 
 
-def test_users_take_turns():
+def test_images_of_different_users_are_taken_in_turns():
     queue = queue_of(*[("anna", "64x64")] * 8, ("ben", "64x64"), ("cleo", "64x64"))
     first = taken(queue, 4)
     assert {prompt.split()[0] for prompt in first} == {"anna", "ben", "cleo"} and len(queue) == 6
@@ -340,11 +340,11 @@ def test_users_take_turns():
     assert taken(queue, 4, ["anna"]) == ["ben 8"]
 
 
-def test_a_chunk_holds_what_one_batch_can():
+def test_a_chunk_holds_images_of_equal_size():
     queue = queue_of(("anna", "64x64"), ("anna", "128x128"), ("ben", "64x64"), ("ben", "128x128"))
     assert taken(queue, 4) == ["anna 0", "ben 2"] and taken(queue, 4) == ["anna 1", "ben 3"] and taken(queue, 4) == []
 
 
-def test_all_workers_are_busy_to_the_end(fleet):
+def test_chunks_shrink_so_that_all_workers_stay_busy(fleet):
     fleet([(request(f"a photo of {n}"),) for n in range(10)], slots=4)
     assert [len(prompts) for prompts in fleet.pools[0].chunks] == [3, 2, 2, 1, 1, 1]

@@ -69,7 +69,7 @@ def check_equal(images, expected):
         assert np.abs(pixels(ours) - pixels(alone)).max() <= 1 and recipe(ours) == recipe(alone)
 
 
-def test_a_chunk_of_two_owners_gives_each_its_own_concepts(worker, store, libraries, tiny, monkeypatch):
+def test_a_chunk_of_two_owners_uses_the_concepts_of_each_owner(worker, store, libraries, tiny, monkeypatch):
     monkeypatch.setattr(previews, "_FIRST_AFTER", -1)
     monkeypatch.setattr(previews, "_TIME_SHARE", 1e9)
     prompts = ["a <me/duck>", "a tree, <ink:0.5>"]
@@ -87,7 +87,7 @@ def test_a_chunk_of_two_owners_gives_each_its_own_concepts(worker, store, librar
     assert worker.concepts.misses == 4  # each concept was read once
 
 
-def test_a_request_becomes_its_images_with_alternatives_and_seeds_chosen(worker, store, libraries, tiny, tmp_path):
+def test_a_request_is_split_into_tasks_with_alternatives_and_seeds(worker, store, libraries, tiny, tmp_path):
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "wildcards" / "place.txt").write_text("in a park\non a \\{table\\}\n")
     asked = request("a <me/duck:{0.5|1}> __place__", negative="{snow|rain}", num_images=3, seed=2**64 - 1)
@@ -104,7 +104,7 @@ def test_a_request_becomes_its_images_with_alternatives_and_seeds_chosen(worker,
     )
 
 
-def test_an_init_image_travels_by_content_and_is_removed(worker, store, libraries, tiny, tmp_path):
+def test_an_init_image_is_stored_by_content_and_removed(worker, store, libraries, tiny, tmp_path):
     Image.radial_gradient("L").save(tmp_path / "start.png")
     asked = request(init_image=tmp_path / "start.png", mask=tmp_path / "start.png", strength=1.0)
     tasks = tasks_of(store, (asked, libraries[0]))
@@ -117,7 +117,7 @@ def test_an_init_image_travels_by_content_and_is_removed(worker, store, librarie
     assert "is not in the storage any more" in result.error.message
 
 
-def test_what_changes_in_the_library_afterwards_changes_nothing(worker, store, libraries, tiny):
+def test_later_library_changes_do_not_affect_a_task(worker, store, libraries, tiny):
     [task] = tasks_of(store, (request(), libraries[0]))
     alone = next(Generator(tiny, libraries[0]).generate(request()))
     libraries[0].add(replace(libraries[1].get("<me/duck>"), token=Token("me", "duck")))  # a newer version
@@ -129,7 +129,7 @@ def test_what_changes_in_the_library_afterwards_changes_nothing(worker, store, l
     assert len({task.identity("tiny"), task.identity("sdxl"), replace(task, number=1).identity("tiny")}) == 3
 
 
-def test_a_mistake_is_said_before_anything_is_generated(store, libraries):
+def test_invalid_requests_are_refused_before_generation(store, libraries):
     for asked, message in (
         (request("<me/goose>"), "No concept"),
         (request("__nothing__"), "nothing"),
@@ -142,7 +142,7 @@ def test_a_mistake_is_said_before_anything_is_generated(store, libraries):
         tasks_of(store, (request(), libraries[0]), kind="sdxl")
 
 
-def test_a_request_with_an_error_fails_alone(worker, store, libraries, tiny):
+def test_a_request_with_an_error_does_not_fail_the_others(worker, store, libraries, tiny):
     good = [(request(seed=n), libraries[n]) for n in range(2)]
     tasks = tasks_of(store, good[0], (request(clip_skip=12), libraries[0]), good[1], (request("<ink>"), libraries[1]))
     store.remove(tasks[3].concepts["<ink>"].key)
@@ -154,7 +154,7 @@ def test_a_request_with_an_error_fails_alone(worker, store, libraries, tiny):
     assert "is not in the storage any more" in results[3].error.message
 
 
-def test_too_little_memory_for_a_batch_is_not_too_little_for_one(worker, store, libraries, monkeypatch):
+def test_an_out_of_memory_batch_is_repeated_image_by_image(worker, store, libraries, monkeypatch):
     batches, generate = [], Generator._generate_batch
 
     def small(self, jobs, *args):
@@ -170,7 +170,7 @@ def test_too_little_memory_for_a_batch_is_not_too_little_for_one(worker, store, 
     assert results[1].error.message == "Out of memory while generating."
 
 
-def test_cancelled_it_stops_and_a_failing_store_is_no_fault_of_a_request(worker, store, libraries, monkeypatch):
+def test_cancellation_and_storage_errors_end_the_whole_chunk(worker, store, libraries, monkeypatch):
     tasks = tasks_of(store, (request(), libraries[0]))
     with pytest.raises(Interrupted):
         list(worker.generate(tasks, cancelled=lambda: True))
@@ -184,7 +184,7 @@ def test_cancelled_it_stops_and_a_failing_store_is_no_fault_of_a_request(worker,
         list(worker.generate([other]))
 
 
-def test_the_cache_drops_what_was_used_least_recently(store, libraries):
+def test_the_concept_cache_drops_the_least_recently_used_concept(store, libraries):
     tasks = tasks_of(store, *((request(f"<me/{name}>"), library) for library in libraries for name in ("duck", "ink")))
     pinned = [next(iter(task.concepts.values())) for task in tasks]
     size = len(store.read(pinned[0].key))
@@ -198,7 +198,7 @@ def test_the_cache_drops_what_was_used_least_recently(store, libraries):
     assert cache.misses == 5
 
 
-def test_a_damaged_or_exchanged_concept_is_never_used(store, libraries):
+def test_damaged_and_replaced_concepts_are_refused(store, libraries):
     tasks = tasks_of(store, *((request(), library) for library in libraries))
     first, second = (task.concepts["<me/duck>"] for task in tasks)
     data = store.read(first.key)
@@ -220,7 +220,7 @@ def test_a_damaged_or_exchanged_concept_is_never_used(store, libraries):
         lambda content: content["request"].update(steps=-1),
     ],
 )
-def test_a_damaged_task_is_refused(store, libraries, damage):
+def test_damaged_tasks_are_refused(store, libraries, damage):
     [task] = tasks_of(store, (request(), libraries[0]))
     content = task.as_json()
     damage(content)
@@ -228,7 +228,7 @@ def test_a_damaged_task_is_refused(store, libraries, damage):
         ImageTask.from_json(content)
 
 
-def test_a_worker_says_what_keeps_it_from_working(store, tmp_path):
+def test_prepare_reports_a_missing_storage_or_base(store, tmp_path):
     assert GenerationWorker(GenerationOptions(store.uri, "x", base="tiny")).prepare().base[0] == "tiny"
     assert "does not see the storage" in GenerationWorker(GenerationOptions(str(tmp_path / "a"), "x")).prepare().problem
     info = GenerationWorker(GenerationOptions(store.uri, "x", base=str(tmp_path / "no-model"))).prepare()

@@ -45,7 +45,7 @@ def trained(job, seed=0):
     return concept
 
 
-def test_the_same_training_is_the_same_job_and_any_other_another(store, photos):
+def test_only_identical_trainings_share_a_job_id(store, photos):
     first = submit(store, inversion(photos))
     assert submit(store, inversion(photos, library="elsewhere", run="there")).id == first.id
     others = [
@@ -60,7 +60,7 @@ def test_the_same_training_is_the_same_job_and_any_other_another(store, photos):
     assert sorted(job.id for job in all_jobs(store)) == sorted([first.id, *ids])
 
 
-def test_photos_and_settings_arrive_and_no_path_of_the_user(store, photos, tmp_path):
+def test_a_job_contains_photos_and_settings_without_user_paths(store, photos, tmp_path):
     settings = DreamboothSettings(photos=photos, token="<me/duck>", class_noun="duck", method="pivotal")
     job = submit(store, settings)
     job.download_inputs(tmp_path / "there", tmp_path / "library")
@@ -71,7 +71,7 @@ def test_photos_and_settings_arrive_and_no_path_of_the_user(store, photos, tmp_p
     assert b"secret place" not in b"".join(store.read(key) for key in store.files("jobs"))
 
 
-def test_a_job_file_that_names_a_path_writes_nothing_elsewhere(store, photos, tmp_path):
+def test_photo_names_with_a_path_are_refused_at_download(store, photos, tmp_path):
     job = submit(store, inversion(photos))
     content = store.read_json(f"{job.key}/job.json")
     for name in ("../evil", "/tmp/evil", "..", "a/b", "", 7):
@@ -82,12 +82,12 @@ def test_a_job_file_that_names_a_path_writes_nothing_elsewhere(store, photos, tm
 
 
 @pytest.mark.parametrize("job_id", ["../x", "a", "", "me-duck-0123456789ab/..", "ME-duck-0123456789ab"])
-def test_no_id_leads_out_of_the_storage(store, job_id):
+def test_invalid_job_ids_are_refused(store, job_id):
     with pytest.raises(UserError, match="is not a job"):
         Job(store, job_id)
 
 
-def test_a_concept_to_continue_from_travels_with_the_job(store, photos, tmp_path):
+def test_the_concept_to_continue_from_is_stored_with_the_job(store, photos, tmp_path):
     library = Library(tmp_path / "library")
     library.add(samples.embedding("<me/duck>", 3))
     job = submit(store, inversion(photos, continue_from="<me/duck>", library=tmp_path / "library"))
@@ -97,7 +97,7 @@ def test_a_concept_to_continue_from_travels_with_the_job(store, photos, tmp_path
         submit(store, inversion(photos, continue_from="<me/goose>", library=tmp_path / "library"))
 
 
-def test_the_files_say_the_state(store, photos, tmp_path):
+def test_the_job_state_is_derived_from_its_files(store, photos, tmp_path):
     job = submit(store, inversion(photos))
     assert job.view().state is JobState.WAITING
     attempt = job.claim("session")
@@ -117,13 +117,13 @@ def test_the_files_say_the_state(store, photos, tmp_path):
     assert job.view().state is JobState.DONE and job.view().result.token == "<me/duck-v1>"
 
 
-def test_of_two_drivers_that_claim_at_once_one_gets_the_job(store, photos, monkeypatch):
+def test_only_a_single_driver_can_claim_an_attempt(store, photos, monkeypatch):
     job = submit(store, inversion(photos))
     monkeypatch.setattr(job, "attempt_numbers", lambda: [])
     assert job.claim("one") and job.claim("another") is None
 
 
-def test_an_attempt_is_replaced_by_a_later_one(store, photos):
+def test_a_later_attempt_replaces_an_earlier_attempt(store, photos):
     job = submit(store, inversion(photos))
     first = job.claim("one")
     assert not job.is_replaced(first)
@@ -147,14 +147,14 @@ D, S, L = Outcome.DIED, Outcome.STOPPED, Outcome.LOST
         ([(L, 0, 0)] * 8 + [(D, 0, 0)] * 2, True),
     ],
 )
-def test_a_job_is_poisonous_after_three_deaths_without_getting_on(store, photos, attempts, too_often):
+def test_a_job_dies_too_often_after_repeated_deaths_without_progress(store, photos, attempts, too_often):
     job = submit(store, inversion(photos))
     for outcome, first, saved in attempts:
         job.update(replace(job.claim("s"), outcome=outcome, first=first, saved=saved))
     assert job.died_too_often() is too_often
 
 
-def test_the_first_of_two_attempts_that_finish_counts(store, photos, tmp_path):
+def test_the_first_finished_attempt_is_added_to_the_library(store, photos, tmp_path):
     job = submit(store, inversion(photos))
     first = trained(job, seed=0)
     trained(job, seed=1)
@@ -162,7 +162,7 @@ def test_the_first_of_two_attempts_that_finish_counts(store, photos, tmp_path):
     assert Library(tmp_path / "library").get("<me/duck>").identity == first.identity
 
 
-def test_dead_between_addition_and_result_it_is_added_once(store, photos, tmp_path, monkeypatch):
+def test_a_driver_killed_before_writing_the_result_adds_the_concept_once(store, photos, tmp_path, monkeypatch):
     job, library = submit(store, inversion(photos)), Library(tmp_path / "library")
     trained(job)
     with monkeypatch.context() as patch:
@@ -173,7 +173,7 @@ def test_dead_between_addition_and_result_it_is_added_once(store, photos, tmp_pa
     assert add_to_library(job, library).token == "<me/duck-v1>" and len(library) == 1
 
 
-def test_photos_and_checkpoints_go_when_the_concept_is_in_the_library(store, photos, tmp_path):
+def test_photos_and_checkpoints_are_deleted_after_the_library_addition(store, photos, tmp_path):
     job = submit(store, inversion(photos))
     trained(job)
     store.write(f"{job.key}/run/2/step-000020/state.safetensors", b"x")
@@ -195,7 +195,7 @@ def test_a_concept_damaged_in_the_storage_is_not_added(store, photos, tmp_path):
     assert len(Library(tmp_path / "library")) == 0
 
 
-def test_a_full_library_is_tried_again_and_holds_up_no_other(store, photos, tmp_path, monkeypatch):
+def test_a_full_library_is_retried_without_delaying_other_jobs(store, photos, tmp_path, monkeypatch):
     one, two = (submit(store, inversion(photos, token=token)) for token in ("<me/duck>", "<me/goose>"))
     trained(one), trained(two, seed=1)
     clock, add, full = [100.0], Library.add, ["<me/duck>"]
@@ -216,7 +216,7 @@ def test_a_full_library_is_tried_again_and_holds_up_no_other(store, photos, tmp_
     assert [result.token for _, result in writer.add_due(threads)] == ["<me/duck-v1>"] and len(writer) == 0
 
 
-def test_numbers_and_texts_of_a_job_are_checked(store, photos):
+def test_invalid_attempt_fields_are_replaced_by_defaults(store, photos):
     job = submit(store, inversion(photos))
     store.write(
         f"{job.key}/attempts/1.json", json.dumps({"beat": "x", "step": -3, "outcome": "?", "left": 1e99}).encode()

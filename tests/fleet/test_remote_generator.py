@@ -72,7 +72,7 @@ def same(ours, expected):
         {"prompt": "a cat", "num_images": 1, "hires_scale": 2.0},
     ],
 )
-def test_images_are_those_made_here(remote, tiny, library, tmp_path, fields):
+def test_remote_images_equal_local_images(remote, tiny, library, tmp_path, fields):
     request = GenerateRequest(**SIZE | fields)
     done, shown = [], []
     ours = list(remote.generate(request, lambda n, total: done.append((n, total)), preview=shown.append))
@@ -80,7 +80,7 @@ def test_images_are_those_made_here(remote, tiny, library, tmp_path, fields):
     assert done == sorted(done) and done[-1][0] <= done[-1][1]
 
 
-def test_an_initial_image_and_a_mask_are_sent(remote, tiny, library, tmp_path):
+def test_remote_images_with_init_image_and_mask_equal_local_images(remote, tiny, library, tmp_path):
     Image.radial_gradient("L").convert("RGB").resize((64, 64)).save(tmp_path / "start.png")
     Image.linear_gradient("L").resize((64, 64)).save(tmp_path / "mask.png")
     fields = {"init_image": tmp_path / "start.png", "mask": tmp_path / "mask.png", "steps": 4}
@@ -88,11 +88,11 @@ def test_an_initial_image_and_a_mask_are_sent(remote, tiny, library, tmp_path):
     same(list(remote.generate(request)), list(Generator(tiny, library).generate(request)))
 
 
-def test_facts_of_the_model_are_those_of_the_model(remote, tiny):
+def test_the_remote_model_info_equals_the_local_model_info(remote, tiny):
     assert remote.base == ModelInfo.of(tiny)
 
 
-def test_mistakes_are_said_as_they_are_here(remote, tiny, library, pool):
+def test_remote_error_messages_equal_local_error_messages(remote, tiny, library, pool):
     before = len(pool.batches)
     for fields in ({"prompt": "a <me/dog>"}, {"prompt": "a cat", "clip_skip": 12}, {"prompt": "a", "fast": "<me/dog>"}):
         request = GenerateRequest(**SIZE | fields)
@@ -104,7 +104,7 @@ def test_mistakes_are_said_as_they_are_here(remote, tiny, library, pool):
     assert len(pool.batches) == before + 1  # only the model knows how many layers it has
 
 
-def test_stopping_ends_it(remote):
+def test_a_cancelled_remote_generation_is_interrupted(remote):
     with pytest.raises(Interrupted):
         list(remote.generate(GenerateRequest(prompt="a cat", steps=50), cancelled=lambda: True))
 
@@ -115,7 +115,7 @@ def jobs(remote, library, tmp_path):
     return Jobs(lambda name: remote, workspace, on_fleet=True)
 
 
-def test_the_app_makes_its_images_on_the_fleet(jobs, pool, tiny, library):
+def test_the_app_generates_its_images_on_the_fleet(jobs, pool, tiny, library):
     before = sum(pool.batches)
     view = jobs.run(generate_job({"prompt": "a <me/fox>", "num_images": 3, **SIZE}))
     saved = [jobs.gallery.find(None, image["id"]) for image in view["images"]]
@@ -128,7 +128,7 @@ def test_the_app_makes_its_images_on_the_fleet(jobs, pool, tiny, library):
         assert jobs.views(plan)[-1]["state"] == "done"
 
 
-def test_jobs_of_several_users_are_on_the_fleet_at_once(remote, library, tmp_path):
+def test_jobs_of_several_users_run_on_the_fleet_concurrently(remote, library, tmp_path):
     """Two jobs that each wait until the other has begun."""
     both = threading.Barrier(2)
 
@@ -153,7 +153,7 @@ def test_jobs_of_several_users_are_on_the_fleet_at_once(remote, library, tmp_pat
     assert not both.broken
 
 
-def test_a_fleet_that_is_not_there_is_said_and_the_job_can_be_tried_again(jobs, remote, tmp_path):
+def test_an_unreachable_fleet_fails_the_job_and_a_later_job_succeeds(jobs, remote, tmp_path):
     remote._client._port += 1  # nothing listens there; or another program, which refuses
     view = jobs.views(generate_job({"prompt": "a cat", "num_images": 1, **SIZE}))[-1]
     assert view["state"] == "failed" and view["message"].startswith(
@@ -164,7 +164,7 @@ def test_a_fleet_that_is_not_there_is_said_and_the_job_can_be_tried_again(jobs, 
 
 
 @pytest.mark.parametrize("png", [b"", b"x" * 100, b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_is_refused(tmp_path, remote, png):
+def test_invalid_images_from_the_fleet_are_refused(tmp_path, remote, png):
     async def behave(number, tasks):
         yield Made(0, png)
 
@@ -174,12 +174,12 @@ def test_what_is_no_image_is_refused(tmp_path, remote, png):
             list(generator.generate(GenerateRequest(prompt="a", num_images=1)))
 
 
-def test_a_wrong_key_is_said(url):
+def test_a_wrong_key_is_refused_with_a_message(url):
     with pytest.raises(UserError, match="does not know your key"):
         FleetClient(url, "wrong").model()
 
 
-def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+def test_keys_are_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SDPERSONAL_FLEET_KEY", "from-environment")
     assert read_key(None) == "from-environment"
     (tmp_path / "key").write_text("from-file\n")
@@ -192,6 +192,6 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fields", [{"fleet": "ftp://x"}, {"fleet": "x"}, {"fleet": "http://x:99999"}, {"fleet": "http://x/y"},
                                     {"fleet": "http://x", "base": "tiny"}, {"fleet_key": "key"}])  # fmt: skip
-def test_flags_that_do_not_fit_are_said(fields):
+def test_invalid_fleet_flags_are_refused(fields):
     with pytest.raises(UserError, match="--fleet"):
         _fleet_client(AppArgs(**fields))

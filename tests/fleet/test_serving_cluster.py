@@ -52,7 +52,7 @@ def kill_one(http, killed, until):
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1200)
-def test_a_replica_dies_under_load_and_every_image_is_the_one_made_alone(tiny, tmp_path, monkeypatch):
+def test_a_killed_replica_changes_no_image(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would starve them beside other work
     from sdpersonal.concepts.concept_file import concept_to_bytes
     from sdpersonal.fleet.serving.ray_serve import Scale, run_replicas
@@ -115,7 +115,7 @@ def test_a_replica_dies_under_load_and_every_image_is_the_one_made_alone(tiny, t
 
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
-def test_the_application_for_kubernetes_answers_behind_serves_own_server(tmp_path, monkeypatch):
+def test_the_kubernetes_application_serves_requests_through_ray_serve(tmp_path, monkeypatch):
     import httpx
 
     from sdpersonal.fleet.serving.ray_serve import application

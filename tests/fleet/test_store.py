@@ -34,12 +34,12 @@ def test_files_are_written_read_listed_and_removed(store):
     assert store.files("jobs") == ["jobs/a/x.json", "jobs/b/y"]
 
 
-def test_a_new_file_replaces_none(store):
+def test_write_new_never_replaces_a_file(store):
     assert store.write_new("jobs/a/trained.json", b"first") and not store.write_new("jobs/a/trained.json", b"second")
     assert store.read("jobs/a/trained.json") == b"first"
 
 
-def test_json_that_is_none_is_none(store):
+def test_invalid_json_is_read_as_none(store):
     for content in (b"", b"[1]", b"{", b'{"a": 1}'):
         store.write("x", content)
         assert store.read_json("x") == ({"a": 1} if content == b'{"a": 1}' else None)
@@ -51,7 +51,7 @@ def _claim(folder, number, start, winners):
         winners.put(number)
 
 
-def test_of_processes_that_write_a_new_file_at_once_one_wins(tmp_path):
+def test_only_a_single_process_wins_a_concurrent_write_new(tmp_path):
     context = multiprocessing.get_context("fork")
     start, winners = context.Barrier(8), context.Queue()
     processes = [context.Process(target=_claim, args=(tmp_path, n, start, winners)) for n in range(8)]
@@ -64,7 +64,7 @@ def test_of_processes_that_write_a_new_file_at_once_one_wins(tmp_path):
     assert os.listdir(tmp_path / "attempts") == ["1.json"]
 
 
-def test_a_new_file_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_write_new_on_a_full_disk_leaves_no_files(tmp_path, monkeypatch):
     def fail(handle, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -75,13 +75,13 @@ def test_a_new_file_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ["nosuch://bucket/x", "s3nosuch://", "http://127.0.0.1:1/x"])
-def test_a_uri_that_cannot_be_used_is_said_in_a_sentence(uri):
+def test_unusable_storage_uris_are_refused_with_a_message(uri):
     with pytest.raises(UserError) as caught:
         open_store(uri).write("x", b"1")
     assert len(str(caught.value).splitlines()) <= 2 and uri.partition("/x")[0].rstrip("/x") in str(caught.value)
 
 
-def test_what_a_file_system_raises_is_a_sentence(monkeypatch):
+def test_file_system_errors_become_store_errors_in_a_single_line(monkeypatch):
     store = open_store(f"memory://{uuid.uuid4().hex}")
     assert isinstance(store, FsspecStore)
     monkeypatch.setattr(store, "_system", Broken())
@@ -96,7 +96,7 @@ class Broken:
         raise RuntimeError("503 slow down\nrequest id 7")
 
 
-def test_trying_goes_on_with_longer_pauses_until_it_works():
+def test_keep_trying_doubles_its_pauses_until_success():
     tries, pauses = [], []
 
     def act():

@@ -97,7 +97,7 @@ def states(driver):
     return [str(tracked.state) for tracked in driver.tracked.values()]
 
 
-def test_every_concept_enters_the_library_once(fleet):
+def test_every_concept_is_added_to_the_library_once(fleet):
     driver = fleet([f"<me/c{n}>" for n in range(7)])
     assert driver.run() == 0 and states(driver) == ["done"] * 7 and driver.pool.most == 2
     assert [str(token) for token in driver.library] == [f"<me/c{n}-v1>" for n in range(7)]
@@ -105,7 +105,7 @@ def test_every_concept_enters_the_library_once(fleet):
     assert again.run() == 0 and again.pool.order == ["<me/c7>"]
 
 
-def test_owners_take_turns(fleet):
+def test_jobs_of_different_owners_start_in_turns(fleet):
     tokens = [f"<anna/c{n}>" for n in range(6)] + ["<ben/x>", "<cleo/x>", "<cleo/y>"]
     driver = fleet(tokens)
     driver.run()
@@ -113,13 +113,13 @@ def test_owners_take_turns(fleet):
     assert owners[:3] == ["a", "b", "c"] and owners.index("c", 3) < 6 and sorted(owners) == sorted("aaaaaabcc")
 
 
-def test_a_lost_worker_costs_an_attempt_and_the_job_goes_on(fleet):
+def test_a_lost_worker_costs_an_attempt_and_the_job_is_resumed(fleet):
     driver = fleet(["<me/a>", "<me/b>"], lambda token, number: None if number < 3 else Outcome.TRAINED)
     assert driver.run() == 0 and [tracked.attempts for tracked in driver.tracked.values()] == [3, 3]
     assert "<me/a>: Its worker was lost. It goes on from step 0." in driver.said
 
 
-def test_a_job_that_kills_its_workers_fails_and_the_others_go_on(fleet):
+def test_a_job_that_kills_its_workers_fails_and_the_others_finish(fleet):
     driver = fleet(["<me/bad>", "<me/a>", "<me/b>"], lambda token, n: None if "bad" in token else Outcome.TRAINED)
     assert driver.run() == CRASHED and states(driver) == ["failed", "done", "done"]
     assert driver.pool.tries["<me/bad>"] == 10 and len(driver.library) == 2
@@ -131,7 +131,7 @@ def test_deaths_after_new_checkpoints_do_not_count(fleet):
     assert driver.run() == 0 and driver.tracked[next(iter(driver.tracked))].attempts == 7
 
 
-def test_what_cannot_be_cured_is_not_tried_again(fleet):
+def test_permanently_failed_jobs_are_not_repeated_until_retry(fleet):
     driver = fleet(["<me/a>", "<me/b>"], lambda token, n: Outcome.FAILED if "a" in token else Outcome.TRAINED)
     assert driver.run() == 4 and driver.pool.tries == {"<me/a>": 1, "<me/b>": 1}
     assert any("It diverged." in line for line in driver.said)
@@ -146,7 +146,7 @@ def test_a_cancelled_job_is_not_started(fleet):
     assert driver.run() == 130 and states(driver) == ["cancelled", "done"] and driver.pool.order == ["<me/b>"]
 
 
-def test_a_dead_driver_loses_nothing(fleet):
+def test_a_killed_driver_loses_no_jobs(fleet):
     """The first dies with jobs in each state; the next waits for the lease of what was running, and finishes all."""
     tokens = [f"<me/c{n}>" for n in range(6)]
 
@@ -166,7 +166,7 @@ def test_a_dead_driver_loses_nothing(fleet):
     assert len(second.pool.order) + len(set(first.pool.order) - {t.token for t in running}) == 6
 
 
-def test_two_drivers_share_the_jobs(fleet):
+def test_two_drivers_never_train_the_same_job(fleet):
     """What another driver trains is left to it while its beat goes on, and its end is seen."""
     other = fleet(["<me/a>"])
     [tracked] = other.tracked.values()
@@ -189,7 +189,7 @@ def test_two_drivers_share_the_jobs(fleet):
     assert driver.run() == 0 and driver.pool.order == [] and len(driver.library) == 1
 
 
-def test_ctrl_c_lets_the_trainings_save(fleet):
+def test_an_interrupted_driver_stops_and_saves_the_running_trainings(fleet):
     def interrupt(token, number):
         raise KeyboardInterrupt
 
@@ -201,7 +201,7 @@ def test_ctrl_c_lets_the_trainings_save(fleet):
     assert fleet(["<me/a>", "<me/b>", "<me/c>"]).run() == 0
 
 
-def test_a_library_that_stays_full_ends_with_its_code_and_the_concepts_are_safe(fleet, monkeypatch):
+def test_a_full_library_raises_disk_full_and_keeps_the_trained_concepts(fleet, monkeypatch):
     def full(self, concept):
         raise DiskFull("not enough space in library.")
 
@@ -215,7 +215,7 @@ def test_a_library_that_stays_full_ends_with_its_code_and_the_concepts_are_safe(
     assert second.run() == 0 and second.pool.order == [] and len(second.library) == 2
 
 
-def test_a_storage_that_fails_every_third_time_delays_and_loses_nothing(fleet, monkeypatch):
+def test_failing_storage_calls_are_repeated_without_loss(fleet, monkeypatch):
     draw, fails, made = random.Random(7), [], Counter()
 
     def flaky(name):
@@ -253,7 +253,7 @@ def test_a_storage_that_fails_every_third_time_delays_and_loses_nothing(fleet, m
     assert "The storage failed: 503. Trying again." in driver.said
 
 
-def test_the_time_left_is_that_of_all_on_all_workers(fleet):
+def test_the_remaining_time_covers_all_jobs_and_workers(fleet):
     driver = fleet([f"<me/c{n}>" for n in range(4)], lambda token, number: "hang")
     jobs = list(driver.tracked.values())
     assert summarize(jobs, 2).seconds_left is None
@@ -264,7 +264,7 @@ def test_the_time_left_is_that_of_all_on_all_workers(fleet):
     assert (summary.done, summary.running, summary.seconds_left) == (0, 2, (30 + 30 + 2 * 40) / 2)
 
 
-def test_the_page_shows_every_job_and_no_markup_of_others(fleet, tmp_path):
+def test_the_status_page_lists_every_job_and_escapes_text(fleet, tmp_path):
     driver = fleet(["<me/a>", "<me/b>"], lambda token, number: Outcome.FAILED if "a" in token else Outcome.TRAINED)
     driver.run()
     jobs = list(driver.tracked.values())

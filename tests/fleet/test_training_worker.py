@@ -59,7 +59,7 @@ def kill_training():
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_elsewhere_to_the_concept_trained_alone(worker, job, tmp_path):
+def test_a_killed_training_resumes_to_the_same_concept(worker, job, tmp_path):
     pytest.importorskip("psutil")
     ended = during(worker, job, kill_training)
     assert ended.outcome is Outcome.DIED and 0 < ended.saved < STEPS and "SIGKILL" in ended.detail
@@ -73,7 +73,7 @@ def test_killed_it_goes_on_elsewhere_to_the_concept_trained_alone(worker, job, t
 
 
 @pytest.mark.slow
-def test_cancelled_or_given_to_another_it_ends(worker, job):
+def test_cancelled_replaced_and_stopped_trainings_end(worker, job):
     assert during(worker, job, job.cancel).outcome is Outcome.CANCELLED
     job.retry()
     ended = during(worker, job, lambda: job.claim("another"), once=lambda attempt: attempt.step > 0)
@@ -85,7 +85,7 @@ def test_cancelled_or_given_to_another_it_ends(worker, job):
 
 
 @pytest.mark.slow
-def test_a_mistake_of_the_user_is_said_and_final(worker, tmp_path):
+def test_user_errors_fail_the_job_with_a_message(worker, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "1.jpg").write_bytes(b"no photo")
@@ -96,7 +96,7 @@ def test_a_mistake_of_the_user_is_said_and_final(worker, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_store_that_fails_now_and_then_changes_nothing(worker, job, monkeypatch):
+def test_occasional_storage_errors_do_not_stop_training(worker, job, monkeypatch):
     calls, write = [], LocalStore.write
 
     def flaky(self, key, data):
@@ -112,7 +112,7 @@ def test_a_store_that_fails_now_and_then_changes_nothing(worker, job, monkeypatc
     assert job.view().state is JobState.TRAINED
 
 
-def test_a_worker_that_does_not_see_the_storage_says_so(tmp_path):
+def test_a_worker_without_access_to_the_storage_reports_the_problem(tmp_path):
     worker = TrainingWorker(TrainingOptions(str(tmp_path / "not mounted"), "marker"))
     worker._starter = type("Cold", (), {"warm_up": lambda self: None})()
     assert "does not see the storage" in worker.prepare().problem
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_copied_before_its_manifest_and_after_the_log(tmp_path):
     assert "step-000005/manifest.json" not in order and copy.saved == 10
 
 
-def test_an_attempt_that_was_given_up_spoils_nothing(tmp_path):
+def test_an_abandoned_attempt_does_not_affect_later_attempts(tmp_path):
     store = LocalStore(tmp_path / "store")
     first, second = (RunCopy(store, "run", n, tmp_path / str(n)) for n in (1, 2))
     checkpoint(tmp_path / "1", 5)
@@ -161,7 +161,7 @@ def test_an_attempt_that_was_given_up_spoils_nothing(tmp_path):
     assert third.download() == 10
 
 
-def test_a_copy_cut_before_its_manifest_is_not_used(tmp_path):
+def test_a_checkpoint_copy_without_a_manifest_is_not_used(tmp_path):
     store = LocalStore(tmp_path / "store")
     store.write("run/1/step-000005/state.safetensors", b"x")
     store.write("run/1/step-000005/manifest.json", b"{}")
@@ -169,7 +169,7 @@ def test_a_copy_cut_before_its_manifest_is_not_used(tmp_path):
     assert RunCopy(store, "run", 3, tmp_path / "run").download() == 5
 
 
-def test_nothing_of_a_copy_is_written_outside_the_run(tmp_path):
+def test_hostile_copy_paths_are_never_written_outside_the_run(tmp_path):
     class Hostile(LocalStore):
         def files(self, folder):
             return [f"{folder}/../../../evil", f"{folder}/step-000005/manifest.json"]
@@ -184,7 +184,7 @@ def test_nothing_of_a_copy_is_written_outside_the_run(tmp_path):
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_settings_of_any_trainer_reach_the_worker(tmp_path):
+def test_dreambooth_settings_are_restored_from_a_job(tmp_path):
     settings = DreamboothSettings(photos=fleet.PHOTOS / "fox", token="<me/fox>", class_noun="fox", rank=4)
     job = submit(LocalStore(tmp_path), settings)
     assert replace(job.view()).state is JobState.WAITING and job.settings().rank == 4

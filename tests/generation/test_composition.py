@@ -71,11 +71,11 @@ COMPOSED = [
 
 
 @pytest.mark.parametrize(("text", "parts"), COMPOSED, ids=[text for text, _ in COMPOSED])
-def test_each_subject_has_words_and_a_place_of_its_own(text, parts):
+def test_each_subject_gets_its_own_prompt_and_region(text, parts):
     assert subjects(text) == parts
 
 
-def test_three_stand_side_by_side():
+def test_three_subjects_get_regions_side_by_side():
     parts = subjects("a <fox>, a <cat>, and a <bob> at night, in the style of <ink>")
     assert [words for words, _ in parts] == [f"a <{n}> at night, in the style of <ink>" for n in ("fox", "cat", "bob")]
     edges = [(region[0], region[2]) for _, region in parts]
@@ -94,11 +94,11 @@ def test_three_stand_side_by_side():
         "<fox@0-0.5> <cat@0.5-1>",
     ],
 )
-def test_other_prompts_are_not_composed(text):
+def test_prompts_without_several_subjects_are_not_composed(text):
     assert subjects(text) == []
 
 
-def test_boxes_are_inside_the_image_whatever_the_region():
+def test_boxes_stay_inside_the_image_for_any_region():
     edges = (0.0, 0.001, 0.3, 0.5, 0.999, 1.0)
     spans = [(a, b) for a, b in itertools.product(edges, repeat=2) if a < b]
     for (left, right), (top, bottom), size in itertools.product(
@@ -123,7 +123,7 @@ def disc(side=16, radius=0.5):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 72), (200, 64), (65, 131), (8, 8)])
-def test_an_image_of_one_colour_stays_it(size):
+def test_joining_images_of_one_colour_keeps_the_colour(size):
     boxes = [box_of(Region(*LEFT), size), box_of(Region(*RIGHT), size)]
     for masks in (torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), torch.stack([disc(), disc()])):
         joined = join([colour(200, 100, 50)] * 2, masks, boxes, size)
@@ -131,7 +131,7 @@ def test_an_image_of_one_colour_stays_it(size):
         assert np.abs(joined.astype(int) - (200, 100, 50)).max() <= 1
 
 
-def test_subjects_are_pasted_on_the_background_around_them():
+def test_join_pastes_subjects_onto_the_background():
     red, blue = colour(0, 255, 0), colour(0, 255, 0)
     middle = disc(64, 0.6)[0].bool().numpy()
     red[middle], blue[middle] = (255, 0, 0), (0, 0, 255)
@@ -143,14 +143,14 @@ def test_subjects_are_pasted_on_the_background_around_them():
     assert np.abs(joined - later_first).max() <= 1  # boxes apart: the order does not matter
 
 
-def test_one_subject_over_the_whole_image_is_its_image():
+def test_joining_one_full_size_subject_returns_its_image():
     """The border of the image is no seam."""
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     assert np.abs(join([image], disc(64)[None], [Box(0, 0, 64)], (64, 64)).astype(int) - image).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_prediction_of_an_x0_is_the_inverse(tiny, kind):
+def test_prediction_of_inverts_predict_x0(tiny, kind):
     schedule = NoiseSchedule(tiny.schedule.alphas_cumprod, kind)
     x, x0 = (torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2))
     t = torch.tensor([1, 300, 700, 950])
@@ -179,7 +179,7 @@ def positions(base, concepts, text, index=0):
     return token_positions(base, PromptResolver(base, concepts).resolve(text), index)
 
 
-def test_the_positions_of_a_subject_are_those_of_its_vectors(sd1, shelf):
+def test_token_positions_are_those_of_the_subjects_vectors(sd1, shelf):
     assert positions(sd1, shelf, "<fox> at sea") == [1, 2]  # after the start of the text
     assert positions(sd1, shelf, "a <cat>, (a <fox:0.3>:1.4)", 1) == [6, 7]
     assert positions(sd1, shelf, "<cat+fox> <fox>", 1) == [3, 4]  # a blend of equally many is as long as one
@@ -191,7 +191,7 @@ def test_the_positions_of_a_subject_are_those_of_its_vectors(sd1, shelf):
     assert positions(sd1, words, "a <fox> at sea") == []
 
 
-def test_maps_are_the_attention_at_those_positions(sd1):
+def test_attention_maps_match_diffusers_scores_at_the_positions(sd1):
     """Against diffusers' own attention scores, of the layers of at most half the latents' side."""
     rng = torch.Generator().manual_seed(0)
     noisy, t = torch.randn(3, *sd1.latent_shape(64, 64), generator=rng), torch.full((3,), 500)
@@ -259,7 +259,7 @@ def plain_mix(base, concepts, words, mix, negative, seed, steps, g, side):
 
 
 @pytest.mark.parametrize("name", ["tiny", "sd1"])
-def test_without_composition_all_are_mixed_as_before(name, request):
+def test_without_composition_one_prediction_mixes_all_concepts(name, request):
     base = request.getfixturevalue(name)
     concepts = shelf_of(base, rows=2)
     fields = {"negative": "snow", "guidance": 4, "rescale": 0, "steps": 3, "seed": 7}
@@ -272,11 +272,11 @@ def test_without_composition_all_are_mixed_as_before(name, request):
 
 
 @pytest.mark.parametrize("prompt", ["a tree", "a <fox:0.7> at sea", "a tree by <ink>", "<fox@0-0.5> <cat@0.5-1>"])
-def test_one_concept_or_none_is_not_composed(sd1, shelf, prompt):
+def test_compose_does_not_change_prompts_with_one_concept_at_a_time(sd1, shelf, prompt):
     assert np.array_equal(pixels(sd1, shelf, prompt), pixels(sd1, shelf, prompt, compose=False))
 
 
-def test_the_recipe_makes_the_same_image(sd1, shelf):
+def test_the_recipe_reproduces_the_image(sd1, shelf):
     for prompt in (TWO, "a <fox> by <ink>", "a <fox:at=left> by <ink:guidance=3@0-0.5> and a <cat>"):
         for compose in (True, False):
             made = generate(sd1, shelf, prompt, num_images=3, compose=compose)
@@ -286,7 +286,7 @@ def test_the_recipe_makes_the_same_image(sd1, shelf):
             assert np.array_equal(again[recipe.place], made[1]) and len(again) == recipe.batch
 
 
-def test_a_recipe_of_a_former_version_mixes_in_one_prediction(sd1, shelf):
+def test_former_recipes_generate_without_composition(sd1, shelf):
     [image] = generate(sd1, shelf)
     values = image.recipe.model_dump()
     del values["compose"]
@@ -299,7 +299,7 @@ def test_a_recipe_of_a_former_version_mixes_in_one_prediction(sd1, shelf):
     assert parse_infotext(format_infotext(image.recipe)).request(prompt="x").compose is True
 
 
-def test_the_order_of_naming_changes_the_layout_only(sd1, shelf, monkeypatch):
+def test_subject_order_changes_only_the_layout(sd1, shelf, monkeypatch):
     decoded, real = [], sd1.decode
     monkeypatch.setattr(sd1, "decode", lambda latents: decoded.append(latents) or real(latents))
     first = pixels(sd1, shelf, "a photo of <fox> and <cat> at sea")
@@ -311,7 +311,7 @@ def test_the_order_of_naming_changes_the_layout_only(sd1, shelf, monkeypatch):
     torch.testing.assert_close(cat, cat_again, atol=1e-3, rtol=1e-3)
 
 
-def test_an_image_does_not_depend_on_others_in_its_batch(sd1, shelf):
+def test_an_image_does_not_depend_on_its_batch(sd1, shelf):
     prompt = "a <fox> by <ink> and a <cat>"
     together = generate(sd1, shelf, prompt, num_images=3, seed=10)
     assert together[0].recipe.batch > 1
@@ -320,7 +320,7 @@ def test_an_image_does_not_depend_on_others_in_its_batch(sd1, shelf):
         assert np.abs(alone - np.asarray(together[i])).max() <= 2  # kernels round differently in another batch
 
 
-def test_backgrounds_are_shared_while_the_layout_forms(sd1, shelf, monkeypatch):
+def test_subjects_share_the_background_in_early_steps(sd1, shelf, monkeypatch):
     """Where the masks are 0, x_0 of both subjects is the mean of both."""
     maps = AttentionMaps(sd1, {}, (8, 8))
     mask = torch.zeros(2, 1, 8, 8)
@@ -344,7 +344,7 @@ OFTEN = {"Euler a", "Heun", "PLMS", "DPM++ 2M Karras", "LCM"}  # with noise of i
         for scheduler in SCHEDULERS
     ],
 )
-def test_every_scheduler_composes(sd1, shelf, scheduler):
+def test_every_scheduler_supports_composition(sd1, shelf, scheduler):
     counts = []
     fields = {"steps": 3, "guidance": 1, "scheduler": scheduler.name}
     [image] = generate(sd1, shelf, progress=lambda done, total: counts.append((done, total)), **fields)
@@ -376,7 +376,7 @@ def test_every_scheduler_composes(sd1, shelf, scheduler):
     ],
     ids=str,
 )
-def test_other_settings_are_kept(sd1, fields):
+def test_composed_images_with_other_settings_are_reproducible(sd1, fields):
     concepts = shelf_of(sd1, rows=2)
     concepts["lcm"] = Concept(Token("me", "lcm"), Card(base="sd1", title="LCM"), {}, random_lora(sd1, 9))
     made = generate(sd1, concepts, **fields)
@@ -389,7 +389,7 @@ def test_other_settings_are_kept(sd1, fields):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in sd1.unet.modules())
 
 
-def test_a_subject_without_words_is_in_the_middle(sd1):
+def test_a_subject_without_embeddings_is_placed_in_the_middle(sd1):
     """Only a LoRA: no position of the prompt is its own."""
     concepts = shelf_of(sd1)
     for name in ("fox", "cat"):
@@ -400,12 +400,12 @@ def test_a_subject_without_words_is_in_the_middle(sd1):
 
 
 @pytest.mark.parametrize("prompt", [TWO, "a <fox> by <ink>"])
-def test_what_overflows_is_told_in_one_sentence(sd1, prompt):
+def test_nan_images_are_refused_with_a_message(sd1, prompt):
     with pytest.raises(UserError, match="The generated image is NaN"):
         generate(sd1, shelf_of(sd1, rows=2, size=1e30), prompt)
 
 
-def test_composed_and_plain_prompts_of_one_template(sd1, shelf):
+def test_one_template_generates_composed_and_plain_prompts(sd1, shelf):
     counts = []
     template = "{a tree|a <fox>|a <fox> and a <cat>|a <fox> by <ink>|a <fox:at=left>}"
     fields = {"all_combinations": True, "hires_scale": 1.5, "strength": 0.5, "steps": 2, "num_images": 2}
@@ -418,7 +418,7 @@ def test_composed_and_plain_prompts_of_one_template(sd1, shelf):
         assert np.array_equal(alone[image.recipe.seed - 3], image)
 
 
-def test_previews_show_the_arrangement_and_a_stop_leaves_nothing(sd1, shelf, monkeypatch):
+def test_previews_show_the_layout_and_a_stop_leaves_no_hooks(sd1, shelf, monkeypatch):
     monkeypatch.setattr(previews, "_FIRST_AFTER", -1)
     monkeypatch.setattr(previews, "_TIME_SHARE", 1e9)
     shown = []
@@ -435,7 +435,7 @@ def test_previews_show_the_arrangement_and_a_stop_leaves_nothing(sd1, shelf, mon
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in sd1.unet.modules())
 
 
-def test_an_init_image_is_the_layout(sd1, shelf, tmp_path):
+def test_an_init_image_disables_composition(sd1, shelf, tmp_path):
     """Nothing is composed then; styles have their guidance."""
     path = tmp_path / "start.png"
     generate(sd1, shelf, "a tree")[0].save(path)
@@ -446,7 +446,7 @@ def test_an_init_image_is_the_layout(sd1, shelf, tmp_path):
     assert np.abs(styled[0] - mixed[0]).max() > 3
 
 
-def test_a_batch_has_no_more_predictions_than_planned(sd1, shelf, monkeypatch):
+def test_a_batch_has_at_most_the_planned_predictions(sd1, shelf, monkeypatch):
     sizes, plans = [], []
     real = sd1.predict
     monkeypatch.setattr(sd1, "predict", lambda x, *rest: sizes.append(len(x)) or real(x, *rest))

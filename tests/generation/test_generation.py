@@ -1,5 +1,5 @@
 """Drawing: reproducible, without a trace, each picture by itself, and kind about what cannot be drawn. What diffusers
-makes of the same is in test_equality.py."""
+makes of the same is in test_diffusers_equality.py."""
 
 import hashlib
 import io
@@ -71,7 +71,7 @@ def weights(base):
     return digest.hexdigest()
 
 
-def test_a_request_leaves_no_trace(tiny, shelf):
+def test_a_failed_request_leaves_the_model_unchanged(tiny, shelf):
     before = pictures(tiny, shelf, "a cat <duck:0.7>"), weights(tiny)
 
     def fail_in_the_middle(done, total):
@@ -86,7 +86,7 @@ def test_a_request_leaves_no_trace(tiny, shelf):
     assert all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
 
 
-def test_two_at_once_draw_what_each_draws_alone(tiny, shelf):
+def test_concurrent_requests_generate_the_same_images_as_alone(tiny, shelf):
     prompts = ["a cat in the style of <ink>", "<duck> on grass"]
     alone = [pictures(tiny, shelf, prompt) for prompt in prompts]
     together = [None, None]
@@ -104,14 +104,14 @@ def test_two_at_once_draw_what_each_draws_alone(tiny, shelf):
     )
 
 
-def test_picture_i_depends_on_seed_plus_i_alone(tiny, shelf):
+def test_image_i_depends_only_on_seed_plus_i(tiny, shelf):
     five = pictures(tiny, shelf, "<duck>", num_images=5, seed=10)
     for i in (0, 3, 4):
         (item,) = pictures(tiny, shelf, "<duck>", num_images=1, seed=10 + i)
         assert np.abs(item.astype(int) - five[i]).max() <= 1  # kernels round differently in another batch
 
 
-def test_strengths_act(tiny, shelf):
+def test_the_strength_scales_the_effect_of_a_concept(tiny, shelf):
     (bare,), (off,), (half,), (full,) = (
         pictures(tiny, shelf, f"a cat <duck:{strength}>" if strength is not None else "a cat ", num_images=1)
         for strength in (None, 0, 0.5, 1)
@@ -127,7 +127,7 @@ def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
     assert np.array_equal(ours, reference)
 
 
-def test_the_recipe_is_all_that_is_needed(tiny, shelf):
+def test_the_recipe_reproduces_the_image(tiny, shelf):
     request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", num_images=1, seed=7, steps=STEPS, size=SIZE)
     (image,) = Generator(tiny, shelf).generate(request)
     with Image.open(io.BytesIO(image.to_png())) as opened:
@@ -151,7 +151,7 @@ def test_the_recipe_is_all_that_is_needed(tiny, shelf):
     assert redrawn.to_png() == image.to_png()
 
 
-def test_progress_and_cancelling(tiny, shelf):
+def test_progress_counts_all_steps_and_cancelling_interrupts(tiny, shelf):
     recorded = []
     request = GenerateRequest(prompt="a cat", num_images=10, steps=STEPS, size=SIZE)
     list(Generator(tiny, shelf).generate(request, progress=lambda done, total: recorded.append((done, total))))
@@ -164,14 +164,14 @@ def test_progress_and_cancelling(tiny, shelf):
     ("prompt", "problem"),
     [("<me/dcuk>", "No concept <me/dcuk>"), ("<nobody>", "No concept <nobody>"), ("{a|<me/dcuk>}", "No concept")],
 )
-def test_what_cannot_be_drawn(tiny, shelf, tmp_path, prompt, problem):
+def test_unknown_concepts_in_a_prompt_are_refused(tiny, shelf, tmp_path, prompt, problem):
     library = Library(tmp_path)
     library.add(shelf["duck"])
     with pytest.raises(UserError, match=problem):
         list(Generator(tiny, library).generate(GenerateRequest(prompt=prompt, steps=1)))
 
 
-def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
+def test_a_concept_of_another_base_is_refused_with_a_message(tiny, shelf):
     stranger = Concept(Token("you", "cat"), Card(base="sd1"), {"clip_l": np.zeros((1, 768), np.float32)})
     wide = Concept(Token("you", "wide"), Card(base="tiny"), {"clip_l": np.zeros((1, 99), np.float32)})
     for concept, problem in (
@@ -194,7 +194,7 @@ def latents(base, concepts, monkeypatch, prompt, **fields):
 # --- strengths, windows, blends ---
 
 
-def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
+def test_strength_interpolates_from_class_noun_to_trained_embeddings(tiny):
     encoder = tiny.encoders["clip_l"]
     start = encoder.initial_embeddings("cup of coffee", 8)
     trained = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
@@ -209,7 +209,7 @@ def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
         )
 
 
-def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
+def test_a_concept_at_strength_zero_equals_its_class_noun(tiny, shelf):
     rows = {"clip_l": shelf["word"].vectors["clip_l"][:1]}
     noun = Concept(Token("me", "cat"), Card(base="tiny", class_noun="cat"), rows)
     (off,), (plain,) = (
@@ -218,7 +218,7 @@ def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
     assert np.array_equal(off, plain)
 
 
-def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
+def test_a_window_limits_a_concept_to_its_steps(tiny, shelf, monkeypatch):
     """Against a loop of our own, with the mix and the words of each step put in by hand."""
     ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", num_images=1, steps=4, seed=5)
     resolver = PromptResolver(tiny, shelf)
@@ -237,7 +237,7 @@ def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
     assert resolver.resolve("a <duck@0-1>").loras_at(0.99) == resolver.resolve("a <duck>").loras_at(0.0)
 
 
-def test_early_and_late_are_the_two_halves(tiny, shelf):
+def test_adjacent_windows_cover_every_step_exactly_once(tiny, shelf):
     """Windows that meet leave no step out and share none."""
     resolver = PromptResolver(tiny, shelf)
     for steps in (1, 2, 3, 7, 25):
@@ -246,7 +246,7 @@ def test_early_and_late_are_the_two_halves(tiny, shelf):
         assert all(bool(early.loras_at(m)) != bool(late.loras_at(m)) for m in progresses)
 
 
-def test_a_blend_is_half_of_each(tiny, shelf):
+def test_a_blend_weights_the_embeddings_and_loras_of_its_concepts(tiny, shelf):
     other = random_concept(tiny, "<me/other>", 9)
     both = Shelf(duck=shelf["duck"], other=other)
     resolver = PromptResolver(tiny, both)
@@ -265,7 +265,7 @@ def test_a_blend_is_half_of_each(tiny, shelf):
 
 
 @pytest.mark.parametrize("strengths", [(-1, 2), (1, -1), (-0.5, -1.5), (5, -5), (0.6, 0.2), (0, 0), (-1, 0)])
-def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, strengths):
+def test_a_blend_adds_the_weighted_changes_to_the_mean_class_noun(tiny, strengths):
     """In numpy: the mean of the nouns, weighted by how far each concept is from 0, and each way times its strength."""
     nouns, rows = ("dog", "cup"), np.random.default_rng(3).normal(size=(2, 1, tiny.encoders["clip_l"].width))
     parts = [
@@ -279,7 +279,7 @@ def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, streng
     np.testing.assert_allclose(block["clip_l"], expected, atol=1e-4)
 
 
-def test_a_negative_strength_takes_the_change_away(tiny, shelf):
+def test_a_negative_strength_subtracts_the_lora_weights(tiny, shelf):
     """Slots at -s and bare weights less s times the change are one model."""
     lora, resolver = shelf["duck"].lora, PromptResolver(tiny, shelf)
     name, layer = next((name, layer) for name, layer in lora.layers.items() if layer.down.ndim == 2)
@@ -294,7 +294,7 @@ def test_a_negative_strength_takes_the_change_away(tiny, shelf):
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-4)
 
 
-def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
+def test_the_strength_farthest_from_zero_wins(tiny, shelf):
     resolver = PromptResolver(tiny, shelf)
     for prompt, strength in (
         ("<duck:-1> and <duck:0.5>", -1.0),
@@ -309,7 +309,7 @@ def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
     assert resolver.resolve("<duck:-0>").loras_at(0.5) == ()
 
 
-def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
+def test_a_negative_strength_changes_the_image_and_is_in_the_recipe(tiny, shelf):
     request = GenerateRequest(prompt="a cat <duck:-1>", num_images=1, steps=STEPS, size=SIZE)
     [image] = Generator(tiny, shelf).generate(request)
     assert [item.strength for item in image.recipe.concepts] == [-1.0]
@@ -317,7 +317,7 @@ def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
     assert not np.array_equal(np.asarray(image.image), plus) and not np.array_equal(np.asarray(image.image), off)
 
 
-def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
+def test_a_blend_of_unequal_vector_counts_is_concatenated(tiny, shelf):
     resolver = PromptResolver(tiny, shelf)
     first, second = resolver.resolve("<duck+ink>").segments_at(tiny, 0.5)
     np.testing.assert_allclose(first.content["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
@@ -327,7 +327,7 @@ def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
 # --- alternatives ---
 
 
-def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
+def test_each_image_samples_its_alternative_from_its_seed(tiny, shelf, tmp_path):
     (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
     request = GenerateRequest(prompt="{a|b|<duck>} on __place__", num_images=6, steps=1, size=SIZE)
     generated = list(Generator(tiny, shelf, tmp_path).generate(request))
@@ -342,7 +342,7 @@ def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
         assert np.abs(np.asarray(redone.image).astype(int) - np.asarray(image.image)).max() <= 1
 
 
-def test_every_alternative_can_be_drawn(tiny, shelf):
+def test_all_combinations_generates_every_alternative(tiny, shelf):
     request = GenerateRequest(prompt="a {red|blue} {cat|dog}", all_combinations=True, num_images=2, steps=1, size=SIZE)
     generated = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).generate(request)]
     assert generated == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
@@ -351,7 +351,7 @@ def test_every_alternative_can_be_drawn(tiny, shelf):
         list(Generator(tiny, shelf).generate(many))
 
 
-def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
+def test_prompts_in_one_batch_do_not_affect_each_other(tiny, shelf, monkeypatch):
     prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
     template = "{" + "|".join(prompts) + "}"
     together = latents(tiny, shelf, monkeypatch, template, all_combinations=True, num_images=1, seed=4)
@@ -363,7 +363,7 @@ def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, she
 # --- variations, start pictures, passes ---
 
 
-def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
+def test_variation_strength_interpolates_between_two_seeds(tiny, shelf):
     (favourite,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5)
     away = [
         np.abs(
@@ -383,7 +383,7 @@ def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
     assert np.abs(two[1].astype(int) - second).max() <= 1
 
 
-def test_seeds_of_64_bits(tiny, shelf):
+def test_seeds_of_64_bits_give_the_noise_of_torch(tiny, shelf):
     """As ComfyUI draws noise (`comfy/sample.py`): torch.manual_seed of the whole seed, then randn on the CPU."""
     shape = tiny.latent_shape(64, 64)
     for seed in (0, 7, 2**32 - 1, 2**32, 2**53 + 1, 2**63, 2**64 - 1):
@@ -401,7 +401,7 @@ def test_seeds_of_64_bits(tiny, shelf):
         assert recipe.seed == image.seed and again.image.tobytes() == image.image.tobytes()
 
 
-def test_noise_between_two_is_noise():
+def test_slerp_matches_numpy_and_keeps_the_noise_variance():
     """Slerp in numpy; and as long as its ends."""
     item, two = noise_from_seed(0, (4, 16, 16)), noise_from_seed(1, (4, 16, 16))
     a, b = item.numpy().ravel().astype(np.float64), two.numpy().ravel().astype(np.float64)
@@ -422,7 +422,7 @@ def start(tmp_path):
     return path
 
 
-def test_the_less_may_change_the_nearer_it_stays(tiny, shelf, start):
+def test_a_lower_img2img_strength_stays_closer_to_the_init_image(tiny, shelf, start):
     was = np.asarray(Image.open(start)).astype(int)
     away = [
         np.abs(
@@ -433,7 +433,7 @@ def test_the_less_may_change_the_nearer_it_stays(tiny, shelf, start):
     assert away[0] < away[1] < away[2]
 
 
-def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
+def test_pixels_outside_the_mask_stay_unchanged(tiny, shelf, start, tmp_path):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (40, 0, 64, 64))
     mask.save(tmp_path / "mask.png")
@@ -443,7 +443,7 @@ def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
     assert np.array_equal(generated[:, :40], was[:, :40]) and np.abs(generated[:, 48:] - was[:, 48:]).mean() > 5
 
 
-def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
+def test_an_init_image_of_another_shape_is_cropped_to_the_size(tiny, shelf, tmp_path):
     Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
     (original,) = Generator(tiny, shelf).generate(
         GenerateRequest(prompt="x", num_images=1, steps=1, init_image=tmp_path / "wide.jpg")
@@ -465,7 +465,7 @@ def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_pa
         (None, "start.png"),
     ],
 )
-def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
+def test_an_unreadable_init_image_is_refused_with_a_message(tiny, shelf, tmp_path, content, problem):
     if content:
         (tmp_path / "start.png").write_bytes(content)
     with pytest.raises(UserError, match=problem):
@@ -476,7 +476,7 @@ def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
         )
 
 
-def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
+def test_the_hires_pass_enlarges_the_image_and_keeps_its_content(tiny, shelf):
     recorded = []
     request = GenerateRequest(prompt="a cat", num_images=1, steps=6, size=SIZE, hires_scale=2, strength=0.5)
     (large,) = Generator(tiny, shelf).generate(request, progress=lambda done, total: recorded.append((done, total)))
@@ -489,7 +489,7 @@ def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
 
 
 @pytest.mark.parametrize("kind", ["lcm", "tcd"])
-def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
+def test_lcm_and_tcd_loras_generate_in_few_steps(tiny, shelf, kind):
     """Noise drawn on the way is each picture's own; no guidance; the LoRA is in the slots though no prompt names it."""
     fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
     both = Shelf(shelf, **{kind: fast})
@@ -505,7 +505,7 @@ def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
         list(Generator(tiny, both).generate(GenerateRequest(prompt="a cat", fast="<word>")))
 
 
-def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
+def test_prompt_encodings_are_cached(tiny, shelf, monkeypatch):
     generator, read = Generator(tiny, shelf), []
     real = tiny.encode_prompt
     monkeypatch.setattr(tiny, "encode_prompt", lambda *args, **options: read.append(1) or real(*args, **options))
@@ -518,7 +518,7 @@ def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
     assert len(read) == 4
 
 
-def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
+def test_a_prompt_encoding_does_not_depend_on_earlier_prompts(tiny):
     """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
     rng = torch.Generator().manual_seed(0)
     trained = tiny.adapters.add_trainable("all", 2, rng, text_encoder=True)

@@ -118,7 +118,7 @@ def changed(tmp_path, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, tmp_path, kind):
+def test_only_white_areas_of_a_mask_are_regenerated(start, tmp_path, kind):
     regenerated, note = changed(tmp_path, KINDS[kind]())
     lossy = kind in ("JPEG", "WebP, lossy", "HEIC")
     edge = np.zeros_like(WHITE)
@@ -140,7 +140,7 @@ def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, t
     ],
     ids=["clear", "clear white", "black", "black strokes", "faint"],
 )
-def test_nothing_white_is_said_and_changes_nothing(start, tmp_path, image):
+def test_a_mask_without_white_changes_nothing_and_gives_a_note(start, tmp_path, image):
     regenerated, note = changed(tmp_path, saved(image, "PNG"))
     assert not regenerated.any() and "mask.png has nothing white" in note
 
@@ -155,7 +155,7 @@ def test_a_mask_of_another_size_is_stretched(start, tmp_path):
     assert regenerated[36:92, 2:76].mean() > 0.99 and not regenerated[:, 84:].any()
 
 
-def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path):
+def test_an_init_image_and_its_mask_are_cropped_together(tmp_path):
     """The middle 160 of 320 columns: of the right half of the mask their right half is left."""
     Image.new("RGB", (320, 128), "red").save(tmp_path / "start.png")
     mask = Image.new("L", (320, 128), 0)
@@ -167,7 +167,7 @@ def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
-def test_other_containers_are_refused_in_words(start, tmp_path, kind):
+def test_unsupported_mask_formats_are_refused_with_a_message(start, tmp_path, kind):
     with pytest.raises(UserError, match=rf"mask.png is a {kind}.*export it as PNG"):
         changed(tmp_path, saved(SHAPE.convert("L"), kind))
     with pytest.raises(UserError, match="nowhere"):
@@ -190,7 +190,7 @@ def flat(samples, transparent, depth):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_a_transparent_grey_of_every_depth(depth):
+def test_a_transparent_grey_becomes_white_at_every_bit_depth(depth):
     from sdpersonal.photos.decode import decode
 
     samples = (DEEP[..., 0] >> (16 - depth)).astype(np.uint16)
@@ -201,7 +201,7 @@ def test_a_transparent_grey_of_every_depth(depth):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_a_transparent_colour(depth):
+def test_a_transparent_colour_becomes_white(depth):
     from sdpersonal.photos.decode import decode
 
     samples = DEEP >> (16 - depth)
@@ -212,7 +212,7 @@ def test_a_transparent_colour(depth):
     assert np.array_equal(decode(data, 256)[0], flat(samples, transparent, depth))
 
 
-def test_sixteen_bits_without_a_transparent_colour_stay():
+def test_opaque_16_bit_images_keep_their_high_byte():
     from sdpersonal.photos.decode import decode
 
     for channels, colour_type in ((0, 0), (3, 2)):

@@ -53,13 +53,13 @@ def check_equal_to_each_alone(generator, requests):
     return predictions
 
 
-def test_every_image_is_that_of_its_request_alone(generator, tiny):
+def test_every_image_of_a_batch_equals_its_request_alone(generator, tiny):
     requests = [request(prompt, seed=i) for i, prompt in enumerate(PROMPTS)]
     assert check_equal_to_each_alone(generator, requests) == STEPS  # all in one batch
     assert not any(module._forward_hooks for module in tiny.unet.modules())
 
 
-def test_latents_are_those_of_diffusers_with_each_lora_in_the_weights(generator, tiny, monkeypatch):
+def test_latents_match_diffusers_with_merged_loras(generator, tiny, monkeypatch):
     """A batch of four mixes, against diffusers' own pipeline with B A added to the weights by hand, one by one."""
     from diffusers import StableDiffusionPipeline
 
@@ -87,7 +87,7 @@ def test_latents_are_those_of_diffusers_with_each_lora_in_the_weights(generator,
         assert i == 0 or (latents[i] - latents[0]).abs().max() > 0.1
 
 
-def test_requests_of_other_sizes_and_settings_have_batches_of_their_own(generator):
+def test_requests_with_different_settings_use_separate_batches(generator):
     requests = [
         request("<fox>", seed=1),
         request("<cat>", size="96x64"),
@@ -102,13 +102,13 @@ def test_requests_of_other_sizes_and_settings_have_batches_of_their_own(generato
     assert check_equal_to_each_alone(generator, requests) == 4 * STEPS + (STEPS + 1) + (STEPS + 1)
 
 
-def test_styles_and_compositions_share_batches_too(generator):
+def test_styles_and_compositions_share_batches(generator):
     styles = [request("<fox> in the style of <ink>"), request("<cat> in the style of <wash>", seed=1)]
     subjects = [request("<fox> and <cat>"), request("<bob> and <fox>", seed=5)]
     assert check_equal_to_each_alone(generator, [*styles, *subjects]) == 2 * STEPS
 
 
-def test_an_initial_image_is_shared_by_requests_with_the_same(generator, tmp_path):
+def test_requests_with_the_same_init_image_share_a_batch(generator, tmp_path):
     for name, colour in (("red", (200, 30, 30)), ("blue", (20, 40, 200))):
         Image.new("RGB", (SIDE, SIDE), colour).save(tmp_path / f"{name}.png")
     red, blue = ({"init_image": tmp_path / f"{name}.png", "strength": 1.0} for name in ("red", "blue"))
@@ -116,7 +116,7 @@ def test_an_initial_image_is_shared_by_requests_with_the_same(generator, tmp_pat
     assert check_equal_to_each_alone(generator, requests) == 2 * STEPS
 
 
-def test_a_recipe_says_how_its_image_can_be_generated_again(generator):
+def test_the_recipe_of_a_batched_image_reproduces_it(generator):
     mixed, _ = together(generator, [request("<fox>", seed=1), request("<cat>", seed=2)])
     assert [(image.recipe.batch, image.recipe.place) for (image,) in mixed] == [(1, 0), (1, 0)]
     equal, _ = together(generator, [request("<fox>", seed=1), request("a tree, <fox>", seed=8)])
@@ -126,14 +126,14 @@ def test_a_recipe_says_how_its_image_can_be_generated_again(generator):
     assert np.array_equal(*pixels([again, second]))  # to the bit: the batch has one mix of LoRAs
 
 
-def test_requests_of_one_concept_are_sorted_into_one_batch(generator):
+def test_requests_of_one_concept_share_a_batch(generator):
     names = ["fox", "cat"] * 8
     images, _ = together(generator, [request(f"<{name}>", seed=i) for i, name in enumerate(names)])
     assert {image.recipe.batch for (image,) in images} == {8}
     assert [image.recipe.concepts[0].token for (image,) in images] == [f"<me/{name}>" for name in names]
 
 
-def test_an_error_says_which_request_it_is_about_before_anything_is_computed(generator):
+def test_an_error_names_the_request_before_any_step_runs(generator):
     class Missing(dict):
         def get(self, token):
             raise UserError(f"There is no concept {token}.", "Train it.")
@@ -151,7 +151,7 @@ def test_an_error_says_which_request_it_is_about_before_anything_is_computed(gen
     assert not steps and not list(generator.generate_many([]))
 
 
-def test_stopping_leaves_no_lora_behind(generator, tiny):
+def test_an_interrupted_batch_leaves_no_lora_hooks(generator, tiny):
     requests = [request("<fox>"), request("<cat>")]
     with pytest.raises(Interrupted):
         list(generator.generate_many(requests, cancelled=lambda: True))
@@ -165,7 +165,7 @@ class Owned(dict):
         return self[str(token)]
 
 
-def test_the_same_token_is_each_owners_own_concept(generator, tiny):
+def test_the_same_token_selects_each_owners_own_concept(generator, tiny):
     shelf = shelf_of(tiny, rows=2)
     owners = [
         Owned({"<me/duck>": replace(shelf[name], token=Token("me", "duck", 1))}) for name in ("fox", "cat", "bob")
@@ -190,7 +190,7 @@ def test_the_same_token_is_each_owners_own_concept(generator, tiny):
     assert all(len(indices) == count for indices, count in shown)
 
 
-def test_concepts_with_equal_tensors_and_other_words_are_not_confused(generator, tiny):
+def test_equal_loras_with_other_trigger_words_stay_distinct(generator, tiny):
     """Two owners' <me/ink>: the same LoRA, but other trigger words on the card."""
     ink = shelf_of(tiny)["ink"]
     owners = [

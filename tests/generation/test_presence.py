@@ -48,7 +48,7 @@ def rectangle(left, top, right, bottom, value=1.0, ground=0.0):
     return attention
 
 
-def test_shares_boxes_and_overlaps_of_rectangles():
+def test_measure_gives_share_box_and_overlap_of_rectangles():
     left, right = rectangle(0, 0, 32, 64, ground=0.25), rectangle(24, 16, 56, 48, 2.0)
     measured = measure({"left": left, "right": right})
     total = 0.25 * 64 * 64 + 32 * 64 + 2 * 32 * 32
@@ -61,7 +61,7 @@ def test_shares_boxes_and_overlaps_of_rectangles():
     assert measured["right"].heat == "0" * 16 + "000ffff0" * 4 + "0" * 16
 
 
-def test_a_style_over_everything_is_no_overlap_of_the_subjects():
+def test_a_style_does_not_count_as_overlap_of_a_subject():
     maps = {"ink": rectangle(0, 0, 64, 64), "duck": rectangle(0, 0, 16, 16)}
     maps["ink"][60:] = 0
     measured = measure(maps, styles={"ink"})
@@ -69,7 +69,7 @@ def test_a_style_over_everything_is_no_overlap_of_the_subjects():
     assert measure(maps)["duck"].overlap == 1
 
 
-def test_places_without_a_map_belong_to_nobody():
+def test_unmapped_areas_do_not_count_for_any_concept():
     unknown = rectangle(8, 8, 24, 24, ground=0.5)
     unknown[:, 32:] = np.nan
     measured = measure({"a": unknown, "b": rectangle(40, 0, 64, 64)})
@@ -77,7 +77,7 @@ def test_places_without_a_map_belong_to_nobody():
     assert measured["a"].share == pytest.approx((1024 + 256) / (1024 + 256 + 24 * 64), abs=5e-4)
 
 
-def test_even_attention_has_the_whole_image_as_its_box():
+def test_uniform_attention_gives_the_whole_image_as_box():
     measured = measure({"a": np.full((64, 64), 0.3), "b": np.zeros((64, 64))})
     assert measured["a"].box == measured["b"].box == (0, 0, 1, 1)
     assert measured["a"].share == 1 and measured["b"].share == measured["b"].overlap == 0
@@ -87,7 +87,7 @@ def test_even_attention_has_the_whole_image_as_its_box():
 # --- where it comes from ----------------------------------------------------------------------------------------------
 
 
-def test_recorded_attention_is_that_of_diffusers_own_scores(tiny):
+def test_recorded_attention_matches_diffusers_scores(tiny):
     """Diffusers' first processor computes the whole matrix of scores, which this one keeps."""
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -138,7 +138,7 @@ def test_recorded_attention_is_that_of_diffusers_own_scores(tiny):
         ("<duck> and <word>", {"compose": False, "hires_scale": 1.5, "num_images": 1}),
     ],
 )
-def test_recording_changes_no_bit_and_shares_sum_to_one(tiny, shelf, monkeypatch, prompt, fields):
+def test_recording_changes_no_pixel_and_shares_sum_to_one(tiny, shelf, monkeypatch, prompt, fields):
     recorded = images(tiny, shelf, prompt, **fields)
     monkeypatch.setattr(generator_module.Generator, "_meter", lambda *_: None)
     for image, bare in zip(recorded, images(tiny, shelf, prompt, **fields), strict=True):
@@ -148,19 +148,19 @@ def test_recording_changes_no_bit_and_shares_sum_to_one(tiny, shelf, monkeypatch
 
 
 @pytest.mark.parametrize("prompt", ["a cat", "<duck> on grass", "<duck> and <duck:0.5>", "<duck:1@0-0.1> by <ink>"])
-def test_nothing_is_recorded_where_one_concept_is_there(tiny, shelf, prompt):
+def test_presence_is_not_recorded_for_a_single_concept(tiny, shelf, prompt):
     for image in images(tiny, shelf, prompt, compose=False, num_images=1):
         assert set(presences(image).values()) <= {None} and "presence" not in image.recipe.to_json()
 
 
-def test_one_concept_costs_nothing(tiny, shelf, monkeypatch):
+def test_no_meter_is_created_for_one_or_too_many_concepts(tiny, shelf, monkeypatch):
     monkeypatch.setattr(generator_module, "PresenceMeter", None)  # it would fail
     images(tiny, shelf, "<duck> on grass", num_images=1)
     many = Shelf({f"w{i}": random_concept(tiny, f"<me/w{i}>", i, lora=False) for i in range(MAX_CONCEPTS + 1)})
     images(tiny, many, " ".join(f"<w{i}>" for i in range(MAX_CONCEPTS + 1)), num_images=1, compose=False)
 
 
-def test_a_composed_subject_is_in_its_box_and_a_blend_is_wholly_in_the_other(tiny, shelf):
+def test_presence_matches_composition_boxes_and_blends(tiny, shelf):
     # Boxes of 104 pixels from 56 on, and of 66 pixels in the upper left corner.
     for image in images(tiny, shelf, "<duck:at=right> and <fox:box=0,0,0.4,0.4>", size="160x128"):
         duck, fox = (presences(image)[f"<me/{name}>"] for name in ("duck", "fox"))
@@ -171,7 +171,7 @@ def test_a_composed_subject_is_in_its_box_and_a_blend_is_wholly_in_the_other(tin
     assert duck == fox and duck.overlap == 1 and duck.share == 0.5
 
 
-def test_images_of_a_batch_have_their_own(tiny, shelf):
+def test_each_image_of_a_batch_has_its_own_presence(tiny, shelf):
     both = images(tiny, shelf, "a photo of <duck> and <word>", compose=False)
     (second,) = images(tiny, shelf, "a photo of <duck> and <word>", compose=False, num_images=1, seed=1)
     assert presences(both[0]) != presences(both[1])
@@ -180,7 +180,7 @@ def test_images_of_a_batch_have_their_own(tiny, shelf):
         assert presences(second)[token].box == pytest.approx(presence.box, abs=0.04)
 
 
-def test_no_hook_is_left_after_a_stop(tiny, shelf):
+def test_an_interrupted_generation_leaves_no_hooks(tiny, shelf):
     request = GenerateRequest(prompt="<duck> and <fox>", steps=STEPS, size="64x64", compose=False)
     generator, done = Generator(tiny, shelf), []
 
@@ -193,7 +193,7 @@ def test_no_hook_is_left_after_a_stop(tiny, shelf):
     assert not any(module._forward_hooks or module._forward_pre_hooks for _, module in tiny.unet.named_modules())
 
 
-def test_the_recipe_in_the_file_has_it_in_less_than_a_kilobyte(tiny, shelf):
+def test_the_recipe_stores_presence_in_less_than_a_kilobyte(tiny, shelf):
     (image,) = images(tiny, shelf, "<duck> next to <fox> by <word>", compose=False, num_images=1)
     assert read_recipe(image.to_png()) == image.recipe
     fields = json.loads(image.recipe.to_json())

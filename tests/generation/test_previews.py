@@ -7,7 +7,7 @@ from sdpersonal.generation import Generator
 from sdpersonal.generation.previews import Previews
 
 
-def test_a_guess_is_what_was_noised(tiny):
+def test_predict_x0_recovers_the_noised_latents(tiny):
     """The model's own answer, given perfectly, leads back to the latents."""
     schedule, chance = tiny.schedule, torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(3, 4, 5, 6, generator=chance) for _ in range(2))
@@ -18,7 +18,7 @@ def test_a_guess_is_what_was_noised(tiny):
     )
 
 
-def test_pictures_are_the_same_with_previews(tiny):
+def test_previews_do_not_change_the_images(tiny):
     request, recorded = GenerateRequest(prompt="a cat on grass", num_images=2, steps=12), []
     bare = [image.to_png() for image in Generator(tiny).generate(request)]
     watched = [image.to_png() for image in Generator(tiny).generate(request, preview=recorded.append)]
@@ -26,7 +26,7 @@ def test_pictures_are_the_same_with_previews(tiny):
     assert all(len(images) == 2 and images[0].size == (128, 128) for images in recorded)
 
 
-def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
+def test_previews_of_large_latents_are_small_and_rare(tiny, monkeypatch):
     clock, displayed = [0.0], []
     monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: clock[0])
 

@@ -69,7 +69,7 @@ def test_block_weights_scale_the_layers_of_their_blocks(tiny, duck, options, wei
     assert np.abs(ours - image(tiny, duck, "a cat <duck:0.8>")).max() > 3
 
 
-def test_options_without_effect_change_no_bit(tiny, duck):
+def test_options_without_effect_do_not_change_the_image(tiny, duck):
     plain = image(tiny, duck, "a cat <duck:0.8>")
     for options in ("in=1:mid=1", "lbw=ALL:ramp=1-1"):
         assert np.array_equal(image(tiny, duck, f"a cat <duck:0.8:{options}>"), plain)
@@ -77,7 +77,7 @@ def test_options_without_effect_change_no_bit(tiny, duck):
     assert np.array_equal(none, image(tiny, replace(duck, lora=None), "a cat <duck>"))
 
 
-def test_a_ramp_is_the_strengths_of_its_steps(tiny, duck, monkeypatch):
+def test_a_ramp_sets_the_strength_of_each_step(tiny, duck, monkeypatch):
     """Against mixes and words put in by hand at every step."""
     seen, real = [], tiny.predict
 
@@ -144,17 +144,17 @@ def test_images_of_one_batch_have_their_own_options(tiny, duck):
         ("<me/__animals__:0.5> <cat>", ["<cat>"]),
     ],
 )
-def test_concepts_with_alternatives_in_their_options_are_found(template, names):
+def test_named_lists_concepts_with_alternatives_in_their_options(template, names):
     assert [str(mention.token) for mention in named(template)] == names
 
 
 @pytest.mark.parametrize("template", ["<me/duck:at={left|above}>", "<me/duck:size={1|2}>", "<me/{duck|Düc}>"])
-def test_mistakes_in_alternatives_of_options_are_refused(template):
+def test_invalid_options_in_alternatives_are_refused(template):
     with pytest.raises(UserError, match=r"above|unknown option|not a concept's token"):
         named(template)
 
 
-def test_a_recipe_with_options_is_redone(tiny, duck):
+def test_a_recipe_with_options_reproduces_the_image(tiny, duck):
     prompt = "a cat <duck:0.8:guidance=2:at=left:lbw=OUTS:ramp=0.2-1@0-0.9>"
     shelf = Shelf(duck=duck)
     [first] = Generator(tiny, shelf).generate(GenerateRequest(prompt=prompt, **SMALL))

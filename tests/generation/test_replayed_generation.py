@@ -65,7 +65,7 @@ SDXL = ("a style", "two subjects")
 
 
 @pytest.mark.parametrize(("kind", "name"), [*(("tiny", name) for name in REQUESTS), *(("sdxl", name) for name in SDXL)])
-def test_images_are_those_of_plain_predictions(kind, name, bases, monkeypatch):
+def test_replayed_predictions_give_the_images_of_plain_ones(kind, name, bases, monkeypatch):
     base, shelf = bases[kind]
     request = GenerateRequest(**REQUESTS[name], steps=8, size="64x64", num_images=1)
     monkeypatch.setattr(base.adapters, "_buffers", None)
@@ -86,7 +86,7 @@ def test_images_are_those_of_plain_predictions(kind, name, bases, monkeypatch):
     assert stored == len({concept.token for concept in ours.recipe.concepts} if ours.recipe.concepts else ())
 
 
-def test_the_cpu_is_two_steps_ahead_of_a_card_at_most(monkeypatch):
+def test_the_cpu_runs_at_most_two_steps_ahead_of_the_gpu(monkeypatch):
     order: list[str] = []
 
     class Event:
@@ -111,7 +111,7 @@ def test_the_cpu_is_two_steps_ahead_of_a_card_at_most(monkeypatch):
     assert order == ["launched 1", "launched 2", "waited for 1", "launched 3", "waited for 2", "launched 4"]
 
 
-def test_what_is_not_finite_stays_so_without_an_error():
+def test_apply_style_returns_the_styled_latents_for_non_finite_input():
     x0, styled = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     x0[1, 2, 3, 4] = torch.nan
     assert torch.equal(apply_style(x0, styled), styled)

@@ -72,7 +72,7 @@ NEAR = ("DPM++ 2S a Karras", "DPM++ SDE Karras", "DPM++ 3M SDE Exponential")
 
 
 @pytest.mark.parametrize("name", [*A1111, *A1111_BEFORE_1_9, *COMFYUI, *INVOKEAI, *NOVELAI, *DRAW_THINGS])
-def test_every_name_of_other_programs_is_known_or_said_to_have_no_counterpart(name):
+def test_sampler_names_of_other_programs_are_known_or_refused_with_a_reason(name):
     result, reason = find(name), no_counterpart(name)
     assert (result is None) == bool(reason)
     if result is None:
@@ -83,7 +83,7 @@ def test_every_name_of_other_programs_is_known_or_said_to_have_no_counterpart(na
 
 
 @pytest.mark.parametrize("schedule", [*A1111_SCHEDULES, *COMFYUI_SCHEDULES])
-def test_every_schedule_goes_with_every_sampler_or_says_what_is_used_instead(schedule):
+def test_every_schedule_works_with_every_sampler_or_notes_a_substitute(schedule):
     for sampler in SAMPLERS:
         result = find(sampler.name, schedule)
         assert result is not None and result.sampler == sampler.name
@@ -120,27 +120,27 @@ def test_every_schedule_goes_with_every_sampler_or_says_what_is_used_instead(sch
         ("dpmpp_2m - karras", None, "DPMSolverMultistep", {"use_karras_sigmas": True}),
     ],
 )
-def test_what_a_name_means(name, schedule, kind, settings):
+def test_scheduler_names_give_the_diffusers_class_and_options(name, schedule, kind, settings):
     result = find(name, schedule)
     assert result.diffusers == kind and not result.near
     assert {key: result.options[key] for key in settings} == settings
 
 
-def test_names_that_mean_another_schedule_in_another_program():
+def test_schedule_names_depend_on_their_program():
     assert "ComfyUI's beta" in find("euler", "beta", "comfyui").near and not find("Euler", "Beta", "a1111").near
     assert "SGM Uniform is used" in find("DPM++ 2M", None, "a1111").near  # without a type it was Uniform there
     assert find("DPM++ 2M").name == "DPM++ 2M SGM Uniform" and not find("DPM++ 2M").near
 
 
 @given(name=st.sampled_from(NAMES), gap=st.sampled_from(["", " ", "_", "-", " - "]), upper=st.booleans())
-def test_spelling_does_not_matter_and_names_mean_themselves(name, gap, upper):
+def test_scheduler_names_are_read_in_any_spelling(name, gap, upper):
     spelled = name.replace(" ", gap)
     assert find(spelled.upper() if upper else spelled.lower()).name == name
     assert GenerateRequest(prompt="", scheduler=name).scheduler == name
 
 
 @given(st.text(max_size=40) | st.sampled_from(NAMES).map(lambda name: name + "x"))
-def test_any_text_is_a_scheduler_or_one_sentence_with_names_that_are(text):
+def test_unknown_scheduler_names_are_refused_with_valid_suggestions(text):
     try:
         assert named(text).name
     except UserError as error:
@@ -150,14 +150,14 @@ def test_any_text_is_a_scheduler_or_one_sentence_with_names_that_are(text):
 
 
 @pytest.mark.parametrize("wrong", [3, True, ["Euler"], "\ud800", "Euler\x1b[31m!", "x" * 5000, " "])
-def test_what_is_no_name(wrong):
+def test_invalid_scheduler_values_are_refused(wrong):
     with pytest.raises(UserError, match="scheduler") as refused:
         GenerateRequest(prompt="a", scheduler=wrong)
     assert str(refused.value).isascii() or "…" in str(refused.value)
     assert len(str(refused.value)) < 300
 
 
-def test_a_scheduler_of_few_steps_takes_no_more():
+def test_few_step_schedulers_refuse_more_than_50_steps():
     assert GenerateRequest(prompt="a", scheduler="LCM", steps=50).scheduler == "LCM"
     for options in ({"scheduler": "tcd"}, {"fast": "<me/lcm>"}):
         with pytest.raises(UserError, match="steps must be at most 50"):
@@ -200,7 +200,7 @@ SIGMAS = {  # as A1111's `sd_schedulers.py` and ComfyUI's `samplers.py` compute 
 
 @pytest.mark.parametrize("steps", [5, 20, 33])
 @pytest.mark.parametrize("name", [name for name in NAMES if find(name).sampler in ("Euler", "DPM++ 2M", "DEIS")])
-def test_sigmas_are_those_of_the_schedule(name, steps):
+def test_sigmas_match_a1111_and_comfyui(name, steps):
     scheduler = named(name)
     sampler = make_scheduler(CONFIG | {"timestep_spacing": "leading", "use_karras_sigmas": True}, scheduler)
     sampler.set_timesteps(steps)
@@ -287,7 +287,7 @@ def close(item, other):
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_images_are_those_of_the_stock_pipeline(model, name, monkeypatch):
+def test_images_match_the_diffusers_pipeline(model, name, monkeypatch):
     folder, base = model
     name = "Heun Karras" if base.kind == "tiny" and name == "Heun Uniform" else name
     pipe = stock(folder)
@@ -313,7 +313,7 @@ def photo(tmp_path):
 
 @pytest.mark.parametrize("inpainting", [False, True])
 @pytest.mark.parametrize("name", EACH)
-def test_images_from_images_are_those_of_the_stock_pipelines(sd1, name, inpainting, photo, monkeypatch):
+def test_img2img_and_inpainting_match_the_diffusers_pipelines(sd1, name, inpainting, photo, monkeypatch):
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 
     folder, base = sd1
@@ -344,7 +344,7 @@ def test_images_from_images_are_those_of_the_stock_pipelines(sd1, name, inpainti
     close(made, reference)
 
 
-def test_lms_from_an_image_begins_as_euler(sd1, photo, monkeypatch):
+def test_lms_with_an_init_image_starts_like_euler(sd1, photo, monkeypatch):
     """With one slope a linear multistep method is Euler's, wherever in the schedule it begins."""
     _, base = sd1
     calls = {"start": photo, "change": 0.1, "steps": 10}
@@ -352,14 +352,14 @@ def test_lms_from_an_image_begins_as_euler(sd1, photo, monkeypatch):
     close(item, two)
 
 
-def test_the_default_by_its_name_is_the_default(model, monkeypatch):
+def test_the_default_scheduler_by_name_gives_the_same_image(model, monkeypatch):
     _, base = model
     name = "DDIM" if base.kind == "tiny" else "DPM++ 2M Karras"
     assert torch.equal(ours(base, monkeypatch)[0], ours(base, monkeypatch, scheduler=name)[0])
 
 
 @pytest.mark.parametrize("name", ["Euler a", "DPM2 a Karras", "DPM++ 2M SDE Karras", "DDPM", "SA Solver", "LCM"])
-def test_noise_is_each_images_own(sd1, name, monkeypatch):
+def test_stochastic_noise_does_not_depend_on_the_batch(sd1, name, monkeypatch):
     """Whatever is drawn beside it; other seeds give other noise, the same seed the same."""
     _, base = sd1
     together, _ = ours(base, monkeypatch, scheduler=name, num_images=3, seed=SEED - 1)
@@ -371,7 +371,7 @@ def test_noise_is_each_images_own(sd1, name, monkeypatch):
 
 @pytest.mark.parametrize("change", [1.0, 0.5, 0.01])
 @pytest.mark.parametrize("name", ["Euler", "Heun", "DPM2 a", "PLMS", "DPM++ 2S"])
-def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
+def test_predictions_are_counted_and_progress_follows_the_steps(sd1, name, change):
     _, base = sd1
     sampling = SamplingConfig(5, 1.0, strength=change, scheduler=named(name))
     row, progresses, counted = StepConditioning(base.encode_captions([["a"]])), [], []
@@ -396,7 +396,7 @@ def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
         assert [steps.count(step) for step in range(5 - taken, 5)] == [2] * (taken - 1) + [1]
 
 
-def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
+def test_progress_counts_the_predictions_of_both_passes(sd1, monkeypatch):
     _, base = sd1
     output = []
     request = GenerateRequest(
@@ -407,7 +407,7 @@ def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*(name for name in NAMES if "Beta" in name), "Heun", "Heun Simple", "Heun DDIM"])
-def test_what_divides_by_the_last_signal_is_refused_for_such_a_base(tiny, name):
+def test_schedulers_unfit_for_zero_terminal_snr_are_refused(tiny, name):
     with pytest.raises(UserError, match="cannot be used with this base"):
         list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=2, scheduler=name)))
     with pytest.raises(UserError, match="steps must be 1 or at least 3"):
@@ -421,7 +421,7 @@ OTHERS = sorted({(zero_snr, steps) for zero_snr in (False, True) for steps in (1
 @pytest.mark.parametrize(
     "zero_snr, steps", [*NUMBERS, *(pytest.param(*number, marks=pytest.mark.thorough) for number in OTHERS)]
 )
-def test_no_number_of_steps_is_too_many_or_too_few(tiny, zero_snr, steps):
+def test_every_scheduler_gives_valid_timesteps_for_any_step_count(tiny, zero_snr, steps):
     """Whatever diffusers rounds: timesteps within the model's, sigmas finite, as many predictions as were announced."""
     config = tiny.scheduler_config if zero_snr else CONFIG
     for scheduler in (*SCHEDULERS, *map(named, NEAR)):
@@ -481,7 +481,7 @@ class ModelOnCard:
 
 
 @pytest.mark.parametrize(("zero_snr", "masked"), [(False, True), (True, False)])
-def test_no_step_waits_for_the_card(tiny, monkeypatch, zero_snr, masked):
+def test_no_step_waits_for_the_gpu(tiny, monkeypatch, zero_snr, masked):
     """Every sampler once: its schedules differ in their numbers only."""
     create = torch.tensor
 
@@ -531,7 +531,7 @@ def skipping(request, tmp_path_factory):
     return folder, load_base(str(folder), "cpu")
 
 
-def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
+def test_clip_skip_matches_diffusers(skipping, monkeypatch):
     """diffusers skips in the prompt alone; here and in A1111 the negative prompt is read likewise."""
     from diffusers import StableDiffusionXLPipeline
 
@@ -562,7 +562,7 @@ def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
         ours(base, monkeypatch, clip_skip=3)
 
 
-def test_embeddings_are_kept_apart_by_clip_skip(skipping):
+def test_prompt_encodings_are_cached_per_clip_skip(skipping):
     _, base = skipping
     generator, common = (
         Generator(base),
@@ -578,7 +578,7 @@ def test_embeddings_are_kept_apart_by_clip_skip(skipping):
 
 
 @pytest.mark.parametrize("wrong", [0, 13, -1, 1.5, "2", True, None])
-def test_clip_skip_has_a1111s_range(wrong):
+def test_clip_skip_outside_1_to_12_is_refused(wrong):
     with pytest.raises(UserError, match="clip_skip must be a whole number from 1 to 12"):
         GenerateRequest(prompt="a", clip_skip=wrong)
 
@@ -598,7 +598,7 @@ FIELDS = {
 
 
 @given(st.sampled_from([*NAMES, *NEAR]), st.integers(1, 12))
-def test_a_recipe_is_the_request_again_and_so_is_what_a1111_reads(name, skip):
+def test_recipe_and_infotext_keep_scheduler_and_clip_skip(name, skip):
     recipe = Recipe(**FIELDS, scheduler=name, clip_skip=skip)
     assert (recipe.request().scheduler, recipe.request().clip_skip) == (name, skip)
     facts = dict(part.split(": ", 1) for part in format_infotext(recipe).splitlines()[-1].split(", ") if ": " in part)
@@ -606,7 +606,7 @@ def test_a_recipe_is_the_request_again_and_so_is_what_a1111_reads(name, skip):
     assert facts.get("Clip skip", "1") == str(skip)
 
 
-def test_old_recipes_ask_for_what_they_did():
+def test_old_recipes_use_the_default_scheduler():
     old = Recipe(**FIELDS)
     assert (old.scheduler, old.request().scheduler, old.request().clip_skip) == ("", None, 1)
     for wrong in ({"scheduler": "no such"}, {"scheduler": 3}, {"clip_skip": 99}):
@@ -614,17 +614,17 @@ def test_old_recipes_ask_for_what_they_did():
             Recipe(**FIELDS, **wrong)
 
 
-def test_reasons_are_sentences_without_names_of_ours():
+def test_names_without_a_counterpart_have_a_reason():
     assert all(reason and not reason.endswith(".") for reason in NO_COUNTERPART.values())
     assert all(not find(name) for name in NO_COUNTERPART)
 
 
-def test_the_page_of_names_is_the_table():
+def test_the_documentation_contains_the_scheduler_table():
     """`table()` writes it."""
     assert table() in (ROOT / "docs" / "schedulers.md").read_text()
 
 
-def test_a_sheet_may_vary_both():
+def test_a_grid_varies_scheduler_and_clip_skip():
     from sdpersonal.playground.xyz_grid import XyzGridRequest
 
     sheet = XyzGridRequest(prompt="a cat", x="scheduler: none, euler_ancestral", y="clip-skip: 1..2")

@@ -60,7 +60,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("text", "base", "styles"), SPLITS, ids=[text for text, *_ in SPLITS])
-def test_a_prompt_is_split_into_what_is_guided_by_itself(text, base, styles):
+def test_a_prompt_is_split_into_base_and_style_prompts(text, base, styles):
     own, split = split_styles(resolved(text))
     assert own.prompt.text == base and [style.prompt.prompt.text for style in split] == styles
     for part in (own, *(style.prompt for style in split)):
@@ -75,12 +75,12 @@ def test_a_prompt_is_split_into_what_is_guided_by_itself(text, base, styles):
 
 
 @pytest.mark.parametrize("text", WHOLE)
-def test_other_prompts_are_predicted_whole(text):
+def test_prompts_without_a_guided_style_are_not_split(text):
     prompt = resolved(text)
     assert split_styles(prompt) == (prompt, ())
 
 
-def test_a_subject_of_a_composition_is_not_guided_by_itself():
+def test_a_composition_subject_is_not_split_off_as_a_style():
     own, styles = split_styles(resolved("<fox:guidance=3> by <ink>"), subject=0)
     assert own.prompt.text == "<fox:guidance=3>" and [style.reference.parts[0].token.name for style in styles] == [
         "ink"
@@ -231,7 +231,7 @@ def by_hand(image, target):
     return flat.reshape(image.shape)
 
 
-def test_colours_match_and_shapes_stay():
+def test_match_statistics_transfers_mean_and_covariance():
     """Channels get the other's statistics, and an image that has them already is not changed."""
     rng = np.random.default_rng(0)
     image, target = rng.normal(size=(2, 4, 16, 16)), rng.normal(size=(2, 4, 16, 16)) * 3 + 1
@@ -251,7 +251,7 @@ def ink(text, scale=STYLE_SCALE, strength=1.0):
     return {"ink": (scale, [(text, {"ink": strength})])}
 
 
-def test_a_style_is_predicted_at_latents_of_its_own(models, steps):
+def test_a_style_is_predicted_at_its_own_latents(models, steps):
     """In the second of three steps its prediction is held."""
     made = steps("a <fox:0.7> at sea in the style of <ink>", steps=3)
     reference = Reference(models)
@@ -260,12 +260,12 @@ def test_a_style_is_predicted_at_latents_of_its_own(models, steps):
     assert made[-1].offset.abs().max() > 0.1
 
 
-def test_without_composition_all_is_one_prediction(models, steps):
+def test_without_composition_one_prediction_mixes_the_style(models, steps):
     made = steps("a <fox:0.7> at sea in the style of <ink>", compose=False, steps=1)
     Reference(models).check(made[0], [("a fox at sea in the style of ink", BOTH)], {}, False)
 
 
-def test_two_styles_at_strengths_and_scales_of_their_own(models, steps):
+def test_two_styles_use_their_own_strengths_and_scales(models, steps):
     text = "a <fox:0.7> at sea by <ink:0.5:guidance=3> and <wash:-0.4:guidance=1>"
     made = steps(text, compose=False, steps=1)
     styles = ink("a fox at sea by ink", 3, 0.5) | {"wash": (1, [("a fox at sea by wash", {"wash": -0.4})])}
@@ -275,7 +275,7 @@ def test_two_styles_at_strengths_and_scales_of_their_own(models, steps):
 
 
 @pytest.mark.parametrize("window", ["0-0.5", "0.5-1"])
-def test_where_a_window_ends_the_image_goes_on_from_its_styled_version(models, steps, window):
+def test_the_style_offset_remains_after_its_window_ends(models, steps, window):
     made = steps(f"a <fox:0.7> at sea, <ink:guidance=3@{window}>")
     reference = Reference(models)
     for i, step in enumerate(made):
@@ -283,13 +283,13 @@ def test_where_a_window_ends_the_image_goes_on_from_its_styled_version(models, s
         reference.check(step, [FOX], ink("a fox at sea, ink", 3) if is_active else {}, is_active)
 
 
-def test_contrast_is_taken_back_in_both_predictions(models, steps):
+def test_guidance_rescale_applies_to_base_and_style_predictions(models, steps):
     made, reference = steps("a <fox:0.7> at sea, <ink:guidance=3>", rescale=0.6), Reference(models, rescale=0.6)
     for step in made:
         reference.check(step, [FOX], ink("a fox at sea, ink", 3), True)
 
 
-def test_without_negative_prompts_a_style_is_one_prediction(models, steps):
+def test_a_style_has_no_negative_prediction_at_guidance_1(models, steps):
     """With a LoRA for few steps, which all prompts have."""
     fast = {"fast": "<me/bob>", "guidance": 1}
     made, reference = steps("a <fox:0.7> at sea, <ink:guidance=3>", **fast), Reference(models, g=1.0)
@@ -298,12 +298,12 @@ def test_without_negative_prompts_a_style_is_one_prediction(models, steps):
         reference.check(step, [("a fox at sea", {"fox": 0.7, "bob": 1.0})], style, True)
 
 
-def test_a_style_alone_is_guided_if_its_prompt_says_so(models, steps):
+def test_a_single_style_with_explicit_guidance_is_guided(models, steps):
     made = steps("a tree, <ink:guidance=3>", steps=1)
     Reference(models).check(made[0], [("a tree", {})], ink("a tree, ink", 3), True)
 
 
-def test_two_subjects_and_a_style_of_two_images(models, steps):
+def test_two_subjects_with_a_style_match_the_reference(models, steps):
     """Each subject at the model's own size, with its own LoRA, whatever the size of the image; one map for both."""
     made = steps("a <fox> and a <cat> at sea, <ink:guidance=3>", num_images=2, size="96x64", steps=1)
     words = [("a fox at sea", {"fox": 1.0}), ("a cat at sea", {"cat": 1.0})]
@@ -313,7 +313,7 @@ def test_two_subjects_and_a_style_of_two_images(models, steps):
     assert made[0].latents.shape == (4, 4, SIDE // 8, SIDE // 8)
 
 
-def test_what_a_mask_leaves_is_not_styled(models, steps, tmp_path):
+def test_the_style_does_not_change_unmasked_areas(models, steps, tmp_path):
     image, mask = np.full((SIDE, SIDE, 3), 90, np.uint8), np.zeros((SIDE, SIDE), np.uint8)
     mask[: SIDE // 2] = 255
     for name, pixels in (("image", image), ("mask", mask)):
@@ -338,7 +338,7 @@ def test_the_order_of_styles_does_not_matter(words, steps):
     torch.testing.assert_close(first[-1].offset, second[-1].offset, atol=1e-4, rtol=1e-4)
 
 
-def test_scales_of_a_batch_are_those_of_each_image(words, steps):
+def test_each_image_of_a_batch_uses_its_own_style_scales(words, steps):
     prompts = [
         f"a tree by <ink:guidance={a}@{b}> by <wash:guidance={c}@{d}>"
         for a, b, c, d in ((1, "0-0.5", 3, "0.5-1"), (1, "0.5-1", 3, "0-0.5"))

@@ -1,6 +1,6 @@
 """Recipes: checked in a request's words, in and out of pictures, in A1111's form for others, and against hostile files.
 
-SDPERSONAL_A1111=stable-diffusion-webui also has that program read what is written (see test_peers.py).
+SDPERSONAL_A1111=stable-diffusion-webui also has that program read what is written (see test_other_programs.py).
 """
 
 import getpass
@@ -101,7 +101,7 @@ def theirs(text: str) -> bytes:
 # --- the class --------------------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_asks_for_its_picture():
+def test_a_recipe_gives_the_request_of_its_image():
     saved_recipe = recipe(
         near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>"
     )
@@ -114,7 +114,7 @@ def test_a_recipe_asks_for_its_picture():
     assert began.request(Path("a.png"), Path("b.png")).mask == Path("b.png")
 
 
-def test_one_of_a_batch():
+def test_batch_request_restores_the_whole_batch():
     assert recipe(batch=4, place=2).batch_request().model_dump() == recipe().request().model_dump() | {
         "num_images": 4,
         "seed": 5,
@@ -131,7 +131,7 @@ WRONG = [math.nan, math.inf, -1, 0, 1e308, 2.5, "7", True, None, 2**64, [1], {},
     "name",
     ["seed", "steps", "guidance", "rescale", "variation_strength", "variation_seed", "strength", "hires_scale", "size"],
 )
-def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
+def test_recipe_and_request_give_the_same_error_message(name):
     refused = 0
     for value in WRONG:
         try:
@@ -171,12 +171,12 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
         ({"batch": 2, "place": 2}, "place must be below batch"),
     ],
 )
-def test_what_else_is_refused(changes, said):
+def test_invalid_recipe_fields_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         recipe(**changes)
 
 
-def test_what_is_not_known_is_passed_over():
+def test_unknown_keys_are_ignored():
     strange = {"self": 1, "cls": 2, "__class__": 3, "num_images": 9, "all_combinations": True, "loader": "os.system"}
     inner = {"base": FIELDS["base"] | strange, "concepts": [FIELDS["concepts"][0] | strange]}
     assert Recipe(**(FIELDS | inner), **strange) == recipe()
@@ -193,7 +193,7 @@ def test_old_recipes_can_be_read():
     assert read_recipe(ours(json.dumps(old))) == Recipe(**old)
 
 
-def test_the_sum_of_a_start_picture_is_of_what_it_shows(tmp_path):
+def test_pixels_sha256_depends_only_on_size_and_pixels(tmp_path):
     PICTURE.save(tmp_path / "a.png")
     PICTURE.save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0")
     assert {pixels_sha256(Image.open(tmp_path / name)) for name in ("a.png", "a.webp")} == {pixels_sha256(PICTURE)}
@@ -203,7 +203,7 @@ def test_the_sum_of_a_start_picture_is_of_what_it_shows(tmp_path):
     assert pixels_sha256(changed) != pixels_sha256(PICTURE)
 
 
-def test_where_a_concept_is_comes_back_and_is_left_out_where_it_is_not_known():
+def test_the_recipe_stores_presence_only_if_it_is_known():
     data = png_with_recipe(PICTURE, with_presence())
     assert read_recipe(data) == with_presence()
     assert describe_presence(with_presence()) == [
@@ -224,7 +224,7 @@ def test_where_a_concept_is_comes_back_and_is_left_out_where_it_is_not_known():
         *({"heat": value} for value in ("f" * 63, "f" * 65, "F" * 64, "g" * 64, "f" * 64 + "\n", 1, None, "f" * 10**6)),
     ],
 )
-def test_a_wrong_place_is_refused(changes):
+def test_invalid_presence_values_are_refused(changes):
     with pytest.raises(UserError) as caught:
         with_presence(**changes)
     assert len(str(caught.value)) < 300
@@ -235,7 +235,7 @@ def test_a_wrong_place_is_refused(changes):
 # --- in a picture -----------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_carries_its_recipe():
+def test_a_png_contains_its_recipe():
     data = png_with_recipe(PICTURE, recipe())
     assert read_recipe(data) == recipe() and data == png_with_recipe(PICTURE, recipe())
     with Image.open(io.BytesIO(data)) as picture:
@@ -245,7 +245,7 @@ def test_a_picture_carries_its_recipe():
     assert [kind for kind, _ in chunks(data)] == [b"IHDR", b"tEXt", b"iTXt", b"IDAT", b"IEND"]
 
 
-def test_a_private_picture_carries_nothing():
+def test_a_private_png_contains_no_metadata():
     given = PICTURE.copy()
     given.info |= {"exif": b"Exif\0\0secret", "icc_profile": b"secret" * 50, "comment": "secret", "dpi": (72, 72)}
     text = PngInfo()
@@ -265,7 +265,7 @@ def test_a_private_picture_carries_nothing():
     )  # nor does what the picture came from get in beside the recipe
 
 
-def test_nothing_of_this_machine_gets_in():
+def test_the_metadata_contains_nothing_about_the_machine():
     data = png_with_recipe(PICTURE, recipe())
     secrets = [str(Path.home()), os.getcwd(), os.environ["HOME"], time.strftime("%Y-%m-%d"), *time.tzname[:1]]
     secrets += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]
@@ -302,7 +302,7 @@ def recipes(draw):
 
 @fuzz
 @given(recipes())
-def test_every_recipe_comes_back_whole_and_is_read_by_others(found):
+def test_every_recipe_round_trips_through_png_and_infotext(found):
     data = png_with_recipe(PICTURE, found)
     assert read_recipe(data) == found
     with Image.open(io.BytesIO(data)) as picture:  # Pillow's own limits hold
@@ -334,7 +334,7 @@ def details(text: str) -> dict[str, str]:
 FOX = {"token": "<me/fox-v2>", "sha256": C, "strength": 0.7, "lora": True, "words": "sks fox"}
 
 
-def test_the_whole_text():
+def test_the_infotext_of_a_recipe_is_complete():
     saved_recipe = recipe(
         prompt="a (photo:1.2) of <me/duck:0.8@0-0.6> and <FOX>,\n日本",
         negative="<me/duck> blurry",
@@ -377,7 +377,7 @@ def test_the_whole_text():
         (r"\<fox:0.7:lbw=MID\> <duck:0.5:lbw=IN04+fox:0.7>", "<lora:me-fox:0.7>"),
     ],
 )
-def test_block_weights_are_written_as_the_extension_reads_them(prompt, tag):
+def test_block_weights_are_written_in_the_extensions_syntax(prompt, tag):
     """Strengths are the recipe's, which are those of the mention farthest from 0; so are the block weights."""
     text = format_infotext(recipe(prompt=prompt, concepts=[FOX])).split("\n")[0]
     assert re.findall(r"<lora:me-fox[^>]*>", text) == [tag]
@@ -400,7 +400,7 @@ def test_block_weights_are_written_as_the_extension_reads_them(prompt, tag):
         ("<lora:x:lbw=ALL>", "the LoRA x"),
     ],
 )
-def test_block_weights_of_others_are_read_as_ours(tag, network):
+def test_block_weights_in_infotext_are_read(tag, network):
     foreign = parse_infotext(f"a cat {tag}\nSteps: 5, Seed: 1, Size: 64x64")
     assert [str(part) for part in foreign.networks] == [network] and foreign.fields["prompt"] == "a cat"
     assert f"Not loaded: {network}." in foreign.notes
@@ -422,7 +422,7 @@ def test_block_weights_of_others_are_read_as_ours(tag, network):
         ("  a\t\nb\x00\x1b\u202ec ", "a bc"),
     ],
 )
-def test_prompts_in_their_words(prompt, said):
+def test_concepts_become_lora_tags_in_the_infotext(prompt, said):
     loras = {"<me/duck-v1>": "<lora:me-duck:0.8>", "<me/fox-v2>": "<lora:me-fox:0.7>"}
     text = format_infotext(recipe(prompt=prompt, concepts=[*FIELDS["concepts"], FOX])).split("\n")
     for lora in loras.values():
@@ -434,7 +434,7 @@ def test_prompts_in_their_words(prompt, said):
 
 
 @pytest.mark.parametrize("parts", ["both", "vectors", "lora"])
-def test_hashes_are_of_the_files_that_others_have(parts):
+def test_infotext_hashes_match_the_exported_files(parts):
     """A1111's `addnet_hash_safetensors`, Civitai's AutoV3: over the bytes after the header of what we export."""
     source = embedding() if parts == "vectors" else concept() if parts == "both" else concept(vectors={})
     (data,) = (data for name, data in export(source, "native").files.items() if name.endswith(".safetensors"))
@@ -458,7 +458,7 @@ def test_hashes_are_of_the_files_that_others_have(parts):
 
 
 @pytest.mark.slow
-def test_a1111_reads_it(tmp_path):
+def test_a1111_reads_the_infotext(tmp_path):
     checkout = os.environ.get("SDPERSONAL_A1111")
     if not checkout or not Path(checkout).is_dir():
         pytest.skip("no checkout of a1111: set SDPERSONAL_A1111 to its folder")
@@ -514,7 +514,7 @@ THEIR_TEXT = (
 )
 
 
-def test_what_means_the_same_here_is_taken():
+def test_supported_infotext_settings_are_read():
     foreign = read_recipe(theirs(THEIR_TEXT))
     assert isinstance(foreign, Foreign) and foreign.text == THEIR_TEXT
     assert dict(foreign.fields) == {
@@ -542,7 +542,7 @@ def test_what_means_the_same_here_is_taken():
     )
 
 
-def test_what_we_do_not_take_is_left_out_and_told():
+def test_unsupported_infotext_settings_are_omitted_and_noted():
     text = "a cat\nSteps: 500, Sampler: DPM fast, CFG scale: nan, Seed: 99999999999999999999, Size: 513x512, RNG: CPU"
     foreign = parse_infotext(text)
     assert dict(foreign.fields) == {"prompt": "a cat", "negative": ""} and len(foreign.notes) == 5
@@ -572,13 +572,13 @@ def exif(comment: bytes) -> bytes:
         THEIR_TEXT.encode(),
     ],
 )
-def test_jpeg_and_webp(format, comment):
+def test_infotext_in_jpeg_and_webp_is_read(format, comment):
     out = io.BytesIO()
     PICTURE.save(out, format, exif=exif(comment))
     assert read_recipe(out.getvalue()).text == THEIR_TEXT
 
 
-def test_texts_of_every_kind():
+def test_every_kind_of_png_text_chunk_is_read():
     text = "日本 a cat\nSteps: 20, Size: 512x512, Seed: 5"
     plain = text.removeprefix("日本 ")
     packed = zlib.compress(text.encode())
@@ -672,7 +672,7 @@ def overlapping(count: int, size: int, tag: int = 0x9286, filling: bytes = b"x")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pictures_take_no_time_and_no_memory(name, monkeypatch):
+def test_hostile_images_use_little_time_and_memory(name, monkeypatch):
     data = HOSTILE[name]()
 
     def opened(*_, **__):
@@ -695,7 +695,7 @@ def test_hostile_pictures_take_no_time_and_no_memory(name, monkeypatch):
         assert len(str(outcome)) < 500 and "x.png" in str(outcome)
 
 
-def test_hostile_texts_are_refused_in_words():
+def test_hostile_texts_are_refused_with_a_message():
     with pytest.raises(UserError, match=r"^The recipe in x\.png is refused: its text is longer than 250 kB\.$"):
         read_recipe(HOSTILE["64 MB of ours"](), "x.png")
     with pytest.raises(UserError, match="nested too deeply"):
@@ -753,7 +753,7 @@ strange_texts = st.lists(
 
 @fuzz
 @given(spoiled() | strange_recipes | strange_texts)
-def test_whatever_a_picture_holds(data):
+def test_any_image_data_is_read_or_refused(data):
     try:
         outcome = read_recipe(data, "x.png")
         assert outcome.request().num_images == 1
@@ -764,14 +764,14 @@ def test_whatever_a_picture_holds(data):
         assert read_recipe(png_with_recipe(PICTURE, outcome)) == outcome
 
 
-def test_parts_can_be_built_alone():
+def test_a_recipe_accepts_base_and_concept_objects():
     """As the generator does it."""
     base = RecipeBase(name="tiny", kind="tiny", sha256=A)
     duck = RecipeConcept(token="<me/duck>", sha256=B, strength=0.5, vectors=True)
     assert recipe(base=base, concepts=(duck,)).concepts[0].token == "<me/duck>"
 
 
-def test_a_subgraph_that_is_used_often_is_bounded():
+def test_a_repeated_subgraph_is_read_quickly():
     subgraph = {"id": "s", "links": [[number, "a", 0] for number in range(9000)], "nodes": []}
     canvas = {"nodes": [{"type": "s"}] * 1000, "links": [], "definitions": {"subgraphs": [subgraph]}}
     began = time.process_time()

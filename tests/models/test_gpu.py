@@ -93,13 +93,13 @@ def test_the_frozen_base_is_bf16_and_the_schedule_fp32(base):
     assert base.schedule.alphas_cumprod.device.type == "cuda"
 
 
-def test_outputs_are_the_cpus(both):
+def test_model_outputs_match_those_on_the_cpu(both):
     errors = output_errors(*both)
     assert all(error <= MAX_ERRORS[name] for name, error in errors.items()), errors
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_loss_and_gradients_are_the_cpus(both, method):
+def test_loss_and_gradients_match_those_on_the_cpu(both, method):
     reference, base = both
     name, more = METHODS[method]
     (loss, gradients), (expected, expected_gradients) = (
@@ -110,7 +110,7 @@ def test_loss_and_gradients_are_the_cpus(both, method):
     assert float(torch.nn.functional.cosine_similarity(gradients, expected_gradients, dim=0)) >= MIN_COSINE
 
 
-def test_checkpointing_changes_no_gradient(both):
+def test_gradient_checkpointing_changes_no_gradient(both):
     _, base = both
     _, expected = loss_and_gradients(base, "lora", {})
     base.enable_gradient_checkpointing(1)
@@ -121,7 +121,7 @@ def test_checkpointing_changes_no_gradient(both):
     assert float(torch.nn.functional.cosine_similarity(gradients, expected, dim=0)) >= MIN_COSINE
 
 
-def test_fp16_as_on_older_cards():
+def test_fp16_outputs_match_those_in_fp32():
     reference, _ = pair("narrow", "cuda")
     base = build("narrow", "cuda")
     for name, model in base.modules().items():
@@ -131,12 +131,12 @@ def test_fp16_as_on_older_cards():
 
 
 @pytest.mark.parametrize("scheduler", [None, "DPM++ 2M Karras", "DDIM", "Euler a", "LCM", "TCD", "UniPC", "DPM++ SDE"])
-def test_a_seed_means_the_same_picture_as_on_the_cpu_but_for_rounding(tiny, base, scheduler):
+def test_a_seed_generates_nearly_the_same_image_as_on_the_cpu(tiny, base, scheduler):
     fields = {"scheduler": scheduler, "steps": 8}
     assert largest_difference(images_of(tiny, **fields), images_of(base, **fields)) < 12
 
 
-def test_img2img_and_inpainting(tiny, base, root, tmp_path):
+def test_img2img_and_inpainting_match_the_cpu(tiny, base, root, tmp_path):
     photo, mask = root / "examples/photos/teddy-bear/01.jpg", tmp_path / "mask.png"
     Image.fromarray(np.tile(np.repeat(np.uint8([0, 255]), 64), (128, 1))).save(mask)
     for fields in ({}, {"mask": mask}):
@@ -144,7 +144,7 @@ def test_img2img_and_inpainting(tiny, base, root, tmp_path):
         assert largest_difference(images_of(tiny, **fields), images_of(base, **fields)) < 12
 
 
-def test_a_concept_acts_whatever_was_generated_before(tiny, base):
+def test_a_concept_acts_independently_of_earlier_images(tiny, base):
     """A graph of the bare UNet must not stand for one with a concept, nor that of one concept for another's."""
     shelf = Shelf(duck=random_concept(tiny, "duck", 1), cat=random_concept(tiny, "cat", 2))
     fields = {"num_images": 1, "steps": 8}
@@ -167,7 +167,7 @@ def lora_changes(concept):
     return np.concatenate([change.ravel() for change in flat]).astype(np.float64)
 
 
-def test_training_in_parts_learns_what_training_at_once_does(tmp_path, root):
+def test_resumed_training_matches_uninterrupted_training(tmp_path, root):
     common = {"photos": root / "examples/photos/teddy-bear", "token": "<me/teddy>", "base": "tiny"}
     common |= {"class_noun": "bear", "library": tmp_path / "concepts", "samples": False, "save_every": 5}
     common |= {"schedule": "constant"}
@@ -191,7 +191,7 @@ def test_training_in_parts_learns_what_training_at_once_does(tmp_path, root):
         ("textual-inversion", {}),
     ],
 )
-def test_steps_train_what_they_should_and_nothing_else(base, method, more):
+def test_training_steps_change_only_the_trainable_parameters(base, method, more):
     weights, dtype = {name: weight.clone() for name, weight in base.unet.state_dict().items()}, base.dtype
     base.enable_gradient_checkpointing(more.get("checkpointing", 0))
     state = train_state(base, settings_for(method, 2, **more), 128)
@@ -216,7 +216,7 @@ def test_steps_train_what_they_should_and_nothing_else(base, method, more):
     assert all(torch.equal(weight, weights[name]) for name, weight in base.unet.state_dict().items())
 
 
-def test_full_training_and_textual_inversion_from_photos_to_concepts(tmp_path, root):
+def test_full_training_and_textual_inversion_save_finite_concepts(tmp_path, root):
     common = {"photos": root / "examples/photos/teddy-bear", "base": "tiny", "library": tmp_path / "concepts"}
     lines = []
     full = DreamboothSettings(
@@ -232,7 +232,7 @@ def test_full_training_and_textual_inversion_from_photos_to_concepts(tmp_path, r
 
 
 @pytest.mark.parametrize("method", ["lora", "textual-inversion"])
-def test_a_training_step_does_not_wait_for_the_card(base, session, method):
+def test_a_training_step_does_not_synchronize_with_the_gpu(base, session, method):
     state = train_state(base, settings_for(method, 2), 128)
     try:
         step = our_step(state, 2)
@@ -245,7 +245,7 @@ def test_a_training_step_does_not_wait_for_the_card(base, session, method):
         state.method.close()
 
 
-def test_a_loss_that_is_nan_is_told(base):
+def test_a_nan_loss_stops_training_with_a_message(base):
     weight = base.unet.conv_in.weight
     before = weight.detach().clone()
     state = train_state(base, settings_for("lora", 2), 128)
@@ -265,14 +265,14 @@ def test_a_loss_that_is_nan_is_told(base):
 
 
 @pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "DDIM", "Euler a", "LCM"])
-def test_a_denoising_step_does_not_wait_for_the_card(base, session, scheduler):
+def test_a_denoising_step_does_not_synchronize_with_the_gpu(base, session, scheduler):
     fields = {"prompt": "a duck", "num_images": 1, "scheduler": scheduler}
     images_of(base, **fields, steps=8)
     few, more = (waits(session, lambda steps=steps: images_of(base, **fields, steps=steps)) for steps in (8, 14))
     assert sum(more.values()) == sum(few.values()), more - few
 
 
-def test_an_image_of_nan_is_told(base):
+def test_a_nan_image_is_refused_with_a_message(base):
     weight = base.vae.decoder.conv_in.weight
     before = weight.detach().clone()
     try:
@@ -285,7 +285,7 @@ def test_an_image_of_nan_is_told(base):
             weight.copy_(before)
 
 
-def test_requests_beside_each_other_draw_what_they_draw_alone(base, monkeypatch):
+def test_interleaved_requests_generate_the_same_images_as_alone(base, monkeypatch):
     """A large request, whose models wait beside the card, and a small one between its batches."""
     plans = {(256, 256): OffloadPlan("sequential", False, 1), (128, 128): OffloadPlan("all", False, 1)}
     monkeypatch.setattr(offload, "memory_need", lambda base, size: size)
@@ -306,7 +306,7 @@ def test_requests_beside_each_other_draw_what_they_draw_alone(base, monkeypatch)
 
 
 @pytest.mark.parametrize("mode", ["model", "sequential"])
-def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch):
+def test_offloaded_models_generate_identical_images(mode, monkeypatch):
     base = load_base("tiny", device="cuda")
     request = GenerateRequest(prompt="a duck on the beach", num_images=3, steps=4)
     expected = [image.image.tobytes() for image in Generator(base).generate(request)]
@@ -319,7 +319,7 @@ def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch)
     assert base.offloader.bytes_on_device() == stored
 
 
-def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
+def test_a_lora_applies_to_offloaded_models(tiny, monkeypatch):
     shelf, base = Shelf(duck=random_concept(tiny, "duck", 1)), load_base("tiny", device="cuda")
     request = GenerateRequest(prompt="a cat <duck:0.7>", num_images=2, steps=4)
     expected = [image.image.tobytes() for image in Generator(base, shelf).generate(request)]
@@ -327,7 +327,7 @@ def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
     assert [image.image.tobytes() for image in Generator(base, shelf).generate(request)] == expected
 
 
-def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
+def test_generation_recovers_after_running_out_of_gpu_memory():
     base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", num_images=2, steps=2)
     expected = [image.image.tobytes() for image in Generator(base).generate(request)]
     torch.cuda.empty_cache()
@@ -341,7 +341,7 @@ def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
     assert [image.image.tobytes() for image in Generator(base).generate(request)] == expected
 
 
-def test_what_a_stage_takes_on_a_card_is_about_what_is_reckoned_with():
+def test_peak_gpu_memory_of_a_stage_stays_near_its_estimate():
     from sdpersonal.models.offload import memory_need
 
     base, images = cast(build("sd15", "cuda"), torch.bfloat16), 4

@@ -45,7 +45,7 @@ def relative(value, wanted):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
-def test_group_norm(kernels, dtype, silu, shifted):
+def test_the_group_norm_kernel_matches_pytorch(kernels, dtype, silu, shifted):
     torch.manual_seed(0)
     for channels, side, batch in SHAPES:
         x = torch.randn(batch, channels, side, side, device="cuda") * 2 + torch.randn(channels, 1, 1, device="cuda")
@@ -69,7 +69,7 @@ def test_group_norm(kernels, dtype, silu, shifted):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_geglu_and_the_sum(kernels, dtype):
+def test_the_geglu_and_addition_kernels_match_pytorch(kernels, dtype):
     torch.manual_seed(0)
     for rows, columns in [(4096, 1280), (256, 5120), (77, 100)]:
         x = torch.randn(2, rows, 2 * columns, device="cuda").to(dtype).requires_grad_()
@@ -86,7 +86,7 @@ def test_geglu_and_the_sum(kernels, dtype):
     assert relative(kernels.add_with_bias(first, second, bias), expected) <= TOLERANCE[dtype]
 
 
-def test_joined_maps_and_their_gradients_are_copied_exactly(kernels):
+def test_the_concatenation_kernel_is_bitwise_equal_to_pytorch(kernels):
     for widths, side in [((1280, 640), 16), ((320, 320), 64), ((40, 264), 3)]:
         first, second = (torch.randn(2, width, side, side, device="cuda").requires_grad_() for width in widths)
         joined, wanted = kernels.join(first, second), torch.cat([first, second], dim=1)
@@ -98,7 +98,7 @@ def test_joined_maps_and_their_gradients_are_copied_exactly(kernels):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_layer_norm(kernels, dtype):
+def test_the_layer_norm_kernel_matches_pytorch(kernels, dtype):
     torch.manual_seed(0)
     for rows, columns in [(4096, 320), (1024, 640), (257, 1280), (77, 2048), (5, 40)]:
         x, added = (torch.randn(2, rows, columns, device="cuda").to(dtype).requires_grad_() for _ in range(2))
@@ -157,7 +157,7 @@ def predict(unet):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
-def test_a_narrow_unet_predicts_the_same(kernels, dtype, tolerance):
+def test_a_unet_with_kernels_predicts_the_same(kernels, dtype, tolerance):
     plain, fast = two_unets(dtype)
     for value, wanted in zip(predict(fast), predict(plain), strict=True):
         assert ((value - wanted).norm() / wanted.norm()).item() <= tolerance
@@ -185,7 +185,7 @@ def test_a_narrow_unet_stays_in_channels_last(kernels):
     assert len(places) > 100 and [name for name, is_channels_last in places if not is_channels_last] == []
 
 
-def test_nothing_is_converted_between_layouts(kernels):
+def test_tensors_are_not_converted_between_memory_formats(kernels):
     _, fast = two_unets(torch.bfloat16)
     predict(fast)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -195,7 +195,7 @@ def test_nothing_is_converted_between_layouts(kernels):
     assert len(converting) <= 2, converting  # the latents' 4 channels may be
 
 
-def test_a_narrow_unet_is_captured_by_a_graph(kernels):
+def test_a_cuda_graph_captures_a_unet_with_kernels(kernels):
     _, fast = two_unets(torch.bfloat16)
     latents, t, states = inputs()
     states.requires_grad_()
@@ -211,7 +211,7 @@ def test_a_narrow_unet_is_captured_by_a_graph(kernels):
         assert ((value - wanted).norm() / wanted.norm()).item() <= 1e-2
 
 
-def test_trained_weights_and_autocast_take_pytorchs_own(kernels):
+def test_trainable_weights_under_autocast_match_pytorch(kernels):
     plain, fast = two_unets(torch.float32)
     for unet in (plain, fast):
         unet.requires_grad_(True)

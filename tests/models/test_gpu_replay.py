@@ -47,7 +47,7 @@ def check(base, set_mix, captured=True, **options):
     return replayed
 
 
-def test_every_mix_strength_and_size_is_as_predicted_plainly(base):
+def test_replay_matches_eager_prediction_for_every_mix_and_size(base):
     a, b = some_lora(base, 1), some_lora(base, 2, rank=3)
     outputs = [
         check(base, lambda adapters, mix=mix: adapters.set(mix))
@@ -61,7 +61,7 @@ def test_every_mix_strength_and_size_is_as_predicted_plainly(base):
     assert base.replayer.num_graphs == unet_replay.MAX_GRAPHS
 
 
-def test_groups_of_rows_have_their_own_mixes(base):
+def test_groups_of_rows_use_their_own_lora_mixes(base):
     a, b, other = some_lora(base, 1), some_lora(base, 2, rank=3), full_changes(base, 3)
     for groups in (
         [[(a, 1.0)], [(a, 1.0)], [(a, 1.0), (b, 0.7)]],
@@ -71,7 +71,7 @@ def test_groups_of_rows_have_their_own_mixes(base):
         check(base, lambda adapters, groups=groups: adapters.set_groups(groups), rows=6)
 
 
-def test_what_is_disabled_or_moved_does_not_act(base):
+def test_replay_follows_disabled_loras_and_moved_weights(base):
     a = some_lora(base, 1)
     bare = check(base, lambda adapters: adapters.set([]))
     x = on_card(base, seed=4)  # of the last of these; a LoRA acts on the prompts too
@@ -88,7 +88,7 @@ def test_what_is_disabled_or_moved_does_not_act(base):
     del filler
 
 
-def test_attention_is_recorded_in_graphs(base):
+def test_graphs_record_attention_maps(base):
     recorded = []
     with torch.no_grad():
         for predict in (base.predict, base.replayer.predict):
@@ -104,13 +104,13 @@ def test_attention_is_recorded_in_graphs(base):
         torch.testing.assert_close(ours[1], expected[1], atol=0.1, rtol=0.05)
 
 
-def test_where_memory_is_short_it_is_computed_plainly(base, monkeypatch):
+def test_low_memory_falls_back_to_eager_prediction(base, monkeypatch):
     check(base, lambda adapters: adapters.set([]))
     monkeypatch.setattr(unet_replay, "_SPARE_BYTES", 1 << 50)
     check(base, lambda adapters: None, rows=4, captured=False)
 
 
-def test_a_capture_that_fails_leaves_the_card_usable(base, monkeypatch):
+def test_a_failed_capture_leaves_the_gpu_usable(base, monkeypatch):
     def forward(layer, x):
         torch.cuda.synchronize()  # is not permitted in a capture
         return layer._conv_forward(x, layer.weight, layer.bias)
@@ -127,7 +127,7 @@ def test_a_capture_that_fails_leaves_the_card_usable(base, monkeypatch):
     check(base, lambda adapters: None)
 
 
-def test_a_step_of_the_sampling_never_waits(base):
+def test_replayed_denoising_steps_do_not_synchronize(base):
     """Nothing but the wait for the step before the last, which is an event's, is a synchronisation."""
     from sdpersonal.generation import SamplingConfig, StepConditioning, denoise
 
@@ -145,7 +145,7 @@ def test_a_step_of_the_sampling_never_waits(base):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_images_are_about_those_of_plain_predictions(base):
+def test_replayed_images_are_close_to_eager_images(base):
     request = GenerateRequest(prompt="a duck on the beach", num_images=2, steps=12)
     replayed = [torch.tensor(list(image.image.getdata())).float() for image in Generator(base).generate(request)]
     base.replayer.enabled = False
@@ -153,7 +153,7 @@ def test_images_are_about_those_of_plain_predictions(base):
     assert max((a - b).abs().mean() for a, b in zip(replayed, plain, strict=True)) < 3
 
 
-def test_a_switch_between_concepts_on_the_card_takes_milliseconds(base):
+def test_switching_between_loras_on_the_gpu_takes_milliseconds(base):
     a, b = some_lora(base, 1), some_lora(base, 2)
     for mix in ([(a, 1.0)], [(b, 1.0)]):
         base.adapters.set(mix)

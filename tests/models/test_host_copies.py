@@ -73,7 +73,7 @@ def pointers(model):
     return [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
 
 
-def test_leaving_copies_once_and_coming_back_copies_the_copy():
+def test_unchanged_weights_are_copied_to_the_host_once():
     model = Small()
     expected, copies, number = state(model), HostCopies(model, CPU), len(pointers(model))
     assert copied(copies.to_host) == number
@@ -85,7 +85,7 @@ def test_leaving_copies_once_and_coming_back_copies_the_copy():
     assert model.tied.weight is model.first.weight
 
 
-def test_the_memory_of_the_copies_is_little_more_than_the_weights(monkeypatch):
+def test_host_copies_take_little_more_memory_than_the_weights(monkeypatch):
     """torch rounds pinned memory up to powers of two: blocks are one, but the last."""
     monkeypatch.setattr(host_copies, "_BLOCK_BYTES", 1 << 12)
     sizes, allocate = [], host_copies._allocate_bytes
@@ -99,7 +99,7 @@ def test_the_memory_of_the_copies_is_little_more_than_the_weights(monkeypatch):
     assert sizes == [(3 * 1280, True), (3 * 1280, True), (2 * 1280, True), (1 << 14, True), (256, True)]
 
 
-def test_memory_that_cannot_be_pinned_is_pageable(monkeypatch):
+def test_pageable_memory_is_used_when_pinning_fails(monkeypatch):
     empty = torch.empty
 
     def refuse(*args, pin_memory=False, **kwargs):
@@ -119,7 +119,7 @@ def test_memory_that_cannot_be_pinned_is_pageable(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
-def test_what_was_changed_is_copied_anew(place):
+def test_changed_weights_are_copied_again(place):
     """In place, by a cast to the same place and back, and by other tensors."""
     model = Small()
     copies = HostCopies(model, CPU)
@@ -138,7 +138,7 @@ def test_what_was_changed_is_copied_anew(place):
         assert equal(model, expected) and model.low.weight.dtype == torch.float32
 
 
-def test_weights_that_train_are_never_taken_from_an_old_copy():
+def test_trainable_weights_are_never_restored_from_an_old_copy():
     """A replayed CUDA graph changes weights without a trace: nothing counts its changes."""
     model = Small()
     copies = HostCopies(model, CPU)
@@ -155,7 +155,7 @@ def test_weights_that_train_are_never_taken_from_an_old_copy():
     assert equal(model, expected)
 
 
-def test_a_model_that_does_not_fit_is_in_main_memory_after_it(monkeypatch):
+def test_a_model_that_does_not_fit_stays_on_the_host(monkeypatch):
     model = Small()
     expected, copies = state(model), HostCopies(model, CPU)
     copies.to_host()
@@ -197,7 +197,7 @@ def base(monkeypatch):
     return base
 
 
-def test_concepts_with_norms_and_biases_survive(tiny, base):
+def test_concepts_with_norms_and_biases_work_on_offloaded_models(tiny, base):
     """What replaces weights of the base comes and goes while its models move."""
     rng = np.random.default_rng(0)
     changes = {}
@@ -215,7 +215,7 @@ def test_concepts_with_norms_and_biases_survive(tiny, base):
     assert all(equal(model, tiny.modules()[name].state_dict()) for name, model in base.modules().items())
 
 
-def test_a_base_that_waits_is_saved_whole(tiny, base, tmp_path):
+def test_an_offloaded_base_is_saved_completely(tiny, base, tmp_path):
     list(Generator(base).generate(GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x64")))
     base.save(tmp_path / "model")
     for part, name in (("unet", "unet"), ("vae", "vae"), ("text_encoder", "clip_l")):
@@ -224,7 +224,7 @@ def test_a_base_that_waits_is_saved_whole(tiny, base, tmp_path):
         assert all(torch.equal(stored[key], expected[key]) for key in stored) and len(stored) > 10
 
 
-def test_a_full_training_is_neither_lost_nor_left_behind(tiny, base):
+def test_offloading_preserves_fully_trained_weights_until_they_are_removed(tiny, base):
     request = GenerateRequest(prompt="a duck", num_images=1, steps=2, size="64x64")
 
     def generate(model):

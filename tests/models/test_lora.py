@@ -53,7 +53,7 @@ def dense(model, mix):
 
 
 @pytest.mark.parametrize("strengths", [(1.0,), (0.7, 1.3), (1.0, 0.0, 0.25)])
-def test_a_mix_is_the_sum_of_its_parts(model, strengths):
+def test_a_lora_mix_equals_the_sum_of_its_loras(model, strengths):
     mix = [(some_lora(i, rank=2 + i, alpha=1.5 + i), s) for i, s in enumerate(strengths)]
     x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     with torch.no_grad(), LoraAdapters({"lora_unet": model}).active(mix):
@@ -62,7 +62,7 @@ def test_a_mix_is_the_sum_of_its_parts(model, strengths):
         torch.testing.assert_close(concept, reference, rtol=1e-5, atol=1e-5)  # the slots hold fp32 factors
 
 
-def test_nothing_stays_even_after_a_failure(model):
+def test_an_exception_removes_the_active_loras(model):
     x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     adapters, before = LoraAdapters({"lora_unet": model}), model(x, image)
     with pytest.raises(RuntimeError, match="boom"), adapters.active([(some_lora(0, 2, 2.0), 1.0)]):
@@ -71,7 +71,7 @@ def test_nothing_stays_even_after_a_failure(model):
     assert all(torch.equal(a, b) for a, b in zip(model(x, image), before, strict=True))
 
 
-def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
+def test_a_new_lora_has_no_effect_and_can_be_disabled(model):
     x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     adapters, before = LoraAdapters({"lora_unet": model}), model(x, image)[0]
     trained = adapters.add_trainable("attention", 3, torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
 
 
 @pytest.mark.parametrize("change", ["name", "width"])
-def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, change):
+def test_a_lora_of_another_model_is_refused(model, change):
     lora = some_lora(0, 2, 2.0)
     if change == "name":
         lora.layers["lora_unet_elsewhere"] = lora.layers["lora_unet_to_q"]
@@ -103,7 +103,7 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, chang
         LoraAdapters({"lora_unet": model}).check(lora, "<me/duck>")
 
 
-def test_attention_projections_of_a_real_unet(tiny):
+def test_attention_targets_are_the_projections_of_all_transformer_blocks(tiny):
     names = tiny.adapters.layer_names("attention")
     blocks = sum(isinstance(module, BasicTransformerBlock) for module in tiny.unet.modules())
     assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
@@ -112,7 +112,7 @@ def test_attention_projections_of_a_real_unet(tiny):
     assert set(names) < set(options) and not any("time" in name or "resnets" in name for name in options)
 
 
-def test_convolutions_and_text_encoders_learn_where_asked(tiny):
+def test_convolutions_and_text_encoders_are_trained_on_request(tiny):
     usual, everything = tiny.adapters.layer_names("transformer"), tiny.adapters.layer_names("all", text_encoder=True)
     assert set(usual) < set(everything)
     options = set(everything) - set(usual)
@@ -133,7 +133,7 @@ def test_convolutions_and_text_encoders_learn_where_asked(tiny):
     assert all(torch.equal(alone[name], both[name]) for name in alone) and len(both) > len(alone)
 
 
-def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
+def test_a_saved_convolution_lora_predicts_the_same_as_in_training(tiny):
     noisy, t = torch.randn(1, *tiny.latent_shape(128, 128)), torch.tensor([500])
     trained = tiny.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text_encoder=True)
     try:
@@ -158,7 +158,7 @@ def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
         )
 
 
-def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
+def test_linear_layers_and_1x1_convolutions_accept_each_others_loras():
     """SD 1.x has convolutions where SD 2.x has linear layers, and files of either kind are about."""
     torch.manual_seed(0)
     linear, conv = nn.Sequential(nn.Linear(6, 4, bias=False)), nn.Sequential(nn.Conv2d(6, 4, 1, bias=False))
@@ -176,7 +176,7 @@ def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
         torch.testing.assert_close(answer, answers[0])
 
 
-def test_a_kernel_of_another_size_is_refused(model):
+def test_a_lora_with_another_kernel_size_is_refused(model):
     lora = Lora({"lora_unet_conv": LoraLayer(np.zeros((2, 3, 1, 1)), np.zeros((5, 2, 1, 1)), 2.0)})
     with pytest.raises(UserError, match="layer lora_unet_conv does not fit"):
         LoraAdapters({"lora_unet": model}).check(lora, "<me/duck>")
@@ -189,7 +189,7 @@ def weights_of(model):
     return {name: (value, value.data_ptr()) for name, value in model.named_parameters()}
 
 
-def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(model):
+def test_a_repeatedly_used_mix_is_merged_and_unmerged_exactly(model):
     adapters, mix = LoraAdapters({"lora_unet": model}), [(some_lora(i, 2 + i, 1.5), 0.7 - i / 4) for i in range(2)]
     x, image = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 8, 8).double()
     before, bare = weights_of(model), model(x, image)
@@ -210,7 +210,7 @@ def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(
     assert all(torch.equal(a, b) for a, b in zip(model(x, image), bare, strict=True))
 
 
-def test_what_learns_is_never_merged(model):
+def test_trainable_loras_are_never_merged(model):
     x, image = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     adapters, original = LoraAdapters({"lora_unet": model}), model.to_q.weight
     trained = adapters.add_trainable("attention", 3, torch.Generator().manual_seed(0))
@@ -224,7 +224,7 @@ def test_what_learns_is_never_merged(model):
     assert trained["lora_unet_to_q.lora_up.weight"].grad.abs().sum() > 0
 
 
-def test_a_mix_is_bypassed_and_comes_back_after_it_was_merged(model):
+def test_a_merged_mix_can_be_disabled_and_enabled_again(model):
     x, image, mix = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double(), [(some_lora(0, 2, 2.0), 1.0)]
     adapters, bare = LoraAdapters({"lora_unet": model}), model(x, image)
     with torch.no_grad(), adapters.active(mix):
@@ -235,7 +235,7 @@ def test_a_mix_is_bypassed_and_comes_back_after_it_was_merged(model):
     assert torch.equal(model(x, image)[0], bare[0])
 
 
-def test_large_layers_and_half_precision_stay_as_they_are():
+def test_loras_of_large_and_half_precision_layers_are_not_merged():
     for layer in (nn.Linear(1024, 1024), nn.Linear(8, 8).bfloat16()):
         model = nn.Sequential(layer)
         width = layer.in_features

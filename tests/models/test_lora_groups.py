@@ -146,7 +146,7 @@ def test_each_group_has_the_weights_of_its_own_mix(model, mixes, has_buffers):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_one_mix_after_the_other(model):
+def test_successive_mixes_do_not_affect_each_other(model):
     adapters = LoraAdapters({"lora_unet": model})
     for mixes in MIXES.values():
         x = inputs(len(mixes))
@@ -165,7 +165,7 @@ def test_one_mix_after_the_other(model):
 
 
 @pytest.mark.parametrize("name", ["a part shared", "full changes shared"])
-def test_changes_follow_the_dtype_of_a_model_that_moved(model, name):
+def test_lora_changes_follow_the_dtype_of_the_model(model, name):
     mixes = MIXES[name]
     expected = by_hand(model, mixes, inputs(len(mixes)))
     adapters = LoraAdapters({"lora_unet": model})
@@ -183,7 +183,7 @@ def test_biases_of_a_group_have_the_dtype_of_its_layer(model):
     assert all(out.dtype == torch.bfloat16 for out in model(*inputs(2, torch.bfloat16)))
 
 
-def test_text_encoders_have_what_all_share(model):
+def test_text_encoders_use_the_loras_shared_by_all_groups(model):
     text = nn.ModuleDict({"q_proj": nn.Linear(4, 4)}).double().requires_grad_(False)
     adapters = LoraAdapters({"lora_unet": model, "lora_te": text})
     rng = np.random.default_rng(0)
@@ -196,7 +196,7 @@ def test_text_encoders_have_what_all_share(model):
     torch.testing.assert_close(ours, expected)
 
 
-def test_groups_of_a_unet_are_predicted_as_each_by_itself(tiny):
+def test_groups_in_one_batch_are_predicted_as_in_separate_batches(tiny):
     """The built-in base: rows of one batch with three mixes, against three batches."""
     rng = np.random.default_rng(0)
     mixes = []

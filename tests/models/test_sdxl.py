@@ -70,12 +70,12 @@ def a_lora(base, targets="all", seed=0):
     return to_lora(trained)
 
 
-def test_kind_sizes_and_encoders(base):
+def test_an_sdxl_base_has_the_expected_kind_sizes_and_encoders(base):
     assert base.kind == "sdxl" and base.widths == {"clip_l": 768, "clip_g": 1280}
     assert base.resolution == 128 and base.latent_shape(64, 32) == (4, 4, 8) and base.guidance == 5.0
 
 
-def test_text_and_its_pooled_form_equal_diffusers(base, stock):
+def test_prompt_and_pooled_embeddings_equal_those_of_diffusers(base, stock):
     for prompt in (PROMPT, "wow! Ünïcode, (brackets)", "one"):
         states, _, pooled, _ = stock.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
         ours = base.encode_captions([[prompt]])
@@ -83,7 +83,7 @@ def test_text_and_its_pooled_form_equal_diffusers(base, stock):
         close(ours.added_cond_kwargs["text_embeds"], pooled)
 
 
-def test_no_words_are_zeros_as_diffusers_has_them(base, stock, folder, tmp_path):
+def test_empty_prompts_are_zeros_as_in_diffusers(base, stock, folder, tmp_path):
     _, states, _, pooled = stock.encode_prompt(PROMPT, device="cpu")  # no negative prompt given
     ours = base.encode_captions([[""], [PROMPT], []])
     close(ours[:1].prompt_embeds, states)
@@ -95,7 +95,7 @@ def test_no_words_are_zeros_as_diffusers_has_them(base, stock, folder, tmp_path)
     assert load_base(str(copy), "cpu").encode_captions([[""]]).prompt_embeds.any()
 
 
-def test_sizes_are_told_in_diffusers_order_and_exactly(base, stock):
+def test_size_conditioning_equals_that_of_diffusers(base, stock):
     framing = SizeConditioning(original=(1023, 771), crop=(13, 0), target=(64, 128))
     reference = stock._get_add_time_ids(
         (1023, 771), (13, 0), (64, 128), torch.float32, text_encoder_projection_dim=1280
@@ -116,7 +116,7 @@ def test_sizes_are_told_in_diffusers_order_and_exactly(base, stock):
     )
 
 
-def test_an_embedding_equals_diffusers_textual_inversion(base, stock, rows):
+def test_an_embedding_equals_textual_inversion_in_diffusers(base, stock, rows):
     tokenizers, encoders = (stock.tokenizer, stock.tokenizer_2), (stock.text_encoder, stock.text_encoder_2)
     for key, tokenizer, encoder in zip(("clip_l", "clip_g"), tokenizers, encoders, strict=True):
         stock.load_textual_inversion(rows[key], token="<duck>", tokenizer=tokenizer, text_encoder=encoder)
@@ -128,7 +128,7 @@ def test_an_embedding_equals_diffusers_textual_inversion(base, stock, rows):
     close(ours.added_cond_kwargs["text_embeds"], pooled)
 
 
-def test_gradients_reach_the_vectors_of_both_encoders(base, rows):
+def test_gradients_reach_the_embeddings_of_both_encoders(base, rows):
     rows = {key: torch.nn.Parameter(value) for key, value in rows.items()}
     condition = base.encode_captions([["a ", rows, " here"]])
     (condition.prompt_embeds.square().sum() + condition.added_cond_kwargs["text_embeds"].square().sum()).backward()
@@ -136,7 +136,7 @@ def test_gradients_reach_the_vectors_of_both_encoders(base, rows):
     assert not any(p.requires_grad for module in base.modules().values() for p in module.parameters())
 
 
-def test_layers_are_named_as_kohya_names_them(base):
+def test_lora_layers_have_the_names_of_kohya(base):
     names = base.adapters.layer_names("all", text_encoder=True)
     for name in (  # of sd-scripts' networks/lora.py, over its sdxl_original_unet.py
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
@@ -155,7 +155,7 @@ def test_layers_are_named_as_kohya_names_them(base):
     assert not any(word in name for name in names for word in ("time_embed", "label_emb", "input_blocks_0_0", "out_2"))
 
 
-def test_a_lora_of_ours_in_diffusers_pipeline(base, stock, tmp_path):
+def test_diffusers_loads_a_saved_lora_with_equal_predictions(base, stock, tmp_path):
     """Read by diffusers' own converter from kohya's names, of UNet and both encoders."""
     lora = a_lora(base)
     concept = Concept(Token.parse("<me/duck>"), Card(base="sdxl", title="duck"), {}, lora)
@@ -177,7 +177,7 @@ def test_a_lora_of_ours_in_diffusers_pipeline(base, stock, tmp_path):
     assert (condition.prompt_embeds - bare.prompt_embeds).abs().max() > 1e-2
 
 
-def test_a_lora_may_name_the_unets_layers_either_way(base):
+def test_loras_with_diffusers_layer_names_are_equivalent(base):
     lora = a_lora(base, "attention")
     from sdpersonal.models.loading.ldm_keys import unet_paths
 
@@ -208,7 +208,7 @@ def test_every_trained_layer_gets_a_gradient(base, rows):
         base.adapters.clear()
 
 
-def test_a_concept_is_drawn_with_its_text_lora(base, rows):
+def test_images_of_a_concept_with_text_encoder_lora_vary_with_strength(base, rows):
     concept = Concept(
         Token("me", "duck", 1),
         Card(base="sdxl", title="duck"),
@@ -226,7 +226,7 @@ def test_a_concept_is_drawn_with_its_text_lora(base, rows):
     assert image.image.size == (128, 64) and np.any(np.asarray(image.image) != np.asarray(other.image))
 
 
-def test_a_saved_base_is_the_same_in_diffusers_and_here(base, tmp_path):
+def test_a_saved_base_loads_unchanged_here_and_in_diffusers(base, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
     base.save(tmp_path / "model")
@@ -240,7 +240,7 @@ def test_a_saved_base_is_the_same_in_diffusers_and_here(base, tmp_path):
         base.save(tmp_path / "model")
 
 
-def test_its_autoencoder_keeps_fp32_where_its_config_says_so():
+def test_the_sdxl_vae_stays_in_fp32_unless_its_config_disables_it():
     from sdpersonal.models.loading.weights import vae_dtype
 
     half = torch.bfloat16
@@ -248,7 +248,7 @@ def test_its_autoencoder_keeps_fp32_where_its_config_says_so():
     assert vae_dtype("sdxl", {"force_upcast": False}, half) == vae_dtype("sd1", {"force_upcast": True}, half) == half
 
 
-def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(folder):
+def test_a_bf16_base_with_an_fp32_vae_encodes_and_decodes(folder):
     base = load_base(str(folder), "cpu")
     for name, module in base.modules().items():
         module.to(torch.float32 if name == "vae" else torch.bfloat16)
@@ -270,7 +270,7 @@ def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(fold
         ("no second tokenizer", "cannot be read"),
     ],
 )
-def test_its_sisters_are_refused_by_name(folder, tmp_path, change, problem):
+def test_unsupported_sdxl_variants_are_refused_by_name(folder, tmp_path, change, problem):
     copy = shutil.copytree(folder, tmp_path / "copy")
 
     def edit(path, **options):

@@ -45,7 +45,7 @@ def tensors(base):
     }
 
 
-def test_one_file_is_the_folder_it_was_written_from(both):
+def test_a_single_file_equals_the_diffusers_folder_of_the_same_model(both):
     kind, folder, path = both
     ours, reference = load_base(str(path), "cpu"), load_base(str(folder), "cpu")
     assert ours.kind == reference.kind == kind.split()[0]
@@ -88,7 +88,7 @@ def full(request):
         return request.param, parts, original.checkpoint(parts)
 
 
-def test_diffusers_own_conversion_reads_what_these_tests_write(full):
+def test_diffusers_converts_the_checkpoints_of_these_tests(full):
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     _, parts, tensors = full
@@ -99,7 +99,7 @@ def test_diffusers_own_conversion_reads_what_these_tests_write(full):
     )
 
 
-def test_every_weight_of_the_full_models_has_its_place(full):
+def test_every_weight_of_the_full_models_has_a_checkpoint_key(full):
     kind, parts, tensors = full
     texts = {
         "sd1": [("text_encoder", clip_keys, "cond_stage_model.transformer.text_model.")],
@@ -124,7 +124,7 @@ def test_every_weight_of_the_full_models_has_its_place(full):
     assert left <= {"logit_scale", "position_ids"} | ({"text_projection"} if kind == "sd2" else set())
 
 
-def test_published_configurations_are_read_off_the_shapes(full):
+def test_published_configs_are_inferred_from_weight_shapes(full):
     kind, parts, tensors = full
     shapes = _shapes(tensors)
     size = parts["unet"].config.sample_size * 8
@@ -161,7 +161,7 @@ def _same(concept, reference):
     assert {key: plain(value) for key, value in concept.items()} == {key: plain(reference[key]) for key in concept}
 
 
-def test_the_parameters_of_the_full_models_are_counted_as_published(full):
+def test_full_models_have_the_published_parameter_counts(full):
     kind, parts, _ = full
     millions = round(sum(p.numel() for p in parts["unet"].parameters()) / 1e6)
     assert millions == {"sd1": 860, "sd2": 866, "sdxl": 2567}[kind]
@@ -175,7 +175,7 @@ def test_the_parameters_of_the_full_models_are_counted_as_published(full):
         ("A DIAGRAM   of\n things", [320, 22697, 539, 1739]),
     ],
 )
-def test_the_tokenizer_says_what_openais_own_says(tokenizers, text, ids):
+def test_the_tokenizer_produces_the_token_ids_of_openai_clip(tokenizers, text, ids):
     """The ids were written down from openai/CLIP's simple_tokenizer.py."""
     for tokenizer in tokenizers:
         assert tokenizer(text, add_special_tokens=False).input_ids == ids
@@ -204,14 +204,14 @@ def sd2(tokenizers):
         ({}, None, (), None),
     ],
 )
-def test_what_a_file_says_that_its_unet_predicts(tmp_path, metadata, yaml, keys, prediction):
+def test_the_prediction_type_is_read_from_metadata_yaml_and_keys(tmp_path, metadata, yaml, keys, prediction):
     if yaml is not None:
         (tmp_path / "it.yaml").write_text(yaml)
     assert declared_prediction_type(metadata, dict.fromkeys(keys, (0,)), tmp_path / "it.safetensors") == prediction
 
 
 @pytest.mark.parametrize(("bias", "prediction"), [(-9.0, "v_prediction"), (9.0, "epsilon")])
-def test_what_no_file_says_is_decided_by_a1111s_question(tokenizers, tmp_path, bias, prediction):
+def test_an_undeclared_prediction_type_is_detected_as_in_a1111(tokenizers, tmp_path, bias, prediction):
     pipe = original.pipeline("sd2", tokenizers[1:])
     pipe.unet.conv_out.bias.data.fill_(bias)
     base = load_base(str(original.write(pipe, tmp_path / "sd2.safetensors")), "cpu")
@@ -223,7 +223,7 @@ def test_what_no_file_says_is_decided_by_a1111s_question(tokenizers, tmp_path, b
     assert ((out - x).mean().item() < -1) == (prediction == "v_prediction") == predicts_v(base.unet)
 
 
-def test_zero_terminal_snr_is_known_by_its_marker(sd2, tmp_path):
+def test_zero_terminal_snr_is_detected_by_its_marker_key(sd2, tmp_path):
     extra = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     base = load_base(str(original.write(sd2, tmp_path / "sd2.safetensors", {}, extra)), "cpu")
     assert float(base.schedule.alphas_cumprod[-1]) < 1e-6 and type(base.make_scheduler()).__name__ == "DDIMScheduler"
@@ -232,7 +232,7 @@ def test_zero_terminal_snr_is_known_by_its_marker(sd2, tmp_path):
 # --- another autoencoder ----------------------------------------------------------------------------------------------
 
 
-def test_another_autoencoder_from_a_folder_or_a_file(sd2, tmp_path):
+def test_another_vae_loads_from_a_folder_or_a_file(sd2, tmp_path):
     path = original.write(sd2, tmp_path / "sd2.safetensors", {"modelspec.prediction_type": "epsilon"})
     other = original.models("sd2", vocabulary=512)["vae"]
     other.save_pretrained(tmp_path / "vae")
@@ -255,7 +255,7 @@ def test_another_autoencoder_from_a_folder_or_a_file(sd2, tmp_path):
         load_base(str(path), "cpu", vae=str(tmp_path / "other.safetensors"))
 
 
-def test_a_file_without_an_autoencoder_asks_for_one(sd2, tmp_path):
+def test_a_checkpoint_without_a_vae_requires_another_vae(sd2, tmp_path):
     parts = {"unet": sd2.unet, "vae": sd2.vae, "text_encoder": sd2.text_encoder}
     complete = original.checkpoint(parts)
     bare = {
@@ -314,7 +314,7 @@ def unet_like(channels=4, width=768, **options):
         (unet_like(), "is not laid out as Stable Diffusion: it lacks .*"),
     ],
 )
-def test_files_that_are_no_base_are_refused_by_name(tmp_path, shapes, problem):
+def test_unsupported_checkpoints_are_refused_by_model_type(tmp_path, shapes, problem):
     save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "it.safetensors")
     with pytest.raises(UserError, match=problem) as caught:
         load_base(str(tmp_path / "it.safetensors"), "cpu")
@@ -332,13 +332,13 @@ def test_files_that_are_no_base_are_refused_by_name(tmp_path, shapes, problem):
         ("bomb.safetensors", (1 << 40).to_bytes(8, "little") + b"{" * 50, "safetensors file"),
     ],
 )
-def test_files_that_are_no_safetensors(tmp_path, name, content, problem):
+def test_files_other_than_safetensors_are_refused(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=problem):
         load_base(str(tmp_path / name), "cpu")
 
 
-def test_a_missing_file_and_a_revision_of_a_file(tmp_path):
+def test_a_missing_file_and_a_revision_of_a_local_base_are_refused(tmp_path):
     with pytest.raises(UserError, match="There is no file"):
         load_base(str(tmp_path / "nothing.safetensors"), "cpu")
     save_file({"emb_params": torch.zeros(1, 4)}, tmp_path / "it.safetensors")
@@ -348,7 +348,7 @@ def test_a_missing_file_and_a_revision_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.999])
-def test_a_file_fetched_in_part_is_said_to_be_so(tmp_path, share):
+def test_a_truncated_checkpoint_is_refused_with_a_message(tmp_path, share):
     path = tmp_path / "it.safetensors"
     save_file({f"{UNET}{i}": torch.zeros(100) for i in range(100)}, path)
     data = path.read_bytes()
@@ -357,7 +357,7 @@ def test_a_file_fetched_in_part_is_said_to_be_so(tmp_path, share):
         load_base(str(path), "cpu")
 
 
-def test_one_weight_too_few_or_of_another_shape_is_named(sd2, tmp_path):
+def test_the_error_message_names_a_missing_or_misshapen_weight(sd2, tmp_path):
     parts = {"unet": sd2.unet, "vae": sd2.vae, "text_encoder": sd2.text_encoder}
     complete = {key: value.half().contiguous() for key, value in original.checkpoint(parts).items()}
     sample = f"{UNET}input_blocks.1.1.transformer_blocks.0.norm1.weight"

@@ -1,5 +1,5 @@
 """The real architectures of Stable Diffusion 1.x and 2.x, narrowed, with random weights: shapes, kinds, one step of
-each method. No real weights are needed, and none are at hand here. Equality with diffusers: test_equality.py."""
+each method. No real weights are needed. Equality with diffusers: test_diffusers_equality.py."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def model(request, tmp_path_factory):
     return request.param.split()[0], folder
 
 
-def test_kind_and_sizes(model):
+def test_a_base_has_the_kind_and_sizes_of_its_version(model):
     kind, folder = model
     base = load_base(str(folder), device="cpu")
     assert base.kind == kind and base.widths == {"clip_l": {"sd1": 768, "sd2": 1024}[kind]}
@@ -37,7 +37,7 @@ def test_kind_and_sizes(model):
 
 
 @pytest.mark.parametrize("method", ["inversion", "dreambooth"])
-def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, method, tiny):
+def test_a_trained_concept_generates_only_with_its_kind_of_base(model, tmp_path, method, tiny):
     kind, folder = model
     (tmp_path / "photos").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (300, 280, 3), np.uint8)
@@ -73,7 +73,7 @@ def test_an_inpainting_model_is_refused_by_name(model, tmp_path):
         load_base(str(copy), device="cpu")
 
 
-def test_autoencoders_with_the_older_names_of_attention(model, tmp_path):
+def test_vae_weights_with_old_attention_names_load(model, tmp_path):
     """SD 1.5's own folder has them."""
     from safetensors.torch import load_file, save_file
 

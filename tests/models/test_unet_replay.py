@@ -87,7 +87,7 @@ def check(plain, replayed, set_mix, times=4, **options):
     return FrozenCall.replays - before
 
 
-def test_every_mix_strength_and_size_is_as_predicted_plainly(plain, replayed):
+def test_replay_matches_eager_prediction_for_every_mix_and_size(plain, replayed):
     a, b, part = some_lora(plain, 1), some_lora(plain, 2, rank=3), some_lora(plain, 3, rank=6, step=5)
     assert check(plain, replayed, lambda adapters: adapters.set([])) == 1
     assert check(plain, replayed, lambda adapters: adapters.set([(a, 1.0)])) == 1
@@ -104,7 +104,7 @@ def test_every_mix_strength_and_size_is_as_predicted_plainly(plain, replayed):
     assert check(plain, replayed, lambda adapters: adapters.set([(part, 1.0)])) == 3  # its graph was dropped
 
 
-def test_without_adapters_it_is_equal_to_the_bit(plain, replayed):
+def test_replay_without_adapters_is_bitwise_equal(plain, replayed):
     with torch.no_grad():
         for seed in range(4):
             x = inputs(plain, seed=seed)
@@ -112,7 +112,7 @@ def test_without_adapters_it_is_equal_to_the_bit(plain, replayed):
     assert FrozenCall.replays == 1
 
 
-def test_groups_of_rows_have_their_own_mixes(plain, replayed):
+def test_groups_of_rows_use_their_own_lora_mixes(plain, replayed):
     a, b, other = some_lora(plain, 1), some_lora(plain, 2, rank=3), full_changes(plain, 3)
     mixes = [
         ([[(a, 1.0)], [(a, 1.0)], [(a, 1.0), (b, 0.7)]], 1),
@@ -128,13 +128,13 @@ def test_groups_of_rows_have_their_own_mixes(plain, replayed):
         assert count is None or replays == count
 
 
-def test_full_changes_and_norms(plain, replayed):
+def test_replay_supports_full_weight_changes_and_norms(plain, replayed):
     other, a = full_changes(plain, 3), some_lora(plain, 1)
     for mix in ([(other, 1.0)], [(other, 0.4)], [(a, 1.0), (other, 1.0)], [(full_changes(plain, 4), 1.0)], []):
         assert check(plain, replayed, lambda adapters, mix=mix: adapters.set(mix)) >= 1
 
 
-def test_a_concept_acts_after_the_capture_and_no_longer_after_it(plain, replayed):
+def test_a_concept_affects_replay_only_while_it_is_active(plain, replayed):
     """The same key with an emptied adapter, a filled one and one that is disabled for a while."""
     a, x = some_lora(plain, 1), inputs(plain)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_a_concept_acts_after_the_capture_and_no_longer_after_it(plain, replayed
         torch.testing.assert_close(prediction, changed[0], **CLOSE)
 
 
-def test_a_window_within_a_sampling_switches_between_graphs(plain, replayed):
+def test_changing_mixes_switch_between_captured_graphs(plain, replayed):
     a, b = some_lora(plain, 1), some_lora(plain, 2, rank=8)
     for _ in range(2):
         for mix in ([(a, 1.0), (b, 1.0)], [(b, 1.0)], []):
@@ -160,7 +160,7 @@ def test_a_window_within_a_sampling_switches_between_graphs(plain, replayed):
     assert replays == 4 and replayed.replayer.num_graphs == 3
 
 
-def test_weights_that_were_moved_or_replaced_are_seen(plain, replayed):
+def test_replay_uses_moved_and_replaced_weights(plain, replayed):
     def moved(adapters):
         if adapters is replayed.adapters:
             for parameter in replayed.unet.parameters():
@@ -183,7 +183,7 @@ def test_weights_that_were_moved_or_replaced_are_seen(plain, replayed):
         layer.weight = weight
 
 
-def test_hooks_of_strangers_gradients_and_autocast_are_computed_plainly(plain, replayed):
+def test_foreign_hooks_gradients_and_autocast_prevent_replay(plain, replayed):
     x, seen = inputs(plain), []
     with torch.no_grad():
         for _ in range(4):
@@ -198,7 +198,7 @@ def test_hooks_of_strangers_gradients_and_autocast_are_computed_plainly(plain, r
     assert seen == [1] and FrozenCall.replays == replays
 
 
-def test_a_capture_that_fails_is_not_tried_again(plain, replayed, monkeypatch):
+def test_a_failed_capture_is_not_retried(plain, replayed, monkeypatch):
     calls = []
 
     def fail(*args):
@@ -210,7 +210,7 @@ def test_a_capture_that_fails_is_not_tried_again(plain, replayed, monkeypatch):
     assert len(calls) == 1 and not replayed.replayer.enabled
 
 
-def test_where_memory_is_short_graphs_are_dropped_and_it_is_computed_plainly(plain, replayed, monkeypatch):
+def test_low_memory_drops_graphs_and_falls_back_to_eager_prediction(plain, replayed, monkeypatch):
     assert check(plain, replayed, lambda adapters: None) == 1
     monkeypatch.setattr(unet_replay.UNetReplayer, "_has_room", lambda self, noisy: len(noisy) < 3)
     assert check(plain, replayed, lambda adapters: None) == 4
@@ -219,7 +219,7 @@ def test_where_memory_is_short_graphs_are_dropped_and_it_is_computed_plainly(pla
     assert check(plain, replayed, lambda adapters: None) == 4 - 1  # captured again at the next call
 
 
-def test_attention_is_recorded_in_graphs(plain, replayed):
+def test_graphs_record_attention_maps(plain, replayed):
     targets = [(1, [2, 3]), (0, [2]), (1, [1])]
     taken = []
     with torch.no_grad():
@@ -241,20 +241,20 @@ def test_attention_is_recorded_in_graphs(plain, replayed):
     assert (taken[0][-1] - taken[0][2]).abs().max() > 1e-3  # they differ between predictions
 
 
-def test_a_recorder_with_nothing_to_record_shares_the_graph(plain, replayed):
+def test_an_attention_recorder_without_targets_shares_the_graph(plain, replayed):
     recorder = AttentionRecorder(replayed, (8, 8))
     assert check(plain, replayed, lambda adapters: None) == 1
     with recorder.recording():
         assert check(plain, replayed, lambda adapters: None) == 4
 
 
-def test_ranks_are_rounded_up():
+def test_ranks_are_rounded_up_to_buckets():
     assert [bucket_of(rank) for rank in (1, 4, 8, 9, 16, 33, 64, 100, 128, 129, 256, 257)] == [
         *(8, 8, 8, 16, 16, 64, 64, 128, 128, 256, 256, 384)
     ]
 
 
-def test_concepts_used_longest_ago_leave_the_card(plain, replayed):
+def test_least_recently_used_loras_are_evicted_from_the_gpu(plain, replayed):
     buffers, loras = replayed.adapters._buffers, [some_lora(plain, seed) for seed in range(4)]
     for lora in loras:
         replayed.adapters.set([(lora, 1.0)])
@@ -268,7 +268,7 @@ def test_concepts_used_longest_ago_leave_the_card(plain, replayed):
     assert check(plain, replayed, lambda adapters: adapters.set([(loras[2], 0.5), (loras[0], 1.0)])) == 1
 
 
-def test_buffers_of_ranks_that_are_not_used_any_more_are_dropped(plain, replayed):
+def test_buffers_of_unused_ranks_are_dropped(plain, replayed):
     buffers = replayed.adapters._buffers
     loras = [some_lora(plain, seed, rank) for seed, rank in enumerate((4, 12, 24, 40))]
     for lora in loras:

@@ -75,19 +75,19 @@ def append_to_it(path):
 
 
 @pytest.mark.parametrize("change", [replace_it, change_it, change_it_and_set_its_time_back, append_to_it])
-def test_a_changed_file_is_hashed_anew(tmp_path, cache, change):
+def test_a_changed_file_is_hashed_again(tmp_path, cache, change):
     path = write(tmp_path / "a", b"a" * 100)
     assert sha256_of_files([path]) == sha256(b"a" * 100)
     change(path)
     assert sha256_of_files([path]) == sha256(path.read_bytes()) != sha256(b"a" * 100)
 
 
-def test_a_file_that_may_change_within_its_clocks_tick_is_not_stored(tmp_path, cache, computed):
+def test_the_hash_of_a_just_modified_file_is_not_cached(tmp_path, cache, computed):
     path = write(tmp_path / "a", b"a" * 100, when=time.time())
     assert sha256_of_files([path]) == sha256_of_files([path]) and len(computed) == 2
 
 
-def test_a_file_that_changes_while_it_is_hashed_is_not_stored(tmp_path, cache, monkeypatch):
+def test_the_hash_of_a_file_changed_during_hashing_is_not_cached(tmp_path, cache, monkeypatch):
     path, compute = write(tmp_path / "a", b"a" * 100), weight_hashes._compute
 
     def compute_slowly(paths):
@@ -113,7 +113,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_made_anew(tmp_path, cache, computed, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, cache, computed, damage):
     path = write(tmp_path / "a", b"a" * 100)
     sha256_of_files([path])
     cache.write_text(DAMAGE[damage](cache.read_text()))
@@ -121,7 +121,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, computed, damage):
     assert len(computed) == 2
 
 
-def test_without_a_place_for_the_cache_files_are_hashed_each_time(tmp_path, cache, computed, monkeypatch):
+def test_files_are_hashed_every_time_without_a_writable_cache(tmp_path, cache, computed, monkeypatch):
     path = write(tmp_path / "a", b"a" * 100)
     cache.parent.parent.write_bytes(b"a file where the folder would be")
     assert [sha256_of_files([path]) for _ in range(2)] == [sha256(b"a" * 100)] * 2 and len(computed) == 2
@@ -136,7 +136,7 @@ def test_without_a_place_for_the_cache_files_are_hashed_each_time(tmp_path, cach
     assert sha256_of_files([path]) == sha256(b"a" * 100) and len(computed) == 4
 
 
-def test_processes_that_store_at_once_lose_nothing(tmp_path, cache, computed):
+def test_concurrent_writers_lose_no_cache_entries(tmp_path, cache, computed):
     paths = [write(tmp_path / f"{i}", bytes([i]) * 100) for i in range(8)]
     threads = [threading.Thread(target=sha256_of_files, args=([path],)) for path in paths]
     for thread in threads:
@@ -147,7 +147,7 @@ def test_processes_that_store_at_once_lose_nothing(tmp_path, cache, computed):
     assert len(computed) == 8
 
 
-def test_the_cache_stays_small(tmp_path, cache, computed, monkeypatch):
+def test_the_cache_has_a_maximum_number_of_entries(tmp_path, cache, computed, monkeypatch):
     monkeypatch.setattr(weight_hashes, "_MAX_ENTRIES", 3)
     paths = [write(tmp_path / f"{i}", bytes([i]) * 100) for i in range(5)]
     for path in paths:
@@ -157,13 +157,13 @@ def test_the_cache_stays_small(tmp_path, cache, computed, monkeypatch):
     assert len(computed) == 5
 
 
-def test_small_files_leave_no_trace(tmp_path, cache, monkeypatch):
+def test_hashes_of_small_files_are_not_cached(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(weight_hashes, "_MIN_BYTES", 101)
     assert sha256_of_files([write(tmp_path / "a", b"a" * 100)]) == sha256(b"a" * 100)
     assert not cache.parent.exists()
 
 
-def test_the_cache_is_in_the_users_folder(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weight_hashes._cache_folder() == tmp_path / ".cache" / "sdpersonal"

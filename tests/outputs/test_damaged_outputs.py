@@ -28,7 +28,7 @@ HUGE = 10**400
 @pytest.mark.parametrize(
     "text", ["null", "5", "[]", '["position"]', '"position"', "{}", "[" * 9999, '{"position": true}']
 )
-def test_a_series_whose_state_is_damaged_is_said(tmp_path, text):
+def test_a_damaged_endless_series_state_is_refused(tmp_path, text):
     progress = EndlessProgress(tmp_path, GenerateRequest(prompt="a cat"), "base")
     progress.folder.mkdir()
     (progress.folder / "state.json").write_text(text)
@@ -48,7 +48,7 @@ def test_a_series_whose_state_is_damaged_is_said(tmp_path, text):
     ],
     ids=str,
 )
-def test_a_bad_line_of_cached_facts_is_read_from_its_image_again(tmp_path, change):
+def test_an_invalid_line_of_cached_metadata_is_read_again_from_the_image(tmp_path, change):
     entry = {
         "v": 2,
         "name": "00001-abcdef12.png",
@@ -64,7 +64,7 @@ def test_a_bad_line_of_cached_facts_is_read_from_its_image_again(tmp_path, chang
     assert (facts["prompt"], facts["width"], facts["height"]) == ("", 64, 48)
 
 
-def test_an_image_that_cannot_be_read_hides_no_other(tmp_path):
+def test_unreadable_images_do_not_hide_the_others(tmp_path):
     workspace = Workspace(Library(tmp_path / "c"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
     day = tmp_path / "outputs" / "2026-01-02"
     day.mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_an_image_that_cannot_be_read_hides_no_other(tmp_path):
     assert colours[:2] == [(128, 128, 128)] * 2 and colours[2][0] > 200
 
 
-def test_a_finished_run_with_a_damaged_result_is_not_taken_for_one(tmp_path):
+def test_a_damaged_result_file_is_not_a_finished_run(tmp_path):
     settings = TextualInversionSettings(photos="x", token="<me/a>", steps=5)
     for token, steps, expected in (
         ("<me/a-v1>", 5, "<me/a-v1>"),
@@ -95,7 +95,7 @@ def test_a_finished_run_with_a_damaged_result_is_not_taken_for_one(tmp_path):
         assert _finished_token(tmp_path, settings) == expected
 
 
-def test_half_a_surrogate_pair_in_a_pack_is_replaced(tmp_path):
+def test_lone_surrogates_in_a_wildcard_pack_are_replaced(tmp_path):
     (tmp_path / "pack.json").write_text('{"cats": ["tabby \\ud800", "grey"], "x\\udfff": ["a"]}')
     lists = Wildcards(tmp_path)
     assert sorted(nth_prompt("__cats__", i, lists) for i in range(count_prompts("__cats__", lists))) == [
@@ -105,7 +105,7 @@ def test_half_a_surrogate_pair_in_a_pack_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"token": [1]}, {}, {"token": "\ud800"}, {"token": "<me/a>", "base": []}])
-def test_a_checkpoint_of_no_concept_is_said(tmp_path, settings):
+def test_a_checkpoint_with_damaged_settings_is_refused(tmp_path, settings):
     folder = tmp_path / "step-000010"
     folder.mkdir()
     manifest = {"step": 10, "sha256": {}, "numbers": {}, "run": settings}
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_no_concept_is_said(tmp_path, settings):
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "device"])
-def test_a_models_configuration_that_is_no_file_is_said(tmp_path, file, make):
+def test_a_model_configuration_that_is_not_a_file_is_refused(tmp_path, file, make):
     base = tmp_path / "base"
     shutil.copytree(built_in_folder(), base, copy_function=os.link)
     (base / file).unlink()

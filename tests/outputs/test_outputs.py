@@ -69,7 +69,7 @@ def kept(outputs: Outputs) -> list[Path]:
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
-def test_names_are_a_number_of_the_day_and_a_sum(outputs):
+def test_image_names_consist_of_a_daily_number_and_a_checksum(outputs):
     evil = "../../x\n$(touch PWNED) CON"
     first, second = outputs.save(drawn(1, prompt=evil)), outputs.save(drawn(2, prompt=evil))
     assert [path.parent for path in (first, second)] == [outputs.folder / "2026-11-23"] * 2
@@ -81,7 +81,7 @@ def test_names_are_a_number_of_the_day_and_a_sum(outputs):
     assert not (outputs.folder.parent / "x").exists()
 
 
-def test_many_processes_at_once(outputs):
+def test_several_processes_save_with_unique_numbers(outputs):
     work = (
         "import sys; from sdpersonal.outputs import Outputs\n"
         "for i in range(15): print(Outputs(sys.argv[1]).save(f'{sys.argv[2]} {i}'.encode()))"
@@ -96,7 +96,7 @@ def test_many_processes_at_once(outputs):
     assert {Path(line).read_bytes() for line in lines} == {f"{n} {i}".encode() for n in range(4) for i in range(15)}
 
 
-def test_threads_of_one_process(outputs):
+def test_several_threads_save_with_unique_numbers(outputs):
     images = []
     threads = [
         threading.Thread(target=lambda n=n: images.extend(outputs.save(f"{n} {i}".encode()) for i in range(5)))
@@ -120,7 +120,7 @@ def test_saving_does_not_list_the_folder(outputs, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [None, b"", b"-5", b"x", b"1e9", b"9" * 19, "٣".encode(), b"\xff", b"0" * 1000])
-def test_without_a_count_it_goes_on_behind_the_last(outputs, count):
+def test_an_invalid_count_file_continues_after_the_last_image(outputs, count):
     path = outputs.save(b"one")
     path.rename(path.with_name("00041-abcdef12.png"))
     (path.parent / "99999-notes.png").write_bytes(b"")  # somebody else's
@@ -129,7 +129,7 @@ def test_without_a_count_it_goes_on_behind_the_last(outputs, count):
     assert outputs.save(b"two").name.startswith("00042-")
 
 
-def test_nothing_is_written_over(outputs):
+def test_saving_never_overwrites_an_image(outputs):
     path = outputs.save(b"one")
     (path.parent / ".count").write_text("0")  # as after a folder was put together by hand
     taken = path.with_name(f"00001-{storage.sha256(b'two')[:8]}.png")
@@ -138,7 +138,7 @@ def test_nothing_is_written_over(outputs):
     assert path.read_bytes() == b"one"
 
 
-def test_a_crash_at_any_moment_loses_nothing(tmp_path):
+def test_a_crash_at_any_call_loses_no_image(tmp_path):
     n = 0
     while True:
         n += 1
@@ -156,7 +156,7 @@ def test_a_crash_at_any_moment_loses_nothing(tmp_path):
     assert n > 6
 
 
-def test_a_full_disk_at_any_moment_loses_nothing(tmp_path):
+def test_a_full_disk_at_any_call_loses_no_image(tmp_path):
     writing = [(storage.atomic, "_write"), (os, "fsync")]
     total = calls_made(lambda: Outputs(tmp_path / "counted").save(b"x"), writing)
     for n in range(1, total + 1):
@@ -169,7 +169,7 @@ def test_a_full_disk_at_any_moment_loses_nothing(tmp_path):
         assert not [path for path in first.parent.iterdir() if path.name.endswith("-tmp")]
 
 
-def test_no_room_for_a_picture_is_said(outputs):
+def test_an_image_over_the_file_size_limit_raises_disk_full(outputs):
     first = outputs.save(b"x" * 500)
 
     def work():
@@ -183,7 +183,7 @@ def test_no_room_for_a_picture_is_said(outputs):
     assert len(kept(outputs)) == 2 and first.exists()
 
 
-def test_where_nothing_can_be_kept(tmp_path):
+def test_an_output_path_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         Outputs(tmp_path / "file").save(b"x")
@@ -204,7 +204,7 @@ def test_favourites_are_copies(outputs):
     assert path.exists() and outputs.favourites() == []
 
 
-def test_only_pictures_of_the_folder_can_be_favourites(outputs, tmp_path):
+def test_only_images_of_the_folder_can_be_favourites(outputs, tmp_path):
     path = outputs.save(drawn(1))
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
@@ -241,7 +241,7 @@ class Page(HTMLParser):
         self._in = False
 
 
-def test_the_page_shows_favourites_then_the_newest(outputs):
+def test_the_page_lists_favourites_before_the_newest_images(outputs):
     paths = [outputs.save(drawn(n, prompt=f"number {n}")) for n in range(3)]
     later = Outputs(outputs.folder, today=lambda: date(2026, 11, 24)).save(drawn(3, prompt="number 3"))
     outputs.add_favourite(paths[1])
@@ -258,7 +258,7 @@ def test_the_page_shows_favourites_then_the_newest(outputs):
     assert ["Seed", "3"] in shown[2]["facts"] and ["Base", "tiny"] in shown[2]["facts"]
 
 
-def test_what_else_a_recipe_tells(outputs):
+def test_the_page_shows_variation_hires_and_init_image_settings(outputs):
     duck = {"token": "<me/duck-v1>", "sha256": "b" * 64, "strength": 0.8}
     more = {
         "variation_strength": 0.1,
@@ -276,7 +276,7 @@ def test_what_else_a_recipe_tells(outputs):
     assert "Attention" not in first and "Attention" not in second
 
 
-def test_where_concepts_are_is_told(outputs):
+def test_the_page_shows_the_attention_area_of_each_concept(outputs):
     presence = {"share": 0.75, "box": [0, 0.25, 0.5, 1], "overlap": 0.1}
     concepts = [{"token": f"<me/{name}-v1>", "sha256": "b" * 64, "presence": presence} for name in ("duck", "fox")]
     outputs.save(drawn(1, concepts=concepts))
@@ -285,7 +285,7 @@ def test_where_concepts_are_is_told(outputs):
     assert only["Attention"] == f"<me/duck-v1>{text}; <me/fox-v1>{text}"
 
 
-def test_only_new_pictures_are_opened(outputs, monkeypatch):
+def test_writing_the_page_opens_only_new_images(outputs, monkeypatch):
     paths = [outputs.save(drawn(n)) for n in range(5)]
     write_page(outputs)
     opened, real = [], facts.read_facts
@@ -299,7 +299,7 @@ def test_only_new_pictures_are_opened(outputs, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [b"", b"\xff\n{", b'{"v": 1}\n[]\n7\nnull\n', b"[" * 100_000, None])
-def test_kept_facts_are_mistrusted(outputs, wrong):
+def test_invalid_cached_metadata_is_ignored(outputs, wrong):
     path = outputs.save(drawn(5))
     good = Page(write_page(outputs)[0]).pictures
     file = path.parent / facts.CACHE_NAME
@@ -311,7 +311,7 @@ def test_kept_facts_are_mistrusted(outputs, wrong):
     assert Page(write_page(outputs)[0]).pictures == good
 
 
-def test_other_files_and_damaged_ones(outputs, tmp_path):
+def test_the_page_ignores_foreign_files_and_lists_damaged_images(outputs, tmp_path):
     path = outputs.save(drawn(1))
     private = outputs.save(png_with_recipe(picture(2), None))
     cut = outputs.save(drawn(3)[:50])
@@ -328,7 +328,7 @@ def test_other_files_and_damaged_ones(outputs, tmp_path):
     assert "secret" not in (outputs.folder / "index.html").read_text()
 
 
-def test_nothing_of_this_machine_is_on_the_page(outputs):
+def test_the_page_contains_no_private_data(outputs):
     outputs.save(drawn(1))
     text = write_page(outputs)[0].read_text()
     secrets = [str(Path.home()), str(outputs.folder), os.getcwd(), str(Path(__file__).parents[1])]
@@ -336,7 +336,7 @@ def test_nothing_of_this_machine_is_on_the_page(outputs):
     assert not [secret for secret in secrets if secret in text]
 
 
-def test_two_writers_at_once_lose_no_picture(outputs):
+def test_two_concurrent_page_writers_lose_no_image(outputs):
     def work():
         for n in range(5):
             outputs.save(drawn(n))
@@ -353,7 +353,7 @@ def test_two_writers_at_once_lose_no_picture(outputs):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def test_the_commands(outputs, capsys):
+def test_the_outputs_commands_write_the_page_and_mark_favourites(outputs, capsys):
     here = ["--out", str(outputs.folder)]
     assert main(["outputs", *here]) == 2 and "No images in" in capsys.readouterr().err
     paths = [outputs.save(drawn(n)) for n in range(2)]
@@ -371,7 +371,7 @@ def test_the_commands(outputs, capsys):
     assert "is not an image of" in capsys.readouterr().err
 
 
-def test_the_folder_loads_nothing_heavy():
+def test_importing_outputs_loads_no_torch():
     code = (
         "import sys, sdpersonal.outputs, sdpersonal.playground.reproduce; "
         "print({'torch', 'gradio', 'diffusers'} & set(sys.modules))"
@@ -424,7 +424,7 @@ def page(full):
     return path
 
 
-def test_a_strangers_text_is_never_markup(page):
+def test_prompt_text_is_never_rendered_as_markup(page):
     read = Page(page)
     known = {"html", "meta", "title", "style", "header", "h1", "div", "input", "select", "option", "output", "main"}
     assert set(read.tags) <= known | {"p", "noscript", "script"} and read.tags.count("script") == 2
@@ -467,7 +467,7 @@ def shot(window, page, name):
 
 
 @pytest.mark.slow
-def test_it_opens_from_a_file(fresh, page):
+def test_the_page_opens_from_a_file_without_network_requests(fresh, page):
     fresh.wait(f"{SEEN} > 10")
     assert fresh.run(f"return {CARDS}") < 200 and fresh.text("#count") == "500 pictures"  # made as they come into sight
     assert fresh.text("h1") == "All <b>pictures</b>"
@@ -481,7 +481,7 @@ def test_it_opens_from_a_file(fresh, page):
 
 
 @pytest.mark.slow
-def test_scrolling_reaches_every_picture(fresh, page):
+def test_scrolling_reaches_every_image(fresh, page):
     fresh.wait(f"{SEEN} > 10")
     shot(fresh, page, "wide")
     for _ in range(60):
@@ -495,7 +495,7 @@ def test_scrolling_reaches_every_picture(fresh, page):
 
 
 @pytest.mark.slow
-def test_searching_and_choosing(fresh):
+def test_search_and_filters_select_images(fresh):
     say(fresh, "words", "NUMBER 42")
     count = sum("42" in str(n) for n in range(10, 500))
     assert fresh.text("#count") == f"{count} of 500" and fresh.run(f"return {CARDS}") == count
@@ -516,7 +516,7 @@ def test_searching_and_choosing(fresh):
 
 
 @pytest.mark.slow
-def test_a_prompt_is_copied(fresh):
+def test_the_copy_button_copies_the_prompt(fresh):
     fresh.run(
         "window.direct = []; const writeText = text => { direct.push(text); return Promise.resolve() };"
         "Object.defineProperty(navigator, 'clipboard', {value: {writeText}})"
@@ -531,7 +531,7 @@ def test_a_prompt_is_copied(fresh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1600])
-def test_no_width_makes_it_scroll_sideways(fresh, page, width):
+def test_the_page_never_scrolls_horizontally(fresh, page, width):
     fresh.resize(width, 800)
     fresh.wait(f"{SEEN} > 3")
     fresh.run("document.querySelectorAll('details').forEach((d, i) => d.open = i < 12)")
@@ -541,7 +541,7 @@ def test_no_width_makes_it_scroll_sideways(fresh, page, width):
 
 
 @pytest.mark.slow
-def test_dark_and_light(fresh, page):
+def test_the_page_follows_the_dark_and_light_color_scheme(fresh, page):
     colours = []
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -558,7 +558,7 @@ def test_dark_and_light(fresh, page):
 
 
 @pytest.mark.slow
-def test_three_pictures_and_none(window, outputs, page):
+def test_the_page_shows_three_images_and_no_images(window, outputs, page):
     for n in range(3):
         outputs.save(drawn(n, prompt="a photo of a duck on the beach" if n else "", negative="rain"))
     window.resize(1280, 900)
@@ -572,7 +572,7 @@ def test_three_pictures_and_none(window, outputs, page):
 
 
 @pytest.mark.slow
-def test_the_policy_refuses_what_is_not_the_pages_own(fresh):
+def test_the_content_security_policy_blocks_foreign_scripts_and_images(fresh):
     fresh.run("const s = document.createElement('script'); s.textContent = 'window.PWNED = 1'; document.body.append(s)")
     fresh.run(
         "const i = new Image(); window.loaded = ''; i.onload = () => loaded = 'yes'; i.onerror = () => loaded = 'no';"
@@ -582,7 +582,7 @@ def test_the_policy_refuses_what_is_not_the_pages_own(fresh):
 
 
 @pytest.mark.thorough
-def test_ten_thousand_pictures(outputs):
+def test_saving_and_writing_the_page_stay_fast_with_ten_thousand_images(outputs):
     """Saving takes no longer with many there; the page takes half a second of one core after one more."""
     day = outputs.folder / TODAY.isoformat()
     day.mkdir(parents=True)

@@ -138,7 +138,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("token", ["<me/bear>", "<you/dog>"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_tells_nothing(home, tmp_path, capsys, format, token):
+def test_exports_contain_no_private_data(home, tmp_path, capsys, format, token):
     to = tmp_path / "out"
     code = main(["concepts", "export", token, "--format", format, "--to", str(to)])
     if format == "sd-concepts-library" and token == "<you/dog>":  # a LoRA alone
@@ -150,7 +150,7 @@ def test_an_export_tells_nothing(home, tmp_path, capsys, format, token):
 
 
 @pytest.mark.parametrize("token", ["<me/bear>", "<you/dog>"])
-def test_what_is_pushed_tells_nothing(home, tmp_path, capsys, monkeypatch, token):
+def test_pushed_files_and_requests_contain_no_private_data(home, tmp_path, capsys, monkeypatch, token):
     from huggingface_hub import constants
 
     assert main(["concepts", "push", token, "someone/it", "--to", str(tmp_path / "look")]) == 0
@@ -168,14 +168,14 @@ def test_what_is_pushed_tells_nothing(home, tmp_path, capsys, monkeypatch, token
     check(home, sent)
 
 
-def test_a_gallery_tells_nothing(home, tmp_path, capsys):
+def test_the_gallery_contains_no_private_data(home, tmp_path, capsys):
     assert main(["concepts", "gallery", "--to", str(tmp_path / "page"), "--title", "Ours"]) == 0
     page = files_in(tmp_path / "page")
     assert page.keys() == {"index.html"} and b"me/bear" in page["index.html"] and b"you/dog" in page["index.html"]
     check(home, page)
 
 
-def test_a_vector_file_of_a_stranger_tells_nothing_either(home, tmp_path, capsys):
+def test_exports_of_imported_embeddings_contain_no_private_data(home, tmp_path, capsys):
     """A1111's `.pt` holds the checkpoint's name, which may be a path."""
     content = {"string_to_token": {"*": 265}, "string_to_param": {"*": rows(1)}, "name": "toy", "step": 3}
     torch.save(content | {"sd_checkpoint_name": f"/home/{USER}/models/own.ckpt"}, tmp_path / "toy.pt")

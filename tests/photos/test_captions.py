@@ -25,7 +25,7 @@ def encoded(image, kind):
     return out.getvalue()
 
 
-def test_a_text_file_beside_a_photo_captions_it(tmp_path):
+def test_a_text_file_beside_a_photo_is_its_caption(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(smooth(seed=1), "PNG"))
     (tmp_path / "b.png").write_bytes(encoded(smooth(seed=2), "PNG"))
     plain = load_photos(tmp_path, 64)
@@ -59,7 +59,7 @@ def one_photo(folder, files, kind="object"):
         (b"...", "has no word in line 1"),
     ],
 )
-def test_captions_that_cannot_be_used_are_said_with_the_true_reason(tmp_path, text, reason):
+def test_unusable_captions_are_ignored_with_a_reason(tmp_path, text, reason):
     result = one_photo(tmp_path, {"a.txt": text})
     assert result.photos[0].captions == () and result.ignored == 0
     assert f"its caption is not used: a.txt {reason}" in result.photos[0].notes[-1]
@@ -79,34 +79,34 @@ def test_captions_that_cannot_be_used_are_said_with_the_true_reason(tmp_path, te
     ],
     ids=ascii,
 )
-def test_odd_spaces_and_invisible_characters_are_plain_in_captions(tmp_path, data):
+def test_unusual_spaces_and_invisible_characters_are_normalized(tmp_path, data):
     assert one_photo(tmp_path, {"a.txt": data}).photos[0].captions == ("{} in the snow",)
 
 
-def test_emoji_quotes_and_other_scripts_stay(tmp_path):
+def test_emoji_quotes_and_other_scripts_are_preserved(tmp_path):
     text = "{} with 👨\u200d👩\u200d👧 and “smart quotes”\n{} 在雪地里\n{} خانه\u200cها"
     assert one_photo(tmp_path, {"a.txt": text}).photos[0].captions == tuple(text.split("\n"))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.TXT", "A.txt", "a.caption", "a.Caption", "a.png.txt", "a.PNG.caption"])
-def test_names_of_caption_files(tmp_path, name):
+def test_caption_files_are_recognized_by_name(tmp_path, name):
     result = one_photo(tmp_path, {name: "{} in the snow"})
     assert result.photos[0].captions == ("{} in the snow",) and "ignored" not in result.report()
 
 
-def test_names_that_are_written_in_two_ways(tmp_path):
+def test_caption_names_match_in_either_unicode_normalization(tmp_path):
     """An é of one character and of two: what a Mac and everybody else writes."""
     (tmp_path / "e\u0301.png").write_bytes(encoded(smooth(seed=1), "PNG"))
     (tmp_path / "\u00e9.txt").write_text("{} in the snow")
     assert load_photos(tmp_path, 64).photos[0].captions == ("{} in the snow",)
 
 
-def test_the_more_telling_name_wins(tmp_path):
+def test_the_more_specific_caption_file_name_is_used(tmp_path):
     result = one_photo(tmp_path, {"a.txt": "{} of both", "a.png.txt": "{} of one", "a.caption": "{} later"})
     assert result.photos[0].captions == ("{} of one",) and result.ignored == 2
 
 
-def test_one_caption_for_two_photos_is_counted_once(tmp_path):
+def test_a_caption_file_is_shared_by_photos_with_the_same_stem(tmp_path):
     (tmp_path / "01.jpg").write_bytes(encoded(smooth(seed=1), "JPEG"))
     one_photo(tmp_path, {"01.txt": "{} here", "a.txt": "", "notes.md": ""})
     (tmp_path / "01.png").write_bytes(encoded(smooth(seed=3), "PNG"))
@@ -136,13 +136,13 @@ def test_one_caption_for_two_photos_is_counted_once(tmp_path):
         ("a basket of socks", "object", "a photo of {}, a basket of socks"),  # no "sks" in it
     ],
 )
-def test_captions_of_other_trainers_get_a_place_for_the_subject(tmp_path, text, kind, caption):
+def test_captions_of_other_trainers_get_a_subject_placeholder(tmp_path, text, kind, caption):
     (photo,) = one_photo(tmp_path, {"a.txt": text}, kind).photos
     assert photo.captions == (caption,)
     assert photo.notes == (f"a.txt has no {{}} for the subject; it is read as: {printable(caption)}",)
 
 
-def test_the_table_of_an_image_folder(tmp_path):
+def test_captions_are_read_from_metadata_jsonl(tmp_path):
     rows = [{"file_name": "a.png", "text": "{} in the snow"}, {"file_name": "B.PNG", "text": "sks at home"}]
     (tmp_path / "b.png").write_bytes(encoded(smooth(seed=2), "PNG"))
     (tmp_path / "c.png").write_bytes(encoded(smooth(seed=3), "PNG"))
@@ -175,13 +175,13 @@ def test_the_table_of_an_image_folder(tmp_path):
         ([{"file_name": "train/a.png", "text": "{}"}], (), "is about none of these photos; the first that it names is"),
     ],
 )
-def test_rows_of_a_table(tmp_path, rows, caption, said):
+def test_metadata_rows_are_read_or_reported(tmp_path, rows, caption, said):
     result = one_photo(tmp_path, {"metadata.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)})
     assert result.photos[0].captions == caption
     assert len(result.skipped) == bool(said) and said in result.report()
 
 
-def test_a_table_with_commas(tmp_path):
+def test_captions_are_read_from_metadata_csv(tmp_path):
     result = one_photo(tmp_path, {"metadata.csv": '\ufefffile_name,text\r\na.png,"{} in the snow, at night"\r\n'})
     assert result.photos[0].captions == ("{} in the snow, at night",) and not result.skipped
     result = one_photo(tmp_path, {"metadata.csv": "a;b\nc;d"})
@@ -190,7 +190,7 @@ def test_a_table_with_commas(tmp_path):
     assert "metadata.csv is not CSV in line 2: field larger than field limit" in result.report()
 
 
-def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():
+def test_long_captions_are_shortened_at_a_comma_or_word_around_the_subject():
     def words(most):
         return lambda caption: len(re.findall(r"\{\}|\w+", caption)) <= most
 
@@ -203,7 +203,7 @@ def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():
         shortened("a {} b", lambda caption: False)
 
 
-def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
+def test_long_captions_are_shortened_to_fit_the_base(tiny, tmp_path):
     """What is left is as long as it can be, keeps the subject, and is encoded; the photo is named."""
     from sdpersonal.training.dataset import fit_captions
     from sdpersonal.training.methods.token_embedding import embedding_for_class, insert_embeddings
@@ -231,7 +231,7 @@ def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
     assert max(len(tiny.encoders["clip_l"].ids(photo.captions[0])) for photo in fitted) > 55
 
 
-def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
+def test_the_photos_check_reports_long_captions(tmp_path, capsys):
     from sdpersonal.cli.main import main
 
     (tmp_path / "set").mkdir()
@@ -248,7 +248,7 @@ def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["long_captions"] == {"1.png": 204}  # 40 x (4 words + a comma) + 4
 
 
-def test_braces_in_a_caption_are_plain_text(tiny, tmp_path):
+def test_other_braces_in_a_caption_are_plain_text(tiny, tmp_path):
     from sdpersonal.config import DreamboothSettings
     from sdpersonal.training.methods.factory import insert_class_noun
 

@@ -28,7 +28,7 @@ def put(folder, name, pixels, crop=None, **saving):
         (folder / name).with_suffix(".crop.json").write_text(json.dumps({"crop": crop}))
 
 
-def test_the_square_is_that_of_numpy_slicing(folder):
+def test_a_manual_crop_equals_numpy_slicing(folder):
     pixels = noise(640, 480)
     put(folder, "01.png", pixels, [160 / 640, 120 / 480, 256 / 480])
     put(folder, "02.png", pixels[:, ::-1])
@@ -45,7 +45,7 @@ def test_the_square_is_that_of_numpy_slicing(folder):
     assert "enlarged from its crop of 256x256" in larger.notes
 
 
-def test_shares_are_of_the_upright_photo(folder):
+def test_crop_coordinates_refer_to_the_upright_photo(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: the stored rows are the photo's columns
     pixels = noise(640, 480)
@@ -55,7 +55,7 @@ def test_shares_are_of_the_upright_photo(folder):
 
 
 @pytest.mark.parametrize(("width", "height"), [(768, 511), (511, 768), (1023, 1022), (301, 1199), (513, 512)])
-def test_a_square_at_the_edge_is_inside_at_every_resolution(folder, width, height):
+def test_a_crop_at_the_edge_stays_inside_at_every_resolution(folder, width, height):
     short = min(width, height)
     for number, side in enumerate((0.4, 0.7, 1.0)):
         crop = [(width - side * short) / width, (height - side * short) / height, side]
@@ -65,7 +65,7 @@ def test_a_square_at_the_edge_is_inside_at_every_resolution(folder, width, heigh
             assert photo.own_crop and photo.square().shape == (size, size, 3), photo.notes
 
 
-def test_a_crop_changes_the_identity_of_a_set_and_is_no_other_file(folder):
+def test_a_crop_file_changes_the_identity_and_is_not_counted_as_ignored(folder):
     put(folder, "01.png", noise(640, 480))
     plain = load_photos(folder, 128)
     put(folder, "01.png", noise(640, 480), [0, 0, 0.5])
@@ -97,7 +97,7 @@ def test_a_crop_changes_the_identity_of_a_set_and_is_no_other_file(folder):
         ('{"crop": [0, 0, 0]}', "a square of 0 pixels; at least 64"),
     ],
 )
-def test_a_crop_that_cannot_be_used_is_told_and_the_photo_is_used(folder, text, reason):
+def test_an_invalid_crop_is_reported_and_the_photo_is_used(folder, text, reason):
     put(folder, "01.png", noise(640, 480))
     without = load_photos(folder, 128).photos[0]
     (folder / "01.crop.json").write_text(text)
@@ -107,7 +107,7 @@ def test_a_crop_that_cannot_be_used_is_told_and_the_photo_is_used(folder, text, 
     assert np.array_equal(photo.square(), without.square()) and photo.own_crop is None
 
 
-def test_the_box_is_always_inside_and_what_was_written_is_read():
+def test_the_crop_box_stays_inside_and_its_json_is_read_without_loss():
     rng = np.random.default_rng(0)
     for width, height in ((640, 480), (480, 640), (257, 1028), (300, 300)):
         short = min(width, height)

@@ -86,7 +86,7 @@ def reasons(folder: Path) -> dict[str, str]:
 # --- what a good set becomes
 
 
-def test_four_formats_become_squares_in_order_of_their_names(tmp_path):
+def test_four_formats_are_loaded_in_name_order(tmp_path):
     originals = {}
     for seed, (name, kind) in enumerate(
         {"d.jpg": "JPEG", "B.png": "PNG", "a.webp": "WEBP", "c.HEIC": "HEIF", "é.jpeg": "JPEG"}.items()
@@ -109,14 +109,14 @@ def test_four_formats_become_squares_in_order_of_their_names(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 700), (700, 1000), (999, 333), (256, 1024), (512, 512)])
-def test_the_shorter_side_becomes_size_and_the_aspect_stays(width, height):
+def test_the_shorter_side_is_scaled_to_size_and_the_aspect_is_kept(width, height):
     pixels, notes = decode(encoded(smooth(width, height), "PNG"), 384)
     assert min(pixels.shape[:2]) == 384
     assert abs(pixels.shape[1] / pixels.shape[0] - width / height) < 0.5 * max(width, height) / min(width, height) / 384
     assert notes == ((f"enlarged from {width}x{height}",) if min(width, height) < 384 else ())
 
 
-def test_the_folder_is_left_as_it_was(folder):
+def test_loading_photos_changes_no_files(folder):
     (folder / "bad.jpg").write_bytes(b"bad")
 
     def snapshot():
@@ -127,7 +127,7 @@ def test_the_folder_is_left_as_it_was(folder):
     assert snapshot() == before
 
 
-def test_identity_follows_the_files_bytes_and_their_order(tmp_path):
+def test_identity_depends_on_the_bytes_and_order_of_the_files(tmp_path):
     item, two = encoded(smooth(seed=1), "PNG"), encoded(smooth(seed=2), "PNG")
     sets = {"a": (item, two), "b": (item, two), "c": (two, item), "d": (item,)}
     identities = {}
@@ -140,13 +140,13 @@ def test_identity_follows_the_files_bytes_and_their_order(tmp_path):
     assert len(set(identities.values())) == 3
 
 
-def test_import_brings_no_torch_and_registers_nothing_with_pillow():
+def test_importing_photos_loads_no_torch_and_registers_no_heif():
     code = "import sys, PIL.Image, sdpersonal.photos; print('torch' in sys.modules, 'HEIF' in PIL.Image.OPEN)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert out.stdout.split() == ["False", "False"], out.stderr
 
 
-def test_real_photos_are_all_taken(shared_photos):
+def test_all_real_photos_are_loaded(shared_photos):
     for subject in ("duck_toy", "red_cartoon", "teapot"):
         result = load_photos(shared_photos / subject, 256, crop="subject")
         assert len(result.photos) == len(list((shared_photos / subject).iterdir()))
@@ -157,7 +157,7 @@ def test_real_photos_are_all_taken(shared_photos):
 # --- sizes (P-1, P-9)
 
 
-def test_a_small_file_that_says_it_is_huge_is_refused_with_its_numbers():
+def test_a_small_file_with_a_huge_declared_size_is_refused():
     for side, megapixels in ((12000, 144), (20000, 400)):
         message = unusable(png(side, side, 8, 2, b"\0"))
         assert message == f"is {side}x{side} ({megapixels} megapixels); up to 50 are allowed: resize it"
@@ -173,7 +173,7 @@ def one_colour_webp(width: int, height: int) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure a process's peak memory")
-def test_the_largest_pictures_stay_under_a_gigabyte(tmp_path):
+def test_the_largest_images_use_less_than_a_gigabyte(tmp_path):
     """In a process of its own, whose peak memory is read at the end."""
     contents = {
         "a.jpg": encoded(Image.new("RGB", (8000, 6200), (200, 30, 60)), "JPEG", progressive=True),
@@ -214,11 +214,11 @@ def test_the_largest_pictures_stay_under_a_gigabyte(tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_too_small_and_too_long_are_refused_by_name(width, height, reason, kind):
+def test_too_small_and_too_elongated_photos_are_refused(width, height, reason, kind):
     assert unusable(encoded(Image.new("RGB", (width, height)), kind)) == reason
 
 
-def test_a_large_jpeg_decoded_small_looks_like_one_decoded_whole():
+def test_a_jpeg_decoded_at_reduced_size_matches_a_full_decode():
     rng = np.random.default_rng(3)
     image = np.clip(smooth(3001, 2003) + rng.normal(0, 12, (2003, 3001, 3)), 0, 255).astype(np.uint8)
     data = encoded(image, "JPEG")
@@ -246,7 +246,7 @@ def test_a_jpeg_of_54_megapixels_is_scaled_down():
     [("GIF", "is a GIF"), ("TIFF", "is a TIFF or a camera's raw file"), ("BMP", "is a BMP"), ("AVIF", "is an AVIF"),
      ("EPS", "is an EPS or PostScript file"), ("PDF", "is a PDF"), ("JPEG2000", "is a JPEG 2000 file")],
 )  # fmt: skip
-def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said):
+def test_other_image_formats_are_refused_by_name(folder, kind, said):
     options = {"quality": 50} if kind == "AVIF" else {}
     out = io.BytesIO()
     Image.fromarray(smooth()).save(out, kind, **options)
@@ -278,19 +278,19 @@ def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said)
         (b"\xff", "is not an image in a supported format (JPEG, PNG, WebP, HEIC)"),
     ],
 )
-def test_other_files_are_named_by_their_first_bytes(folder, start, said):
+def test_other_files_are_refused_by_their_first_bytes(folder, start, said):
     (folder / "a.jpg").write_bytes(start)
     assert reasons(folder) == {"a.jpg": said}
 
 
-def test_a_photo_with_the_wrong_ending_is_taken(folder):
+def test_a_photo_with_the_wrong_extension_is_loaded(folder):
     (folder / "a.gif").write_bytes(encoded(smooth(seed=1), "WEBP"))
     assert [photo.name for photo in load_photos(folder, SIDE).photos] == ["a.gif", "b.png"]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
 @pytest.mark.parametrize("kept", [0.98, 0.5, 0.05])
-def test_a_cut_file_is_named_and_the_others_are_taken(folder, kind, kept):
+def test_a_truncated_file_is_reported_and_the_others_are_loaded(folder, kind, kept):
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     data = encoded(noise, kind)
     (folder / "cut.jpg").write_bytes(data[: int(len(data) * kept)])
@@ -299,14 +299,14 @@ def test_a_cut_file_is_named_and_the_others_are_taken(folder, kind, kept):
     assert [(file.name, file.reason) for file in result.skipped] == [("cut.jpg", "ends early (damaged download?)")]
 
 
-def test_a_damaged_file_is_named(folder):
+def test_a_damaged_file_is_reported(folder):
     data = bytearray(encoded(smooth(seed=1), "PNG"))
     data[60:200] = bytes(140)
     (folder / "a.png").write_bytes(data)
     assert reasons(folder) == {"a.png": "is damaged and cannot be decoded"}
 
 
-def test_whatever_is_not_a_regular_file_is_skipped_without_blocking(folder):
+def test_files_that_are_not_regular_are_skipped_without_blocking(folder):
     (folder.parent / "outside.png").write_bytes(encoded(smooth(seed=5), "PNG"))
     (folder / "empty.jpg").touch()
     (folder / "cat.jpg").mkdir()
@@ -349,7 +349,7 @@ def test_a_device_is_never_opened(folder, monkeypatch):
     assert [Path(path).name for path in opened] == ["b.png"]
 
 
-def test_a_link_inside_the_folder_is_followed_and_found_to_be_the_same_photo(folder):
+def test_links_inside_the_folder_are_followed_and_deduplicated(folder):
     (folder / ".store").mkdir()
     (folder / ".store" / "x").write_bytes(encoded(smooth(seed=7), "PNG"))
     (folder / "a.png").symlink_to(".store/x")
@@ -361,13 +361,13 @@ def test_a_link_inside_the_folder_is_followed_and_found_to_be_the_same_photo(fol
     ]
 
 
-def test_a_file_too_large_is_refused_unread(folder):
+def test_a_too_large_file_is_refused_without_reading_it(folder):
     with open(folder / "a.jpg", "wb") as file:
         file.truncate(3_000_000_000)  # sparse: takes no room
     assert reasons(folder) == {"a.jpg": "has 3,000 MB; up to 200 are allowed"}
 
 
-def test_what_lies_beside_photos_is_only_counted(folder):
+def test_other_files_beside_photos_are_counted_as_ignored(folder):
     for name in (".DS_Store", "Thumbs.db", "._b.png", "notes.txt", "c.txt", "c.caption", "IMG.AAE", "desktop.ini"):
         (folder / name).write_bytes(b"x")
     result = load_photos(folder, SIDE)
@@ -378,7 +378,7 @@ def test_what_lies_beside_photos_is_only_counted(folder):
 # --- how many (P-8)
 
 
-def test_no_photo_at_all(tmp_path):
+def test_a_folder_without_usable_photos_is_refused(tmp_path):
     with pytest.raises(UserError) as empty:
         load_photos(tmp_path, SIDE)
     assert empty.value.message == f"There are no photos in {tmp_path} (supported: JPEG, PNG, WebP, HEIC)."
@@ -390,7 +390,7 @@ def test_no_photo_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("count", [501, 3000])
-def test_too_many_files_are_refused_unread(tmp_path, count):
+def test_too_many_files_are_refused_without_reading_them(tmp_path, count):
     for i in range(count):
         (tmp_path / f"{i}.jpg").touch()
     started = time.process_time()
@@ -399,7 +399,7 @@ def test_too_many_files_are_refused_unread(tmp_path, count):
     assert time.process_time() - started < 5
 
 
-def test_five_hundred_are_taken_and_exact_copies_used_once(tmp_path):
+def test_five_hundred_photos_are_allowed_and_copies_are_used_once(tmp_path):
     data = encoded(smooth(), "JPEG")
     for i in range(499):
         (tmp_path / f"{i:03}.jpg").write_bytes(data)
@@ -411,7 +411,7 @@ def test_five_hundred_are_taken_and_exact_copies_used_once(tmp_path):
     assert lines[0] == "2 photos, 498 there twice" and lines[21] == "  and 478 more" and len(lines) == 22
 
 
-def test_the_same_pixels_in_another_file_are_the_same_photo(folder):
+def test_photos_with_equal_pixels_are_duplicates(folder):
     (folder / "c.webp").write_bytes(encoded(smooth(), "WEBP", lossless=True))
     (folder / "d.png").write_bytes(encoded(smooth(), "PNG", exif=encoded_exif("somewhere")))
     (folder / "e.png").write_bytes(encoded(smooth(seed=1), "PNG"))
@@ -436,7 +436,7 @@ STORED = {  # EXIF orientation -> how a camera stores an upright picture
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "HEIF"])
-def test_photos_stand_upright(orientation, kind):
+def test_photos_are_rotated_upright(orientation, kind):
     upright = smooth(256, 384, seed=4)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -448,7 +448,7 @@ def test_photos_stand_upright(orientation, kind):
     close(got, upright, mean=2.5, most=25)
 
 
-def test_broken_exif_does_not_cost_the_photo():
+def test_photos_with_broken_exif_are_loaded():
     for exif in (
         b"Exif\0\0garbage",
         b"Exif\0\0II*\0\xff\xff\xff\xff",
@@ -488,7 +488,7 @@ def peak():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
-def test_exif_whose_entries_overlap_costs_nothing(kind, peak):
+def test_overlapping_exif_entries_use_little_memory(kind, peak):
     """Pillow copies every entry: 60 kB of Exif become 200 MB, and 600 kB a gigabyte."""
     data = encoded(smooth(256, 384), kind, exif=overlapping_exif(4500, 50_000))
     tracemalloc.reset_peak()
@@ -496,7 +496,7 @@ def test_exif_whose_entries_overlap_costs_nothing(kind, peak):
     assert peak() < 20_000_000 and pixels.shape == (256, 384, 3)  # it still says how to turn the photo
 
 
-def test_texts_that_inflate_are_refused_before_they_cost_much(peak):
+def test_compressed_text_bombs_are_refused_with_little_memory(peak):
     for kind, head in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")):
         text = "\U0001f986".encode() + b"x" * 1_000_000
         data = png_with(*[kind + head + zlib.compress(text)] * 50)
@@ -511,7 +511,7 @@ def test_texts_that_inflate_are_refused_before_they_cost_much(peak):
     assert peak() < 50_000_000
 
 
-def test_a_jpeg_of_segments_is_refused_before_they_are_joined():
+def test_a_jpeg_with_too_much_metadata_is_refused_quickly():
     segment = b"\xff\xe1\xff\xffExif\0\0" + bytes(0xFFFF - 8)
     photo = encoded(smooth(), "JPEG")
     began = time.process_time()
@@ -530,7 +530,7 @@ def encoded_exif(mark: str) -> bytes:
     return exif.tobytes() + f"{mark}-thumbnail".encode()
 
 
-def test_no_byte_of_the_metadata_is_left(tmp_path):
+def test_no_metadata_remains_in_loaded_photos(tmp_path):
     mark = "PLANTED"
     xmp = f"<x:xmpmeta xmlns:x='adobe:ns:meta/'>{mark}-xmp</x:xmpmeta>".encode()
     profile = matrix_profile(DISPLAY_P3, srgb_curve(), mark=f"{mark}-icc")
@@ -623,7 +623,7 @@ def test_colour_profiles_are_converted_to_srgb(space, kind):
         close(got, expected, mean=3, most=60)
 
 
-def test_transparency_survives_the_profile():
+def test_transparency_is_preserved_by_profile_conversion():
     image = smooth(channels=4)
     profile = matrix_profile(DISPLAY_P3, srgb_curve())
     got, _ = decode(encoded(image, "PNG", icc_profile=profile), SIDE)
@@ -633,7 +633,7 @@ def test_transparency_survives_the_profile():
 
 
 @pytest.mark.parametrize("profile", [b"not a profile", bytes(500), matrix_profile(SRGB, b"curv")[:300]])
-def test_a_broken_profile_is_taken_as_srgb_and_said(folder, profile):
+def test_a_broken_colour_profile_is_treated_as_srgb_with_a_note(folder, profile):
     (folder / "a.png").write_bytes(encoded(smooth(seed=1), "PNG", icc_profile=profile))
     result = load_photos(folder, SIDE)
     np.testing.assert_array_equal(result.photos[0].pixels, smooth(seed=1))
@@ -641,13 +641,13 @@ def test_a_broken_profile_is_taken_as_srgb_and_said(folder, profile):
     assert "  a.png: broken colour profile, taken as sRGB" in result.report()
 
 
-def test_a_profile_that_does_not_fit_the_picture_is_taken_as_broken():
+def test_a_colour_profile_of_another_mode_is_treated_as_broken():
     cmyk = Image.fromarray(smooth()).convert("CMYK")
     _, notes = decode(encoded(cmyk, "JPEG", icc_profile=matrix_profile(SRGB, srgb_curve())), SIDE)
     assert notes == ("broken colour profile, taken as sRGB",)
 
 
-def test_grey_with_a_colour_profile_stays_grey():
+def test_grey_photos_with_a_colour_profile_stay_grey():
     grey = smooth()[..., 0]
     got, notes = decode(encoded(grey, "PNG", icc_profile=matrix_profile(SRGB, srgb_curve())), SIDE)
     assert notes == ()
@@ -660,25 +660,25 @@ def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.broadcast_to(colour * weight + 255 * (1 - weight), (*alpha.shape, 3))
 
 
-def test_grey_is_grey():
+def test_grey_photos_become_equal_rgb_channels():
     grey = smooth()[..., 0]
     np.testing.assert_array_equal(decode(encoded(grey, "PNG"), SIDE)[0], np.stack([grey] * 3, -1))
 
 
-def test_one_bit():
+def test_one_bit_photos_become_black_and_white():
     bits = smooth()[..., 0] > 127
     got, _ = decode(encoded(Image.fromarray(bits), "PNG"), SIDE)
     np.testing.assert_array_equal(got, np.stack([bits * np.uint8(255)] * 3, -1))
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
+def test_sixteen_bit_grey_photos_are_scaled_not_clipped():
     grey = smooth()[..., 0]
     got, _ = decode(encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), SIDE)
     np.testing.assert_array_equal(got, np.stack([grey] * 3, -1))
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2)])
-def test_sixteen_bit_colour_and_alpha(colour, channels):
+def test_sixteen_bit_colour_and_alpha_are_decoded(colour, channels):
     image = smooth(channels=channels)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image.astype(np.uint16) * 257)
     got, _ = decode(png(SIDE, SIDE, 16, colour, rows), SIDE)
@@ -700,7 +700,7 @@ def test_grey_with_alpha_is_flattened_on_white():
     close(got, on_white(image[..., :1], image[..., 1]), mean=0.6, most=1)
 
 
-def test_a_palette_with_transparent_entries():
+def test_transparent_palette_entries_are_flattened_on_white():
     index = smooth()[..., 0] // 32  # 0 to 7
     palette = np.random.default_rng(0).integers(0, 256, (8, 3), dtype=np.uint8)
     alpha = np.array([0, 36, 73, 109, 146, 182, 219, 255], dtype=np.uint8)
@@ -713,7 +713,7 @@ def test_a_palette_with_transparent_entries():
     np.testing.assert_array_equal(opaque, palette[index])
 
 
-def test_one_colour_that_means_transparent():
+def test_a_transparent_colour_key_becomes_white():
     image = (smooth() // 64 * 64).astype(np.uint8)
     key = tuple(int(v) for v in image[100, 100])
     got, _ = decode(encoded(image, "PNG", transparency=key), SIDE)
@@ -721,7 +721,7 @@ def test_one_colour_that_means_transparent():
     np.testing.assert_array_equal(got, np.where(hidden[..., None], 255, image))
 
 
-def test_no_dark_fringe_where_black_is_hidden_under_transparency():
+def test_transparent_black_leaves_no_dark_fringe():
     yy, xx = np.mgrid[:1024, :1024]
     inside = (xx - 512) ** 2 + (yy - 512) ** 2 < 300**2
     image = np.zeros((1024, 1024, 4), dtype=np.uint8)
@@ -733,7 +733,7 @@ def test_no_dark_fringe_where_black_is_hidden_under_transparency():
     assert got[..., 0].min() >= 253  # red is 255 in the disc and on white; a black fringe would show here
 
 
-def test_cmyk():
+def test_cmyk_photos_are_converted_to_rgb():
     cmyk = smooth(channels=4)
     ink = Image.merge("CMYK", [Image.fromarray(cmyk[..., i]) for i in range(4)])
     got, _ = decode(encoded(ink, "JPEG", quality=100, subsampling=0), SIDE)
@@ -742,7 +742,7 @@ def test_cmyk():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_the_first_frame_of_an_animation_is_used_and_said(folder, kind):
+def test_the_first_frame_of_an_animation_is_used_with_a_note(folder, kind):
     first, second = (Image.fromarray(smooth(seed=seed)) for seed in (8, 9))
     options = {"lossless": True} if kind == "WEBP" else {}
     (folder / "a").write_bytes(encoded(first, kind, save_all=True, append_images=[second], **options))
@@ -751,7 +751,7 @@ def test_the_first_frame_of_an_animation_is_used_and_said(folder, kind):
     assert "  a: first frame of an animation" in result.report()
 
 
-def test_the_main_picture_of_a_heic_with_several_is_used_and_said():
+def test_the_primary_image_of_a_heic_is_used_with_a_note():
     several = pillow_heif.from_pillow(Image.fromarray(smooth(seed=8)))
     several.add_from_pillow(Image.fromarray(smooth(seed=9)))
     out = io.BytesIO()
@@ -761,7 +761,7 @@ def test_the_main_picture_of_a_heic_with_several_is_used_and_said():
     assert notes == ("main image of 2 in the file",)
 
 
-def test_a_ten_bit_heic():
+def test_ten_bit_heic_photos_are_decoded():
     deep = smooth().astype(np.uint16) * 257
     out = io.BytesIO()
     pillow_heif.from_bytes("RGB;16", (SIDE, SIDE), deep.astype("<u2").tobytes()).save(out, quality=90)
@@ -771,7 +771,7 @@ def test_a_ten_bit_heic():
 # --- names and folders (P-12, P-13, P-15)
 
 
-def test_names_from_hell_are_shown_safely(tmp_path):
+def test_hostile_file_names_are_shown_safely(tmp_path):
     names = [b"-rf", b"a\nb.jpg", b"<img src=x onerror=alert(1)>.jpg", "\u202egpj.exe".encode(), b"x" * 251 + b".jpg",
              b"\xff.jpg", b"$(touch x).jpg", b"\x1b[31mred.png"]  # fmt: skip
     for seed, name in enumerate(names):
@@ -785,7 +785,7 @@ def test_names_from_hell_are_shown_safely(tmp_path):
     assert sorted(os.listdir(os.fsencode(tmp_path))) == sorted(names)
 
 
-def test_order_is_that_of_the_names_bytes(tmp_path):
+def test_photos_are_sorted_by_the_bytes_of_their_names(tmp_path):
     names = [b"\xff.png", b"B.png", b"a.png", "é.png".encode(), b"10.png", b"9.png"]
     for seed, name in enumerate(names):
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(smooth(seed=seed), "PNG"))
@@ -804,13 +804,13 @@ def meddle(monkeypatch, change) -> None:
     monkeypatch.setattr(loading.os, "open", late)
 
 
-def test_a_photo_that_vanishes_while_reading_is_named(folder, monkeypatch):
+def test_a_photo_deleted_while_reading_is_reported(folder, monkeypatch):
     (folder / "c.png").write_bytes(encoded(smooth(seed=1), "PNG"))
     meddle(monkeypatch, lambda path: (folder / "c.png").unlink(missing_ok=True))
     assert reasons(folder) == {"c.png": "vanished while it was read"}
 
 
-def test_a_photo_swapped_for_something_else_while_reading_is_named(folder, monkeypatch):
+def test_a_photo_replaced_while_reading_is_reported(folder, monkeypatch):
     secret = folder.parent / "secret.png"
     secret.write_bytes(encoded(smooth(seed=3), "PNG"))
     for name in ("link.png", "fifo.png", "grows.png"):
@@ -836,7 +836,7 @@ def test_a_photo_swapped_for_something_else_while_reading_is_named(folder, monke
     assert result["grows.png"] == "changed while it was read"
 
 
-def test_folders_that_are_none(tmp_path):
+def test_invalid_photo_folders_are_refused_with_a_message(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG"))
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04rest")
     os.mkfifo(tmp_path / "fifo")
@@ -866,7 +866,7 @@ def as_nobody():
             os.seteuid(0)
 
 
-def test_what_may_not_be_read_is_named():
+def test_unreadable_photos_and_folders_are_reported():
     with tempfile.TemporaryDirectory() as place:  # tmp_path is closed to others as a whole
         os.chmod(place, 0o755)
         folder = Path(place)
@@ -892,7 +892,7 @@ def scene(width: int, height: int, x: int, y: int, radius: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("x", [110, 250, 400, 700, 890])
-def test_the_square_goes_to_the_subject_along_the_longer_side(x):
+def test_the_subject_crop_contains_the_subject(x):
     for turned in (False, True):
         image = scene(1000, 400, x, 210, 100)
         if turned:
@@ -903,21 +903,21 @@ def test_the_square_goes_to_the_subject_along_the_longer_side(x):
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_with_nothing_to_see_the_square_is_in_the_middle(value):
+def test_the_subject_crop_of_a_plain_image_is_centered(value):
     left, top = find_subject(np.full((300, 900, 3), value, dtype=np.uint8))
     assert abs(left - 300) <= 4 and top == 0
     assert find_subject(np.full((300, 300, 3), value, dtype=np.uint8)) == (0, 0)
 
 
 @pytest.mark.parametrize(("width", "height"), [(257, 256), (256, 257), (1024, 256), (300, 299), (256, 1024)])
-def test_the_square_never_leaves_the_photo(width, height):
+def test_the_subject_crop_stays_inside_the_photo(width, height):
     for seed in range(10):
         pixels = smooth(width, height, seed)
         left, top = find_subject(pixels)
         assert 0 <= left <= width - min(width, height) and 0 <= top <= height - min(width, height)
 
 
-def test_load_photos_crops_as_asked(folder):
+def test_load_photos_crops_to_the_center_or_the_subject(folder):
     (folder / "a.png").write_bytes(encoded(scene(1000, 400, 150, 200, 90), "PNG"))
     centred, result = (load_photos(folder, SIDE, crop=crop).photos[0] for crop in ("center", "subject"))
     assert centred.crop == (192, 0)
@@ -938,7 +938,7 @@ STRIPS = {
 
 
 @pytest.mark.parametrize("name", STRIPS)
-def test_real_subjects_are_found_in_strips_of_their_photos(shared_photos, name):
+def test_the_subject_crop_contains_real_subjects(shared_photos, name):
     left, right, upper, lower = STRIPS[name]
     image = Image.open(shared_photos / name).convert("RGB")
     strip = np.asarray(image)[int(upper * image.height) : int(lower * image.height)]

@@ -73,7 +73,7 @@ def changed(request: GenerateRequest) -> dict:
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_asked_is_changed():
+def test_variation_requests_change_only_the_given_fields():
     (request,) = vary_seed(FAVOURITE, 0.3, 5, seed=9)
     assert changed(request) == {"variation_strength": 0.3, "variation_seed": 9} and request.num_images == 5
     below = [item.prompt for item in vary_strength(FAVOURITE, "<me/duck>", "-2..0")]
@@ -89,7 +89,7 @@ def test_only_what_is_asked_is_changed():
     assert vary_from_image(last, Path("a.png"))[0].seed == 0  # after the last comes the first
 
 
-def test_what_was_mixed_in_one_prediction_stays_so():
+def test_variations_keep_the_compose_setting():
     mixed = FAVOURITE.model_copy(update={"compose": False})
     others = {"variation_strength": 0.2, "concept_strengths": ["<duck>=1"], "words": ["beach=snow"], "img2img": True}
     result = variation_requests(mixed, Path("a.png"), **others)
@@ -97,7 +97,7 @@ def test_what_was_mixed_in_one_prediction_stays_so():
     assert all(item.compose for item in variation_requests(FAVOURITE, Path("a.png"), **others))
 
 
-def test_all_together_in_order_and_near_by_if_nothing_is_asked():
+def test_variations_keep_their_order_and_default_to_seed_variations():
     result = variation_requests(
         FAVOURITE,
         Path("a.png"),
@@ -132,7 +132,7 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
         ({"img2img": True, "strength": 0.0}, "strength must be a number above 0, up to 1"),
     ],
 )
-def test_what_cannot_be_varied_is_told(asked, said):
+def test_invalid_variations_are_refused_with_a_message(asked, said):
     if said is None:
         assert len(variation_requests(FAVOURITE, Path("a.png"), **asked)) == 1
         return
@@ -141,7 +141,7 @@ def test_what_cannot_be_varied_is_told(asked, said):
     assert len(str(output.value).splitlines()) <= 2
 
 
-def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
+def test_a_seed_variation_cannot_be_varied_by_a_third_seed():
     sister = FAVOURITE.model_copy(update={"variation_strength": 0.1})
     with pytest.raises(UserError, match="itself a variation of another one, of seed 2"):
         vary_seed(sister)
@@ -152,7 +152,7 @@ def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
 # --- what is drawn ----------------------------------------------------------------------------------------------------
 
 
-def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
+def test_a_lower_variation_strength_gives_closer_images(generator, favourite):
     original = np.asarray(Image.open(favourite).convert("RGB"), np.float64)
 
     def apart(weight):
@@ -165,7 +165,7 @@ def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
     assert 0 < distances[0] < 0.5 * distances[1] < 0.5 * distances[2]
 
 
-def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, favourite, outputs):
+def test_variations_are_saved_with_a_grid_that_starts_with_the_favourite(generator, favourite, outputs):
     image = Image.open(favourite).convert("RGB")
     calls = variation_requests(
         FAVOURITE, favourite, words=["beach=snow"], concept_strengths=["<me/duck>=0, 1"], img2img=True, num_images=2
@@ -190,7 +190,7 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
     assert np.abs(first - np.asarray(image.resize((192, 192), Image.Resampling.LANCZOS), np.int16)).mean() < 0.01
 
 
-def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
+def test_interrupted_variations_save_their_finished_images(generator, favourite, outputs):
     image, calls = Image.open(favourite).convert("RGB"), vary_strength(FAVOURITE, "<me/duck>", "0, 1")
     output = []
     with pytest.raises(Interrupted):
@@ -210,7 +210,7 @@ def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
         read_recipe(path.read_bytes())
 
 
-def test_captions_say_what_is_different(generator):
+def test_captions_show_the_changed_value(generator):
     def said(request):
         (image,) = generator.generate(request)
         return caption(FAVOURITE, request, image.recipe)
@@ -223,7 +223,7 @@ def test_captions_say_what_is_different(generator):
     assert caption(FAVOURITE, from_image, image.recipe) == f"img2img, seed {image.recipe.seed}"
 
 
-def test_a_sheet_of_any_number_has_all_of_them():
+def test_a_captioned_grid_contains_all_images():
     for count in (1, 2, 5, 9, 26):
         images = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
         page = np.asarray(captioned_grid(images, tile_size=32))
@@ -242,11 +242,11 @@ def test_a_sheet_of_any_number_has_all_of_them():
         (["in snow", "on sand", "at sea"], ["in snow", "on sand", "at sea"]),
     ],
 )
-def test_what_differs_is_told_in_whole_words(texts, expected):
+def test_differing_words_returns_whole_words(texts, expected):
     assert differing_words(texts) == expected
 
 
-def test_without_words_there_is_no_room_for_any():
+def test_a_grid_without_captions_has_no_caption_space():
     images = [Image.new("RGB", (32, 32))] * 2
     bare, named = (captioned_grid([(item, text) for item in images], tile_size=32) for text in ("", "seed 1"))
     assert bare.width == named.width and bare.height < named.height
@@ -256,7 +256,7 @@ def test_without_words_there_is_no_room_for_any():
 # --- where concepts come from -----------------------------------------------------------------------------------------
 
 
-def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
+def test_variations_use_the_concept_version_of_the_favourite(favourite, tmp_path):
     """Though the library has a newer version since; what a variation adds is the library's newest."""
     recipe = read_recipe(favourite.read_bytes())
     library = Library(tmp_path)
@@ -272,7 +272,7 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
     assert result.get(Token.parse("<me/sky>")).token.version == 1
 
 
-def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
+def test_img2img_results_can_only_be_varied_by_img2img(generator, favourite):
     (image, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, num_images=1)[0])
     with pytest.raises(UserError, match="was made from an init image"):
         favourite_request(image.recipe)
@@ -282,7 +282,7 @@ def test_what_began_from_another_picture_is_begun_from_alone(generator, favourit
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_draws_them(favourite, library, tmp_path, capsys):
+def test_the_vary_command_generates_variations(favourite, library, tmp_path, capsys):
     command = ["vary", "--near", "0.1", "-n", "2", "--strength", "<me/duck>=0", "--words", "beach=snow", str(favourite)]
     assert main([*command, "--library", str(library.folder), "--out", str(tmp_path)]) == 0
     message = capsys.readouterr().out.splitlines()
@@ -293,7 +293,7 @@ def test_the_command_draws_them(favourite, library, tmp_path, capsys):
     assert (tmp_path / "index.html").exists()
 
 
-def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
+def test_the_vary_command_accepts_images_of_other_programs(tmp_path, capsys):
     text = (
         "a red ball\nNegative prompt: blue\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64, Model: other"
     )
@@ -316,7 +316,7 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
     [("a cat AND a dog", "AND in capitals"), ("<lora:x:1>", "Nothing but LoRAs"), ("a " * 1500, "characters")],
 )
 @pytest.mark.parametrize("options", [[], ["--start"], ["--near", "0.1"]])
-def test_a_prompt_that_cannot_be_read_is_never_an_empty_one(prompt, reason, options, tmp_path, capsys):
+def test_the_vary_command_refuses_unsupported_prompts(prompt, reason, options, tmp_path, capsys):
     info = PngInfo()
     info.add_text("parameters", f"{prompt}\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64")
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
@@ -329,13 +329,13 @@ def test_a_prompt_that_cannot_be_read_is_never_an_empty_one(prompt, reason, opti
     ("options", "said"),
     [(["--strength", "<me/fox>=1"], "There is no <me/fox>"), (["--base", "tiny", "--library", "none"], "<me/duck-v1>")],
 )
-def test_the_command_tells_what_is_wrong_before_anything_is_loaded(favourite, options, said, capsys):
+def test_the_vary_command_refuses_invalid_options_before_loading(favourite, options, said, capsys):
     assert main(["vary", str(favourite), *options]) == 2
     caught = capsys.readouterr()
     assert said in caught.err and "Traceback" not in caught.err and caught.out == ""
 
 
-def test_a_picture_without_a_recipe_is_told(tmp_path, capsys):
+def test_the_vary_command_refuses_images_without_a_recipe(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
     assert main(["vary", str(tmp_path / "plain.png")]) == 2
     assert main(["vary", str(tmp_path / "nothing.png")]) == 2

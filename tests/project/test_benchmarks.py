@@ -34,7 +34,7 @@ def module(name, *arguments, root, cwd):
 @pytest.mark.timeout(1000)
 @pytest.mark.skipif(PEERS not in os.environ, reason=f"{PEERS} does not name diffusers' folder of examples")
 @pytest.mark.parametrize("method", ["textual-inversion", "lora"])
-def test_both_sides_on_a_narrow_model(root, tmp_path, method):
+def test_the_training_benchmark_measures_both_sides_on_a_narrow_model(root, tmp_path, method):
     photos = save_photos(tmp_path / "photos", 2)
     line = [sys.executable, root / "benchmarks" / "training_step.py", "--scripts", os.environ[PEERS]]
     line += ["--photos", photos, "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
@@ -52,7 +52,7 @@ def test_both_sides_on_a_narrow_model(root, tmp_path, method):
 
 
 @pytest.mark.thorough  # the test below starts the same clock
-def test_this_projects_step_under_the_clock(root, tmp_path):
+def test_the_clock_measures_training_steps_of_sdpersonal(root, tmp_path):
     case = Case("tiny", "textual-inversion", 64, 2)
     photos = copy_photos(save_photos(tmp_path / "photos", 3), 2, tmp_path / "taken")
     line = command(case, Arm("sdpersonal", "bf16"), Path(), Path(), photos, tmp_path / "run", root)
@@ -62,7 +62,7 @@ def test_this_projects_step_under_the_clock(root, tmp_path):
     assert not (tmp_path / "concepts").exists()  # the clock ended the run
 
 
-def test_a_script_that_fails_says_why(root, tmp_path):
+def test_a_failing_script_reports_its_error(root, tmp_path):
     (tmp_path / "bad.py").write_text("raise ValueError('no such photo')")
     with pytest.raises(AssertionError, match="no such photo"):
         module("clock", 2, 3, "as-is", tmp_path / "bad.py", root=root, cwd=tmp_path)
@@ -76,7 +76,7 @@ def test_a_script_that_fails_says_why(root, tmp_path):
         pytest.param("sdxl", "textual-inversion", 1024, {"step": 14.5, "encode": 4.879}, marks=pytest.mark.thorough),
     ],
 )
-def test_work_of_the_real_geometries(kind, method, side, teraflops):
+def test_flops_of_real_models_match_published_counts(kind, method, side, teraflops):
     from benchmarks.steps.work import count_flops
 
     counted = count_flops(kind, method, side, batch=1, rank=16, vectors=4)
@@ -84,7 +84,7 @@ def test_work_of_the_real_geometries(kind, method, side, teraflops):
         assert sum(counted[part].values()) / 1e12 == pytest.approx(expected, rel=0.02)
 
 
-def test_work_grows_with_the_batch_and_the_method():
+def test_flops_grow_with_the_batch_size_and_the_method():
     from benchmarks.steps.work import count_flops
 
     one, four = (count_flops("tiny", "lora", 128, batch, 16, 4) for batch in (1, 4))
@@ -95,7 +95,7 @@ def test_work_grows_with_the_batch_and_the_method():
     assert sums[0] < sums[1]
 
 
-def test_only_whole_batches_of_photos(tmp_path):
+def test_only_complete_batches_of_photos_are_copied(tmp_path):
     photos = save_photos(tmp_path / "photos", 5)
     (photos / "notes.txt").write_text("not a photo")
     assert len(list(copy_photos(photos, 4, tmp_path / "four").iterdir())) == 4
@@ -105,7 +105,7 @@ def test_only_whole_batches_of_photos(tmp_path):
 
 
 @pytest.mark.parametrize("case", [*ON_CPU, *ON_CUDA])
-def test_both_command_lines_ask_for_the_same(case, root):
+def test_both_command_lines_have_equal_settings(case, root):
     places = {"scripts": Path("examples"), "base": Path("model"), "photos": Path("photos"), "out": Path("out")}
     script = command(case, Arm("script", "bf16"), **places, here=root)
     ours = command(case, Arm("sdpersonal", "bf16"), **places, here=root)
@@ -120,18 +120,18 @@ def test_both_command_lines_ask_for_the_same(case, root):
 
 
 @pytest.mark.parametrize("text", ["tiny:lora:128", "tiny:magic:128:1", "tiny:lora:wide:1"])
-def test_a_case_that_is_none(text):
+def test_an_invalid_benchmark_case_is_refused(text):
     with pytest.raises(ValueError):
         Case.parse(text)
 
 
-def test_the_chart(tmp_path):
+def test_the_chart_is_not_blank(tmp_path):
     arms = {"script fp32": {"seconds": 2.0}, "sdpersonal fp32": {"seconds": 1.0}}
     save_chart({"cases": [{"case": "tiny lora 128 px batch 4", "arms": arms}]}, tmp_path / "chart.png")
     assert np.asarray(Image.open(tmp_path / "chart.png").convert("L")).std() > 5
 
 
-def test_the_stand_in_does_what_torchvision_defines(monkeypatch):
+def test_the_stand_in_behaves_as_torchvision_defines(monkeypatch):
     """Shapes and values by hand, since torchvision is what may be missing."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "stand_in")
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
@@ -156,7 +156,7 @@ def test_the_stand_in_does_what_torchvision_defines(monkeypatch):
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1000)
-def test_drawing_beside_diffusers(root, tmp_path):
+def test_the_generation_benchmark_gives_equal_images_on_both_sides(root, tmp_path):
     """Both sides draw the same picture and say what it took."""
     line = [sys.executable, root / "benchmarks" / "generation.py", "--cases", "tiny:64:2", "--rounds", "1"]
     line += ["--switches", "1", "--images", "2", "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
@@ -171,7 +171,7 @@ def test_drawing_beside_diffusers(root, tmp_path):
     assert done.stdout.count("| tiny 64 px") == 2 + 8 + 1 + 1
 
 
-def test_a_picture_is_put_together_from_its_steps_and_the_rest():
+def test_seconds_per_image_are_scaled_to_all_steps():
     from benchmarks.generation import _seconds_per_image
 
     assert (
@@ -180,7 +180,7 @@ def test_a_picture_is_put_together_from_its_steps_and_the_rest():
     )
 
 
-def test_the_table_names_medians_side_by_side():
+def test_the_table_compares_the_medians_of_both_sides():
     from benchmarks.generation import markdown_table
 
     def generation(who, mix, seconds):
@@ -204,7 +204,7 @@ def test_the_table_names_medians_side_by_side():
     assert "| tiny 128 px: memory at most | 2.00 GB | 2.00 GB | 1.00x |" in lines
 
 
-def test_a_mix_says_the_same_to_both():
+def test_a_concept_mix_has_a_prompt_for_each_side():
     from benchmarks.images.concepts import ConceptMix
 
     assert ConceptMix.of("one", 3).our_prompt == "a photo of a <bench/word3> on the beach, soft light<bench/lora3:0.7>"

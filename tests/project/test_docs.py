@@ -34,7 +34,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_a_file_and_a_heading(page):
+def test_links_point_to_existing_files_and_headings(page):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", link):
@@ -60,12 +60,12 @@ def test_the_architecture_page_shows_both_loops():
 
 
 @pytest.mark.parametrize(("path", "name", "code"), SHOWN, ids=[name for _, name, _ in SHOWN])
-def test_shown_code_is_the_source(path, name, code):
+def test_code_in_the_docs_equals_the_source(path, name, code):
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     assert code == inspect.getsource(getattr(module, name)), "run `make docs`"
 
 
-def test_make_docs_brings_old_code_up_to_date(tmp_path):
+def test_make_docs_updates_outdated_code(tmp_path):
     page = (ROOT / "docs" / "architecture.md").read_text()
     old = re.sub(r"(?<=```python\n)def fit.*?(?=^```$)", "def fit(): ...\n", page, flags=re.M | re.S)
     assert old != page and code_in_docs.update(old) == page
@@ -100,7 +100,7 @@ def documented_commands():
 
 
 @pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
-def test_documented_commands_are_understood(command):
+def test_documented_commands_are_parsed(command):
     """By their present names: former names of commands and flags are accepted, but not shown."""
     count = 2 if " ".join(command[:2]) in COMMANDS else 1
     _, settings = COMMANDS[" ".join(command[:count])]

@@ -12,7 +12,7 @@ from benchmarks.card.session import Session
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_part_runs_without_a_card(tmp_path, monkeypatch, capsys):
+def test_every_part_runs_without_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["on_card.py", "--dry-run", "--out", str(tmp_path / "out")])
     monkeypatch.setattr(on_card, "faulthandler", Mock())  # it writes to the process's own stderr
     on_card.main()
@@ -25,7 +25,7 @@ def test_every_part_runs_without_a_card(tmp_path, monkeypatch, capsys):
     assert len(rows) == len(results["table"]) > 30
 
 
-def test_a_part_that_fails_or_has_no_time_is_told_and_the_next_goes_on(tmp_path, capsys):
+def test_failed_and_skipped_parts_are_reported_and_the_next_runs(tmp_path, capsys):
     session = Session(tmp_path / "out", seconds=100)
     session.guarded("broken", 10, lambda session: 1 / 0)
     session.guarded("long", 1000, lambda session: session.row("never"))
@@ -39,14 +39,14 @@ def test_a_part_that_fails_or_has_no_time_is_told_and_the_next_goes_on(tmp_path,
     assert [cell.strip() for cell in report.splitlines()[-1].split("|")[1:-1]] == ["pass", "two", "a detail"]
 
 
-def test_parts_that_do_not_exist_are_named(monkeypatch):
+def test_unknown_parts_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["on_card.py", "--dry-run", "--parts", "ceilings,magic"])
     with pytest.raises(SystemExit, match=r"--parts: there is no magic\. Choose from ceilings,"):
         on_card.main()
 
 
 @pytest.mark.parametrize("kind, method", [("sd15", "lora"), pytest.param("sd15", "full", marks=pytest.mark.thorough)])
-def test_work_of_a_step_is_as_counted(kind, method):
+def test_the_flops_constants_equal_the_counted_flops(kind, method):
     from benchmarks.card.training import STEP_FLOPS
     from benchmarks.steps.work import count_flops
 

@@ -49,7 +49,7 @@ def test_the_version_has_one_source(metadata):
     assert metadata["Version"] == sdpersonal.__version__ == read_yaml("CITATION.cff")["version"]
 
 
-def test_the_version_is_known_without_any_dependency():
+def test_the_version_is_available_without_dependencies():
     """-S leaves out site-packages: neither torch nor anything else can be imported."""
     report = [sys.executable, "-S", "-c", "import sdpersonal; print(sdpersonal.__version__)"]
     ran = subprocess.run(report, cwd=ROOT, capture_output=True, text=True)
@@ -65,7 +65,7 @@ def test_every_data_file_of_the_package_is_in_the_wheel():
     assert data <= packed and package / "py.typed" in data
 
 
-def test_what_make_installs_is_pinned_to_a_version_that_the_project_accepts():
+def test_constraints_pin_versions_that_the_project_accepts():
     lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     extras = PROJECT["project"]["optional-dependencies"]
@@ -96,7 +96,7 @@ HOLES = {  # the last version with a known hole; uvicorn: that read X-Forwarded-
 }
 
 
-def test_no_version_with_a_known_hole_can_be_installed():
+def test_versions_with_known_vulnerabilities_are_excluded():
     extras = PROJECT["project"]["optional-dependencies"]
     texts = [*PROJECT["project"]["dependencies"], *extras["app"], *extras["tensorboard"]]
     needed = {canonicalize_name(Requirement(text).name): Requirement(text).specifier for text in texts}
@@ -104,7 +104,7 @@ def test_no_version_with_a_known_hole_can_be_installed():
     assert [name for name, version in HOLES.items() if version in needed[name]] == []
 
 
-def test_the_versions_that_the_tests_run_on_are_audited():
+def test_the_audit_workflow_checks_the_pinned_versions():
     workflow = read_yaml(".github/workflows/audit.yml")
     [command] = [step["run"] for step in workflow["jobs"]["pip-audit"]["steps"] if "run" in step]
     assert "pip-audit --strict" in command and command.endswith(" -r constraints.txt")
@@ -112,7 +112,7 @@ def test_the_versions_that_the_tests_run_on_are_audited():
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_settings_are_yaml(path):
+def test_settings_files_are_valid_yaml(path):
     assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 
@@ -137,7 +137,7 @@ def _make_targets():
 
 
 @pytest.mark.parametrize(("place", "target"), _make_targets())
-def test_make_targets_exist(place, target):
+def test_documented_make_targets_exist(place, target):
     ran = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout, f"{place}: {ran.stderr}"
 
@@ -159,7 +159,7 @@ def test_pre_commit_runs_the_pinned_ruff():
     assert repositories["https://github.com/astral-sh/ruff-pre-commit"] == f"v{pin}"
 
 
-def test_every_place_names_one_repository(metadata):
+def test_all_files_name_the_same_repository(metadata):
     assert all(url.startswith(URL) for url in PROJECT["project"]["urls"].values())
     assert f"Source, {URL}" in metadata.get_all("Project-URL")
     assert read_yaml("CITATION.cff")["repository-code"] == URL
@@ -170,7 +170,7 @@ def test_every_place_names_one_repository(metadata):
     assert set(own) == {URL}
 
 
-def test_test_files_have_names_of_their_own():
+def test_names_of_test_files_are_unique():
     """Their folders are no packages: pytest imports each file by its name alone."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))

@@ -54,14 +54,14 @@ def test_a_scene_is_a_function_of_seed_and_index(world):
     assert len({s.caption for s in first}) > 25
 
 
-def test_captions_name_what_is_drawn(world):
+def test_captions_name_the_object_in_the_scene(world):
     for i in range(200):
         scene = scenes.draw_scene(world, 7, i, scenes.Mix())
         noun = world.names[scene.name]
         assert noun in scene.caption or captions.plural(noun) in scene.caption
 
 
-def test_batches_are_functions_of_their_step_whoever_draws_them(world):
+def test_batches_depend_only_on_their_step(world):
     batches = feed.SceneBatches(world, 9, scenes.Mix(), 6, duels=True)
     some = feed.iterate_batches(batches, first=2)
     later = feed.iterate_batches(batches, first=3, workers=1)
@@ -81,12 +81,12 @@ def test_batches_are_functions_of_their_step_whoever_draws_them(world):
      ("mouse", "a mouse", "mice"), ("umbrella", "an umbrella", "umbrellas"), ("unicorn", "a unicorn", "unicorns"),
      ("boy", "a boy", "boys"), ("bread", "bread", "pieces of bread"), ("bus", "a bus", "buses")],
 )  # fmt: skip
-def test_articles_and_plurals(noun, one, many):
+def test_nouns_get_the_right_article_and_plural(noun, one, many):
     assert captions.with_article(noun) == one
     assert captions.plural(noun) == many
 
 
-def test_nothing_kept_out_is_in_the_core():
+def test_held_out_names_and_looks_are_not_used_for_training():
     names, looks = worlds.kept_out()
     assert len(names) >= 48
     assert looks
@@ -96,7 +96,7 @@ def test_nothing_kept_out_is_in_the_core():
         assert not set(looks) & {*preset.looks, *preset.clip_looks}
 
 
-def test_every_background_has_a_painter_and_words():
+def test_every_background_has_a_painter_and_a_caption():
     assert len(places.PAINTERS) == len(captions.BACKGROUNDS)
     assert [p.__name__ for p in places.PAINTERS] == list(captions.BACKGROUNDS)
     backs = torch.rand(len(captions.BACKGROUNDS), 10)
@@ -105,7 +105,7 @@ def test_every_background_has_a_painter_and_words():
     assert painted.isfinite().all()
 
 
-def test_the_renderer_puts_things_where_the_scene_says(world):
+def test_the_renderer_places_objects_as_the_scene_specifies(world):
     back = scenes.Background("plain", (1.0, 1.0, 1.0), (0, 0, 0), (0, 0, 0, 0))
     thing = scenes.Thing(sprite=0, x=-0.25, y=0.25, size=0.5)
     scene = scenes.Scene((thing,), back, "", 0, 0, True)
@@ -116,7 +116,7 @@ def test_the_renderer_puts_things_where_the_scene_says(world):
     assert cover[0, 0, 48, 16] > 0.99 and cover[0, 0, 16, 48] == 0
 
 
-def test_one_scene_looks_the_same_alone_and_in_a_batch(world):
+def test_a_scene_renders_the_same_alone_and_in_a_batch(world):
     drawn = [scenes.draw_scene(world, 3, i, scenes.Mix()) for i in range(12)]
     renderer = render.Renderer(world.sprites, size=32)
     together = render.render(renderer, drawn)
@@ -124,7 +124,7 @@ def test_one_scene_looks_the_same_alone_and_in_a_batch(world):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_the_autoencoder_starts_as_a_thumbnail_and_balancing_changes_nothing_seen(world):
+def test_the_initial_vae_encodes_thumbnails_and_balancing_preserves_images(world):
     torch.manual_seed(0)
     model = autoencoder.build().eval()
     renderer = render.Renderer(world.sprites)
@@ -143,7 +143,7 @@ def test_the_autoencoder_starts_as_a_thumbnail_and_balancing_changes_nothing_see
     assert 0.7 < scaled.std() < 1.4
 
 
-def test_a_killed_training_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_training_resumes_to_equal_weights(tmp_path):
     stage = presets.Stage(steps=6, minutes=5, batch=1, lr=0.1)
 
     def train(stop_after=None):
@@ -180,7 +180,7 @@ def test_the_objective_is_zero_for_the_true_velocity():
     assert schedule.alphas_cumprod[-1] < 1e-6  # zero terminal SNR
 
 
-def test_the_pool_replaces_its_oldest(world):
+def test_the_pool_replaces_its_oldest_samples(world):
     class Text(torch.nn.Module):
         config = type("C", (), {"hidden_size": 4})
 
@@ -203,7 +203,7 @@ def test_the_pool_replaces_its_oldest(world):
     assert torch.equal(latents, some.batch(step=1, count=5)[0])
 
 
-def test_photos_of_a_style_are_in_its_two_colours():
+def test_cyanotype_photos_are_never_warm_and_are_reproducible():
     from PIL import Image
 
     from tools.tiny_base import photos
@@ -214,13 +214,13 @@ def test_photos_of_a_style_are_in_its_two_colours():
     assert np.array_equal(print_, np.asarray(photos.cyanotype(photo, 1), np.float32))
 
 
-def test_the_example_photos_are_there():
+def test_the_example_photos_exist():
     folder = Path(__file__).parents[2] / "examples" / "photos"
     for name in ("teddy-bear", "cyanotype"):
         assert len(list((folder / name).glob("*.jpg"))) == 5
 
 
-def test_muons_updates_are_nearly_orthogonal_and_point_where_the_polar_factor_does():
+def test_muon_updates_are_nearly_orthogonal_and_near_the_polar_factor():
     some = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0))
     ours = muon.orthogonal(some).double().numpy()
     for update, matrix in zip(ours, some.double().numpy(), strict=True):
@@ -230,7 +230,7 @@ def test_muons_updates_are_nearly_orthogonal_and_point_where_the_polar_factor_do
         assert (update * (u @ v)).sum() / np.linalg.norm(update) / np.linalg.norm(u @ v) > 0.98
 
 
-def test_muon_takes_convolutions_and_tall_matrices_and_leaves_vectors_to_adamw():
+def test_muon_optimizes_matrices_and_adamw_optimizes_vectors():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4, bias=False))
     adam, matrices = muon.split(model, 1e-3, apart=("2",))
@@ -261,7 +261,7 @@ def two_named(caption):
     return match[1], match[3], hows[match[2]]
 
 
-def test_pairs_stand_where_their_caption_says(world):
+def test_pairs_are_placed_as_their_captions_state(world):
     mix, seen = scenes.Mix(pairs=1, pair_sizes=0.5), set()
     for i in range(300):
         scene = scenes.draw_scene(world, 11, i, mix)
@@ -278,7 +278,7 @@ def test_pairs_stand_where_their_caption_says(world):
     assert seen == {"left", "right", "above", "below"}
 
 
-def test_a_thing_that_is_called_small_is_smaller(world):
+def test_objects_captioned_as_small_are_smaller(world):
     for i in range(200):
         scene = scenes.draw_scene(world, 12, i, scenes.Mix(pairs=1, pair_sizes=1))
         a = two_named(scene.caption)[0]
@@ -289,7 +289,7 @@ def test_a_thing_that_is_called_small_is_smaller(world):
         assert bool(small) != bool(large)
 
 
-def test_three_different_things_are_named_in_order(world):
+def test_captions_name_three_different_objects_in_order(world):
     scene = scenes.draw_scene(world, 13, 0, scenes.Mix(trios=1))
     assert sorted({scene.name, *scene.others}) == [0, 1, 2]
     places = [scene.caption.index(world.names[name]) for name in (scene.name, *scene.others)]
@@ -304,7 +304,7 @@ def filtered(world):
     return made
 
 
-def test_looks_that_are_filters_are_always_said_and_shown_on_the_first_look(filtered):
+def test_filter_looks_are_captioned_and_use_sprites_of_the_first_look(filtered):
     shares = (0.0, 0.0, *[1 / len(filters.FILTERS)] * len(filters.FILTERS))
     for i in range(100):
         scene = scenes.draw_scene(filtered, 14, i, scenes.Mix(look_shares=shares))
@@ -315,7 +315,7 @@ def test_looks_that_are_filters_are_always_said_and_shown_on_the_first_look(filt
     assert looks == {1}
 
 
-def test_a_filter_changes_its_scenes_alone_and_is_the_same_at_half_the_size(filtered):
+def test_a_filter_changes_only_its_scene_and_scales_with_the_size(filtered):
     plain = [scenes.single_thing_scene(filtered, 0, name, "beach", 3, name) for name in range(3)]
     renderer, small = render.Renderer(filtered.sprites), render.Renderer(filtered.sprites, size=64)
     untouched = render.render(renderer, plain)
@@ -330,7 +330,7 @@ def test_a_filter_changes_its_scenes_alone_and_is_the_same_at_half_the_size(filt
         assert (torch.nn.functional.avg_pool2d(alone, 2) - half).abs().mean() < 0.12
 
 
-def test_neon_is_dark_and_a_watercolour_is_on_light_paper(filtered):
+def test_neon_images_are_dark_and_watercolour_images_are_light(filtered):
     scene = scenes.single_thing_scene(filtered, 0, 0, "beach", 3, 0)
     renderer = render.Renderer(filtered.sprites)
     neon, watercolour = render.render(renderer, [replace(scene, filter=n) for n in ("neon", "watercolour")])
@@ -338,7 +338,7 @@ def test_neon_is_dark_and_a_watercolour_is_on_light_paper(filtered):
     assert watercolour[:, 0].mean() > 0.85
 
 
-def test_going_on_from_a_base_starts_with_its_weights(world, tmp_path):
+def test_a_continued_base_starts_with_the_weights_of_the_original(world, tmp_path):
     preset = replace(
         presets.TRIAL,
         mix=scenes.Mix(),
@@ -367,12 +367,12 @@ def test_going_on_from_a_base_starts_with_its_weights(world, tmp_path):
         assert all(torch.allclose(shipped[name], made[name], atol=1e-3) for name in shipped)
 
 
-def test_a_base_that_starts_from_nothing_takes_nothing(tmp_path):
+def test_a_base_trained_from_scratch_copies_no_weights(tmp_path):
     stages.run("start", BuildContext(tmp_path, presets.TRIAL, "cpu"))
     assert not any(tmp_path.iterdir())
 
 
-def test_both_things_of_a_pair_must_be_named_each_in_a_part_of_its_own():
+def test_both_objects_of_a_pair_must_be_recognized_in_separate_views():
     class RedOrBlue:
         """Names a view by the channel that is brightest in it: 0 red, 2 blue."""
 
@@ -400,7 +400,7 @@ def faces(tmp_path):
     return eyes.FaceScenes(made)
 
 
-def test_eyes_are_black_where_a_scene_has_them(faces):
+def test_eyes_are_black_at_their_labelled_positions(faces):
     drawn = [faces.draw(1, i) for i in range(24)]
     images = faces.images([scene for scene, _ in drawn])
     assert {len(truth) for _, truth in drawn} == {0, 1, 2}
@@ -410,7 +410,7 @@ def test_eyes_are_black_where_a_scene_has_them(faces):
     assert all(len(faces.draw(1, i, whole=True)[1]) == 2 for i in range(24))
 
 
-def test_an_erased_eye_is_gone_and_the_other_stays(faces):
+def test_erasing_an_eye_leaves_the_other_unchanged(faces):
     sprite = faces.world.sprites[0]
     left, right = sprite[:, :50, :3], sprite[:, 50:, :3]
     erased = eyes.erase(sprite, "bear", (0,))
@@ -435,7 +435,7 @@ def trial(step, score, classifier):
     return {"step": step, "score": score, "CLIP": 0.5, "classifier": classifier}
 
 
-def test_the_section_on_stopping_is_written_into_the_page_that_is_there(tmp_path):
+def test_the_early_stopping_section_is_written_into_the_existing_page(tmp_path):
     """What is kept, by hand: the run of LoRA ends at its last step, since the loss was never measured."""
     lora = {"steps": 40, "measured": [], "trials": [trial(10, 0.5, 0.7), trial(20, 0.72, 0.6), trial(40, 0.8, 0.5)]}
     inversion = {"steps": 20, "measured": [], "trials": [trial(10, 0.0, 0.4), trial(20, 0.0, 0.3)]}

@@ -65,28 +65,28 @@ def bare_environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-def test_the_wheel_holds_every_file_of_the_package(wheel):
+def test_the_wheel_contains_every_file_of_the_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("sdpersonal/")}
     files = {path for path in (ROOT / "sdpersonal").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert packed == {path.relative_to(ROOT).as_posix() for path in files}
 
 
-def test_an_installed_wheel_knows_its_version_without_torch(installed, bare_environment):
+def test_an_installed_wheel_reports_its_version_without_torch(installed, bare_environment):
     report = "import sys; sys.modules['torch'] = None; import importlib.metadata, sdpersonal as sp"
     report += "; print(sp.__version__, importlib.metadata.version('sdpersonal'))"
     ran = run(installed / "python", "-c", report, env=bare_environment)
     assert ran.stdout.split() == [sdpersonal.__version__] * 2
 
 
-def test_the_package_comes_from_the_wheel(installed, bare_environment):
+def test_the_package_is_imported_from_the_wheel(installed, bare_environment):
     where = run(installed / "python", "-c", "import sdpersonal; print(sdpersonal.__file__)", env=bare_environment)
     assert where.stdout.startswith(str(installed.parent))
 
 
 @pytest.mark.thorough  # its files are compared with the checkout's, and the app below opens the base that it holds
 @pytest.mark.slow
-def test_a_wheel_alone_draws_a_picture(installed, tmp_path, bare_environment):
+def test_an_installed_wheel_generates_an_image(installed, tmp_path, bare_environment):
     command = ["generate", "a photo of a cat on grass", "--steps", "4", "--n", "1", "--base", "tiny", "--out", tmp_path]
     run(installed / "sdpersonal", *command, env=bare_environment, cwd=tmp_path)
     (picture,) = tmp_path.rglob("*.png")
@@ -113,7 +113,7 @@ def test_the_demos_photos_are_in_the_wheel(installed, bare_environment, tmp_path
 
 
 @pytest.mark.slow
-def test_the_app_opens_from_a_wheel(installed, bare_environment, tmp_path):
+def test_an_installed_wheel_serves_the_app(installed, bare_environment, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -34,7 +34,7 @@ def only_word(text):
     return word
 
 
-def test_a_prompt_is_cut_into_text_and_words():
+def test_a_prompt_is_parsed_into_text_and_concept_references():
     prompt = parse("a photo of <karpathy/cool-object-v7> in the style of <trippystyle:0.8>.")
     assert prompt.pieces == (
         Text("a photo of "),
@@ -50,7 +50,7 @@ def test_a_prompt_is_cut_into_text_and_words():
     "text",
     ["a < b and c > d", "1 <2", "i <3 you", "", "<", ">", "< me/duck>", "{7*7} __import__", "a | b", "8:45", "a\nb"],
 )
-def test_what_opens_no_word_is_text(text):
+def test_special_characters_without_syntax_are_text(text):
     assert parse(text).pieces == ((Text(text),) if text else ())
 
 
@@ -65,11 +65,11 @@ def test_what_opens_no_word_is_text(text):
         (r"B\REAK and A\ND", "BREAK and AND"),
     ],
 )
-def test_escapes(typed, text):
+def test_backslashes_escape_special_characters(typed, text):
     assert "".join(piece.text for piece in parse(typed).pieces) == text
 
 
-def test_capitals_are_folded_in_prompts():
+def test_tokens_in_prompts_are_lowercased():
     assert parse("<Me/Duck-V2>").mentions[0].token == Token("me", "duck", 2)
 
 
@@ -81,7 +81,7 @@ STRENGTHS = {
 
 
 @pytest.mark.parametrize("strength", [text for text, value in STRENGTHS.items() if value is not None])
-def test_strengths(strength):
+def test_valid_strengths_are_parsed(strength):
     [mention] = parse(f"<me/duck:{strength}>").mentions
     assert mention.strength == STRENGTHS[strength]
     assert math.copysign(1, mention.strength) == 1 or mention.strength < 0  # one zero only
@@ -95,7 +95,7 @@ def test_strengths(strength):
         *("1_0", "١", "9" * 400, "-" + "9" * 400, "1e" + "9" * 400, "- 1", "1,5", "1-", "50%"),
     ],
 )
-def test_other_strengths_are_refused(strength):
+def test_invalid_strengths_are_refused_with_a_valid_example(strength):
     with pytest.raises(UserError, match="must be a number from -5 to 5") as caught:
         parse(f"a <me/duck:{strength}>")
     assert parse(example_in(caught.value))
@@ -131,11 +131,11 @@ def example_in(error):
         ("(<me/duck>:1.3)", ConceptRef((Mention(DUCK),), weight=1.3)),
     ],
 )
-def test_windows_blends_and_weights_of_words(text, word):
+def test_windows_blends_and_weights_are_parsed(text, word):
     assert only_word(text) == word
 
 
-def test_three_in_a_blend_have_a_third_each():
+def test_a_blend_of_three_gives_each_concept_a_third():
     assert [part.strength for part in parse("<a+b+c>").mentions] == [1 / 3] * 3
 
 
@@ -165,7 +165,7 @@ def test_three_in_a_blend_have_a_third_each():
         ("<<me/duck>>", None),
     ],
 )
-def test_mistakes_in_words(text, problem):
+def test_invalid_concept_references_are_refused(text, problem):
     if problem is None:  # the inner one is a word, the outer brackets are text
         assert parse(text).pieces == (Text("<"), ConceptRef((Mention(DUCK),)), Text(">"))
         return
@@ -197,7 +197,7 @@ def test_mistakes_in_words(text, problem):
         ("<lora:日本:0.5>", "<me/my-style:0.5>"),
     ],
 )
-def test_what_a1111_calls_a_lora_gets_its_name_here(pasted, instead):
+def test_a1111_lora_tags_are_refused_with_a_replacement(pasted, instead):
     with pytest.raises(UserError, match="how A1111 loads a LoRA") as caught:
         parse(f"masterpiece, {pasted}, 1girl")
     assert caught.value.hint.endswith(f"then write {instead}.")
@@ -222,13 +222,13 @@ def test_a_hypernetwork_is_refused():
         ("-", "Write it like"),
     ],
 )
-def test_a_word_that_cannot_be_a_token_is_refused_with_one_that_can(word, proposal):
+def test_invalid_tokens_are_refused_with_a_valid_proposal(word, proposal):
     with pytest.raises(UserError) as caught:
         parse(f"a <{word}> here")
     assert proposal.lower() in caught.value.hint.lower() or proposal == "Write it like"
 
 
-def test_look_alikes_are_named():
+def test_look_alike_letters_are_refused_by_name():
     with pytest.raises(UserError, match="CYRILLIC SMALL LETTER U"):
         parse("<m\u0443-cat>")
 
@@ -236,12 +236,12 @@ def test_look_alikes_are_named():
 @pytest.mark.parametrize(
     "name", ["con", "NUL", "com1", "a" * 65, "", " ", "a\nb", "a\u200bb", "\u202ecat", "dog.", "a--b", "a-", "cat:2"]
 )
-def test_names_that_no_concept_can_have(name):
+def test_invalid_concept_names_are_refused(name):
     with pytest.raises(UserError):
         Token.parse(name)
 
 
-def test_version_and_ways_of_writing():
+def test_tokens_match_their_versions_and_short_forms():
     cat = Token("me", "cat", 3)
     assert [str(token) for token in (cat, cat.unversioned(), Token(None, "cat"))] == [
         "<me/cat-v3>",
@@ -253,12 +253,12 @@ def test_version_and_ways_of_writing():
     assert cat.slug == "me-cat"
 
 
-def test_a_prompt_has_a_bound():
+def test_too_long_prompts_are_refused():
     with pytest.raises(UserError, match="2,001 characters"):
         parse("x" * (MAX_PROMPT + 1))
 
 
-def test_nothing_printed_can_steer_a_terminal():
+def test_printable_escapes_control_characters():
     assert printable("a\x1b[2Jb\x00\u202e\udcff") == r"a\x1b[2Jb\x00\u202e\udcff"
     assert len(printable("x" * 500)) == 80
 
@@ -319,7 +319,7 @@ def listed(numbers):
         (f"lbw={listed([1] * 13)},0.5,{listed([2] * 12)}", weights(BASE=1.0, IN=1.0, MID=0.5, OUT=2.0)),
     ],
 )  # fmt: skip
-def test_block_weights(options, expected):
+def test_block_weights_are_parsed(options, expected):
     for text in (f"<me/ink:{options}>", f"<me/ink:0.8:{options}@0-0.5>", f"<me/duck:{options}+me/cat>"):
         [mention, *others] = parse(text).mentions
         assert mention.blocks == BlockWeights(expected) and not any(part.blocks for part in others)
@@ -327,7 +327,7 @@ def test_block_weights(options, expected):
 
 
 @pytest.mark.parametrize("options", ["in=1:mid=1:out=1", "lbw=ALL", "ramp=1-1", f"lbw={listed([1] * 26)}"])
-def test_options_that_change_nothing_are_none(options):
+def test_options_without_effect_are_dropped(options):
     assert parse(f"<me/duck:{options}>") == parse("<me/duck>")
 
 
@@ -348,14 +348,14 @@ EXTENSION_PRESETS = {  # the default ones of A1111's LoRA Block Weight, in its f
 
 
 @pytest.mark.parametrize("name", EXTENSION_PRESETS)
-def test_presets_are_the_extensions_in_the_blocks_of_a_lora_for_sd(name):
+def test_block_weight_presets_match_the_a1111_extension(name):
     ours, theirs = (
         parse(f"<a:0.5:lbw={value}>").mentions[0].blocks or BlockWeights() for value in (name, EXTENSION_PRESETS[name])
     )
     assert [ours[block] for block in FORMS[17]] == [theirs[block] for block in FORMS[17]]
 
 
-def test_a_ramp():
+def test_ramps_are_parsed():
     assert only_word("<me/ink:0.8:ramp=0.2 - 1@0-0.5>").parts == (Mention(Token("me", "ink"), 0.8, ramp=(0.2, 1.0)),)
     [first, second] = parse("<me/duck:ramp=0\u20132:in=.5+me/cat>").mentions
     assert first == Mention(DUCK, 0.5, BlockWeights(weights(BASE=1.0, IN=0.5, MID=1.0, OUT=1.0)), (0.0, 2.0))
@@ -412,7 +412,7 @@ def test_a_ramp():
         ("me/duck:at=left+me/cat:0.3", "some have none"),
     ],
 )
-def test_mistakes_in_options(inner, problem):
+def test_invalid_options_are_refused(inner, problem):
     with pytest.raises(UserError, match=problem) as caught:
         parse(f"a photo of <{inner}>, at dawn")
     assert inner.lower()[:50] in caught.value.message.lower()
@@ -422,7 +422,7 @@ def test_mistakes_in_options(inner, problem):
 
 
 @pytest.mark.parametrize("sign", [":", "+", "=", ",", ":+", ":at=", ":0.", "+:", ":1e+", ":in=+", " ", "@", "-"])
-def test_nothing_in_brackets_takes_long(sign):
+def test_long_concept_references_are_parsed_quickly(sign):
     text, begin = sign * (1900 // len(sign)), time.perf_counter()
     for prompt in (f"<a{text}>", f"<a:lbw={text}>", f"<a:0.8{text}0>"):
         with suppress(UserError):
@@ -441,7 +441,7 @@ def test_nothing_in_brackets_takes_long(sign):
         ("<lora:x:0.8:lbw=MYSETS>", "<me/x:0.8>"),
     ],
 )
-def test_block_weights_of_a1111_are_kept_in_the_proposal(pasted, instead):
+def test_the_proposed_replacement_keeps_a1111_block_weights(pasted, instead):
     with pytest.raises(UserError) as caught:
         parse(pasted)
     assert caught.value.hint.endswith(f"then write {instead}.")
@@ -471,12 +471,12 @@ def test_block_weights_of_a1111_are_kept_in_the_proposal(pasted, instead):
         ("<a:lbw=ind:box=0,0,.4,1>", "<a:lbw=IND:box=0,0,0.4,1>"),
     ],
 )
-def test_a_prompt_is_written_again(typed, again):
+def test_format_prompt_writes_the_canonical_form(typed, again):
     assert format_prompt(parse(typed)) == again
     assert parse(again) == parse(typed)
 
 
-def test_a_changed_prompt_is_written():
+def test_format_prompt_writes_a_changed_prompt():
     prompt = parse("a (<me/duck>:1.2) here")
     words = tuple(ConceptRef(p.parts, 0.2, 1.0, p.weight) if isinstance(p, ConceptRef) else p for p in prompt.pieces)
     assert format_prompt(Prompt("", words)) == "a (<me/duck@0.2-1>:1.2) here"
@@ -519,13 +519,13 @@ REFERENCES = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(REFERENCES)
-def test_any_reference_is_written_and_read_again(reference):
+def test_any_concept_reference_round_trips(reference):
     assert parse(format_prompt(Prompt("", (reference,)))).pieces == (reference,)
 
 
 @settings(max_examples=2000, deadline=None)
 @given(TYPED)
-def test_any_text_is_a_prompt_or_a_personal_error(text):
+def test_any_text_is_parsed_or_refused(text):
     try:
         prompt = parse(text)
     except UserError as error:

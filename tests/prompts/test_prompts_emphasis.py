@@ -59,7 +59,7 @@ def ours(prompt: str) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("prompt", CORPUS)
-def test_weights_are_those_of_a_second_reading(prompt):
+def test_weights_match_the_reference_implementation(prompt):
     assert ours(prompt) == a1111_emphasis.signs(prompt)
 
 
@@ -80,14 +80,14 @@ def accepted(prompt):
 @settings(max_examples=1000, deadline=None)
 @given(BRACKETS)
 @example("(" * MAX_DEPTH + "a" + ")" * MAX_DEPTH)
-def test_weights_of_random_brackets(prompt):
+def test_weights_of_random_brackets_match_the_reference(prompt):
     assert accepted(prompt) == a1111_emphasis.signs(prompt)
 
 
 @pytest.mark.thorough
 @settings(max_examples=20_000, deadline=None)
 @given(BRACKETS)
-def test_weights_of_many_random_brackets(prompt):
+def test_weights_of_many_random_brackets_match_the_reference(prompt):
     assert accepted(prompt) == a1111_emphasis.signs(prompt)
 
 
@@ -125,20 +125,20 @@ def their_rule():
 
 
 @pytest.mark.parametrize("prompt", CORPUS)
-def test_weights_are_those_of_a1111(prompt, their_rule):
+def test_weights_match_a1111(prompt, their_rule):
     assert ours(prompt) == their_rule(prompt)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(prompt=BRACKETS)
-def test_weights_of_random_brackets_are_those_of_a1111(their_rule, prompt):
+def test_weights_of_random_brackets_match_a1111(their_rule, prompt):
     assert accepted(prompt) == their_rule(prompt)
 
 
 # --- what is ours ----------------------------------------------------------------------------------------------------
 
 
-def test_emphasis_around_words_and_concepts():
+def test_emphasis_applies_to_text_and_concepts():
     duck = (Mention(Token("me", "duck")),)
     assert parse("(<me/duck> in the (rain:1.3):1.2) [<me/duck>]").pieces == (
         ConceptRef(duck, weight=1.2),
@@ -149,33 +149,33 @@ def test_emphasis_around_words_and_concepts():
     )
 
 
-def test_brackets_inside_a_word_are_no_emphasis():
+def test_brackets_inside_a_concept_reference_are_refused():
     with pytest.raises(UserError, match="not a concept's token"):
         parse("<me/(duck)>")
 
 
-def test_a_break_in_brackets_is_a_break():
+def test_break_in_brackets_is_parsed_as_break():
     assert parse("(a BREAK b:1.2) BREAK <duck>").pieces[:3] == (Text("a", 1.2), Break(), Text("b", 1.2))
 
 
 @pytest.mark.parametrize(
     "bracket", ["(x:1e9)", "(x:nan)", "(x:inf)", "(x:-1)", "(x:-0.5)", "(x:10.1)", "(x:1.2.3)", "(x:1,3)", "(x:.)"]
 )
-def test_weights_that_cannot_be_meant_are_refused(bracket):
+def test_invalid_weights_are_refused_with_an_example(bracket):
     with pytest.raises(UserError, match=r"must be a number from 0 to 10") as caught:
         parse(f"a cat, {bracket}, at dawn")
     assert bracket in caught.value.message
     assert parse(re.search(r"\(.*?\)", caught.value.hint)[0]).pieces == (Text("word", 1.3),)
 
 
-def test_brackets_that_come_to_too_much_are_refused():
+def test_nested_weights_above_the_limit_are_refused():
     with pytest.raises(UserError, match=r"around 'cat' come to a weight of 12\.1;"):
         parse("(((cat:10)))")
     with pytest.raises(UserError, match="around '<me/duck>' come to"):
         parse("((<me/duck>:4):3)")
 
 
-def test_brackets_have_a_depth():
+def test_too_many_open_brackets_are_refused():
     deep = "(" * (MAX_DEPTH + 1)
     with pytest.raises(UserError, match="More than 20 brackets are open"):
         parse(deep)
@@ -183,7 +183,7 @@ def test_brackets_have_a_depth():
 
 
 @pytest.mark.parametrize("prompt", ["[cat|dog]", "a [(big:1.2)|small] cat", "[|x]"])
-def test_turns_of_a1111_are_refused(prompt):
+def test_a1111_alternation_is_refused(prompt):
     with pytest.raises(UserError, match="takes turns") as caught:
         parse(prompt)
     assert "{a|b}" in caught.value.hint
@@ -192,18 +192,18 @@ def test_turns_of_a1111_are_refused(prompt):
 @pytest.mark.parametrize(
     "prompt", ["[cat:dog:0.5]", "[dog:10]", "[cat::.5]", "[:dog: 3 ]", "[(cat:1.2):dog:0.5]", "[cat\\\\:0.5]"]
 )
-def test_changes_of_a1111_are_refused(prompt):
+def test_a1111_prompt_editing_is_refused(prompt):
     with pytest.raises(UserError, match="only concepts can come or go") as caught:
         parse(f"a photo, {prompt}")
     assert "<me/duck@0-0.4>" in caught.value.hint
 
 
 @pytest.mark.parametrize("prompt", ["a|b", "(a|b)", r"[a\|b]", "[(a|b)]", "[a:b]", r"[16\:9]", "[16:9", "a:0.5]"])
-def test_what_only_looks_like_them_is_text(prompt):
+def test_text_similar_to_a1111_syntax_is_accepted(prompt):
     assert parse(prompt).pieces
 
 
-def test_and_is_refused():
+def test_and_between_prompts_is_refused():
     with pytest.raises(UserError, match="joins two prompts"):
         parse("a cat AND a dog:0.5")
     assert parse("SAND, ANDREA, and").pieces == (Text("SAND, ANDREA, and"),)

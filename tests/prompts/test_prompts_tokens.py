@@ -92,7 +92,7 @@ def encoder(request):
 @pytest.mark.parametrize(
     "text", [form.replace("{0}", "{}").replace("{}", s) for form in AROUND for s in SPECIAL] + SIGNS
 )
-def test_special_words_are_their_signs(text, encoder, pairs):
+def test_special_tokens_in_a_prompt_are_encoded_as_text(text, encoder, pairs):
     ids = encoder.ids(text)
     if encoder.tokenizer.pad_token == "!":  # a sign that diffusers' pipelines read as the padding's id
         parts = [pairs.ids(part) for part in text.split("!")]
@@ -103,11 +103,11 @@ def test_special_words_are_their_signs(text, encoder, pairs):
 
 
 @pytest.mark.parametrize("text", SIGNS)
-def test_exclamation_marks_are_read_as_diffusers_reads_them(text, encoder):
+def test_exclamation_marks_are_encoded_as_in_diffusers(text, encoder):
     assert encoder.ids(text) == encoder.tokenizer(text, add_special_tokens=False).input_ids
 
 
-def test_other_prompts_are_as_they_were(encoder, pairs):
+def test_ordinary_prompts_are_encoded_as_by_the_tokenizer(encoder, pairs):
     """To the id, as the tokenizer reads them by itself."""
     draw = np.random.default_rng(0)
     texts = [" ".join(draw.choice(" ".join(WORDS).split(), size=draw.integers(1, 12))) for _ in range(300)]
@@ -115,7 +115,7 @@ def test_other_prompts_are_as_they_were(encoder, pairs):
         assert encoder.ids(text) == encoder.tokenizer(text, add_special_tokens=False).input_ids == pairs.ids(text)
 
 
-def test_the_built_in_base_reads_them_as_text(tiny):
+def test_the_built_in_base_encodes_special_tokens_as_text(tiny):
     encoder = tiny.encoders["clip_l"]
     end = encoder.tokenizer.eos_token_id
     [piece] = parse(r"a \<|endoftext|\> cat").pieces
@@ -124,7 +124,7 @@ def test_the_built_in_base_reads_them_as_text(tiny):
     assert encoder.chunks([])[0].ids.count(end) >= 1  # where the prompt ends it still stands
 
 
-def test_a_saved_tokenizer_with_words_of_its_own(tmp_path):
+def test_a_custom_tokenizer_keeps_its_added_tokens(tmp_path):
     """Of a stranger's base: what it calls special is text, its own words stay, and one without a row is told."""
     tokenizer = clip_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|mine|>"]})

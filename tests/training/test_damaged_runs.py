@@ -82,7 +82,7 @@ class Run:
         assert step == 20 and note == "The checkpoint of step-000040 is damaged; resuming from step 20."
 
 
-def test_a_whole_checkpoint_is_loaded_and_so_is_one_of_a_former_version(tmp_path):
+def test_complete_checkpoints_of_present_and_former_versions_load(tmp_path):
     run = Run(tmp_path)
     assert run.load() == (40, "Resuming from step 40.")
     run.change_manifest(lambda manifest: None, whole=True)  # former versions wrote no sum of the manifest
@@ -90,7 +90,7 @@ def test_a_whole_checkpoint_is_loaded_and_so_is_one_of_a_former_version(tmp_path
 
 
 @pytest.mark.parametrize("name", ["step", "sha256", "numbers", "run"])
-def test_a_manifest_is_covered_by_its_sum(tmp_path, name):
+def test_a_manifest_that_does_not_match_its_checksum_is_damaged(tmp_path, name):
     run = Run(tmp_path)
 
     def change(manifest):
@@ -105,7 +105,7 @@ def test_a_manifest_is_covered_by_its_sum(tmp_path, name):
 
 
 @pytest.mark.parametrize("step", [900, -5, True, 40.0, "40", None, HUGE, [40], 20])
-def test_the_step_is_that_of_the_folder(tmp_path, step):
+def test_a_manifest_with_a_step_other_than_its_folders_is_damaged(tmp_path, step):
     run = Run(tmp_path)
     run.change_manifest(lambda manifest: manifest.update(step=step), whole=True)
     run.assert_damaged()
@@ -131,7 +131,7 @@ GROUPS = [
 
 
 @pytest.mark.parametrize("numbers", GROUPS, ids=lambda numbers: json.dumps(numbers)[:30])
-def test_numbers_of_a_group_are_those_that_the_optimizer_has(tmp_path, numbers):
+def test_invalid_param_group_values_make_a_checkpoint_damaged(tmp_path, numbers):
     run = Run(tmp_path)
     run.change_manifest(lambda manifest: manifest["numbers"]["groups"][1].update(numbers), whole=True)
     run.assert_damaged()
@@ -155,7 +155,7 @@ def test_numbers_of_a_group_are_those_that_the_optimizer_has(tmp_path, numbers):
     ],
     ids=lambda numbers: json.dumps(numbers)[:40],
 )
-def test_numbers_of_another_layout_are_damaged(tmp_path, numbers):
+def test_optimizer_numbers_of_another_layout_make_a_checkpoint_damaged(tmp_path, numbers):
     run = Run(tmp_path)
     run.change_manifest(lambda manifest: manifest.update(numbers=numbers), whole=True)
     run.assert_damaged()
@@ -188,14 +188,14 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("change", TENSORS.values(), ids=TENSORS.keys())
-def test_tensors_are_those_that_the_method_has(tmp_path, change):
+def test_invalid_or_missing_tensors_make_a_checkpoint_damaged(tmp_path, change):
     run = Run(tmp_path)
     run.change_tensors(change)
     run.assert_damaged()
 
 
 @pytest.mark.parametrize("name", ["d", "numerator"])
-def test_numbers_that_prodigy_keeps_in_tensors_are_checked(tmp_path, name):
+def test_invalid_prodigy_state_makes_a_checkpoint_damaged(tmp_path, name):
     run = Run(tmp_path, "prodigy")
     assert run.load()[0] == 40
     run.change_tensors(lambda tensors: tensors.update({f"group.0.{name}": torch.zeros(2)}))
@@ -205,7 +205,7 @@ def test_numbers_that_prodigy_keeps_in_tensors_are_checked(tmp_path, name):
     run.assert_damaged()
 
 
-def test_nothing_is_loaded_of_a_checkpoint_that_does_not_fit(tmp_path):
+def test_a_refused_checkpoint_changes_no_parameter_or_optimizer_state(tmp_path):
     run = Run(tmp_path)
     storage.remove(tmp_path / "step-000020")
     run.change_tensors(lambda tensors: tensors["state.exp_avg.lora"].copy_(NAN))
@@ -221,7 +221,7 @@ def test_nothing_is_loaded_of_a_checkpoint_that_does_not_fit(tmp_path):
 @pytest.mark.parametrize(
     "data", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}", b"\x08\0\0\0\0\0\0\0" + b"[" * 8, b"\0" * 4000]
 )
-def test_a_state_that_is_no_safetensors_file_is_damaged(tmp_path, data):
+def test_an_invalid_safetensors_file_makes_a_checkpoint_damaged(tmp_path, data):
     run = Run(tmp_path)
     (run.newest / "state.safetensors").write_bytes(data)
     run.change_manifest(lambda m: m["sha256"].update({"state.safetensors": storage.sha256(data)}), whole=True)
@@ -231,7 +231,7 @@ def test_a_state_that_is_no_safetensors_file_is_damaged(tmp_path, data):
 @pytest.mark.parametrize(
     "identity", [DEEP, {"token": DEEP}, {"token": "\ud800"}, {"prior": HUGE}, {"token": "x" * 9999}]
 )
-def test_another_run_is_named_whatever_its_settings_hold(tmp_path, identity):
+def test_invalid_stored_settings_give_a_short_error_message(tmp_path, identity):
     run = Run(tmp_path)
     run.change_manifest(lambda manifest: manifest.update(run=identity), whole=True)
     try:
@@ -243,7 +243,7 @@ def test_another_run_is_named_whatever_its_settings_hold(tmp_path, identity):
         check_no_earlier_run(settings, tmp_path, {"token": "<me/b>"}, 100)
 
 
-def test_a_checkpoint_has_one_spelling(tmp_path):
+def test_a_misspelled_checkpoint_folder_is_ignored(tmp_path):
     Run(tmp_path)
     os.rename(tmp_path / "step-000040", tmp_path / "step-0000020")
     assert run_dir.checkpoint_steps(tmp_path) == [20]
@@ -273,7 +273,7 @@ BAD_LINES = [
 ]
 
 
-def test_a_bad_line_of_the_log_costs_no_other(tmp_path):
+def test_invalid_lines_of_the_progress_log_are_ignored(tmp_path):
     path = tmp_path / "progress.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [*BAD_LINES, *GOOD, *BAD_LINES]) + '{"st')
     result = TrainResult(Token.parse("<me/a-v1>"), tmp_path, None, 1.0, tmp_path)
@@ -286,7 +286,7 @@ def test_a_bad_line_of_the_log_costs_no_other(tmp_path):
         assert "fixed" not in run_dir.parse_progress(json.dumps({"step": 1, "loss": 0.5, "fixed": fixed}).encode())
 
 
-def test_a_log_that_is_no_file_or_too_large_begins_anew(tmp_path):
+def test_a_progress_log_that_is_no_file_or_too_large_counts_as_empty(tmp_path):
     os.mkfifo(tmp_path / "progress.jsonl")
     log = ProgressLog(tmp_path, 5, 9, on_progress=lambda progress: None)
     log.step(6, 0.5)
@@ -299,7 +299,7 @@ def test_a_log_that_is_no_file_or_too_large_begins_anew(tmp_path):
 SCORES = {"likeness": 0.5, "fidelity": 1.0, "copying": 0.0, "diversity": 0.5, "cosine": 0.5}
 
 
-def test_a_bad_validation_costs_no_other(tmp_path):
+def test_invalid_validations_are_ignored(tmp_path):
     good = {"step": 10, "score": 0.7} | SCORES
     bad = [good | {"step": step} for step in (HUGE, -1, True, "10", None, 1.5)]
     bad += [good | {"likeness": value} for value in (HUGE, 1e300, float("nan"), float("-inf"), True, "1", None, DEEP)]
@@ -311,7 +311,7 @@ def test_a_bad_validation_costs_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("value", [HUGE, -1, True, None, "5", [5], {}, 1e300, float("nan"), float("-inf"), DEEP])
-def test_what_is_no_number_of_ours_is_zero_and_what_is_no_text_is_empty(value):
+def test_invalid_numbers_are_read_as_zero_and_invalid_text_as_empty(value):
     record = run_dir.parse_object(json.dumps({"a": value, "b": 5}))
     if value is not DEEP:  # nothing of ours is nested so deeply
         assert run_dir.to_number(record["a"]) == 0 == run_dir.to_step(record["a"]) and record["b"] == 5
@@ -322,7 +322,7 @@ def test_what_is_no_number_of_ours_is_zero_and_what_is_no_text_is_empty(value):
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_appended_to_a_file_elsewhere(tmp_path):
+def test_appending_never_changes_a_linked_file(tmp_path):
     """As a log of a run that came from somebody else might be: what is appended there could be a program's text."""
     secret = tmp_path / "secret"
     for make in (os.symlink, os.link):
@@ -348,7 +348,7 @@ def write_log(path, data):
 
 
 @pytest.mark.parametrize("content", [b"mine", b"m" * 100, b"12 12:30 and more"])
-def test_a_lock_file_that_is_another_file_keeps_its_content(tmp_path, content):
+def test_locking_preserves_the_content_of_an_existing_file(tmp_path, content):
     (tmp_path / "mine").write_bytes(content)
     os.link(tmp_path / "mine", tmp_path / storage.LOCK_NAME)
     with storage.lock(tmp_path), pytest.raises(UserError, match="in use"), storage.lock(tmp_path):

@@ -95,7 +95,7 @@ def note_samples():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("textual-inversion", marks=pytest.mark.thorough), "dreambooth"])
-def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
+def test_two_processes_train_like_one_with_the_same_total_batch(command, tmp_path, kind):
     """And two with two batches of one equal one with a batch of four: the same photos, vectors to 1e-5."""
     two, codes = together(command(tmp_path / "two", "--accumulate", 2, kind=kind), tmp_path, note_samples, note_samples)
     assert codes == [0, 0], two[0].errors + two[1].errors
@@ -119,7 +119,7 @@ def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
+def test_a_run_resumes_with_another_number_of_processes(command, tmp_path):
     assert start(command(tmp_path / "whole", batch=2, steps=6), tmp_path / "whole").wait() == 0
     assert together(command(tmp_path / "parts", steps=2), tmp_path / "parts")[1] == [0, 0]
     child = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
@@ -183,7 +183,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_the_end_of_one_ends_both_soon_with_the_cause(command, tmp_path, failure):
+def test_a_failure_of_rank_1_ends_both_processes_with_its_cause(command, tmp_path, failure):
     fault, message, code = FAILURES[failure]
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (None, fault))
     started_at = wait_for_end(ranks[1])
@@ -203,7 +203,7 @@ def wait_for_end(child):
 
 
 @pytest.mark.parametrize("failure", ["kill -9", "memory"])
-def test_the_end_of_rank_0_ends_the_others(command, tmp_path, failure):
+def test_a_failure_of_rank_0_ends_the_other_process(command, tmp_path, failure):
     fault, message, code = FAILURES[failure]
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (fault, None))
     started_at = wait_for_end(ranks[0])
@@ -219,7 +219,7 @@ def hangs():
     at_step(3, lambda: time.sleep(600))
 
 
-def test_a_process_that_hangs_is_ended_too(command, tmp_path):
+def test_a_hanging_process_is_ended_after_a_failure(command, tmp_path):
     """As one does in a collective of NCCL."""
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (hangs, is_killed))
     assert ranks[0].wait(SOON) == 1
@@ -236,7 +236,7 @@ def unreadable_photos():
     run.load_photos = load
 
 
-def test_a_photo_that_only_one_cannot_read(command, tmp_path):
+def test_a_photo_unreadable_on_one_rank_stops_both_processes(command, tmp_path):
     ranks, codes = together(command(tmp_path), tmp_path, None, unreadable_photos)
     assert codes == [2, 2]
     assert ranks[0].errors == "error: Rank 1: 2.png ends early (damaged download?).\nFetch it again.\n"
@@ -255,7 +255,7 @@ def plants_nan():
     PhotoDataset.batch = samples
 
 
-def test_a_number_that_is_none_stops_both_at_one_step(command, tmp_path):
+def test_a_nan_loss_on_one_rank_stops_both_at_the_same_step(command, tmp_path):
     """Rank 1's alone; the message names its photo, though rank 0 speaks."""
     ranks, codes = together(command(tmp_path, steps=8), tmp_path, None, plants_nan)
     assert codes == [4, 4]
@@ -276,14 +276,14 @@ def full_disk():
     storage.atomic._write = write
 
 
-def test_a_full_disk_stops_both(command, tmp_path):
+def test_a_full_disk_stops_both_processes(command, tmp_path):
     ranks, codes = together(command(tmp_path, steps=8), tmp_path, full_disk, None)
     assert codes == [3, 3]
     assert ranks[0].errors.startswith("error: not enough space in") and "from step 2" in ranks[0].errors
     assert ranks[1].errors == "" and checkpoints(tmp_path) == ["step-000002"]
 
 
-def test_ctrl_c_stops_both_at_one_step(command, tmp_path):
+def test_ctrl_c_stops_both_processes_at_the_same_step(command, tmp_path):
     """A terminal sends it to all, and a launcher sends it again."""
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path)
     ranks[0].after_lines(tmp_path / "run" / "progress.jsonl", 2)
@@ -296,7 +296,7 @@ def test_ctrl_c_stops_both_at_one_step(command, tmp_path):
     assert f"after step {done} " in ranks[0].errors and checkpoints(tmp_path)[-1] == f"step-{done:06d}"
 
 
-def test_a_stop_that_one_heard_of_stops_both(command, tmp_path):
+def test_a_signal_to_one_process_stops_both(command, tmp_path):
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path)
     ranks[0].after_lines(tmp_path / "run" / "progress.jsonl", 2)
     os.kill(ranks[1].process.pid, signal.SIGTERM)
@@ -308,7 +308,7 @@ def test_a_stop_that_one_heard_of_stops_both(command, tmp_path):
 
 
 @pytest.mark.thorough
-def test_folders_that_differ_are_told(command, photos, tmp_path):
+def test_ranks_with_different_photos_or_settings_are_refused(command, photos, tmp_path):
     other_photos = tmp_path / "other"
     other_photos.mkdir()
     for path in sorted(photos.iterdir())[:4]:
@@ -325,13 +325,13 @@ def test_folders_that_differ_are_told(command, photos, tmp_path):
     assert "Rank 1 was started with other settings than rank 0." in ranks[0].errors
 
 
-def test_a_mistake_of_all_is_told_once(command, tmp_path):
+def test_an_error_of_all_ranks_is_reported_once(command, tmp_path):
     ranks, codes = together(command(tmp_path, "--resume"), tmp_path)
     assert codes == [2, 2]
     assert "no checkpoint in" in ranks[0].errors and ranks[1].errors == ""
 
 
-def test_a_meeting_port_in_use_is_told(command, tmp_path):
+def test_a_master_port_in_use_is_refused_with_a_message(command, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2"}
         rank = start(command(tmp_path), tmp_path, meeting | {"RANK": "0", "LOCAL_RANK": "0"})
@@ -339,7 +339,7 @@ def test_a_meeting_port_in_use_is_told(command, tmp_path):
     assert f"Port {meeting['MASTER_PORT']} is in use" in rank.errors and "--main_process_port 0" in rank.errors
 
 
-def test_samples_are_counted_over_all():
+def test_sample_indices_are_distributed_over_all_processes():
     config = LoopConfig(Path(), steps=9, batch=3, accumulate=2, save_every=1, lr=1.0, lr_factor=float, identity={})
     for processes in (1, 2, 5):
         batches = [
@@ -365,7 +365,7 @@ def short_schedule():
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
+def test_early_stopping_ends_both_processes_at_the_same_step(command, tmp_path):
     """Rank 0 alone measures; rank 1 hears of it. The first milestone that has seen nine values is the twelfth step."""
     two, codes = together(command(tmp_path, *STILL, steps=40), tmp_path, short_schedule, short_schedule)
     assert codes == [0, 0], two[0].errors + two[1].errors

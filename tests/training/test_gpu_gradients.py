@@ -38,7 +38,7 @@ def learned(kind, method, arm, more):
         ("textual-inversion", {}),
     ],
 )
-def test_replayed_steps_train_as_plain_ones(kind, method, more):
+def test_replayed_steps_train_like_eager_steps(kind, method, more):
     plain, again = learned(kind, method, "plain", more), learned(kind, method, "plain", more)
     replayed = learned(kind, method, "graph", more)
     noise = torch.nn.functional.cosine_similarity(plain, again, dim=0)
@@ -46,7 +46,7 @@ def test_replayed_steps_train_as_plain_ones(kind, method, more):
     assert torch.isfinite(replayed).all() and 1 - cosine < max(1e-2, 4 * (1 - noise))
 
 
-def test_no_step_waits_for_the_card():
+def test_training_steps_do_not_synchronize_with_the_gpu():
     torch.manual_seed(0)
     base = build("narrow", "cuda")
     state = train_state(base, settings_for("lora", 2), 128)

@@ -51,7 +51,7 @@ def largest_difference(left, right):
 @pytest.mark.parametrize(
     "method", ["pivotal", "full", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("inversion", "lora"))]
 )
-def test_replayed_steps_train_as_plain_ones(sd1_folder, photos, tmp_path, method):
+def test_replayed_steps_train_like_eager_steps(sd1_folder, photos, tmp_path, method):
     """Over both phases of a pivotal run, with several batches a step, and measured with the average in between."""
     settings = settings_for(method, photos, sd1_folder)
     plain, losses, _ = train(settings, tmp_path / "plain", captures=False, accumulate=2)
@@ -62,16 +62,14 @@ def test_replayed_steps_train_as_plain_ones(sd1_folder, photos, tmp_path, method
     assert losses == pytest.approx(replayed_losses, rel=1e-5)
 
 
-def test_a_replay_with_a_prior_trains_as_a_plain_step(sd1_folder, photos, tmp_path):
+def test_replayed_steps_with_a_prior_train_like_eager_steps(sd1_folder, photos, tmp_path):
     settings = settings_for("lora", photos, sd1_folder, prior="predicted", text_encoder=True)
     plain, *_ = train(settings, tmp_path / "plain", captures=False)
     replayed, *_ = train(settings, tmp_path / "replayed", captures=True)
     assert largest_difference(plain, replayed) < 1e-4
 
 
-def test_a_pass_that_cannot_be_captured_is_computed_plainly_and_that_is_said_once(
-    sd1_folder, photos, tmp_path, monkeypatch
-):
+def test_a_failed_capture_falls_back_to_eager_with_one_message(sd1_folder, photos, tmp_path, monkeypatch):
     from sdpersonal.training import gradients
 
     def refuse(*_):
@@ -91,7 +89,7 @@ def test_a_pass_that_cannot_be_captured_is_computed_plainly_and_that_is_said_onc
     state.method.close()
 
 
-def test_the_loss_is_one_graph_for_the_compiler(folder, photos):
+def test_the_loss_compiles_to_one_graph_with_equal_gradients(folder, photos):
     """No break, so nothing in it depends on values or leaves tensors; and the same loss and gradients."""
     state = train_state_for(settings_for("lora", photos, folder))
     method = state.method
@@ -115,7 +113,7 @@ def test_the_loss_is_one_graph_for_the_compiler(folder, photos):
     method.close()
 
 
-def test_in_fp16_the_loss_is_scaled_and_a_step_that_overflows_is_left_out(sd1_folder, photos):
+def test_fp16_training_scales_the_loss_and_skips_overflowing_steps(sd1_folder, photos):
     assert not loss_scaler(torch.bfloat16, CPU).is_enabled() and loss_scaler(torch.float16, CPU).is_enabled()
     state = train_state_for(settings_for("inversion", photos, sd1_folder))
     state = replace(state, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=True))
@@ -140,7 +138,7 @@ def test_in_fp16_the_loss_is_scaled_and_a_step_that_overflows_is_left_out(sd1_fo
     state.method.close()
 
 
-def test_inputs_are_made_ahead_in_order_on_a_card_only():
+def test_inputs_are_prefetched_in_order_only_on_a_gpu():
     started = []
 
     def load(step):
@@ -156,7 +154,7 @@ def test_inputs_are_made_ahead_in_order_on_a_card_only():
         assert list(steps) == [20, 30, 40] and started == [0, 1, 2, 3, 4]
 
 
-def test_an_error_while_inputs_are_made_is_raised_at_their_step():
+def test_a_prefetch_error_is_raised_at_its_step():
     def load(step):
         if step == 2:
             raise ValueError("broken")

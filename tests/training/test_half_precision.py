@@ -39,7 +39,7 @@ def step_in(dtype, settings, monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_on_a_base_in_bf16_is_that_in_fp32_but_for_rounding(folder, photos, method, monkeypatch):
+def test_a_training_step_on_a_bf16_base_matches_fp32(folder, photos, method, monkeypatch):
     settings = settings_for(method, photos, folder, **MORE.get(method, {}))
     expected, exact, trained = step_in(torch.float32, settings, monkeypatch)
     loss, gradients, changed = step_in(torch.bfloat16, settings, monkeypatch)

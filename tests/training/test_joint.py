@@ -83,7 +83,7 @@ def check_equal(result, expected):
     assert names[0] == names[1]
 
 
-def test_every_run_is_the_same_as_alone(settings, alone, tmp_path):
+def test_joint_runs_equal_separate_runs(settings, alone, tmp_path):
     lines, steps = [], []
     runs = [settings(i, tmp_path, **changes) for i, changes in enumerate(DIFFERENT)]
     before = threading.active_count()
@@ -95,7 +95,7 @@ def test_every_run_is_the_same_as_alone(settings, alone, tmp_path):
     assert all(line.startswith("<me/thing") for line in lines) and threading.active_count() == before
 
 
-def test_gradients_are_those_of_every_run_alone(narrow, photos):
+def test_joint_gradients_of_embeddings_equal_those_of_separate_runs(narrow, photos):
     states = [
         train_state_for(settings_for("inversion", folder, narrow, vectors=1 + i, snr_gamma=gamma))
         for i, (folder, gamma) in enumerate(zip(photos, (None, 5.0, None), strict=True))
@@ -111,7 +111,7 @@ def test_gradients_are_those_of_every_run_alone(narrow, photos):
         assert parameter.grad.abs().max() > 1e-6
 
 
-def test_gradients_of_loras_are_those_of_every_run_alone(narrow, photos):
+def test_joint_gradients_of_loras_equal_those_of_separate_runs(narrow, photos):
     """Of two ranks, of every kind of layer, beside a run without a LoRA."""
     kinds = (("lora", {"rank": 2}), ("inversion", {}), ("lora", {"rank": 3, "targets": "all"}))
     states = [
@@ -137,7 +137,7 @@ def test_gradients_of_loras_are_those_of_every_run_alone(narrow, photos):
         assert max(parameter.grad.abs().max() for parameter in parameters.values()) > 1e-4
 
 
-def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_path, monkeypatch):
+def test_joint_runs_with_loras_equal_separate_runs(settings, photos, narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
     monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
     monkeypatch.setattr(sampling, "_SEEDS", 1)
@@ -167,7 +167,7 @@ def test_runs_with_loras_are_the_same_as_alone(settings, photos, narrow, tmp_pat
             assert np.abs(layer.up).max() > 1e-6
 
 
-def test_a_run_is_resumed_alone_after_a_signal_stopped_all(settings, alone, tmp_path):
+def test_a_joint_run_stopped_by_a_signal_resumes_alone(settings, alone, tmp_path):
     runs = [settings(i, tmp_path, **changes) for i, changes in enumerate(DIFFERENT[:2])]
     before = signal.getsignal(signal.SIGTERM)
 
@@ -186,7 +186,7 @@ def test_a_run_is_resumed_alone_after_a_signal_stopped_all(settings, alone, tmp_
         np.testing.assert_allclose(vectors(result), vectors(expected), atol=2e-5)
 
 
-def test_the_failure_of_one_ends_no_other(settings, alone, tmp_path, monkeypatch):
+def test_a_failed_run_does_not_end_the_other_runs(settings, alone, tmp_path, monkeypatch):
     real = PhotoDataset.batch
 
     def with_a_bad_number(self, indices):
@@ -211,7 +211,7 @@ def test_the_failure_of_one_ends_no_other(settings, alone, tmp_path, monkeypatch
     assert isinstance(missing, UserError) and "photo" in str(missing)
 
 
-def test_a_bug_in_one_run_is_not_swallowed(settings, tmp_path, monkeypatch):
+def test_an_unexpected_exception_is_raised_and_releases_the_lock(settings, tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("boom")
 
@@ -222,7 +222,7 @@ def test_a_bug_in_one_run_is_not_swallowed(settings, tmp_path, monkeypatch):
     train_together([settings(0, tmp_path)], quiet)  # the folder's lock is free again
 
 
-def test_an_interrupt_at_once_ends_every_thread(settings, tmp_path):
+def test_a_keyboard_interrupt_ends_every_thread(settings, tmp_path):
     def interrupt(run, progress):
         raise KeyboardInterrupt
 
@@ -233,7 +233,7 @@ def test_an_interrupt_at_once_ends_every_thread(settings, tmp_path):
     assert not list(tmp_path.rglob("result.json"))  # the other run did not go on
 
 
-def test_runs_that_cannot_be_trained_together_are_refused_at_once(settings, tmp_path, photos, narrow):
+def test_incompatible_runs_are_refused_before_training(settings, tmp_path, photos, narrow):
     first = settings(0, tmp_path)
     with pytest.raises(UserError, match=r"<me/thing0> has resolution 64 and <me/thing1> has 128"):
         train_together([first, settings(1, tmp_path, resolution=128)], quiet)
@@ -256,7 +256,7 @@ def test_runs_that_cannot_be_trained_together_are_refused_at_once(settings, tmp_
     assert not first.run.exists()
 
 
-def test_the_dry_run_of_a_run_that_shares_its_passes_captures_none(settings, tmp_path, monkeypatch):
+def test_the_dry_run_of_a_joint_run_captures_no_graph(settings, tmp_path, monkeypatch):
     """On a card each run would capture a step that it never replays, and keep its memory."""
     from sdpersonal.training import run as whole_run
 

@@ -136,7 +136,7 @@ def close(ours, expected):
 
 
 @pytest.mark.parametrize("gamma", [None, 5.0])
-def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
+def test_a_textual_inversion_step_equals_that_of_diffusers(base, folder, kind, batch, gamma):
     method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
     reference = Reference(folder, kind, method.embeddings)
     ours, expected = (
@@ -175,7 +175,7 @@ def test_a_caption_of_several_samples_is_encoded_once(base, batch):
 
 
 @pytest.mark.parametrize("targets", ["attention", "transformer", "all"])
-def test_lora_is_pefts(base, folder, kind, batch, targets):
+def test_a_lora_step_equals_that_of_peft(base, folder, kind, batch, targets):
 
     from peft import LoraConfig
 
@@ -216,7 +216,7 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
         method.close()
 
 
-def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
+def test_a_text_encoder_lora_step_equals_that_of_peft(base, folder, kind, batch):
     from peft import LoraConfig, get_peft_model
 
     method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2, text=True), PRESET, seed=0)
@@ -258,7 +258,7 @@ def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
         method.close()
 
 
-def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind, batch, tmp_path):
+def test_a_full_dreambooth_step_equals_diffusers_and_restores_the_base(base, folder, kind, batch, tmp_path):
     before = {name: value.clone() for name, value in base.unet.state_dict().items()}
     method = DreamboothFull(base, "toy duck", rank=64, text=True, preset=PRESET)
     reference = Reference(folder, kind, {})
@@ -303,7 +303,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     assert (near - there).norm() < 0.35 * (disabled - there).norm()
 
 
-def test_what_full_keeps_is_the_share_of_the_change_that_its_lora_is(base, tmp_path):
+def test_the_reported_share_of_the_change_is_that_of_the_lora(base, tmp_path):
     method = DreamboothFull(base, "toy duck", rank=2, text=False, preset=PRESET)
     generator, total = torch.Generator().manual_seed(0), 0.0
     try:
@@ -324,7 +324,7 @@ def test_what_full_keeps_is_the_share_of_the_change_that_its_lora_is(base, tmp_p
         method.close()
 
 
-def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
+def test_prior_losses_equal_a_numpy_version(base, folder, kind, batch, photos):
     """Both ways of preserving the class, weighted by noise level per sample, in numpy from the base's own answers."""
     method = DreamboothLora(base, "duck", LoraTrainingConfig(rank=2), PRESET, seed=0)
     try:
@@ -369,7 +369,7 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
         method.close()
 
 
-def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
+def test_pivotal_tuning_trains_embeddings_alone_before_the_lora(base, batch):
     method = PivotalTuning(base, "toy duck", LoraTrainingConfig(rank=2), PRESET, seed=0)
     try:
         trained = method.trainable_parameters()
@@ -385,7 +385,7 @@ def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
         method.close()
 
 
-def test_rows_longer_than_any_word_are_used_at_its_length(base):
+def test_embeddings_are_clipped_to_the_largest_norm_of_the_vocabulary(base):
     encoder = base.encoders["clip_l"]
     limit = max_embedding_norm(encoder)
     assert limit == pytest.approx(np.linalg.norm(encoder.token_embeddings.detach().numpy(), axis=1).max(), rel=1e-6)
@@ -397,7 +397,7 @@ def test_rows_longer_than_any_word_are_used_at_its_length(base):
     )
 
 
-def test_cut_is_the_nearest_of_its_rank():
+def test_the_extracted_lora_is_the_best_approximation_of_its_rank():
     change = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     layer = extract_lora_layer(change, 2)
     ours = (layer.up.reshape(6, 2) @ layer.down.reshape(2, -1)) * layer.alpha / 2
@@ -407,7 +407,7 @@ def test_cut_is_the_nearest_of_its_rank():
 
 @pytest.mark.parametrize("shape", [(24, 60), (60, 24), (24, 24)])
 @pytest.mark.parametrize("decay", [0.0, 1.0], ids=["flat", "falling"])
-def test_the_nearest_of_a_rank_is_that_of_the_full_decomposition(shape, decay):
+def test_the_largest_singular_vectors_equal_those_of_the_full_svd(shape, decay):
     """As it is found on a card, where the full decomposition of a large model takes minutes."""
     rng = np.random.default_rng(0)
     left, s, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
@@ -419,12 +419,12 @@ def test_the_nearest_of_a_rank_is_that_of_the_full_decomposition(shape, decay):
     np.testing.assert_allclose((u * values) @ v, (left[:, :6] * s[:6]) @ right[:6], atol=1e-4 * s[0])
 
 
-def test_a_layer_that_did_not_change_has_singular_values_of_zero():
+def test_an_unchanged_layer_has_zero_singular_values():
     u, values, v = largest_singular_vectors(torch.zeros(4, 9), 2)
     assert not values.any() and torch.isfinite(u).all() and not v.any()
 
 
-def test_min_snr_is_zero_where_only_noise_is_seen(tiny):
+def test_min_snr_weights_vanish_for_pure_noise(tiny):
     weights = min_snr(tiny.schedule, torch.tensor([0, 500, 999]), 5.0)
     assert torch.isfinite(weights).all() and (weights >= 0).all() and weights[2] < 1e-3
 
@@ -432,7 +432,7 @@ def test_min_snr_is_zero_where_only_noise_is_seen(tiny):
 @pytest.mark.parametrize(
     ("words", "count"), [("duck", 3), ("toy duck", 4), ("a small yellow toy duck", 2), ("toy duck", 2)]
 )
-def test_rows_start_from_words(tiny, words, count):
+def test_embeddings_are_initialized_from_the_tokens_of_the_words(tiny, words, count):
     encoder = tiny.encoders["clip_l"]
     table = encoder.token_embeddings[encoder.tokenizer(words, add_special_tokens=False).input_ids].detach().numpy()
     embeddings = TokenEmbedding(tiny, words, count).raw["clip_l"].detach().numpy()
@@ -443,13 +443,13 @@ def test_rows_start_from_words(tiny, words, count):
     np.testing.assert_allclose(embeddings, expected, rtol=1e-6)
 
 
-def test_words_that_hold_no_word_are_refused(tiny):
+def test_blank_initial_words_are_refused(tiny):
     with pytest.raises(UserError, match="has no word"):
         TokenEmbedding(tiny, "  ", 2)
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, kind, batch, text):
+def test_a_saved_concept_predicts_the_same_in_diffusers_as_in_training(base, folder, kind, batch, text):
     """load_textual_inversion and load_lora_weights of what was written, against the prediction at training time."""
     from diffusers import DiffusionPipeline
     from safetensors.torch import load
@@ -499,7 +499,7 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
     torch.testing.assert_close(loaded, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_mirrored_photos_place_is_counted_from_its_other_side():
+def test_the_crop_of_a_flipped_photo_is_measured_from_its_other_side():
     pixels = np.random.default_rng(0).integers(0, 255, (10, 16, 3), np.uint8)
     photo = Photo("a", pixels, "", crop=(1, 0), original_size=(100, 160))
     (plain, size_conditioning), (mirrored, mirrored_conditioning) = _crop_and_flip(photo, flip=True)

@@ -36,7 +36,7 @@ def test_the_loss_equals_a_numpy_version(prediction):
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-12)
 
 
-def test_noising_and_target_equal_the_schedulers_of_diffusers(tiny):
+def test_add_noise_and_target_equal_those_of_diffusers(tiny):
     from diffusers import DDPMScheduler
 
     from sdpersonal.models.loading import built_in_folder
@@ -51,6 +51,6 @@ def test_noising_and_target_equal_the_schedulers_of_diffusers(tiny):
     torch.testing.assert_close(tiny.schedule.target(latents, noise, t), target)
 
 
-def test_the_schedule_is_fp32_whatever_the_base_runs_in(tiny):
+def test_the_noise_schedule_is_fp32_for_every_dtype_of_the_base(tiny):
     assert tiny.schedule.alphas_cumprod.dtype == torch.float32
     assert len(tiny.schedule.alphas_cumprod.unique()) == len(tiny.schedule)  # bf16 would keep 192 of 1,000

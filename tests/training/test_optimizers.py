@@ -41,7 +41,7 @@ def settings(**values):
     return TextualInversionSettings(photos="photos", token="<me/a>", **values)
 
 
-def test_prodigy_is_the_authors_prodigy():
+def test_prodigy_equals_the_authors_implementation():
     our_parameters, their_parameters = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
     a = Prodigy(
         [{"params": our_parameters[:2], "lr": 1.0, "weight_decay": 0.01}, {"params": our_parameters[2:], "lr": 1.0}]
@@ -63,7 +63,7 @@ def test_prodigy_is_the_authors_prodigy():
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_rate_in_prodigy_is_a_scale_of_what_it_learns():
+def test_a_learning_rate_in_prodigy_scales_its_parameters():
     """Ten times the rate of the others: as the authors' Prodigy on a tenth of the parameter."""
     our_parameters, their_parameters = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_rate_in_prodigy_is_a_scale_of_what_it_learns():
     torch.testing.assert_close(our_parameters[1], 10 * their_parameters[1].detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_the_authors_prodigy_refuses_the_two_rates_of_a_lora():
+def test_the_authors_prodigy_refuses_two_learning_rates():
     """The reason why this package has its own: the token's embeddings train faster than the LoRA."""
     values = parameters()
     optimizer = prodigyopt.Prodigy([{"params": values[:1], "lr": 1.0}, {"params": values[1:], "lr": 10.0}])
@@ -90,7 +90,7 @@ def test_the_authors_prodigy_refuses_the_two_rates_of_a_lora():
         optimizer.step()
 
 
-def test_prodigy_leaves_alone_what_does_not_learn_now():
+def test_prodigy_does_not_change_parameters_without_gradient_or_lr():
     values = parameters()
     initial = [value.detach().clone() for value in values]
     optimizer = Prodigy([{"params": values[:1], "lr": 1.0}, {"params": values[1:], "lr": 1.0}])
@@ -109,7 +109,7 @@ def authors_prodigy(groups):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy", "another's"])
-def test_a_checkpoint_changes_nothing(tmp_path, name):
+def test_training_resumed_from_a_checkpoint_gives_equal_parameters(tmp_path, name):
     """Uninterrupted, and broken off in either of two phases, of which the first trains one parameter only."""
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
@@ -146,7 +146,7 @@ def test_a_checkpoint_changes_nothing(tmp_path, name):
             assert torch.equal(value, parts[key]), key
 
 
-def test_a_large_state_is_written_in_parts(tmp_path, monkeypatch):
+def test_a_large_checkpoint_state_is_saved_in_shards(tmp_path, monkeypatch):
     from sdpersonal.training import checkpoint
 
     monkeypatch.setattr(checkpoint, "_SHARD_BYTES", 30_000)
@@ -164,14 +164,14 @@ def test_a_large_state_is_written_in_parts(tmp_path, monkeypatch):
         load_checkpoint(tmp_path, CheckpointState(restored, torch.optim.AdamW(restored.values(), fused=True), {}), {})
 
 
-def test_eight_bits_without_the_package_is_said(monkeypatch):
+def test_adamw8bit_without_bitsandbytes_is_refused_with_a_message(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="needs the package bitsandbytes") as caught:
         make_optimizer("adamw8bit", [], 1e-3, 1e-3)
     assert "sdpersonal[8bit]" in caught.value.hint
 
 
-def test_cosine_falls_to_nothing():
+def test_the_cosine_schedule_equals_that_of_pytorch():
     factor = lr_factor(settings(schedule="cosine"), PRESET)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     their_parameters = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
@@ -184,7 +184,7 @@ def test_cosine_falls_to_nothing():
     assert [lr_factor(settings(), PRESET)(step) for step in (0, 9)] == [1.0, 1.0]
 
 
-def test_prodigys_rates_are_shares_of_the_main_one():
+def test_prodigy_learning_rates_are_relative_to_the_main_one():
     assert lr_factor(settings(optimizer="prodigy"), PRESET)(3) * PRESET.lr == pytest.approx(1.0)
     half = Preset(steps=10, batch=1, lr=0.5, embedding_lr=2.5)  # as --lr 0.5 makes it
     assert lr_factor(settings(optimizer="prodigy", lr=0.5), half)(3) * half.lr == pytest.approx(0.5)
@@ -195,7 +195,7 @@ def test_prodigys_rates_are_shares_of_the_main_one():
 
 
 @pytest.mark.parametrize(("lr", "used", "proposed"), [(None, 1.0, 0.1), (0.5, 0.5, 0.05), (1e4, 1e4, 1.0)])
-def test_prodigy_that_diverged_is_told_a_rate_of_its_own_scale(lr, used, proposed):
+def test_diverged_prodigy_training_proposes_a_rate_of_prodigys_scale(lr, used, proposed):
     settings = TextualInversionSettings(photos="x", token="<me/a>", optimizer="prodigy", lr=lr, base="tiny")
     tiny_kind = SimpleNamespace(kind="tiny", resolution=128)
     inputs = RunInputs(settings, Path("run"), None, tiny_kind, None, None, [], None, print)

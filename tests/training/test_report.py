@@ -97,7 +97,7 @@ def make_concept(steps=3, **fields):
     return concept(card=card(steps=steps, method="dreambooth-lora", recipe={"lr": 0.001, "seed": 0}, **fields))
 
 
-def test_a_page_shows_what_the_run_left(folder):
+def test_the_report_shows_the_images_and_results_of_the_run(folder):
     path = write_report(folder, make_concept(), VALIDATIONS, SUMMARY)
     page = assert_stands_alone(path.read_text(encoding="utf-8"))
     assert path == folder / "report.html"
@@ -120,7 +120,7 @@ def test_a_page_shows_what_the_run_left(folder):
     assert "seconds in all 61" in re.sub(r"(seconds in all)", r"\1 ", text).replace("  ", " ")
 
 
-def test_the_kept_one_is_the_concepts_own_though_another_scored_more(folder):
+def test_the_report_marks_the_checkpoint_of_the_concept_as_used(folder):
     text = write_report(folder, make_concept(steps=1), VALIDATIONS, SUMMARY).read_text(encoding="utf-8")
     page = Page(text)
     assert page.pictures()[1].tobytes() == random_image(11).tobytes()
@@ -128,7 +128,7 @@ def test_the_kept_one_is_the_concepts_own_though_another_scored_more(folder):
     assert text.count('class="best"') == 1
 
 
-def test_scores_that_mean_nothing_are_not_shown(folder):
+def test_out_of_domain_scores_are_not_shown(folder):
     text = write_report(folder, make_concept(steps=2), UNKNOWN, SUMMARY).read_text(encoding="utf-8")
     page = Page(text)
     assert (
@@ -156,7 +156,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("noun", HOSTILE)
-def test_nouns_and_names_are_text(folder, noun):
+def test_nouns_and_names_are_escaped_in_the_report(folder, noun):
     """Also those of files: as the report on the photos has them, and as they come."""
     hostile = make_concept(class_noun=noun, base_name=noun, title=noun)
     summary = replace(SUMMARY, photos=(f"{noun}.jpg", noun))
@@ -170,7 +170,7 @@ def test_nouns_and_names_are_text(folder, noun):
 
 
 @pytest.mark.parametrize("fault", ["\x1b[31m", "\u202e", "\u2066", "\x00", "\u200f"])
-def test_what_turns_or_hides_text_is_shown_as_its_number(folder, fault):
+def test_control_characters_are_shown_as_escapes(folder, fault):
     summary = replace(SUMMARY, photos=(f"a{fault}b.jpg",))
     text = write_report(
         folder, make_concept(class_noun=f"a{fault}b", base_name=f"a{fault}b"), VALIDATIONS, summary
@@ -179,7 +179,7 @@ def test_what_turns_or_hides_text_is_shown_as_its_number(folder, fault):
     assert fault.encode("unicode_escape").decode().replace("[31m", "") in text
 
 
-def test_a_page_without_a_part_is_still_one(folder):
+def test_a_report_with_missing_parts_is_still_valid(folder):
     wholes = {"trials": VALIDATIONS, "story": SUMMARY}
     missing = {
         "trials": [],
@@ -207,14 +207,14 @@ def test_a_page_without_a_part_is_still_one(folder):
     assert counts == {"trials": 2, "unjudged": 2, "samples": 3, "plain": 2, "best": 1, "curves": 0, "everything": 0}
 
 
-def test_a_picture_too_large_for_a_page_is_left_out(folder, monkeypatch):
+def test_images_too_large_for_the_report_are_omitted(folder, monkeypatch):
     from sdpersonal.training import report
 
     monkeypatch.setattr(report, "_MAX_IMAGE_BYTES", 100)
     assert Page(write_report(folder, make_concept(), VALIDATIONS, SUMMARY).read_text()).pictures() == []
 
 
-def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch, tiny):
+def test_the_report_of_a_real_run_contains_no_photos(root, tmp_path, monkeypatch, tiny):
     """Not one embedded picture is a photo, whole or scaled, nor holds a photo's bytes; no path, no name of a folder."""
     monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
     monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
@@ -259,7 +259,7 @@ def heights(path):
         return plot.height
 
 
-def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
+def test_only_panels_with_data_are_plotted(tmp_path):
     cases = {
         "loss": (LOSSES, [], []),
         "no evidence yet": (LOSSES[:3], MEASURED[:3], []),
@@ -278,7 +278,7 @@ def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
     assert plot_heights["all"] - plot_heights["evidence"] == extra > 100
 
 
-def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
+def test_convergence_of_a_pivotal_run_is_plotted_after_its_pivot(tmp_path):
     save_curves(tmp_path / "a.png", LOSSES, MEASURED, [], pivot=55)
     save_curves(tmp_path / "b.png", LOSSES, MEASURED, [], pivot=0)
     assert dvar(MEASURED, 55) == [] and heights(tmp_path / "a.png") < heights(tmp_path / "b.png")
@@ -294,12 +294,12 @@ def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
         ([0.0] * 12, [(i, 0.0) for i in range(1, 13)], []),
     ],
 )
-def test_runs_of_nothing_much_have_a_picture_too(tmp_path, validations):
+def test_curves_of_short_and_constant_runs_are_plotted(tmp_path, validations):
     save_curves(tmp_path / "loss.png", *validations)
     with Image.open(tmp_path / "loss.png") as random_image:
         random_image.load()
 
 
-def test_the_title_is_a_token_of_any_form(folder):
+def test_the_report_shows_the_token_with_its_version(folder):
     hostile = replace(make_concept(), token=Token("me", "duck", 12))
     assert "<me/duck-v12>" in Page(write_report(folder, hostile, VALIDATIONS, SUMMARY).read_text()).text

@@ -24,7 +24,7 @@ def test_only_folders_with_a_manifest_are_checkpoints_to_resume_from(tmp_path):
     assert run_dir.checkpoint_folder(tmp_path, 10) == tmp_path / "step-000010"
 
 
-def test_images_of_validations_by_their_steps(tmp_path):
+def test_validation_images_are_listed_by_step(tmp_path):
     assert run_dir.validation_images(tmp_path) == {}
     for step in (300, 20):
         path = run_dir.validation_image(tmp_path, step)
@@ -37,12 +37,12 @@ def test_images_of_validations_by_their_steps(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"7", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": 1'])
-def test_text_that_is_no_object_is_none(tmp_path, text):
+def test_text_other_than_a_json_object_is_ignored(tmp_path, text):
     (tmp_path / "result.json").write_bytes(text)
     assert run_dir.read_json(tmp_path / "result.json") == {} and run_dir.parse_object(text) is None
 
 
-def test_lines_that_a_kill_cut_off_are_left_out(tmp_path):
+def test_truncated_json_lines_are_ignored(tmp_path):
     path = tmp_path / "lines.jsonl"
     assert run_dir.read_json(path) == {} and run_dir.read_json_lines(path, 100) == []
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n\xff\n{"step": 3')
@@ -54,5 +54,5 @@ def test_lines_that_a_kill_cut_off_are_left_out(tmp_path):
     ("text", "value"),
     [("3", 3.0), ("2.5", 2.5), ("true", 0.0), ("null", 0.0), ("NaN", 0.0), ("1" + "0" * 400, 0.0), ("[1]", 0.0)],
 )
-def test_a_value_that_is_no_number_is_zero(text, value):
+def test_values_other_than_numbers_are_read_as_zero(text, value):
     assert run_dir.to_number(json.loads(text)) == value

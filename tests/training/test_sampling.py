@@ -42,7 +42,7 @@ def autocast_parts(tiny, monkeypatch):
     return parts
 
 
-def test_only_the_predictions_of_samples_are_autocast(tiny, autocast_parts):
+def test_only_unet_predictions_of_samples_use_autocast(tiny, autocast_parts):
     """The autoencoder of SDXL needs fp32, and the text encoders have the precision that they were loaded in."""
     exact = samples(tiny)
     assert autocast_parts == {True: set(), False: {"predict", "decode", "encode_captions"}}
@@ -53,7 +53,7 @@ def test_only_the_predictions_of_samples_are_autocast(tiny, autocast_parts):
     assert 0 < max(difference.mean() for difference in differences) < 12
 
 
-def test_validations_are_generated_in_the_precision_of_the_method(tiny, autocast_parts, tmp_path):
+def test_validation_images_use_the_autocast_dtype_of_the_method(tiny, autocast_parts, tmp_path):
     images = samples(tiny)
     autocast_parts[False].clear()
     validator = Validator(tmp_path, tiny, None, "object", "duck", images, torch.bfloat16)
@@ -61,7 +61,7 @@ def test_validations_are_generated_in_the_precision_of_the_method(tiny, autocast
     assert autocast_parts == {True: {"predict"}, False: {"decode", "encode_captions"}}
 
 
-def test_a_full_training_on_a_cpu_needs_no_autocast(tiny):
+def test_full_training_on_a_cpu_uses_no_autocast(tiny):
     method = DreamboothFull(tiny, "duck", 2, False, preset("dreambooth-full", "tiny"))
     try:
         assert method.autocast_dtype is None
@@ -69,7 +69,7 @@ def test_a_full_training_on_a_cpu_needs_no_autocast(tiny):
         method.close()
 
 
-def test_batches_get_smaller_until_they_fit(tiny, monkeypatch):
+def test_the_batch_size_of_samples_is_reduced_until_they_fit(tiny, monkeypatch):
     """On a card what is free is not known exactly: captured graphs keep some of it for themselves."""
     prompts = [(f"a duck {place}", 0) for place in ("on the beach", "in the snow", "in the forest", "on a table", "")]
 
@@ -97,7 +97,7 @@ def test_batches_get_smaller_until_they_fit(tiny, monkeypatch):
         generate()
 
 
-def test_photos_are_encoded_one_by_one_on_a_card(tiny):
+def test_photos_are_encoded_one_at_a_time_on_a_gpu(tiny):
     photo = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     expected, sizes = tiny.encode(photo), []
     base = SimpleNamespace(
@@ -112,7 +112,7 @@ def test_photos_are_encoded_one_by_one_on_a_card(tiny):
 
 
 @pytest.mark.parametrize(("free", "cleared"), [(30, 0), (6, 1)])
-def test_graphs_of_the_images_leave_if_a_step_would_not_fit_beside_them(free, cleared, monkeypatch):
+def test_sample_graphs_are_released_if_a_training_step_needs_the_memory(free, cleared, monkeypatch):
     calls = []
     base = SimpleNamespace(device=torch.device("cuda"), replayer=SimpleNamespace(clear=lambda: calls.append(1)))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 9 << 30)
@@ -122,7 +122,7 @@ def test_graphs_of_the_images_leave_if_a_step_would_not_fit_beside_them(free, cl
     assert len(calls) == cleared
 
 
-def test_before_the_first_step_no_graph_keeps_memory(tiny, tmp_path, monkeypatch):
+def test_no_graph_holds_memory_before_the_first_training_step(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny.replayer, "enabled", True)
     monkeypatch.setattr(validation, "DENOISING_STEPS", 4)
     images = samples(tiny)
@@ -133,7 +133,7 @@ def test_before_the_first_step_no_graph_keeps_memory(tiny, tmp_path, monkeypatch
 
 
 @pytest.mark.gpu
-def test_between_steps_on_a_card_only_the_autoencoder_waits_beside_it(tiny):
+def test_only_the_vae_is_offloaded_between_training_steps(tiny):
     base = load_base("tiny", device="cuda")
     resident = sum(weight_bytes(model) for name, model in base.modules().items() if name != "vae")
     weights = [weight.data_ptr() for weight in base.unet.parameters()]
@@ -149,7 +149,7 @@ def test_between_steps_on_a_card_only_the_autoencoder_waits_beside_it(tiny):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(320, 640), (640, 320, 3, 3), (8, 4)])
-def test_a_layer_is_extracted_on_a_card_as_on_the_cpu(shape):
+def test_a_lora_layer_extracted_on_a_gpu_matches_the_cpu(shape):
     change = 1e-4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     products = []
     for device in ("cpu", "cuda"):

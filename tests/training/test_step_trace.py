@@ -45,7 +45,7 @@ def check(report, before):
 
 
 @pytest.mark.slow
-def test_a_step_waits_for_nothing_and_is_launched_at_once(guard):
+def test_a_training_step_replays_one_graph_without_synchronizing(guard):
     report = trace_of(guard, *(case := ("tiny", 4, 128)))
     check(report, BEFORE[case])
     *waits, first, second = report["noticed"].values()
@@ -55,5 +55,5 @@ def test_a_step_waits_for_nothing_and_is_launched_at_once(guard):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("case", [case for case in BEFORE if case[0] != "tiny"])
-def test_a_step_of_stable_diffusion_waits_for_nothing_and_is_launched_at_once(guard, case):
+def test_a_stable_diffusion_step_replays_one_graph_without_synchronizing(guard, case):
     check(trace_of(guard, *case), BEFORE[case])

@@ -159,7 +159,7 @@ def _read_folder(name: str, data: bytes, folder: Path) -> None:
 
 
 def _images() -> Format:
-    from image_metadata.test_foreign_pictures import SEEDS
+    from image_metadata.test_foreign_images import SEEDS
 
     def make(rng: random.Random) -> tuple[str, bytes]:
         data = rng.choice(SEEDS)
