@@ -29,9 +29,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # child processes, which the guard below does not reach
 no_fsync.install()
-# A shell starts what it puts in the background with Ctrl-C ignored, and children inherit that: tests send it to them.
+# A shell ignores Ctrl-C in what it puts in the background, nohup the end of a terminal; children inherit
+# that. Tests send them both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Their files take minutes. The others, which take seconds, come after them, so that all workers end at the same time.
@@ -86,21 +89,21 @@ def one_scorer(request):
 
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory):
+def own_folders(tmp_path_factory):
     """A folder for each test. pytest would look through all folders of the tests before for the next free number."""
-    folder = tmp_path_factory.mktemp("places")
+    folder = tmp_path_factory.mktemp("own")
     return (folder / str(number) for number in itertools.count())
 
 
 @pytest.fixture(autouse=True)
-def own_place(places, monkeypatch):
+def own_folder(own_folders, monkeypatch):
     """No test can touch a real library or home, or lean on the folder it was started in."""
-    place = next(places)
-    (place / "home").mkdir(parents=True)
-    (place / "work").mkdir()
-    monkeypatch.setenv("HOME", str(place / "home"))
-    monkeypatch.setenv("HF_HOME", str(place / "home" / "huggingface"))
-    monkeypatch.chdir(place / "work")
+    folder = next(own_folders)
+    (folder / "home").mkdir(parents=True)
+    (folder / "work").mkdir()
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setenv("HF_HOME", str(folder / "home" / "huggingface"))
+    monkeypatch.chdir(folder / "work")
 
 
 @pytest.fixture(autouse=True)

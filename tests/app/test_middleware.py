@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import anyio
 import httpx
@@ -470,9 +471,11 @@ BAD_FILES += ["ann:long enough\nbob:long enough\nann:another one"]
 
 
 @pytest.mark.parametrize("text", BAD_FILES)
-def test_an_invalid_password_file_is_refused_with_a_message(passwords, text):
+def test_an_invalid_password_file_is_refused_with_a_message(passwords, text, monkeypatch):
+    path = passwords(text)
+    monkeypatch.chdir(path.parent)  # messages shorten long paths
     with pytest.raises(UserError) as refused:
-        configure_access(7860, True, (), passwords(text))
+        configure_access(7860, True, (), Path(path.name))
     assert "passwords" in refused.value.message
 
 

@@ -168,5 +168,8 @@ def full_library(monkeypatch, seconds: float) -> Iterator[list[float]]:
 
 
 def set_token() -> None:
-    """Close the clusters of the tests by a token that lies in no file; before ray is imported, which reads it then."""
+    """Close the clusters of the tests by a token that lies in no file. All files of tests have the same: ray reads it
+    when it is first imported."""
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
