@@ -77,7 +77,7 @@ def base_dtype():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_scorer(request):
+def shared_clip(request):
     """Trainings in the tests' own process share the built-in CLIP."""
     if request.path.parent.name not in ("training", "api", "cli"):
         yield

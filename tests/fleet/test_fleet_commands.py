@@ -106,7 +106,7 @@ def test_the_fleet_commands_do_not_import_ray(tmp_path):
 
 def test_a_missing_cluster_is_reported_without_a_traceback(people, tmp_path):
     """In a process of its own: ray keeps what it read at its first connection."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
+    fleet.require_ray()
     child = start(["fleet", "train", people, "--class", "person", "--address", "127.0.0.1:9"], tmp_path)
     assert child.wait() == 2 and "There is no Ray cluster at 127.0.0.1:9" in child.errors
     assert "Traceback" not in child.errors

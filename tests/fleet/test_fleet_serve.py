@@ -12,8 +12,9 @@ from sdpersonal.cli.main import main
 from sdpersonal.errors import UserError
 from sdpersonal.fleet.serving import run
 from sdpersonal.fleet.serving.run import read_keys
+from support import fleet
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
+fleet.require_ray()
 KUBERNETES = ROOT / "examples" / "kubernetes"
 
 

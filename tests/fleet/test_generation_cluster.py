@@ -20,8 +20,7 @@ from sdpersonal.prompts import Token
 from support import fleet
 from support.mixing import shelf_of
 
-fleet.set_token()
-pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
+fleet.require_ray()
 psutil = pytest.importorskip("psutil")
 OWNERS = {"anna": "fox", "ben": "cat", "cleo": "ink"}
 PROMPTS = ("a photo of <me/duck>", "<me/duck:0.6> on grass", "a tree")

@@ -19,8 +19,7 @@ from sdpersonal.generation import Generator
 from support import fleet, serve
 from support.mixing import shelf_of
 
-fleet.set_token()
-pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
+fleet.require_ray()
 pytest.importorskip("grpc_reflection", reason="Ray Serve's packages are not installed: pip install 'sdpersonal[fleet]'")
 pytest.importorskip("psutil")
 REQUESTS, IMAGES, STEPS = 8, 2, 10  # of each user

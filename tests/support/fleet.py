@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
@@ -167,9 +170,12 @@ def full_library(monkeypatch, seconds: float) -> Iterator[list[float]]:
         yield refused
 
 
-def set_token() -> None:
-    """Close the clusters of the tests by a token that lies in no file. All files of tests have the same: ray reads it
-    when it is first imported."""
-    if "RAY_AUTH_TOKEN" in os.environ:
-        return
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
+def require_ray() -> None:
+    """Import ray, or skip the tests that need it.
+
+    ray reads its token when it is first imported in a process. So all tests of a process have the token that the first
+    of them sets, which closes their clusters and lies in no file.
+    """
+    if "ray" not in sys.modules:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0"}
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")

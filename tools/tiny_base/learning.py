@@ -1,4 +1,6 @@
-"""docs/learning.md: how near training comes, written from the figures of `reach`, `picks` and `real`, never by hand.
+"""docs/learning.md: how near training comes, written from the figures of `reach`, `picks`, `mixes` and `real`.
+
+Comparisons with former versions are added by hand, and go when it is written again.
 
 python -m tools.tiny_base.learning --work build/tiny-base --out docs
 python -m tools.tiny_base.learning --work build/tiny-base --out docs --picks

@@ -16,8 +16,7 @@ from sdpersonal.fleet.run import FleetOptions, train_fleet
 from sdpersonal.fleet.store import LocalStore
 from support import fleet
 
-fleet.set_token()
-pytest.importorskip("ray", reason="ray is not installed: pip install 'sdpersonal[fleet]'")
+fleet.require_ray()
 pytest.importorskip("psutil")
 pytestmark = pytest.mark.slow
 
