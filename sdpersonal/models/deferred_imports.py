@@ -1,10 +1,9 @@
-"""Packages that diffusers and PEFT import and rarely use: they are imported when something of theirs is first used.
+"""Packages that diffusers and PEFT import and rarely use are imported when something of theirs is first used.
 
 `scipy.stats` serves one spacing of the steps (beta), `scipy.integrate` one scheduler (LMS), and bitsandbytes, which
 imports torch's compiler, one optimizer. Together they were a third of the CPU time of `import sdpersonal.models`.
 
-`importlib.util.LazyLoader` does the same, but imports at any attribute, even at `__file__`, which `inspect.getmodule`
-asks of every module; and before Python 3.11.9 two threads could see a module in part.
+`importlib.util.LazyLoader` leaves its module in `sys.modules`, where a program that imports this one gets it too.
 """
 
 from __future__ import annotations
@@ -12,41 +11,50 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from threading import RLock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
-_DEFERRED = ("scipy.stats", "scipy.integrate", "bitsandbytes")
+RARELY_USED = ("scipy.stats", "scipy.integrate", "bitsandbytes")
 
 
 class _DeferredModule(ModuleType):
-    """A module whose attributes are those of the real one, which the first of them imports."""
+    """A module whose attributes are those of the real one, which the first of them imports.
 
-    def __init__(self, name: str) -> None:
+    It has a spec and a file of its own: `inspect.getmodule` asks every module for its file.
+    """
+
+    def __init__(self, name: str, spec: ModuleSpec) -> None:
         super().__init__(name)
-        self._lock = RLock()
+        self.__spec__, self.__file__, self.__loader__ = spec, spec.origin, spec.loader
+        self._lock = Lock()
 
     def __getattr__(self, attribute: str) -> Any:
-        """Import the module, and return its attribute.
+        self.leave_sys_modules()
+        return getattr(importlib.import_module(self.__name__), attribute)
 
-        `__path__` is imported for too: who asks imports a submodule, which may need what its package's import does.
-        """
+    def leave_sys_modules(self) -> None:
         with self._lock:
             if sys.modules.get(self.__name__) is self:
                 del sys.modules[self.__name__]
-            return getattr(importlib.import_module(self.__name__), attribute)
 
 
-def defer_import(name: str) -> None:
-    """Put a module that imports itself at its first use in the place of this one, if it is installed.
+@contextmanager
+def deferred_imports(*names: str) -> Iterator[None]:
+    """Let what is imported in this context import these packages at their first use.
 
-    One that is imported already stays as it is.
+    Only names that such a module binds to the packages are deferred: after the context `sys.modules` has none of them,
+    so every other module, before and after, gets the real ones. A package that is imported already, or is not
+    installed, stays as it is.
     """
-    if name not in sys.modules and (spec := importlib.util.find_spec(name)):
-        module = _DeferredModule(name)
-        module.__spec__, module.__file__, module.__loader__ = spec, spec.origin, spec.loader
-        sys.modules[name] = module
-
-
-for _name in _DEFERRED:
-    defer_import(_name)
+    specs = {name: importlib.util.find_spec(name) for name in names if name not in sys.modules}
+    deferred = {name: _DeferredModule(name, spec) for name, spec in specs.items() if spec}
+    sys.modules.update(deferred)
+    try:
+        yield
+    finally:
+        for module in deferred.values():
+            module.leave_sys_modules()

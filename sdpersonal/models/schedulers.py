@@ -110,6 +110,11 @@ def make_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None = None
     return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
 
 
+def import_all_schedulers() -> None:
+    """Import the schedulers that diffusers imports when it reads the configuration of any: all that can replace it."""
+    _ = DDIMScheduler().compatibles  # type: ignore[attr-defined]  # mypy reads a stand-in of diffusers
+
+
 def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, steps: int) -> None:
     """Raise FieldError for a scheduler that cannot generate with a base of this configuration.
 

@@ -1,52 +1,103 @@
-"""What diffusers imports and rarely uses is imported at its first use, and is then what it always is."""
+"""What diffusers rarely uses is imported at its first use, and other modules get the packages as they are."""
 
+import importlib
+import importlib.util
 import subprocess
 import sys
+from unittest import mock
+
+import pytest
 
 from conftest import ROOT
+from sdpersonal.models.deferred_imports import deferred_imports
 
-SCRIPT = """
-import importlib.util, inspect, sys
-import sdpersonal.models
-from sdpersonal.models.deferred_imports import defer_import
+AS_A_LIBRARY = """
+import importlib.util, inspect, pickle, sys
+import sdpersonal as sp
 
-heavy = {"scipy.stats._stats_py", "scipy.integrate._quadrature", "torch._inductor.compile_fx"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
+sd = sp.load("tiny", device="cpu")
+sd.generate("a cat", num_images=1, steps=1, quiet=True)
+names = {"scipy.stats", "scipy.integrate", "bitsandbytes", "torch._inductor.compile_fx"}
+assert not names & set(sys.modules), names & set(sys.modules)
+
+from scipy.stats._distn_infrastructure import rv_frozen  # the first import of the package is of a module inside
+import scipy.stats as stats
+from scipy import integrate
+import scipy
+assert isinstance(stats.norm(), rv_frozen) and stats is scipy.stats is sys.modules["scipy.stats"]
+assert inspect.ismodule(integrate) and "quad" in dir(integrate) and "Integration" in integrate.__doc__
+assert pickle.loads(pickle.dumps(stats.norm(3))).mean() == 3
+assert pickle.loads(pickle.dumps(stats.zscore)) is stats.zscore
+assert importlib.util.find_spec("scipy.stats") is stats.__spec__
 
 from diffusers import EulerDiscreteScheduler, LMSDiscreteScheduler
-import diffusers.schedulers.scheduling_euler_discrete as euler
-inspect.getmodule(lambda: 0)  # asks every module for its file
-assert "scipy.stats._stats_py" not in sys.modules
-before = euler.scipy.stats
 EulerDiscreteScheduler(use_beta_sigmas=True).set_timesteps(5)
-import scipy.stats
-assert scipy.stats is sys.modules["scipy.stats"] is not before and before.norm is scipy.stats.norm
 lms = LMSDiscreteScheduler()
 lms.set_timesteps(3)
 lms.get_lms_coefficient(1, 0, 0)
-import scipy.integrate
-assert "scipy.integrate._quadrature" in sys.modules and scipy.integrate.quad(lambda x: 2 * x, 0, 3)[0] == 9
 
-sys.path.insert(0, sys.argv[1])
-defer_import("outer")
-defer_import("not_installed_at_all")
-assert importlib.util.find_spec("not_installed_at_all") is None
-import outer
-assert not hasattr(sys, "outer_ran") and importlib.util.find_spec("outer").origin.endswith("__init__.py")
-from outer.inner import VALUE  # a submodule needs what its package's import does
-assert VALUE == 1 and outer.inner.VALUE == 1 and sys.outer_ran
-try:
-    outer.nothing
-except AttributeError:
-    print("done")
+from transformers.utils import is_bitsandbytes_available
+is_installed = importlib.util.find_spec("bitsandbytes") is not None
+assert is_bitsandbytes_available() is is_installed and "bitsandbytes" not in sys.modules
+print("done")
 """
 
 
-def test_deferred_modules_are_imported_completely_at_first_use(tmp_path):
-    (tmp_path / "outer").mkdir()
-    (tmp_path / "outer" / "__init__.py").write_text("import sys\nsys.outer_ran = 1\n")
-    (tmp_path / "outer" / "inner.py").write_text("import sys\nVALUE = sys.outer_ran\n")
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def test_a_program_that_uses_the_library_gets_the_real_packages():
+    ran = subprocess.run([sys.executable, "-c", AS_A_LIBRARY], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.stdout == "done\n", ran.stderr
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Make a package that notes its import, and a module that imports it."""
+    (tmp_path / "rare_package").mkdir()
+    (tmp_path / "rare_package" / "__init__.py").write_text("from .part import Part\nruns = []\n")
+    (tmp_path / "rare_package" / "part.py").write_text("class Part: pass\n")
+    (tmp_path / "its_user.py").write_text("import rare_package\ndef make(): return rare_package.Part()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in ("rare_package", "rare_package.part", "its_user"):
+        sys.modules.pop(name, None)
+
+
+def test_a_deferred_package_is_imported_at_its_first_use(packages):
+    with deferred_imports("rare_package", "package_that_is_not_installed"):
+        import its_user
+
+        assert importlib.util.find_spec("rare_package").origin.endswith("__init__.py")
+        assert its_user.rare_package.__file__.endswith("__init__.py")  # which inspect.getmodule asks of every module
+        assert importlib.util.find_spec("package_that_is_not_installed") is None
+    assert not {"rare_package", "rare_package.part"} & set(sys.modules)
+    made = its_user.make()
+    import rare_package
+    from rare_package.part import Part
+
+    assert isinstance(made, Part) and made.__class__ is rare_package.Part
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        its_user.rare_package.nothing  # noqa: B018
+    with mock.patch("rare_package.Part", int):
+        assert its_user.make() == 0
+    assert importlib.reload(rare_package).Part is Part
+
+
+def test_a_package_that_is_used_while_it_is_deferred_stays_imported(packages):
+    with deferred_imports("rare_package"):
+        import its_user
+
+        made = its_user.make()
+    assert type(made) is sys.modules["rare_package"].Part
+
+
+def test_a_package_that_was_imported_before_is_not_deferred(packages):
+    import rare_package
+
+    with deferred_imports("rare_package"):
+        import its_user
+    assert its_user.rare_package is rare_package is sys.modules["rare_package"]
+
+
+def test_a_failed_import_leaves_no_deferred_package(packages):
+    with pytest.raises(ImportError, match="broken"), deferred_imports("rare_package"):
+        raise ImportError("broken")
+    assert "rare_package" not in sys.modules
