@@ -21,6 +21,7 @@ from ..generation import MAX_BATCH_SIZE
 from .adder import Adder
 from .chunks import ChunkEnd, chunk_key, image_key, stored_images, write_chunk
 from .driver_loop import CRASHED, LOST, MAX_DEATHS, SEVERITY, DriverLoop, DriverOptions, WorkerPool
+from .fair_share import FairShare
 from .image_saver import ImageSaver, StoredImage
 from .image_task import ImageTask
 from .jobs import Failure
@@ -113,7 +114,7 @@ class GenerationDriver(DriverLoop):
         self.requests, self.images = requests, images
         self._store, self._saver, self._on_change = store, saver, on_change
         self._adder: Adder[StoredImage, Path | None] = Adder(saver.save)
-        self._queue = FairQueue()
+        self._queue = ImageQueue()
         self._retries: deque[Chunk] = deque()
         self._running: dict[str, Chunk] = {}
         self._lock = threading.Lock()  # of all that changes when a chunk ends
@@ -302,12 +303,12 @@ class GenerationDriver(DriverLoop):
         return self._adder.last_error
 
 
-class FairQueue:
+class ImageQueue:
     """Waiting images by user and by what a batch can hold."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Hashable, deque[TrackedImage]]] = {}
-        self._taken: Counter[str] = Counter()
+        self._fair_share = FairShare()
         self._count = 0
 
     def __len__(self) -> int:
@@ -318,22 +319,18 @@ class FairQueue:
         self._count += 1
 
     def take(self, size: int, running: Mapping[str, int]) -> list[TrackedImage]:
-        """Take images that a batch can hold. The first is of the user with the fewest running ones, and of those with
-        the fewest taken; the others are of the users who come next, one by one. running: images by user."""
+        """Take images that a batch can hold, one by one of the user whose turn it is. running: images by user."""
         counts, images = Counter(running), list[TrackedImage]()
         key: Hashable = None
         while len(images) < size:
             users = [user for user, kinds in self._waiting.items() if kinds and (not images or key in kinds)]
             if not users:
                 break
-            user = min(users, key=lambda name: (counts[name], self._taken[name]))
-            kinds = self._waiting[user]
+            kinds = self._waiting[self._fair_share.choose(users, counts)]
             key = key if images else next(iter(kinds))
             images.append(kinds[key].popleft())
             if not kinds[key]:
                 del kinds[key]
-            counts[user] += 1
-            self._taken[user] += 1
             self._count -= 1
         return images
 

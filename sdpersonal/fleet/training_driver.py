@@ -17,6 +17,7 @@ from ..display.units import format_duration
 from ..errors import Interrupted, UserError
 from ..prompts import Token
 from .driver_loop import CRASHED, LOST, SEVERITY, DriverLoop, DriverOptions, WorkerPool
+from .fair_share import FairShare
 from .jobs import Attempt, Failure, Job, JobState, JobView, Outcome, Result
 from .library_writer import LibraryWriter
 from .worker import Ended
@@ -74,7 +75,7 @@ class TrainingDriver(DriverLoop):
         super().__init__(pool, options, on_event)
         self.tracked = {job.id: Tracked(job, token) for token, job in jobs.items()}
         self._library, self._on_change = library, on_change
-        self._started: Counter[str] = Counter()  # by owner
+        self._fair_share = FairShare()  # of the owners
 
     def is_over(self) -> bool:
         return all(tracked.is_over for tracked in self.tracked.values())
@@ -102,12 +103,10 @@ class TrainingDriver(DriverLoop):
         self._try_all(self._claim, chosen)
         for tracked in chosen:
             if self._is_ours(tracked) and tracked.attempt:
-                self._started[tracked.owner] += 1
                 self._pool.start(tracked.job.id, tracked.attempt.number)
 
     def _choose(self, count: int) -> list[Tracked]:
-        """Return waiting jobs to start: each of the owner with the fewest running ones, and of those with the fewest
-        started."""
+        """Return waiting jobs to start, at most `count`: each is the first of the owner whose turn it is."""
         if not count:
             return []
         waiting: dict[str, deque[Tracked]] = {}
@@ -115,13 +114,10 @@ class TrainingDriver(DriverLoop):
             if tracked.state is JobState.WAITING:
                 waiting.setdefault(tracked.owner, deque()).append(tracked)
         running = Counter(tracked.owner for tracked in self.tracked.values() if self._is_ours(tracked))
-        started = Counter(self._started)
         chosen: list[Tracked] = []
         while waiting and len(chosen) < count:
-            owner = min(waiting, key=lambda owner: (running[owner], started[owner]))
+            owner = self._fair_share.choose(waiting, running)
             chosen.append(waiting[owner].popleft())
-            running[owner] += 1
-            started[owner] += 1
             if not waiting[owner]:
                 del waiting[owner]
         return chosen

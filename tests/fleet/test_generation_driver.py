@@ -17,7 +17,7 @@ from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.fleet import generation_run
 from sdpersonal.fleet.chunks import read_chunk
 from sdpersonal.fleet.driver_loop import CRASHED, DriverOptions
-from sdpersonal.fleet.generation_driver import FairQueue, TrackedImage, TrackedRequest
+from sdpersonal.fleet.generation_driver import ImageQueue, TrackedImage, TrackedRequest
 from sdpersonal.fleet.generation_run import ImageOptions, ListedRequest, generate_fleet
 from sdpersonal.fleet.generation_worker import GenerationOptions, GenerationWorker
 from sdpersonal.fleet.image_task import ImageTask
@@ -320,7 +320,7 @@ def test_an_invalid_list_starts_no_workers(fleet, tmp_path):
 
 
 def queue_of(*entries):
-    queue = FairQueue()
+    queue = ImageQueue()
     for number, (user, size) in enumerate(entries):
         tracked = TrackedRequest(number, user, [])
         task = ImageTask(request(f"{user} {number}", size=size), 0, "", {})

@@ -1,6 +1,7 @@
 """Queue the jobs for the one device: first come, first served, one batch of images at a time.
 
-A long job yields to the others after each batch, so that nobody waits for sixteen images of another user.
+A long job yields to the others after each batch, so that nobody waits for sixteen images of another user. It
+needs no `FairShare` as a fleet does: a user has one job in it at a time (`UserJobs`), and so a turn in every round.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Give the images that wait to the replicas: the users in turn, what fits in one batch together, and again if a replica
-dies.
+"""Give the images that wait to the replicas: fairly among users, what fits in one batch together, and again if a
+replica dies.
 
 All of it runs in one event loop.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...generation import MAX_BATCH_SIZE
+from ..fair_share import FairShare
 from ..image_task import ImageTask
 from .messages import Event, Failed, Made, Preview, ReplicaLost, ReplicaPool, Step
 
@@ -161,7 +162,8 @@ class Dispatcher:
 
     def __init__(self, pool: ReplicaPool, batch_size: int = MAX_BATCH_SIZE):
         self._pool, self._batch_size = pool, batch_size
-        self._queues: OrderedDict[str, _UserQueue] = OrderedDict()  # the user whose turn it is comes first
+        self._queues: dict[str, _UserQueue] = {}
+        self._fair_share = FairShare()
         self._batches: dict[asyncio.Task, list[PendingImage]] = {}
         self._woken = asyncio.Event()
 
@@ -210,7 +212,8 @@ class Dispatcher:
                 del self._queues[generation.user]
 
     def ahead_of(self, generation: Generation) -> int | None:
-        """Return how many images are before the first of a request; None once one has begun."""
+        """Return about how many images are before the first of a request, as if all users had equally many running;
+        None once one has begun."""
         queue, first = self._queues.get(generation.user), generation.images[0]
         if queue is None or first not in queue.waiting:
             return None
@@ -235,14 +238,15 @@ class Dispatcher:
     def _take(self) -> list[PendingImage]:
         """Take the next batch: an image of the user whose turn it is, and what fits to it of all users in turn."""
         batch: list[PendingImage] = []
+        running = Counter(image.generation.user for images in self._batches.values() for image in images)
         while len(batch) < self._batch_size:
-            images = ((user, _next_image(queue, batch)) for user, queue in self._queues.items())
-            user, image = next(((user, image) for user, image in images if image is not None), ("", None))
-            if image is None:
+            next_images = {user: _next_image(queue, batch) for user, queue in self._queues.items()}
+            images = {user: image for user, image in next_images.items() if image is not None}
+            if not images:
                 break
-            batch.append(image)
-            self._queues[user].waiting.remove(image)
-            self._queues.move_to_end(user)
+            user = self._fair_share.choose(images, running)
+            batch.append(images[user])
+            self._queues[user].waiting.remove(images[user])
         return batch
 
     def _begin(self, images: list[PendingImage]) -> None:
