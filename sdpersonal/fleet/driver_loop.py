@@ -60,6 +60,21 @@ class DriverOptions:
     session: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
+@dataclass(frozen=True)
+class Summary:
+    """How far a driver is, in jobs or images. failed: or cancelled; seconds_left: None before it can be estimated."""
+
+    total: int
+    done: int
+    failed: int
+    running: int
+    seconds_left: float | None
+
+    @property
+    def over(self) -> int:
+        return self.done + self.failed
+
+
 class DriverLoop(ABC):
     """Does tasks with a pool of workers. on_event: called with a line for the user when something happens."""
 

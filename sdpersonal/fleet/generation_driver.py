@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..generation import MAX_BATCH_SIZE
 from .adder import Adder
 from .chunks import ChunkEnd, chunk_key, image_key, stored_images, write_chunk
-from .driver_loop import CRASHED, LOST, MAX_DEATHS, SEVERITY, DriverLoop, DriverOptions, WorkerPool
+from .driver_loop import CRASHED, LOST, MAX_DEATHS, SEVERITY, DriverLoop, DriverOptions, Summary, WorkerPool
 from .fair_share import FairShare
 from .image_saver import ImageSaver, StoredImage
 from .image_task import ImageTask
@@ -79,18 +79,6 @@ class Chunk:
     deaths: int = 0
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Images by state. made_here: by this driver, in so many seconds since its first chunk began."""
-
-    total: int
-    done: int
-    failed: int
-    running: int
-    made_here: int
-    seconds: float
-
-
 class GenerationDriver(DriverLoop):
     """Generates images with a pool of workers.
 
@@ -130,11 +118,13 @@ class GenerationDriver(DriverLoop):
     def exit_code(self) -> int:
         return max((request.exit_code for request in self.requests), key=SEVERITY.index, default=0)
 
-    def counts(self) -> Counts:
+    def summary(self) -> Summary:
+        """Count the images and estimate the time left, at the pace since the first chunk of this command began."""
         done = self._states[ImageState.DONE] + self._states[ImageState.MADE]
-        seconds = time.monotonic() - self._began if self._began else 0.0
         failed, running = self._states[ImageState.FAILED], self._states[ImageState.RUNNING]
-        return Counts(len(self.images), done, failed, running, self._made, seconds)
+        left = len(self.images) - done - failed
+        seconds = (time.monotonic() - self._began) / self._made * left if self._made else None
+        return Summary(len(self.images), done, failed, running, seconds if left else 0.0)
 
     def _set(self, image: TrackedImage, state: ImageState) -> None:
         self._states[image.state] -= 1

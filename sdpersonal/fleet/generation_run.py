@@ -17,13 +17,13 @@ from ..models.loading import kind_of
 from ..outputs import Outputs, write_page
 from ..prompts import Token
 from .cluster import check_installed, connect, local_cpus
-from .driver_loop import WorkerPool
+from .driver_loop import Summary, WorkerPool
 from .generation_driver import GenerationDriver, TrackedImage, TrackedRequest
 from .generation_worker import GenerationOptions, GenerationWorker
 from .image_saver import ImageSaver
 from .image_task import TaskMaker
 from .jobs import absolute_base
-from .progress import Summary, summarize_images, write_images
+from .progress import write_images
 from .run import FleetOptions, mark, sigterm_as_ctrl_c, start_pool
 from .store import StoreError, open_store
 from .worker import Ended
@@ -80,7 +80,7 @@ def generate_fleet(
         say(f"{len(requests)} requests, {len(images)} images.")
 
         def show(driver: GenerationDriver) -> None:
-            summary = summarize_images(driver)
+            summary = driver.summary()
             on_summary(summary)
             write_images(store, driver, summary)
 

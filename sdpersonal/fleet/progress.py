@@ -1,4 +1,4 @@
-"""How far a fleet is: a summary with the time left, and a page in the store that shows trainings and generations.
+"""Summarize the trainings of a fleet, and write the page in the store that shows its trainings and generations.
 
 Each driver writes its part of the page for itself, and shows that of the other as it was written last.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from ..display.html import render_template
 from ..display.units import format_duration
+from .driver_loop import Summary
 from .generation_driver import GenerationDriver, TrackedRequest
 from .jobs import JobState
 from .store import Store
@@ -24,23 +25,14 @@ _MAX_ROWS = 1000  # of requests on the page
 _TEMPLATE = Path(__file__).with_name("fleet.html")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """done, total, running: jobs or images; seconds_left: None before the first is far enough to tell."""
-
-    done: int
-    total: int
-    running: int
-    seconds_left: float | None
-
-
 def summarize(jobs: Sequence[Tracked], slots: int) -> Summary:
     """Count the jobs and estimate the time left: that of the waiting ones at the pace of the others, on all slots."""
-    over = [job for job in jobs if job.is_over or job.state is JobState.TRAINED]
+    done = [job for job in jobs if job.state in (JobState.DONE, JobState.TRAINED)]
+    failed = [job for job in jobs if job.state in (JobState.FAILED, JobState.CANCELLED)]
     running = [job for job in jobs if job.state is JobState.RUNNING]
     waiting = [job for job in jobs if job.state is JobState.WAITING]
     ends = {job.job.id: _seconds_left(job) for job in running}
-    whole = [job.result.seconds for job in over if job.result]
+    whole = [job.result.seconds for job in done if job.result]
     whole += [
         (job.attempt.seconds if job.attempt else 0) + (ends[job.job.id] or 0) for job in running if ends[job.job.id]
     ]
@@ -52,7 +44,7 @@ def summarize(jobs: Sequence[Tracked], slots: int) -> Summary:
         mean = sum(whole) / len(whole)
         unknown = len(running) - len(known)
         left = max([*known, (sum(known) + (unknown + len(waiting)) * mean) / max(1, slots)])
-    return Summary(len(over), len(jobs), len(running), left)
+    return Summary(len(jobs), len(done), len(failed), len(running), left)
 
 
 def _seconds_left(job: Tracked) -> float | None:
@@ -73,7 +65,7 @@ class Section:
 
 def write_trainings(store: Store, jobs: Sequence[Tracked], summary: Summary) -> None:
     """Write the page of trainings, which reloads itself while jobs are open."""
-    _write_page(store, Section("trainings", headline(summary), summary.done == summary.total, [*map(_row, jobs)]))
+    _write_page(store, Section("trainings", headline(summary), summary.over == summary.total, [*map(_row, jobs)]))
 
 
 def write_images(store: Store, driver: GenerationDriver, summary: Summary) -> None:
@@ -107,14 +99,6 @@ def _section_key(name: str) -> str:
     return f"page/{name}.json"
 
 
-def summarize_images(driver: GenerationDriver) -> Summary:
-    """Count the images and estimate the time left, at the pace since the first chunk of this command began."""
-    counts = driver.counts()
-    open_images = counts.total - counts.done - counts.failed
-    left = counts.seconds / counts.made_here * open_images if counts.made_here else None
-    return Summary(counts.done + counts.failed, counts.total, counts.running, left if open_images else 0.0)
-
-
 def _request_row(driver: GenerationDriver, request: TrackedRequest) -> dict[str, Any]:
     state = driver.state_of(request)
     return {
@@ -130,8 +114,8 @@ def _request_row(driver: GenerationDriver, request: TrackedRequest) -> dict[str,
 
 
 def headline(summary: Summary) -> str:
-    text = f"{summary.done} of {summary.total} over, {summary.running} running"
-    if summary.seconds_left is None or summary.done == summary.total:
+    text = f"{summary.over} of {summary.total} over, {summary.running} running"
+    if summary.seconds_left is None or summary.over == summary.total:
         return text
     return f"{text}, about {format_duration(summary.seconds_left)} left"
 

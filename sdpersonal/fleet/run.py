@@ -16,10 +16,10 @@ from ..config import TrainingSettings
 from ..errors import UserError, printable
 from ..prompts import Token
 from .cluster import Needs, RayPool, check_installed, connect, local_cpus
-from .driver_loop import DriverOptions
+from .driver_loop import DriverOptions, Summary
 from .jobs import Job, JobView, all_jobs, submit
 from .library_writer import LibraryWriter
-from .progress import PAGE, Summary, summarize, write_trainings
+from .progress import PAGE, summarize, write_trainings
 from .store import Store, open_store
 from .training_driver import Tracked, TrainingDriver
 from .training_worker import TrainingOptions, TrainingWorker

@@ -261,7 +261,7 @@ def test_the_remaining_time_covers_all_jobs_and_workers(fleet):
     for tracked in jobs[:2]:
         tracked.attempt = replace(tracked.attempt, step=10, steps=40, left=30.0, seconds=10.0)
     summary = summarize(jobs, 2)
-    assert (summary.done, summary.running, summary.seconds_left) == (0, 2, (30 + 30 + 2 * 40) / 2)
+    assert (summary.over, summary.running, summary.seconds_left) == (0, 2, (30 + 30 + 2 * 40) / 2)
 
 
 def test_the_status_page_lists_every_job_and_escapes_text(fleet, tmp_path):

@@ -32,9 +32,9 @@ from .generate import GenerationArgs, request_of
 from .train import settings_parser
 
 if TYPE_CHECKING:
+    from ...fleet.driver_loop import Summary
     from ...fleet.generation_driver import GenerationDriver, TrackedRequest
     from ...fleet.jobs import Job, JobState, JobView
-    from ...fleet.progress import Summary
     from ...fleet.run import FleetOptions
     from ...fleet.training_driver import Tracked
 
@@ -174,14 +174,14 @@ def generate(args: FleetGenerateArgs) -> int:
     rows = [(driver.state_of(request) == "failed", _request_row(driver, request)) for request in driver.requests]
     shown = rows if len(rows) <= _MAX_TABLE else [row for row in rows if row[0]][:_MAX_TABLE]
     _print_table([row for _, row in shown], _REQUEST_COLUMNS)
-    counts = driver.counts()
-    say(f"{counts.done} of {counts.total} images are in {printable(str(args.out), 300)}.")
+    summary = driver.summary()
+    say(f"{summary.done} of {summary.total} images are in {printable(str(args.out), 300)}.")
     return code
 
 
 def _show(bar: ProgressBar, summary: Summary) -> None:
     left = math.inf if summary.seconds_left is None else summary.seconds_left
-    bar.show(Progress(summary.done, summary.total, left))
+    bar.show(Progress(summary.over, summary.total, left))
 
 
 def show_status(settings: FleetStatusArgs) -> int:
