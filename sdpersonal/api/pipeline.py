@@ -15,7 +15,7 @@ from PIL import Image
 
 from .. import storage
 from ..concepts.library import Library
-from ..config import GenerateRequest
+from ..config import DEFAULT_IMG2IMG_STRENGTH, GenerateRequest, VariationSettings
 from ..config.scheduler_table import difference
 from ..display.image_grid import encode_png
 from ..display.progress import OnProgress, ProgressBar, ignore_missing_widgets
@@ -236,7 +236,7 @@ class Pipeline:
         concept_strengths: Mapping[str, Sequence[float]] | None = None,
         words: Mapping[str, Sequence[str]] | None = None,
         from_image: bool = False,
-        strength: float = 0.5,
+        strength: float = DEFAULT_IMG2IMG_STRENGTH,
         anyway: bool = False,
         on_progress: OnProgress | None = None,
         quiet: bool = False,
@@ -266,23 +266,22 @@ class Pipeline:
         recipe = _read_recipe(image)
         strengths = [f"{token}={','.join(map(str, values))}" for token, values in (concept_strengths or {}).items()]
         texts = [f"{word}={'|'.join(values)}" for word, values in (words or {}).items()]
-        others = variation_strength is not None or strengths or texts
         with in_keywords(GenerateRequest), ExitStack() as stack:
+            settings = VariationSettings(
+                variation_strength=variation_strength,
+                concept_strength=tuple(strengths),
+                words=tuple(texts),
+                img2img=from_image,
+                strength=strength,
+                num_images=num_images,
+                variation_seed=variation_seed,
+            )
             concepts: ConceptSource = self.library
             if isinstance(recipe, Recipe):
                 raise_mismatches(base_mismatches(recipe, self.base.name, self.base.version), anyway)
                 concepts = RecipeThenLibrary(recipe, self.library, anyway)
-            requests = variation_requests(
-                favourite_request(recipe, image_only=from_image and not others),
-                _as_file(image, stack),
-                variation_strength=variation_strength,
-                num_images=num_images,
-                seed=variation_seed,
-                concept_strengths=strengths,
-                words=texts,
-                img2img=from_image,
-                strength=strength,
-            )
+            favourite = favourite_request(recipe, settings)
+            requests = variation_requests(favourite, _as_file(image, stack), settings)
             return self._generate(requests, on_progress, quiet, concepts)
 
     def redo(

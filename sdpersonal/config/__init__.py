@@ -15,7 +15,16 @@ from .base import (
     WholeNumber,
     flag_of,
 )
-from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, PromptText, check_total_work
+from .generation import (
+    DEFAULT_IMG2IMG_STRENGTH,
+    MAX_CLIP_SKIP,
+    MAX_IMAGES,
+    MAX_WORK,
+    GenerateRequest,
+    PromptText,
+    VariationSettings,
+    check_total_work,
+)
 from .training import (
     IDENTIFIER,
     DreamboothSettings,
@@ -28,6 +37,7 @@ from .training import (
 
 __all__ = [
     "CONCEPT_KINDS",
+    "DEFAULT_IMG2IMG_STRENGTH",
     "FORMER_FIELDS",
     "FORMER_PRIORS",
     "IDENTIFIER",
@@ -47,6 +57,7 @@ __all__ = [
     "TextualInversionSettings",
     "TokenText",
     "TrainingSettings",
+    "VariationSettings",
     "WholeNumber",
     "check_total_work",
     "command_name",

@@ -1,4 +1,4 @@
-"""What a request for images holds: one frozen class, from which tyro builds the command line."""
+"""What a request for images holds, and one for variations: frozen classes, from which tyro builds the command line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ DEFAULT_STEPS = 25  # for DPM++ 2M Karras: more steps change little (Lu et al. 2
 DEFAULT_FAST_STEPS = 6  # for LCM or TCD, which are distilled to 4 to 8 steps (Luo et al. 2023, arXiv 2311.05556)
 MAX_IMAGES = 1000  # of one request for all combinations
 MAX_WORK = 100 * 50 * 1024 * 1024  # images x steps x pixels: some hours on a fast GPU
+DEFAULT_IMG2IMG_STRENGTH = 0.5  # denoising strength of a variation from the image itself: the composition stays
 MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text encoder
 
 
@@ -138,6 +139,32 @@ class GenerateRequest(SettingsBase):
             return None
         width, height = self.size.split("x")
         return int(width), int(height)
+
+
+class VariationSettings(SettingsBase):
+    """Which variations of an image to generate: of its noise, of its prompt, and from the image itself."""
+
+    variation_strength: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """How far from the image: 0.1 is close, 1 is another image. Default: 0.15 if no other variation is given."""
+    concept_strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
+    words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Other words in place of one: 'beach=snow|space'. May be given several times."""
+    img2img: bool = False
+    """The same prompt, with the image itself as the initial image."""
+    strength: Annotated[float, Number, Field(gt=0, le=1)] = DEFAULT_IMG2IMG_STRENGTH
+    """Denoising strength of --img2img."""
+    num_images: Annotated[Annotated[int, WholeNumber, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = (
+        None
+    )
+    """Number of images. Default: 8 for --variation-strength, 4 for --img2img."""
+    variation_seed: Seed = 1
+    """Variation seed of the first image of --variation-strength."""
+
+    @property
+    def has_noise_or_prompt(self) -> bool:
+        """Whether a variation of the noise or of the prompt is requested."""
+        return self.variation_strength is not None or bool(self.concept_strength or self.words)
 
 
 def check_total_work(request: GenerateRequest, num_images: int) -> None:

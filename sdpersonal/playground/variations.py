@@ -14,7 +14,7 @@ from PIL import Image
 from .. import storage
 from ..concepts.concept import Concept
 from ..concepts.library import Library
-from ..config import SEEDS, GenerateRequest
+from ..config import DEFAULT_IMG2IMG_STRENGTH, SEEDS, GenerateRequest, VariationSettings
 from ..display.image_grid import captioned_grid, differing_words, encode_png
 from ..errors import UserError, printable
 from ..image_metadata import Foreign, Recipe
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..generation import ImageGenerator
 
 DEFAULT_VARIATION_STRENGTH = 0.15  # another image, but clearly similar
-DEFAULT_STRENGTH = 0.5  # denoising strength from the image itself: the composition stays
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def vary_words(favourite: GenerateRequest, word: str, values: str) -> list[Gener
 
 
 def vary_from_image(
-    favourite: GenerateRequest, path: Path, strength: float = DEFAULT_STRENGTH, num_images: int = 4
+    favourite: GenerateRequest, path: Path, strength: float = DEFAULT_IMG2IMG_STRENGTH, num_images: int = 4
 ) -> list[GenerateRequest]:
     """Use the same prompt and other noise, with the image itself as the start image (img2img)."""
     seed = (favourite.seed + 1) % SEEDS  # its own noise would restore what is to change
@@ -86,41 +85,29 @@ def vary_from_image(
     ]
 
 
-def variation_requests(
-    favourite: GenerateRequest,
-    path: Path,
-    *,
-    variation_strength: float | None = None,
-    num_images: int | None = None,
-    seed: int = 1,
-    concept_strengths: Sequence[str] = (),
-    words: Sequence[str] = (),
-    img2img: bool = False,
-    strength: float = DEFAULT_STRENGTH,
-) -> list[GenerateRequest]:
-    """Return all requested variations, in this order; seed variations if nothing is requested.
-
-    concept_strengths, words: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; num_images:
-    number of seed variations (default 8) and of variations from the image (default 4); strength: of img2img.
-    """
+def variation_requests(favourite: GenerateRequest, path: Path, settings: VariationSettings) -> list[GenerateRequest]:
+    """Return all requested variations, in this order; seed variations if nothing is requested. path: the image's."""
     requests: list[GenerateRequest] = []
-    if variation_strength is not None or not (concept_strengths or words or img2img):
-        requests += vary_seed(favourite, variation_strength or DEFAULT_VARIATION_STRENGTH, num_images or 8, seed)
-    for text in concept_strengths:
+    if settings.variation_strength is not None or not (settings.has_noise_or_prompt or settings.img2img):
+        strength = settings.variation_strength or DEFAULT_VARIATION_STRENGTH
+        requests += vary_seed(favourite, strength, settings.num_images or 8, settings.variation_seed)
+    for text in settings.concept_strength:
         requests += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
-    for text in words:
+    for text in settings.words:
         requests += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
-    if img2img:
-        requests += vary_from_image(favourite, path, strength, num_images or 4)
+    if settings.img2img:
+        requests += vary_from_image(favourite, path, settings.strength, settings.num_images or 4)
     return requests
 
 
-def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> GenerateRequest:
-    """Return the request of the favourite. image_only: it is only used as the start image.
+def favourite_request(metadata: Recipe | Foreign, settings: VariationSettings) -> GenerateRequest:
+    """Return the request of the favourite.
 
-    Raises UserError if it has a start image itself, of which the recipe knows only the hash.
+    Raises UserError if it has a start image itself, of which the recipe knows only the hash, unless the only variations
+    are those that start from the favourite.
     """
-    if isinstance(metadata, Recipe) and metadata.init_image and not image_only:
+    is_only_start = settings.img2img and not settings.has_noise_or_prompt
+    if isinstance(metadata, Recipe) and metadata.init_image and not is_only_start:
         raise UserError(
             "The image was made from an init image, which its recipe does not contain.",
             "Vary it with --img2img alone.",

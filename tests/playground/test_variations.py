@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import GenerateRequest
+from sdpersonal.config import GenerateRequest, VariationSettings
 from sdpersonal.display.image_grid import captioned_grid, differing_words
 from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator
@@ -91,40 +91,45 @@ def test_variation_requests_change_only_the_given_fields():
 
 def test_variations_keep_the_compose_setting():
     mixed = FAVOURITE.model_copy(update={"compose": False})
-    others = {"variation_strength": 0.2, "concept_strengths": ["<duck>=1"], "words": ["beach=snow"], "img2img": True}
-    result = variation_requests(mixed, Path("a.png"), **others)
+    others = VariationSettings(
+        variation_strength=0.2, concept_strength=["<duck>=1"], words=["beach=snow"], img2img=True
+    )
+    result = variation_requests(mixed, Path("a.png"), others)
     assert len(result) == 4 and not any(item.compose for item in result)
-    assert all(item.compose for item in variation_requests(FAVOURITE, Path("a.png"), **others))
+    assert all(item.compose for item in variation_requests(FAVOURITE, Path("a.png"), others))
 
 
 def test_variations_keep_their_order_and_default_to_seed_variations():
     result = variation_requests(
         FAVOURITE,
         Path("a.png"),
-        variation_strength=0.2,
-        num_images=3,
-        concept_strengths=["<duck>=1, 2", "<me/duck> = 0"],
-        words=["beach=snow|<me/sky>"],
-        img2img=True,
+        VariationSettings(
+            variation_strength=0.2,
+            num_images=3,
+            concept_strength=["<duck>=1, 2", "<me/duck> = 0"],
+            words=["beach=snow|<me/sky>"],
+            img2img=True,
+        ),
     )
     assert [item.num_images for item in result] == [3, 1, 1, 1, 1, 1, 3]
     others = [f"a photo of <me/duck:{strength}> on the beach" for strength in (1, 2, 0)]
     others += [PROMPT.replace("beach", word) for word in ("snow", "<me/sky>")]
     assert [item.prompt for item in result] == [PROMPT, *others, PROMPT]
-    (request,) = variation_requests(FAVOURITE, Path("a.png"))
+    (request,) = variation_requests(FAVOURITE, Path("a.png"), VariationSettings())
     assert changed(request) == {"variation_strength": 0.15} and request.num_images == 8
-    assert [item.init_image for item in variation_requests(FAVOURITE, Path("a.png"), img2img=True)] == [Path("a.png")]
+    result = variation_requests(FAVOURITE, Path("a.png"), VariationSettings(img2img=True))
+    assert [item.init_image for item in result] == [Path("a.png")]
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"concept_strengths": ["<me/duck>"]}, "does not say what to change"),
-        ({"concept_strengths": ["=1"]}, "does not say what to change"),
-        ({"concept_strengths": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this image"),
-        ({"concept_strengths": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
-        ({"concept_strengths": ["<me/duck>=much"]}, "not a list of numbers"),
-        ({"concept_strengths": ["duck duck=1"]}, "is not a concept's token"),
+        ({"concept_strength": ["<me/duck>"]}, "does not say what to change"),
+        ({"concept_strength": ["=1"]}, "does not say what to change"),
+        ({"concept_strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this image"),
+        ({"concept_strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
+        ({"concept_strength": ["<me/duck>=much"]}, "not a list of numbers"),
+        ({"concept_strength": ["duck duck=1"]}, "is not a concept's token"),
         ({"words": ["sea=snow"]}, "There is no sea in the prompt of this image"),
         ({"words": ["beach=<me"]}, None),
         ({"words": ["beach=<m e>"]}, "is not a concept's token"),
@@ -134,10 +139,10 @@ def test_variations_keep_their_order_and_default_to_seed_variations():
 )
 def test_invalid_variations_are_refused_with_a_message(asked, said):
     if said is None:
-        assert len(variation_requests(FAVOURITE, Path("a.png"), **asked)) == 1
+        assert len(variation_requests(FAVOURITE, Path("a.png"), VariationSettings(**asked))) == 1
         return
     with pytest.raises(UserError, match=said) as output:
-        variation_requests(FAVOURITE, Path("a.png"), **asked)
+        variation_requests(FAVOURITE, Path("a.png"), VariationSettings(**asked))
     assert len(str(output.value).splitlines()) <= 2
 
 
@@ -167,9 +172,8 @@ def test_a_lower_variation_strength_gives_closer_images(generator, favourite):
 
 def test_variations_are_saved_with_a_grid_that_starts_with_the_favourite(generator, favourite, outputs):
     image = Image.open(favourite).convert("RGB")
-    calls = variation_requests(
-        FAVOURITE, favourite, words=["beach=snow"], concept_strengths=["<me/duck>=0, 1"], img2img=True, num_images=2
-    )
+    settings = VariationSettings(words=["beach=snow"], concept_strength=["<me/duck>=0, 1"], img2img=True, num_images=2)
+    calls = variation_requests(FAVOURITE, favourite, settings)
     output = []
     recorded = generate_variations(
         (FAVOURITE, image), calls, generator, outputs, progress=lambda done, total: output.append((done, total))
@@ -275,8 +279,8 @@ def test_variations_use_the_concept_version_of_the_favourite(favourite, tmp_path
 def test_img2img_results_can_only_be_varied_by_img2img(generator, favourite):
     (image, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, num_images=1)[0])
     with pytest.raises(UserError, match="was made from an init image"):
-        favourite_request(image.recipe)
-    assert favourite_request(image.recipe, image_only=True).prompt == PROMPT
+        favourite_request(image.recipe, VariationSettings())
+    assert favourite_request(image.recipe, VariationSettings(img2img=True)).prompt == PROMPT
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
