@@ -409,10 +409,6 @@ class Generator:
     ) -> Recipe:
         base, plan = self.base, job.plan
         request, sampling = plan.request, plan.sampling
-        used = job.prompts.negative.strongest_uses() | job.prompts.prompt.strongest_uses()
-        if plan.fast_concept:
-            used[str(plan.fast_concept.token)] = plan.fast_concept, 1.0
-        active = {lora.identity for mixes in job.prompts.mixes_by_step(sampling.steps) for mix in mixes for lora in mix}
         return Recipe(
             sdpersonal=__version__,
             prompt=job.prompts.prompt.prompt.text,
@@ -436,21 +432,31 @@ class Generator:
             compose=request.compose,
             hidden=hidden,
             base=RecipeBase(name=Path(base.name).name, kind=base.kind, sha256=base.version),
-            concepts=tuple(
-                RecipeConcept(
-                    token=token,
-                    sha256=concept.identity,
-                    strength=strength,
-                    vectors=bool(concept.vectors),
-                    lora=concept.identity in active,
-                    words="" if concept.vectors else " ".join(concept.card.trigger_words),
-                    presence=presences.get(token),
-                )
-                for token, (concept, strength) in used.items()
-            ),
+            concepts=_recipe_concepts(job, presences),
             batch=batch[0],
             place=batch[1],
         )
+
+
+def _recipe_concepts(job: ImageJob, presences: Mapping[str, Presence]) -> tuple[RecipeConcept, ...]:
+    """Return the concepts of an image's prompts, each with its highest strength and its presence by its token."""
+    plan, prompts = job.plan, job.prompts
+    used = prompts.negative.strongest_uses() | prompts.prompt.strongest_uses()
+    if plan.fast_concept:
+        used[str(plan.fast_concept.token)] = plan.fast_concept, 1.0
+    active = {lora.identity for mixes in prompts.mixes_by_step(plan.sampling.steps) for mix in mixes for lora in mix}
+    return tuple(
+        RecipeConcept(
+            token=token,
+            sha256=concept.identity,
+            strength=strength,
+            vectors=bool(concept.vectors),
+            lora=concept.identity in active,
+            words="" if concept.vectors else " ".join(concept.card.trigger_words),
+            presence=presences.get(token),
+        )
+        for token, (concept, strength) in used.items()
+    )
 
 
 def _recorded(meter: PresenceMeter | None, conditioning_at: ConditioningAt) -> AbstractContextManager[ConditioningAt]:

@@ -23,6 +23,7 @@ from .comfyui_graph import Graph, Link, Node
 from .parameters import Parameters, Unreadable, base_name, number
 from .prompt_syntax import Network
 
+_Size = tuple[int, int]  # (width, height) in pixels
 _STEPS = 2000  # nodes visited in one walk
 _DEEP = 60  # length of a chain of nodes
 _SAVES, _SHOWS = re.compile("save", re.IGNORECASE), re.compile("save|preview", re.IGNORECASE)
@@ -88,7 +89,7 @@ class _Way:
     samplers: list[Node]
 
 
-def comfyui(graph: Graph, text: str, image_size: tuple[int, int] | None = None) -> tuple[Parameters, bool]:
+def comfyui(graph: Graph, text: str, image_size: _Size | None = None) -> tuple[Parameters, bool]:
     """Return the graph's parameters and whether its prompt is sure. Raises Unreadable without a prompted sampler.
 
     image_size: the size of the image that holds the graph, which tells several saved images apart.
@@ -136,42 +137,48 @@ def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, parameters: Paramete
 def _loads_image(kind: str) -> bool:
     """Return whether a node's type says that it loads an image."""
     pairs = (kind.partition(first)[2].find(second) for first, second in (("load", "image"), ("image", "load")))
-    return "LoadImage" in kind or any(found >= 0 for found in pairs)
+    return "LoadImage" in kind or any(position >= 0 for position in pairs)
 
 
 def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
     """Set size, hires scale, denoising strength, and whether it began from another image."""
-    first, last = way.samplers[-1], way.samplers[0]
+    first, start = way.samplers[-1], way.path[-1]
     first_size, last_size, final_size = walk.sizes(way)
-    start = way.path[-1]
     if first_size:
         parameters.values["size"] = f"{first_size[0]}x{first_size[1]}"
-    from_image = "image" in start.inputs and not isinstance(start.inputs["image"], Link)
-    from_image = from_image or _loads_image(start.type)
-    change = walk.change(first)
-    if from_image:
+    has_image = "image" in start.inputs and not isinstance(start.inputs["image"], Link)
+    if has_image or _loads_image(start.type):
         parameters.img2img = True
         parameters.values.pop("size", None)  # it is the init image's
-        if change:
+        if change := walk.change(first):
             parameters.values["strength"] = change
-    if last is not first and walk.adds_noise(last):
-        if (
-            first_size
-            and last_size
-            and abs(last_size[0] / first_size[0] - last_size[1] / first_size[1]) < 0.03
-            and not from_image
-        ):
-            scale = round(last_size[0] / first_size[0], 3)
-            if scale > 1:
-                parameters.values |= {"hires_scale": scale, "strength": walk.change(last) or 0.6}
-        if "hires_scale" not in parameters.values:
-            parameters.notes.append(f"It was generated in {len(way.samplers)} passes, of which the first is taken.")
-    elif last is not first:
-        parameters.notes.append("Its last steps were made by another sampler, often a refiner's, which is left out.")
+    _second_pass(walk, way, parameters, first_size, last_size)
     if last_size and final_size and final_size != last_size:
         parameters.notes.append(
             f"It was enlarged to {final_size[0]}x{final_size[1]} afterwards, which is not done here."
         )
+    _note_batch_and_details(walk, way, parameters)
+
+
+def _second_pass(
+    walk: _Walk, way: _Way, parameters: Parameters, first_size: _Size | None, last_size: _Size | None
+) -> None:
+    """Set the hires scale and its denoising strength, or note what the samplers after the first did."""
+    last = way.samplers[0]
+    if last is way.samplers[-1]:
+        return
+    if not walk.adds_noise(last):
+        parameters.notes.append("Its last steps were made by another sampler, often a refiner's, which is left out.")
+        return
+    scales = (last_size[0] / first_size[0], last_size[1] / first_size[1]) if first_size and last_size else (0.0, 0.0)
+    scale = round(scales[0], 3)
+    if abs(scales[0] - scales[1]) < 0.03 and scale > 1 and not parameters.img2img:
+        parameters.values |= {"hires_scale": scale, "strength": walk.change(last) or 0.6}
+    else:
+        parameters.notes.append(f"It was generated in {len(way.samplers)} passes, of which the first is taken.")
+
+
+def _note_batch_and_details(walk: _Walk, way: _Way, parameters: Parameters) -> None:
     batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
     if isinstance(batch, int | float) and batch > 1:
         parameters.notes.append(f"It is one of {batch:g} images of one seed; the first of them begins from this noise.")
@@ -244,17 +251,17 @@ class _Walk:
         others = sorted(name for name, _ in node.links() if re.fullmatch(r"any_[0-9]+|input[0-9]", name))
         return [f"input{select}", f"image{select}", f"latent{select}", *others]
 
-    def sizes(self, way: _Way) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]:
+    def sizes(self, way: _Way) -> tuple[_Size | None, _Size | None, _Size | None]:
         """Return the image sizes after the first sampler, after the last, and at the end; None if unknown."""
-        size: tuple[int, int] | None = None
-        sampled: list[tuple[int, int] | None] = []
+        size: _Size | None = None
+        sampled: list[_Size | None] = []
         for node in reversed(way.path):
             size = self._size_after(node, size)
             if node in way.samplers:
                 sampled.append(size)
         return sampled[0] if sampled else None, sampled[-1] if sampled else None, size
 
-    def _size_after(self, node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    def _size_after(self, node: Node, size: _Size | None) -> _Size | None:
         text = node.inputs.get("dimensions", node.inputs.get("resolution"))
         if isinstance(text, str) and (match := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
             return int(match[1]), int(match[2])

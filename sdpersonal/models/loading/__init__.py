@@ -17,7 +17,7 @@ from ...config.base import BaseKind
 from ...config.text_checks import check_path
 from ...errors import UserError, printable
 from ..backends import compute_dtype, configure_cuda
-from ..safety_checker import find_checker
+from ..safety_checker import SafetyChecker, find_checker
 from .architecture import SCALING_FACTORS
 from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_vae_folder
 from .hub_cache import HUB_ID, SHORT_NAMES, cached_folder, fetch_folder
@@ -61,10 +61,6 @@ def load_base(
     Raises:
         UserError: if there is no such model, or it cannot be used here.
     """
-    from ..sdxl import StableDiffusionXL
-    from ..stable_diffusion import StableDiffusion
-    from ..text_encoder import TextEncoder
-
     check_path(name, "base")
     check_path(vae, "vae")
     device = _choose_device(device)
@@ -78,6 +74,17 @@ def load_base(
         parts = _read_parts(path, name, dtype, device, with_vae=vae is None)
         if vae_path:
             parts.vae = _replace_vae(parts, vae_path, str(vae), dtype)
+    return _build(name, parts, device, find_checker(path, device, safety))
+
+
+def _build(
+    name: str, parts: BaseParts, device: torch.device, checker: tuple[SafetyChecker | None, str]
+) -> StableDiffusion:
+    """Build the model of these parts on a device. checker: it, and a note about it."""
+    from ..sdxl import StableDiffusionXL
+    from ..stable_diffusion import StableDiffusion
+    from ..text_encoder import TextEncoder
+
     if parts.vae is None:
         raise TypeError(f"{name} was read without an autoencoder")
     modules: list[nn.Module] = [parts.unet, parts.vae, *(model for _, model in parts.encoders.values())]
@@ -95,7 +102,7 @@ def load_base(
         vae=parts.vae,
         encoders={key: TextEncoder(tokenizer, model, key) for key, (tokenizer, model) in parts.encoders.items()},
         scheduler=parts.scheduler,
-        checker=find_checker(path, device, safety),
+        checker=checker,
     )
 
 
