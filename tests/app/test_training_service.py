@@ -12,11 +12,10 @@ import pytest
 
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import trainer_process, training_service
-from sdpersonal.app.backend.train.loss_curve import loss_curve
 from sdpersonal.app.backend.train.run_commands import keep_step, run_command
 from sdpersonal.app.backend.train.run_folders import read_process
 from sdpersonal.app.backend.train.run_images import photo_thumbnail, read_image
-from sdpersonal.app.backend.train.run_progress import LossPoints, ProgressReader
+from sdpersonal.app.backend.train.run_progress import LossPoints, ProgressReader, loss_curve
 from sdpersonal.app.backend.train.run_status import RunStatusReader
 from sdpersonal.app.backend.train.run_view import run_details, run_summary
 from sdpersonal.app.backend.train.trainer_process import (

@@ -1,7 +1,8 @@
-"""Read a run's `progress.jsonl` while it grows."""
+"""Read a run's `progress.jsonl` while it grows, and make a curve of its losses, short enough for a page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ....training.run_dir import parse_progress
 
 _LINES = 64 << 20  # bytes read at most; the log of 100,000 steps has 10 MB
 _MAX_POINTS = 200_000  # more than a run may have steps
+_MAX_CURVE_POINTS = 400  # of each line
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,25 @@ class ProgressReader:
         self.points.losses.append((entry["step"], entry["loss"]))
         if "fixed" in entry:
             self.points.fixed_batch_losses.append((entry["step"], entry["fixed"]))
+
+
+def loss_curve(points: LossPoints) -> dict[str, list[tuple[int, float]]]:
+    """Return `points`, the losses of steps, and `average`: the fixed batch's losses, or else the running mean."""
+    average = points.fixed_batch_losses if len(points.fixed_batch_losses) > 1 else running_mean(points.losses)
+    return {"points": thin_points(points.losses), "average": thin_points(average)}
+
+
+def running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    window = max(5, len(losses) // 15)
+    total, means = 0.0, []
+    for i, (step, loss) in enumerate(losses):
+        total += loss - (losses[i - window][1] if i >= window else 0.0)
+        means.append((step, total / min(i + 1, window)))
+    return means
+
+
+def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Thin the points to about `_MAX_CURVE_POINTS`, keeping the last one; losses have four digits."""
+    stride = max(1, -(-len(points) // _MAX_CURVE_POINTS))
+    thinned = [*points[::stride], *(points[-1:] if points and (len(points) - 1) % stride else ())]
+    return [(step, float(f"{loss:.4g}")) for step, loss in thinned]

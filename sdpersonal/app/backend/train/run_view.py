@@ -27,9 +27,9 @@ from ....training.run_dir import (
     validation_images,
 )
 from ..error_text import name_fields
-from .loss_curve import loss_curve
 from .run_advice import advice_after, fails_again
 from .run_images import ShownImage, class_images, photo_urls, samples_url, timeline_images
+from .run_progress import loss_curve
 from .run_status import RunStatus
 from .run_text import noun_of, preparation, run_text, token_of
 from .training_service import TrainingService
