@@ -129,17 +129,17 @@ def documented(settings: type[SettingsBase], options: type) -> Callable[[Functio
     return document
 
 
-def to_fields(settings: type[SettingsBase], options: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def to_fields(settings: type[SettingsBase], options: type, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return keyword arguments by the names of the settings class. Raises UserError for an unknown one."""
     known = _types(settings, options)
-    for keyword in given:
+    for keyword in keywords:
         if keyword not in known:
             near = difflib.get_close_matches(keyword, known, n=1)
             raise UserError(
                 f"There is no setting {printable(keyword)}.",
                 f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(known)}.",
             )
-    return dict(given)
+    return dict(keywords)
 
 
 @contextmanager

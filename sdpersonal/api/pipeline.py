@@ -318,7 +318,7 @@ class Pipeline:
         if not isinstance(recipe, Recipe):
             raise UserError("The image is of another program, so the same cannot be generated.", "Use vary().")
         with in_keywords(GenerateRequest), ExitStack() as stack:
-            start, mask_file = (None if given is None else _as_file(given, stack) for given in (init_image, mask))
+            start, mask_file = (None if photo is None else _as_file(photo, stack) for photo in (init_image, mask))
             mismatches = image_mismatches(recipe, start, mask_file)
             mismatches += base_mismatches(recipe, self.base.name, self.base.version)
             raise_mismatches(mismatches, anyway)
@@ -398,10 +398,10 @@ RequestT = TypeVar("RequestT", bound=GenerateRequest)
 
 
 @contextmanager
-def _request(settings: type[RequestT], options: type, given: Any, **explicit: str) -> Iterator[RequestT]:
+def _request(settings: type[RequestT], options: type, keywords: Any, **explicit: str) -> Iterator[RequestT]:
     """Build the request of keyword arguments; the files of its Pillow images exist until the end of the context."""
     with in_keywords(settings), ExitStack() as stack:
-        fields = explicit | to_fields(GenerateRequest, options, given)
+        fields = explicit | to_fields(GenerateRequest, options, keywords)
         for name in _IMAGE_FIELDS:
             if fields.get(name) is not None:
                 fields[name] = _as_file(fields[name], stack)

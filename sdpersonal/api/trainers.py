@@ -82,10 +82,10 @@ def train_dreambooth(
 
 
 def _train(
-    settings_class: type[TrainingSettings], options: type, given: Any, bar: ProgressBar, **explicit: Any
+    settings_class: type[TrainingSettings], options: type, keywords: Any, bar: ProgressBar, **explicit: Any
 ) -> TrainResult:
     with in_keywords(settings_class):
-        settings = settings_class(**explicit, **to_fields(settings_class, options, given))
+        settings = settings_class(**explicit, **to_fields(settings_class, options, keywords))
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise UserError(
                 "This function trains in one process, and the launcher started several.",

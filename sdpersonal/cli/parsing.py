@@ -112,7 +112,7 @@ class _Checker:
     def check(self, words: Sequence[str]) -> list[str]:
         """Return the words for tyro. Raises UserError for an unknown flag, and for missing or surplus words."""
         queue, checked, positional = list(words), [], []
-        given, switches, spare = set(), {}, 0
+        names, switches, spare = set(), {}, 0
         while queue:
             word = queue.pop(0)
             if not _is_flag(word):
@@ -123,7 +123,7 @@ class _Checker:
             if not word.startswith("--") and _plain(word[:2]) in self._by_spelling:
                 word = f"{word[:2]}={word[2:].removeprefix('=')}" if len(word) > 2 else word  # -n3
             option = self._by_spelling.get(_plain(word)) or self._raise_unknown(word)
-            given.add(option.name)
+            names.add(option.name)
             values = self._take_values(option, word, queue)
             spare += len(values) if option.values > 1 else 0
             if option.values == 0:
@@ -131,7 +131,7 @@ class _Checker:
             else:
                 checked += [word, *values]
         self._check_positional(positional)
-        self._check_required(given, len(positional) + spare)
+        self._check_required(names, len(positional) + spare)
         return [_spell(option, on) for option, on in switches.items() if on is not option.default] + checked
 
     def _take_values(self, option: _Option, word: str, queue: list[str]) -> list[str]:
@@ -156,11 +156,11 @@ class _Checker:
             word = printable(repr(positional[int(sum(option.values for option in places))]), 60)
             raise UserError(f"{word} is a word too many.", "Put a text of several words in quotes.")
 
-    def _check_required(self, given: set[str], words: int) -> None:
+    def _check_required(self, names: set[str], words: int) -> None:
         places = [option.flag for option in self._options if option.is_positional and option.values == 1]
         needed = [option for option in self._options if option.is_required]
         missing = [option.flag for option in needed if option.flag in places[words:]]
-        missing += [option.flag for option in needed if not option.is_positional and option.name not in given]
+        missing += [option.flag for option in needed if not option.is_positional and option.name not in names]
         if missing:
             text = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
             text += " is missing." if len(missing) == 1 else " are missing."

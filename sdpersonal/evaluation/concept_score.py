@@ -40,7 +40,7 @@ LOW_FIDELITY = 0.6  # fidelity
 PROMPTS: dict[ConceptKind, tuple[str, ...]] = {
     "object": ("{} on the beach", "{} in the snow", "{} on a blue background", "{} in the forest"),
     "person": ("{} on the beach", "{} in the snow", "{} on a blue background", "{} in the forest"),
-    "style": tuple(f"a {thing} in the style of {{}}" for thing in ("cat", "house", "tree", "car")),
+    "style": tuple(f"a {noun} in the style of {{}}" for noun in ("cat", "house", "tree", "car")),
 }
 SCORE_SEEDS = (0, 1)  # of each prompt's images
 COPY_CORRELATION = 0.9  # correlation of thumbnails above which an image is a copy of the photo

@@ -22,9 +22,9 @@ def place_subjects(prompt: Prompt, references: Sequence[ConceptRef]) -> list[Reg
         upper, lower = Region(0.0, 0.0, 1.0, 0.5), Region(0.0, 0.5, 1.0, 1.0)
         columns = [upper, lower] if _ABOVE.search(between) else columns
         columns = [lower, upper] if _BELOW.search(between) else columns
-    given = [reference.region for reference in references if reference.region]
-    free = sorted(columns, key=lambda column: sum(_shared_area(column, region) for region in given))
-    free = sorted(free[: count - len(given)], key=columns.index)
+    regions = [reference.region for reference in references if reference.region]
+    free = sorted(columns, key=lambda column: sum(_shared_area(column, region) for region in regions))
+    free = sorted(free[: count - len(regions)], key=columns.index)
     return [reference.region or free.pop(0) for reference in references]
 
 

@@ -183,15 +183,15 @@ class _Flat:
     characters: int = _MAX_INLINED
     _lengths: dict[str, int] = field(default_factory=dict)  # of subgraphs as JSON
 
-    def add(self, graph: dict[str, Any], prefix: str = "", given: tuple[Any, ...] = ()) -> dict[Any, Any]:
-        """Add a graph's nodes. given: the Link or the typed value of each of the graph's inputs.
+    def add(self, graph: dict[str, Any], prefix: str = "", inputs: tuple[Any, ...] = ()) -> dict[Any, Any]:
+        """Add a graph's nodes. inputs: the Link or the typed value of each of the graph's inputs.
 
         Returns the Link or value by id of each link in the graph.
         """
         origins: dict[Any, Any] = {}
         for name, link in _origins(graph.get("links")):
             if link.node == _INPUTS and prefix:
-                origins[name] = given[link.slot] if 0 <= link.slot < len(given) else None
+                origins[name] = inputs[link.slot] if 0 <= link.slot < len(inputs) else None
             else:
                 origins[name] = Link(prefix + link.node, link.slot)
         for entry in _list_or_none(graph.get("nodes")) or []:
@@ -216,8 +216,8 @@ class _Flat:
             return
         linked = {socket.get("name"): self.links[socket["link"]] for socket in sockets if socket["link"] is not None}
         by_name = _widgets(entry) | values | linked
-        given = tuple(by_name.get(str(socket.get("name"))) for socket in _list(subgraph.get("inputs")))
-        inner = self.add(subgraph, f"{name}:", given)
+        inputs = tuple(by_name.get(str(socket.get("name"))) for socket in _list(subgraph.get("inputs")))
+        inner = self.add(subgraph, f"{name}:", inputs)
         for number, output in enumerate(_list(subgraph.get("outputs"))):
             ids = output.get("linkIds")
             sources = (

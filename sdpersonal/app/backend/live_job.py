@@ -61,13 +61,15 @@ class Reports:
 
 
 class LiveJob:
-    """A job in its user's line; the listener of its own run (`JobListener`). kept: as an earlier app left it; marks: of
-    its images that were saved then."""
+    """A job in its user's line; the listener of its own run (`JobListener`).
 
-    def __init__(self, plan: JobPlan, reports: Reports, kept: KeptJob | None = None, marks: Sequence[str] = ()):
-        self.plan, self.is_restored = plan, kept is not None
-        self.id, self.created = (kept.id, kept.created) if kept else (secrets.token_hex(6), time.time())
-        self.marks, self.starts = list(marks), kept.starts if kept else 0  # as in `KeptJob`
+    restored: the job as an earlier app left it; marks: of its images that were saved then.
+    """
+
+    def __init__(self, plan: JobPlan, reports: Reports, restored: KeptJob | None = None, marks: Sequence[str] = ()):
+        self.plan, self.is_restored = plan, restored is not None
+        self.id, self.created = (restored.id, restored.created) if restored else (secrets.token_hex(6), time.time())
+        self.marks, self.starts = list(marks), restored.starts if restored else 0  # as in `KeptJob`
         self.state = "waiting"
         self.message = ""
         self.ahead = 0  # jobs of others before it

@@ -34,7 +34,7 @@ _EVENT_SECONDS = 0.5  # between two events about a user's jobs
 @dataclass
 class _Line:
     """The jobs of one user. is_served: whether a thread runs them; is_kept: whether they outlive the app; left: those
-    that do, once the app ends; kept: what their file has."""
+    that do, once the app ends; file_content: of their file."""
 
     user: str | None
     jobs_changed: Throttle
@@ -44,7 +44,7 @@ class _Line:
     is_served: bool = False
     is_kept: bool = False
     left: list[LiveJob] | None = None
-    kept: list[dict[str, Any]] | None = None
+    file_content: list[dict[str, Any]] | None = None
     file_lock: threading.Lock = field(default_factory=threading.Lock)  # taken before that of all lines
 
     def find(self, job_id: str) -> LiveJob:
@@ -223,9 +223,9 @@ class UserJobs:
         with line.file_lock:
             with self._lock:
                 jobs = line.to_keep()
-            if line.is_kept and self._kept.is_open and jobs != line.kept:
+            if line.is_kept and self._kept.is_open and jobs != line.file_content:
                 self._kept.save(line.user, jobs)
-                line.kept = jobs
+                line.file_content = jobs
 
     def _cancel(self, line: _Line, job: LiveJob) -> None:
         job.stop()

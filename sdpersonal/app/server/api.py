@@ -95,12 +95,12 @@ def _generate_endpoint(app: App, files: ClientFiles) -> Callable[..., AsyncItera
 
 
 def _submit(
-    app: App, given: dict[str, Any], settings: object, init_image: object, mask: object, user: str | None
+    app: App, arguments: dict[str, Any], settings: object, init_image: object, mask: object, user: str | None
 ) -> LiveJob:
     """Queue the job. Raises UserError."""
     defaults = form_defaults(app.generation.base)
     form = {name: value for name, value in defaults.items() if name not in ("init", "mask")}
-    form |= _mapping(settings, "settings") | given
+    form |= _mapping(settings, "settings") | arguments
     if unknown := [str(name) for name in form if name not in defaults]:
         raise UserError(f"settings has no {unknown[0][:60]!r}.", f"It has {', '.join(defaults)}.")
     for name, file in (("init", init_image), ("mask", mask)):

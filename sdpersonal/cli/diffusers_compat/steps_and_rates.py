@@ -50,11 +50,11 @@ def set_steps(state: TranslationState) -> None:
         state.note("--repeats: counts with --num_train_epochs only.")
 
 
-def _set_steps_from_epochs(state: TranslationState, asked: str) -> None:
+def _set_steps_from_epochs(state: TranslationState, text: str) -> None:
     """Count as diffusers does: an epoch sees every photo, and every class image, once."""
-    epochs = parse_number(asked)
+    epochs = parse_number(text)
     if epochs is None or not epochs.is_integer() or epochs < 1:
-        raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
+        raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(text, 40)}.")
     images = state.environment.count_photos(state.flags["photos"] or "") * int(
         parse_number(state.diffusers_flags.get("repeats")) or 1
     )

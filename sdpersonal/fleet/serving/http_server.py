@@ -137,9 +137,9 @@ class FleetServer:
                 raise Refusal(403, "Without --keys the fleet is for this machine only.")
             return LOCAL_USER
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip())
+        sent = _digest(key.strip())
         # All are compared, each in constant time, so that the time does not tell how near a guess was.
-        users = [name for name, digest in self._digests.items() if hmac.compare_digest(given, digest)]
+        users = [name for name, digest in self._digests.items() if hmac.compare_digest(sent, digest)]
         if scheme.lower() != "bearer" or not users:
             raise Refusal(401, "The key is missing or wrong.", "Send the header: Authorization: Bearer KEY.")
         return users[0]

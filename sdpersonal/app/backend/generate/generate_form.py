@@ -60,24 +60,24 @@ def aspect_presets(resolution: int) -> list[dict[str, Any]]:
 def keep_uploads(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
     """Return a form for the same images at any time: with a seed, and with saved images in the place of uploads, which
     are deleted. Raises UserError."""
-    kept = dict(form)
-    if kept.get("init_image") or isinstance(kept.get("mask"), str):
+    lasting = dict(form)
+    if lasting.get("init_image") or isinstance(lasting.get("mask"), str):
         raise UserError("The form names a file.", "Reload the page.")
-    seed = read_seed(kept.get("seed"))
-    kept["seed"] = str(seed) if isinstance(seed, int) else seed
-    init, mask = kept.get("init"), kept.get("mask")
+    seed = read_seed(lasting.get("seed"))
+    lasting["seed"] = str(seed) if isinstance(seed, int) else seed
+    init, mask = lasting.get("init"), lasting.get("mask")
     if mask and not init:
         raise UserError("The mask has no init image.", "Choose one, or remove the mask.")
     if not init:
-        return kept
+        return lasting
     init_images = InitImages(gallery.workspace, user)
     if isinstance(init, Mapping) and "upload" in init:
-        kept["init"] = {"saved": init_images.save_image(str(init["upload"]))}
+        lasting["init"] = {"saved": init_images.save_image(str(init["upload"]))}
     if isinstance(mask, Mapping) and "upload" in mask:
-        size = init_images.size(_init_path(kept["init"], gallery, user))
+        size = init_images.size(_init_path(lasting["init"], gallery, user))
         name = init_images.save_mask(str(mask["upload"]), size)
-        kept["mask"] = {"saved": name} if name is not None else None
-    return kept
+        lasting["mask"] = {"saved": name} if name is not None else None
+    return lasting
 
 
 def request_fields(form: Mapping[str, Any], gallery: Gallery, user: str | None) -> dict[str, Any]:
