@@ -1,4 +1,4 @@
-"""The only exceptions that a user sees: a message and a hint; and `printable`, for what they quote.
+"""Define the only exceptions that a user sees, a message and a hint, and `printable` for what they quote.
 
 `str(error)` is one or two lines, ready to print. Exit codes are those of the command line:
 2 the user's mistake, 3 disk full, 4 training diverged, 130 interrupted.

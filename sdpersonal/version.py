@@ -1,3 +1,3 @@
-"""The version: its one source, which packaging reads without importing anything."""
+"""Hold the version, which packaging reads without importing anything."""
 
 __version__ = "0.1.0"

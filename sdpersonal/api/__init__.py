@@ -1,4 +1,4 @@
-"""The Python API, as `import sdpersonal as sp` offers it: `load`, `train_dreambooth`, `train_textual_inversion`.
+"""Offer the Python API, `import sdpersonal as sp`: `load`, `train_dreambooth`, `train_textual_inversion`.
 
 It maps keyword arguments to the settings classes of `config`, and calls what the command line and the app call.
 Importing it loads no torch.

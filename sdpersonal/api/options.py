@@ -1,4 +1,4 @@
-"""The keyword arguments of the Python API: for type checkers, for `help()`, and for the settings classes.
+"""Describe the keyword arguments of the Python API for type checkers, for `help()`, and for the settings classes.
 
 The TypedDicts repeat the fields of the settings classes, since a type checker can read them nowhere else; a test keeps
 them equal.

@@ -1,4 +1,4 @@
-"""The result of an X/Y/Z grid."""
+"""Hold the result of an X/Y/Z grid."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The Gradio app: `backend` works without a page, `ui` shows it."""
+"""Serve the app: `backend` works without a page, `page` is the page, `routes` and `server` connect them."""

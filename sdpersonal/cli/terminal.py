@@ -1,4 +1,4 @@
-"""What the commands print: lines, notes, JSON and progress bars."""
+"""Print what the commands say: lines, notes, JSON and progress bars."""
 
 from __future__ import annotations
 

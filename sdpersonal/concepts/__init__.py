@@ -1,1 +1,1 @@
-"""Concepts: their file format and library, importers and exporters, merging, comparison and the Hub."""
+"""Read, write and combine concepts: their file format and library, importers and exporters, merging and the Hub."""

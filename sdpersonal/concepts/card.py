@@ -1,4 +1,4 @@
-"""The card: facts about a concept. It may come from anybody, so its fields are fixed, short and plain text."""
+"""Hold the card, the facts about a concept. It may come from anybody, so its fields are fixed, short and plain text."""
 
 from __future__ import annotations
 

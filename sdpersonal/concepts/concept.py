@@ -1,4 +1,4 @@
-"""A concept: its token, embeddings, LoRA and card, and the checks of what can work."""
+"""Hold a concept: its token, embeddings, LoRA and card, and the checks of what can work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names, shapes and checks of layer changes that are not a plain LoRA.
+"""Define names, shapes and checks of layer changes that are not a plain LoRA.
 
 A change is a layer's tensors under the names that LyCORIS gives them, with `lora_unet_...` before the first dot:
 

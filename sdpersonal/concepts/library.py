@@ -1,4 +1,4 @@
-"""The concept library: a folder of `<owner>/<name>-v<N>.safetensors` files, without an index to keep in sync.
+"""Keep the concept library: a folder of `<owner>/<name>-v<N>.safetensors` files, without an index to keep in sync.
 
 The path spells the concept's token; a listing reads headers only. Every change to the folder holds its lock and
 replaces one whole file at a time. Reading needs no lock and works on a read-only disk.

@@ -1,4 +1,4 @@
-"""The thumbnail in a concept's file. It is made from pixels only, so it carries no metadata of the original image."""
+"""Make and decode the thumbnail in a concept's file, of pixels only: it carries no metadata of the original image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trash of a library: each deletion is a small library in `<library>/.trash/<time>-<number>/`.
+"""Keep the trash of a library: each deletion is a small library in `<library>/.trash/<time>-<number>/`.
 
 Deleting and restoring rename whole files on one disk, so nothing is copied and no byte of them changes.
 

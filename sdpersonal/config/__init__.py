@@ -1,4 +1,4 @@
-"""Settings of training and generation. `base` validates them, with the same messages at every entry point."""
+"""Define the settings of training and generation. `base` validates them, with the same messages everywhere."""
 
 from .base import (
     CONCEPT_KINDS,

@@ -1,4 +1,4 @@
-"""Validation of settings: the base class, the types of fields, and the words in which a bad value is refused.
+"""Validate settings: the base class, the types of fields, and the words in which a bad value is refused.
 
 Values are validated here, once, with the same messages for a Python call, a command line and the web page.
 """

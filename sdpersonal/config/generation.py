@@ -1,4 +1,4 @@
-"""What a request for images holds, and one for variations: frozen classes, from which tyro builds the command line."""
+"""Define requests for images and for variations: frozen classes, from which tyro builds the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scheduler names of other programs, and the diffusers class and settings that each of them means.
+"""Map scheduler names of other programs to the diffusers class and settings that each of them means.
 
 A name has two parts, as in A1111 since 1.9: the sampler ("DPM++ 2M") and the schedule type ("Karras"). Our own names
 are A1111's with both parts: "DPM++ 2M Karras". ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI, SD.Next, Draw Things and

@@ -1,4 +1,4 @@
-"""Checks of text from outside: why it cannot be used as a value, and how invisible characters are removed from it.
+"""Check text from outside: say why it cannot be used as a value, and remove invisible characters from it.
 
 Every value from a user or another program is checked here once (`config.SettingsBase`, `photos.captions`), so that a
 terminal in Latin-1, an unset shell variable and half of a surrogate pair in JSON get the same message.

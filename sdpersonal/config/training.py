@@ -1,4 +1,4 @@
-"""Settings of training: one frozen class per method, from which tyro builds the command line."""
+"""Define the settings of training: one frozen class per method, from which tyro builds the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled grids of images.
+"""Draw labelled grids of images.
 
 Labels are wrapped here, not by Pillow's `ImageText.Text.wrap`: that raises for a word wider than the line, such as a
 long token or file name, and marks no text that it leaves out.

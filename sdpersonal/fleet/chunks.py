@@ -1,4 +1,4 @@
-"""What the driver of a generation and its workers leave for each other in the store.
+"""Write and read what the driver of a generation and its workers leave for each other in the store.
 
     chunks/SESSION-7.json       the tasks of a chunk, by the ids of their images
     images/ID-SHA256.png        an image, until it is in the folder of images

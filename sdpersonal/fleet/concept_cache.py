@@ -1,4 +1,4 @@
-"""A worker's concepts, by identity: read from the store when they are first needed, and kept while there is room."""
+"""Cache a worker's concepts by identity: they are read from the store at first use, and stay while there is room."""
 
 from __future__ import annotations
 

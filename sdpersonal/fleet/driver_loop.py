@@ -1,4 +1,4 @@
-"""The loop of a driver: hand out tasks to the workers, take their ends, add what is finished to its place.
+"""Run the loop of a driver: hand out tasks to the workers, take their ends, add what is finished to its place.
 
 It keeps nothing that is not in the store, or that cannot be made again: when a driver dies, its workers end, and the
 same command goes on. A store that fails delays, and loses nothing.

@@ -1,4 +1,4 @@
-"""Whose turn it is where several users wait for workers."""
+"""Decide whose turn it is where several users wait for workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that keeps a base loaded and generates the images of many people's requests, several in one batch.
+"""Keep a base loaded in a worker, and generate the images of many people's requests, several in one batch.
 
 It is an actor of Ray, or lives in a replica of Ray Serve, but knows nothing of Ray: tests call it as it is.
 """

@@ -1,4 +1,4 @@
-"""Images to generate, in a form that any machine understands: concepts by identity, init images by content.
+"""Describe images to generate so that any machine understands it: concepts by identity, init images by content.
 
 The driver looks concepts up in a library, puts their files into the store, and pins what it has seen: whatever happens
 to the library afterwards, the image is that of the moment of the request. Two people's `<me/duck>` may be two concepts.

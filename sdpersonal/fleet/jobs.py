@@ -1,4 +1,4 @@
-"""Jobs: a folder of the store for each training, whose files say what state it is in. There is no database.
+"""Keep jobs: a folder of the store for each training, whose files say what state it is in. There is no database.
 
     jobs/ID/job.json          the settings and the names of the photos; written last, so a job without it is none
     jobs/ID/photos/0001 ...   the photos and the files beside them; removed when the concept is in the library

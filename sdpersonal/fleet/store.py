@@ -1,4 +1,4 @@
-"""Files under a URI that every machine of a fleet reaches: a shared folder, or an object store such as s3://bucket/fleet.
+"""Read and write files under a URI that all machines of a fleet reach: a folder, or a store such as s3://bucket/fleet.
 
 Keys are relative paths with slashes. A file is written whole or not at all, and `write_new` lets exactly one of several
 writers succeed. A local folder is written by `sdpersonal.storage`; anything else goes through fsspec.

@@ -1,4 +1,4 @@
-"""What all workers have in common: their options, what they answer when they are ready, and how their tasks end."""
+"""Define what all workers share: their options, what they answer when they are ready, and how their tasks end."""
 
 from __future__ import annotations
 

@@ -470,7 +470,7 @@ def _boxes(jobs: Sequence[ImageJob]) -> list[Box]:
 
 
 def _by_subject(rows: Tensor, groups: Sequence[Sequence[SubjectPrompts]]) -> Tensor:
-    """(K B, ...) -> (K, B, ...), for B images of each of K subjects."""
+    """Reshape (K B, ...) to (K, B, ...), for B images of each of K subjects."""
     return rows.unflatten(0, (len(groups), len(groups[0])))
 
 

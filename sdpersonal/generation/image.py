@@ -1,4 +1,4 @@
-"""Generated images: Pillow images with their recipes, and a list of them that a notebook shows as a grid."""
+"""Hold generated images: Pillow images with their recipes, and a list of them that a notebook shows as a grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the subjects of a composition stand that have no region of their own."""
+"""Place the subjects of a composition that have no region of their own."""
 
 from __future__ import annotations
 

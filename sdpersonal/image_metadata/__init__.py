@@ -1,4 +1,4 @@
-"""Generation metadata of images: write and read our recipes, and read other programs' metadata."""
+"""Read and write the metadata of generated images: our recipes, and other programs' metadata."""
 
 from .parameters import Foreign
 from .read_recipe import MAX_IMAGE_BYTES, read_recipe

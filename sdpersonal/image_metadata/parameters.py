@@ -1,4 +1,4 @@
-"""Metadata of other programs' images, and its translation to fields of a `GenerateRequest`.
+"""Hold the metadata of other programs' images, and translate it to fields of a `GenerateRequest`.
 
 Each program's reader turns its metadata into `Parameters`; `foreign_of` turns those into a `Foreign`, in which every
 field is valid by itself. LoRAs, embeddings and models are named, never loaded: an image may come from anywhere, and a

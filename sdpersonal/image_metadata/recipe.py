@@ -1,4 +1,4 @@
-"""The recipe: everything that one image was generated from, with all weights identified by sha256.
+"""Define the recipe: everything that one image was generated from, with all weights identified by sha256.
 
 Fields that a `GenerateRequest` has too are checked by `GenerateRequest`, so limits and messages are the same. A recipe
 may come from a stranger's image, so nothing that it names is ever opened.

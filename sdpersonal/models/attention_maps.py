@@ -169,5 +169,5 @@ def _middle(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(rows, n, heads d) -> (rows, heads, n, d)."""
+    """Reshape (rows, n, heads d) to (rows, heads, n, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)

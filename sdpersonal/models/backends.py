@@ -1,4 +1,4 @@
-"""How torch computes on a CUDA card: the precision of the models, and the settings of torch's libraries.
+"""Configure how torch computes on a CUDA card: the precision of the models, and the settings of torch's libraries.
 
 What is left as torch has it: the choice of attention kernels, which torch makes by card, dtype and shape (cuDNN's first
 on Hopper), and `cudnn.benchmark`, which is off: on an H200 it made no convolution of Stable Diffusion 1.5 faster by

@@ -1,4 +1,4 @@
-"""CUDA graphs: a function of fixed tensors is captured once and then replayed with a single launch.
+"""Capture a function of fixed tensors as a CUDA graph once, and replay it with a single launch.
 
 A step of Stable Diffusion launches thousands of small kernels; launching them one by one takes a CPU longer than a fast
 card needs to compute them.

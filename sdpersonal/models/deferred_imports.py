@@ -1,4 +1,4 @@
-"""Packages that diffusers and PEFT import and rarely use are imported when something of theirs is first used.
+"""Import packages that diffusers and PEFT rarely use when something of theirs is first used.
 
 `scipy.stats` serves one spacing of the steps (beta), `scipy.integrate` one scheduler (LMS), and bitsandbytes, which
 imports torch's compiler, one optimizer. Together they were a third of the CPU time of `import sdpersonal.models`.

@@ -1,4 +1,4 @@
-"""A frozen UNet on a CUDA card: feature maps stay in channels_last, and its blocks launch fewer kernels.
+"""Speed up a frozen UNet on a CUDA card: feature maps stay in channels_last, and its blocks launch fewer kernels.
 
 The card's convolutions are up to twice as fast in channels_last, but PyTorch's GroupNorm returns plain NCHW there, and
 every convolution after it converts. With GroupNorm, SiLU and the sums beside them as Triton kernels (`triton_kernels`)

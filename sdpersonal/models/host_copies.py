@@ -1,4 +1,4 @@
-"""Pinned copies in main memory of models that leave the card and come back."""
+"""Keep pinned copies in main memory of models that leave the card and come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA adapters beside every layer of a model: trained at rank r, or loaded with any mix of concepts for generation.
+"""Put LoRA adapters beside every layer of a model: trained at rank r, or loaded with concepts for generation.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1): W x + (alpha / r) B A x, with A (r, in) random and B (out, r)
 zero at the start. Several LoRAs with strengths s_i equal one LoRA of rank r_1 + r_2 + ...:

@@ -1,4 +1,4 @@
-"""Fixed buffers on a CUDA card for the LoRAs of a mix, and copies of the concepts that were used last.
+"""Keep fixed buffers on a CUDA card for the LoRAs of a mix, and copies of the concepts that were used last.
 
 A CUDA graph reads the addresses that it was captured with. So a layer's matrices are copied into buffers of a few
 ranks, padded with zeros, which add nothing: another concept, strength or window only writes other numbers to the same

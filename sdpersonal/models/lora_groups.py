@@ -1,4 +1,4 @@
-"""LoRAs that act on some groups of a batch's rows only, so that different mixes are predicted in one batch.
+"""Apply LoRAs to some groups of a batch's rows only, so that different mixes are predicted in one batch.
 
 A batch of R rows consists of G equal groups. A group's LoRAs in a layer, concatenated by rank as in `lora.py`, are
 added to its own rows only: y_g = W x_g + B_g A_g x_g. Of many groups, all A_g and all B_g are each one product of

@@ -1,4 +1,4 @@
-"""The noise schedule that a model was trained with, and diffusers' schedulers for sampling from it."""
+"""Hold the noise schedule that a model was trained with, and use diffusers' schedulers for sampling from it."""
 
 from __future__ import annotations
 

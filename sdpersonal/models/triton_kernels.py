@@ -38,33 +38,33 @@ _RUNTIME = [
 
 @triton.jit
 def _member(offsets, cpg, width, GROUPS: tl.constexpr):
-    """(channels, groups): whether a channel of the block is in a group of the block."""
+    """Return (channels, groups): whether a channel of the block is in a group of the block."""
     groups = tl.arange(0, GROUPS)
     return ((offsets[:, None] // cpg) == groups[None, :]) & (offsets[:, None] < width)
 
 
 @triton.jit
 def _sum_by_group(values, member):
-    """(channels,) to (groups,)."""
+    """Sum (channels,) to (groups,)."""
     return tl.sum(tl.where(member, values[:, None], 0.0), axis=0)
 
 
 @triton.jit
 def _by_channel(values, member):
-    """(groups,) to (channels,): each channel gets its group's value."""
+    """Expand (groups,) to (channels,): each channel gets its group's value."""
     return tl.sum(tl.where(member, values[None, :], 0.0), axis=1)
 
 
 @triton.jit
 def _places(start, last, channels, offsets, width, c8, ROWS: tl.constexpr):
-    """Where rows of an image lie from its first element on, and which elements are inside."""
+    """Return where rows of an image lie from its first element on, and which elements are inside."""
     rows = start + tl.arange(0, ROWS)
     return rows[:, None] * (c8 * 8) + channels[None, :], (rows < last)[:, None] & (offsets < width)[None, :]
 
 
 @triton.jit
 def _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT: tl.constexpr, PAD: tl.constexpr):
-    """What is added to each channel before the norm. SHIFT: bit 1, a shift of each image; bit 2, one of all."""
+    """Return what is added to each channel before the norm. SHIFT: bit 1, a shift of each image; bit 2, one of all."""
     total = tl.zeros([PAD], tl.float32)
     if SHIFT & 1:
         total += tl.load(shift + image * (c8 * 8) + channels, mask=offsets < width, other=0.0).to(tl.float32)
@@ -75,7 +75,7 @@ def _load_shift(shift, shift_bias, image, channels, offsets, width, c8, SHIFT: t
 
 @triton.jit
 def _group_moments(means, deviations, count, cpg, member):
-    """Mean and squared deviations of each group, from those of its channels, each of `count` elements."""
+    """Return mean and squared deviations of each group, from those of its channels, each of `count` elements."""
     mean = _sum_by_group(means, member) / cpg
     delta = means - _by_channel(mean, member)
     return mean, _sum_by_group(deviations + count * delta * delta, member)
@@ -107,7 +107,7 @@ def _moments_kernel(
     x, shift, shift_bias, partial, positions, c8, width8, cpg, per_block, num_groups, chunk_rows, chunks,
     SHIFT: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Partial moments of a chunk of positions: partial (B, chunks, groups, 2).
+    """Compute the partial moments of a chunk of positions: partial (B, chunks, groups, 2).
 
     Sums are of differences from the chunk's first row, so that squares of large means do not cancel.
     """
@@ -187,7 +187,7 @@ def _whole_kernel(
     x, shift, shift_bias, weight, bias, y, means, rstds, positions, eps, c8, width8, cpg, per_block, num_groups,
     SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """GroupNorm of all positions of a block of groups, read once."""
+    """Compute GroupNorm of all positions of a block of groups, read once."""
     block, image = tl.program_id(0), tl.program_id(1)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
@@ -211,7 +211,7 @@ def _whole_kernel(
 
 @triton.jit
 def _load_moments(means, rstds, image, num_groups, block, per_block, cpg, offsets, width):
-    """Mean and 1 / deviation of each channel's group."""
+    """Load mean and 1 / deviation of each channel's group."""
     group = image * num_groups + block * per_block + offsets // cpg
     mean = tl.load(means + group, mask=offsets < width, other=0.0)
     return mean, tl.load(rstds + group, mask=offsets < width, other=0.0)
@@ -223,8 +223,8 @@ def _gradient_sums_kernel(
     chunk_rows, chunks,
     SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of a chunk of positions, (B, chunks, groups, 2): of the normalized values' gradient, and of it times
-    them."""
+    """Compute the partial sums of a chunk of positions, (B, chunks, groups, 2): of the normalized values' gradient,
+    and of it times them."""
     chunk, block, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
@@ -303,7 +303,7 @@ def _whole_gradient_kernel(
     SHIFT: tl.constexpr, SILU: tl.constexpr, SKIP: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
     GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """The input's gradient of all positions of a block of groups, from what is read once."""
+    """Compute the input's gradient of all positions of a block of groups, from what is read once."""
     block, image = tl.program_id(0), tl.program_id(1)
     width, offsets = width8 * 8, tl.arange(0, PAD)
     channels = block * width + offsets
@@ -329,7 +329,7 @@ def _whole_gradient_kernel(
 
 @triton.jit
 def _gelu_parts(gate):
-    """The normal distribution's function and density at the gate: GELU is gate * function."""
+    """Compute the normal distribution's function and density at the gate: GELU is gate * function."""
     return 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476)), 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
 
 
@@ -344,7 +344,7 @@ def _glu_places(rows_count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _geglu_kernel(x, y, rows_count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """y (rows, columns) = value * GELU(gate), x (rows, 2 columns) = [value, gate]."""
+    """Compute y (rows, columns) = value * GELU(gate), x (rows, 2 columns) = [value, gate]."""
     source, target, inside = _glu_places(rows_count, columns, ROWS, COLUMNS)
     value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x + source + columns, mask=inside, other=0.0).to(tl.float32)
@@ -377,7 +377,7 @@ def _layer_norm_kernel(
     x, added, weight, bias, total, y, means, rstds, rows_count, columns, eps,
     ADD: tl.constexpr, ROWS: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
-    """total = x + added where there is such, and y = LayerNorm(total); (rows, columns)."""
+    """Compute total = x + added where there is such, and y = LayerNorm(total); (rows, columns)."""
     rows, offsets, places, inside = _layer_norm_places(rows_count, columns, ROWS, PAD)
     tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
     if ADD:
@@ -418,7 +418,7 @@ def _layer_norm_gradient_kernel(
 
 @triton.jit
 def _sum_kernel(first, second, bias, out, count, channels, BLOCK: tl.constexpr):
-    """out = first + second + bias of the channel; all in channels_last."""
+    """Compute out = first + second + bias of the channel; all in channels_last."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < count
     total = tl.load(first + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -443,7 +443,7 @@ def _join_kernel(
     joined, first, second, rows_count, width, other_width, blocks,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """joined (rows, width + other_width) = [first, second], or back. blocks: of the first."""
+    """Copy joined (rows, width + other_width) = [first, second], or back. blocks: of the first."""
     block = tl.program_id(1)
     total = width + other_width
     if block < blocks:
@@ -531,7 +531,7 @@ def group_norm(
     shift: Tensor | None = None,
     shift_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """GroupNorm, then SiLU if wanted, of x + shift + shift_bias.
+    """Compute GroupNorm, then SiLU if wanted, of x + shift + shift_bias.
 
     Args:
         x: (B, C, H, W); converted to channels_last unless it is.
@@ -811,5 +811,5 @@ def _launch_join(joined: Tensor, first: Tensor, second: Tensor, split: bool) -> 
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device."""
+    """Make x's device the current one, on which Triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The outputs folder: saved images, one subfolder a day, an index of them, an HTML page, and a trash."""
+"""Keep the outputs folder: saved images, one subfolder a day, an index of them, an HTML page, and a trash."""
 
 from .folder import Outputs
 from .html_page import write_page

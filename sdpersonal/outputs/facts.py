@@ -1,4 +1,4 @@
-"""Facts of each image for the outputs page, read from the image once and then cached beside it.
+"""Read the facts of an image for the outputs page from the image once, and cache them beside it.
 
 `.facts.jsonl` in a day's folder has a line for each of its images. It can be deleted at any time, and is not trusted:
 an invalid line is read from its image again.

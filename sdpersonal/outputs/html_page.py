@@ -1,4 +1,4 @@
-"""One HTML page of all images, which are shown by their relative path.
+"""Write one HTML page of all images, which are shown by their relative path.
 
 Prompts are put into the page as JSON and become text, never markup. The page's policy allows images beside it.
 """

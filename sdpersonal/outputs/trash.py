@@ -1,4 +1,4 @@
-"""The trash of an outputs folder: each deletion is a folder with the images' files, to be restored for 30 days.
+"""Keep the trash of an outputs folder: a deletion is a folder with the images' files, to be restored for 30 days.
 
     outputs/.deleted/20261123T101500Z-01234567/2026-11-23/00001-abcdef12.png
     outputs/.deleted/20261123T101500Z-01234567/favourites/2026-11-23-00001-abcdef12.png    if it was a favourite

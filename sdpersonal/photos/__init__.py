@@ -1,4 +1,4 @@
-"""Photos to train on: loaded, decoded, cropped and checked. SAMPLES has two sets of five to try with."""
+"""Load, decode, crop and check photos to train on. SAMPLES has two sets of five to try with."""
 
 from pathlib import Path
 

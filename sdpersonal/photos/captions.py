@@ -1,4 +1,4 @@
-"""Captions of photos: which text belongs to which photo, and which part of it can be trained with.
+"""Read captions of photos: which text belongs to which photo, and which part of it can be trained with.
 
 A caption says what else is in a photo, one sentence a line, with `{}` where the subject's token goes. It is read from
 `01.txt`, `01.caption`, `01.jpg.txt` or `01.jpg.caption` beside `01.jpg`, ignoring case, or from the rows of a

@@ -1,4 +1,4 @@
-"""Crops of photos by hand: `01.crop.json` beside `01.jpg` says which square of it is trained on.
+"""Read and write crops made by hand: `01.crop.json` beside `01.jpg` says which square of it is trained on.
 
 The file holds `{"crop": [left, top, side]}`: left as a share of the upright photo's width, top as a share of its
 height, side as a share of its shorter side, so that 1 is the largest square. The photo is then used as if it had been

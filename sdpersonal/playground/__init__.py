@@ -1,1 +1,1 @@
-"""Many images from one prompt: variations, endless generation and X/Y/Z grids."""
+"""Generate many images from one prompt: variations, endless generation and X/Y/Z grids."""

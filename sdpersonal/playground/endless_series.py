@@ -1,4 +1,4 @@
-"""Endless generation from one template, without repeating an image.
+"""Generate endlessly from one template, without repeating an image.
 
 The p-th image depends on p alone. A template has C combinations of its alternatives. In round r = p // C every
 combination comes once, in that round's own order: a keyed permutation of 0 .. C-1, so no history of what was generated

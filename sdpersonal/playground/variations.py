@@ -1,4 +1,4 @@
-"""Variations of a favourite: its recipe with one thing changed. `vary_seed`, `vary_strength`, `vary_words` and
+"""Generate variations of a favourite: its recipe with one thing changed. `vary_seed`, `vary_strength`, `vary_words` and
 `vary_from_image` return requests; `generate_variations` saves their images, and a grid with the favourite first."""
 
 from __future__ import annotations

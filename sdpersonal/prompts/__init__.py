@@ -1,4 +1,4 @@
-"""The prompt language: English with concept tokens, emphasis and alternatives.
+"""Read the prompt language: English with concept tokens, emphasis and alternatives.
 
     a photo of <karpathy/cool-object-v7> in the style of <coolperson/trippystyle:0.8>, (at dawn:1.2)
 

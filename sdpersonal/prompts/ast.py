@@ -1,4 +1,4 @@
-"""The parts of a parsed prompt."""
+"""Define the parts of a parsed prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights for the blocks of a concept's LoRA, in the notation of A1111's LoRA Block Weight extension.
+"""Read and write weights for the blocks of a concept's LoRA, in the notation of A1111's LoRA Block Weight extension.
 
 A UNet's blocks have the original's numbers: IN00 to IN11 on the way down, MID, OUT00 to OUT11 on the way up; BASE is
 the text encoder. SDXL's UNet ends at IN08 and OUT08. Source of names, forms and presets: README.md and the script of

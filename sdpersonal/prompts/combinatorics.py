@@ -1,4 +1,4 @@
-"""The expansions of a template: a tree of texts and choices that is counted, indexed and sampled, never enumerated.
+"""Count, index and sample the expansions of a template, a tree of texts and choices, without enumerating them.
 
 A node is a text, a `SequenceNode` (parts in order) or a `VariantNode` (a choice of options). Counts are exact integers,
 however large; the n-th expansion is found by division, so that one of 10^30 costs no more than one of ten.

@@ -1,4 +1,4 @@
-"""Options in a concept's brackets, `<me/ink:0.8:guidance=2:in=0.2:ramp=0.2-1>`, as A1111 writes those of its networks.
+"""Parse the options in a concept's brackets, `<me/ink:0.8:in=0.2:ramp=0.2-1>`, as A1111 writes those of its networks.
 
 guidance, at and box belong to the whole reference, the others to one concept of it.
 """

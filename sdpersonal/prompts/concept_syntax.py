@@ -1,4 +1,4 @@
-"""Syntax inside angle brackets: a concept or a blend, strengths, and the part of the sampling in which it acts."""
+"""Parse what is inside angle brackets: a concept or a blend, strengths, and the steps at which it acts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of concepts: what is valid in angle brackets, and the spelling suggested for anything else."""
+"""Parse tokens of concepts: what is valid in angle brackets, and the spelling suggested for anything else."""
 
 from __future__ import annotations
 

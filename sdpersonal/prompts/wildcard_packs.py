@@ -1,4 +1,4 @@
-"""Packs of wildcard lists: one YAML or JSON file with several lists, found by their keys.
+"""Read packs of wildcard lists: one YAML or JSON file with several lists, found by their keys.
 
     animals:
       cats: [tabby cat, "2::{big|small} cat"]

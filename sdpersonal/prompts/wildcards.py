@@ -1,4 +1,4 @@
-"""Wildcards, the lists for `__name__` in templates: text files with one option a line, and packs (YAML, JSON)."""
+"""Read wildcards, the lists for `__name__` in templates: text files with one option a line, and packs (YAML, JSON)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When things in a trash were deleted: the names of deletions, and whether the clock can be relied on.
+"""Tell when things in a trash were deleted: the names of deletions, and whether the clock can be relied on.
 
 The clock may be wrong. If it stands more than `RETENTION` after every trace of use, the file `.clock` in the trash
 keeps that time, and nothing is deleted for good until a week later: by then a wrong clock was noticed.

@@ -1,4 +1,4 @@
-"""Class images for prior preservation: the base model generates them once, and every concept of the class uses them.
+"""Generate class images for prior preservation, which the base model makes once for every concept of the class.
 
 Each image is stored as latents in a file named by its number, in a folder named by all that it depends on: the class
 prompt, the base's weights, the size. So an interrupted generation is resumed, several processes share the work without

@@ -1,4 +1,4 @@
-"""The training data: the photos' latent distributions, and the samples computed from them, all on the CPU.
+"""Hold the training data: the photos' latent distributions, and the samples computed from them, all on the CPU.
 
 Each photo is encoded once per variant. Storing mean and std, and sampling from them at every step, trains exactly as
 encoding anew would, without its cost (about 40 % of a LoRA step) and without decoding a JPEG in the loop.

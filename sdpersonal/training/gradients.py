@@ -1,4 +1,4 @@
-"""The gradients of a step: computed by autograd, or on a card by replaying a CUDA graph of the same computation.
+"""Compute the gradients of a step by autograd, or on a card by replaying a CUDA graph of the same computation.
 
 A step launches thousands of kernels. On an H200 a step of Stable Diffusion 1.5's LoRA with four photos took 184 ms, of
 which the card computed 46 (docs/performance.md); captured in a graph, all of them are one launch. What comes after the
@@ -102,7 +102,7 @@ class Gradients:
         optimizer.zero_grad(set_to_none=not self._fixed)
 
     def _compute(self, inputs: LossInputs, step: int, share: float | None) -> Tensor:
-        """share: None for the loss per sample, without gradients."""
+        """Return the loss, with its gradients times `share`; None: the loss per sample, without gradients."""
         if share is None:
             return self._method.loss(inputs, step)
         loss = self._method.loss(inputs, step).mean()

@@ -1,4 +1,4 @@
-"""The training loop, for every method and any number of processes."""
+"""Run the training loop, for every method and any number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loss is computed from: a batch as tensors only, its captions as token ids.
+"""Hold what a loss is computed from: a batch as tensors only, its captions as token ids.
 
 They are made on the CPU, ahead of the step that uses them, so that the step itself is a function of tensors of fixed
 shapes: it never waits for the device, and can be captured in a CUDA graph.

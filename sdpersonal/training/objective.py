@@ -1,4 +1,4 @@
-"""The training objective, as pure functions: all random values are arguments."""
+"""Compute the training objective in pure functions: all random values are arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, the learning rate schedule of a run, and the moving average of its parameters."""
+"""Build optimizers by name, the learning rate schedule of a run, and the moving average of its parameters."""
 
 from __future__ import annotations
 

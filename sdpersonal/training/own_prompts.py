@@ -1,4 +1,4 @@
-"""The user's own sample prompts of a run: those of its settings, or of the file that the app writes while it runs."""
+"""Read the user's own sample prompts of a run: those of its settings, or of the file that the app writes meanwhile."""
 
 from __future__ import annotations
 

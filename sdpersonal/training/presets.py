@@ -1,4 +1,4 @@
-"""The training steps and learning rates of each method, per kind of base model: the only table of such numbers.
+"""Choose the training steps and learning rates of each method, per kind of base model, from the only table of them.
 
 SD 1.x, 2.x and SDXL, from published recipes, not yet measured here:
 - LoRA 1e-4 for 500 steps (README of diffusers' DreamBooth script); the token's embeddings ten times faster, since they

@@ -1,4 +1,4 @@
-"""Caption templates for training, so that the token is learned as a word and not as a whole prompt.
+"""List caption templates for training, so that the token is learned as a word and not as a whole prompt.
 
 The wording is our own, in the manner of the templates of textual inversion (Gal et al. 2022, appendix E).
 """

@@ -1,5 +1,4 @@
-"""Randomness as a function: every random value depends on the seed, its purpose and its sample, never on what ran
-before.
+"""Compute random values as a function of the seed, the purpose and the sample, never of what ran before.
 
 So a resumed run needs no generator state, a preview cannot disturb training, and sample i is the same whether one
 process computes it or the second of two.

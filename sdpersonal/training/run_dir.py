@@ -1,4 +1,4 @@
-"""The contents of a run folder: the names of its files, its checkpoints, and readers that tolerate what a kill left.
+"""Read the contents of a run folder: file names and checkpoints, with readers that tolerate what a kill left.
 
 This module imports no torch, so that the app and the command line can look into a run folder at once.
 """

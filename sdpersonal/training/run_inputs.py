@@ -1,4 +1,4 @@
-"""The inputs of a run: what is loaded before its method is built."""
+"""Load the inputs of a run, before its method is built."""
 
 from __future__ import annotations
 

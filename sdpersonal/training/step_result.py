@@ -1,4 +1,4 @@
-"""The numbers of a training step: copied to the CPU while the next step runs, then checked and logged."""
+"""Copy the numbers of a training step to the CPU while the next step runs, then check and log them."""
 
 from __future__ import annotations
 

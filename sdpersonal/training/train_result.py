@@ -1,4 +1,4 @@
-"""The result of a training, read from its run folder and the library."""
+"""Read the result of a training from its run folder and the library."""
 
 from __future__ import annotations
 

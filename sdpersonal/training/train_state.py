@@ -1,4 +1,4 @@
-"""The three objects of the training loop: the state that it trains, its settings, and what it reports to."""
+"""Define the objects of the training loop: the state that it trains, its settings, and what it reports to."""
 
 from __future__ import annotations
 

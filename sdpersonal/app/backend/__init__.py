@@ -1,4 +1,4 @@
-"""The app without its page: the work behind every route is a function or a method in this package."""
+"""Do the work of the app without its page: behind every route is a function or a method of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job of a user while it waits, runs and after it has ended, as the page shows it."""
+"""Follow one job of a user while it waits, runs and after it has ended, as the page shows it."""
 
 from __future__ import annotations
 

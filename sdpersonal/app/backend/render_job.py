@@ -39,15 +39,15 @@ class JobListener(Protocol):
         ...
 
     def on_wait(self, ahead: int) -> None:
-        """The job waits for its first turn, with so many jobs before it."""
+        """Note that the job waits for its first turn, with so many jobs before it."""
 
     def on_turn(self) -> None:
-        """The job has the device for its first batch."""
+        """Note that the job has the device for its first batch."""
 
     def on_progress(self, done: int, total: int) -> None: ...
     def on_preview(self, images: list[Image.Image]) -> None: ...
     def on_image(self, path: Path) -> None:
-        """An image was saved."""
+        """Note that an image was saved."""
 
 
 class QueuedGenerator:

@@ -1,1 +1,1 @@
-"""The page's routes: they check what the page sends, call the backend, and answer in JSON."""
+"""Answer the page's requests: check what it sends, call the backend, and return JSON."""

@@ -1,4 +1,4 @@
-"""Routes of drafts: trainings that are prepared."""
+"""Answer requests about drafts, the trainings that are prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream of events to an open page."""
+"""Send the stream of events to an open page."""
 
 from __future__ import annotations
 

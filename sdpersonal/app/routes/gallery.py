@@ -1,4 +1,4 @@
-"""The gallery: saved images, their files, and what one does with them."""
+"""Answer requests about saved images: their list, their files, and changes of them."""
 
 from __future__ import annotations
 

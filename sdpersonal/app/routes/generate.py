@@ -1,4 +1,4 @@
-"""The Generate tab: prompts, jobs, settings of images, and presets."""
+"""Answer requests of the Generate tab: prompts, jobs, settings of images, and presets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Library tab: its concepts, their thumbnails and cards, files in and out, and the trash."""
+"""Answer requests of the Library tab: its concepts, their thumbnails and cards, files in and out, and the trash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Models tab: what is loaded, what can be chosen, and switching."""
+"""Answer requests of the Models tab: what is loaded, what can be chosen, and switching."""
 
 from __future__ import annotations
 

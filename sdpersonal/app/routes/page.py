@@ -1,4 +1,4 @@
-"""The page itself: its HTML, style sheets and scripts, as they are in the package."""
+"""Serve the page itself: its HTML, style sheets and scripts, as they are in the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page needs when it opens."""
+"""Return what the page needs when it opens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainings of a user: the list, the details of each, its images, and what can be done with it."""
+"""Answer requests about a user's trainings: the list, the details of each, its images, and commands to it."""
 
 from __future__ import annotations
 

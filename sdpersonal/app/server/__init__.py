@@ -1,1 +1,1 @@
-"""The app: one page on this machine. Only this package knows Gradio; what its buttons do is in `backend`."""
+"""Run the app's server: one page on this machine. Only this package knows Gradio; `backend` does the buttons' work."""

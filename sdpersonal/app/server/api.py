@@ -1,4 +1,4 @@
-"""The HTTP API for programs: named endpoints in Gradio's way, for its Python client and for curl (docs/http-api.md).
+"""Offer the HTTP API for programs: named endpoints of Gradio, for its Python client and for curl (docs/http-api.md).
 
 Each endpoint does what a route of the page does, with the same checks, for the same user. Gradio reads the annotations
 of the parameters when the server starts, so that they are values here, not texts.

@@ -1,4 +1,4 @@
-"""Files of the HTTP API: uploads that a client names, and files that it gets, which only its user can fetch."""
+"""Check the files of the HTTP API: uploads that a client names, and files that only its user can fetch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands, a module for each: argument classes, functions, and `COMMANDS`, which are joined here.
+"""Join the commands, a module for each with argument classes, functions, and `COMMANDS`.
 
 No module here imports anything heavy; a command that needs torch imports it when it runs.
 """

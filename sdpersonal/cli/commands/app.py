@@ -1,4 +1,4 @@
-"""The command `app`: the page in a browser."""
+"""Run the command `app`: the page in a browser."""
 
 from __future__ import annotations
 

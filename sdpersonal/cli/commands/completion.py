@@ -1,4 +1,4 @@
-"""The command `completion`: a script that completes commands, flags and choices in a shell."""
+"""Run the command `completion`: write a script that completes commands, flags and choices in a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that compare and combine concepts: diff, check, merge."""
+"""Run the commands that compare and combine concepts: diff, check, merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands for a concept's card and its versions: edit, history."""
+"""Run the commands for a concept's card and its versions: edit, history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `concepts export` and `concepts gallery`: concepts for other programs and for readers."""
+"""Run `concepts export` and `concepts gallery`: write concepts for other programs and for readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `concepts import`: files, folders and Hub repositories, many at once."""
+"""Run `concepts import`: read files, folders and Hub repositories, many at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands for a library's contents: list, show, rename, remove, restore, verify."""
+"""Run the commands for a library's contents: list, show, rename, remove, restore, verify."""
 
 from __future__ import annotations
 

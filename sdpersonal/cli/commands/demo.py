@@ -1,4 +1,4 @@
-"""The command `demo`: train on three sample sets of photos, and generate a grid that mixes the concepts."""
+"""Run the command `demo`: train on three sample sets of photos, and generate a grid that mixes the concepts."""
 
 from __future__ import annotations
 

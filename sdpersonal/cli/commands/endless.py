@@ -1,4 +1,4 @@
-"""The command `endless`: images of a prompt with alternatives until Ctrl-C."""
+"""Run the command `endless`: generate images of a prompt with alternatives until Ctrl-C."""
 
 from __future__ import annotations
 

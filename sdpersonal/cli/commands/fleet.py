@@ -1,4 +1,4 @@
-"""The commands `fleet ...`: many trainings, and many requests for images, on many cores, cards or machines."""
+"""Run the commands `fleet ...`: many trainings, and many requests for images, on many cores, cards or machines."""
 
 from __future__ import annotations
 

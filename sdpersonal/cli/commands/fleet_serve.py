@@ -1,4 +1,4 @@
-"""The command `fleet serve`: images for many people, on many cores, cards or machines."""
+"""Run the command `fleet serve`: generate images for many people, on many cores, cards or machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `generate`, and what it shares with `sheet`, `endless` and `vary`."""
+"""Run the command `generate`, and hold what it shares with `sheet`, `endless` and `vary`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `hub ...`: share concepts on the Hugging Face Hub."""
+"""Run the commands `hub ...`: share concepts on the Hugging Face Hub."""
 
 from __future__ import annotations
 

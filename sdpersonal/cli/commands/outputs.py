@@ -1,4 +1,4 @@
-"""The commands `outputs ...`: the folder of generated images."""
+"""Run the commands `outputs ...` on the folder of generated images."""
 
 from __future__ import annotations
 

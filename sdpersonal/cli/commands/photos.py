@@ -1,4 +1,4 @@
-"""The command `photos check`."""
+"""Run the command `photos check`."""
 
 from __future__ import annotations
 

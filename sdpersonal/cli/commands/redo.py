@@ -1,4 +1,4 @@
-"""The command `redo`: an image again, from the recipe in it."""
+"""Run the command `redo`: generate an image again, from the recipe in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sheet`: an X/Y/Z grid."""
+"""Run the command `sheet`: generate an X/Y/Z grid."""
 
 from __future__ import annotations
 

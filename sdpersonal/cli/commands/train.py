@@ -1,4 +1,4 @@
-"""The commands `train ...`."""
+"""Run the commands `train ...`."""
 
 from __future__ import annotations
 

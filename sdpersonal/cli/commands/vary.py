@@ -1,4 +1,4 @@
-"""The command `vary`: variations of an image, from the recipe in it."""
+"""Run the command `vary`: generate variations of an image, from the recipe in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compatibility with diffusers: translate the flags of its training scripts to ours."""
+"""Translate the flags of diffusers' training scripts to ours."""
 
 from .state import Environment, current_environment
 from .translate import Translation, translate

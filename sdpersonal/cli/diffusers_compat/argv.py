@@ -1,4 +1,4 @@
-"""A command line as items: a flag's name with the arguments after it."""
+"""Split a command line into items: a flag's name with the arguments after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every flag of diffusers' training scripts for Stable Diffusion, and how it is translated.
+"""List every flag of diffusers' training scripts for Stable Diffusion, and how it is translated.
 
 Source: `parse_args` in diffusers' examples of August 2026: train_dreambooth{,_lora,_lora_sdxl,_sd3,_lora_sd3}.py,
 textual_inversion{,_sdxl}.py and train_dreambooth_lora_{sd15,sdxl}_advanced.py. For readers:

@@ -1,4 +1,4 @@
-"""Parser of DreamBooth prompts such as "a photo of sks dog": find their subject.
+"""Parse DreamBooth prompts such as "a photo of sks dog" to find their subject.
 
 diffusers uses one prompt for all photos. Here the subject has its own token, in many different sentences.
 """

@@ -1,4 +1,4 @@
-"""Rules for flags that cannot be translated singly: each reads several of diffusers' flags and sets some of ours."""
+"""Translate flags that depend on others: each rule reads several of diffusers' flags and sets some of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State that the rules of a translation read and write, and what they need to know of the machine."""
+"""Hold the state that the rules of a translation read and write, and what they need to know of the machine."""
 
 from __future__ import annotations
 

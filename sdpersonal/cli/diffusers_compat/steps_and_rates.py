@@ -1,4 +1,4 @@
-"""Steps, batch sizes and learning rates: where diffusers multiplies a value, do the same here, with a note."""
+"""Translate steps, batch sizes and learning rates: where diffusers multiplies a value, do the same, with a note."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `Export` of a concept for one program, and what all exporters share."""
+"""Define the `Export` of a concept for one program, and what all exporters share."""
 
 from __future__ import annotations
 

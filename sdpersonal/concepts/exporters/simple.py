@@ -1,4 +1,4 @@
-"""Exports that consist of files in our own layout, whole or split into embedding and LoRA, for programs that read them.
+"""Export files in our own layout, whole or split into embedding and LoRA, for programs that read them.
 
 Sources, by program:
 AUTOMATIC1111's web UI and its relatives (Forge, SD.Next): `modules/textual_inversion/textual_inversion.py` (a file's

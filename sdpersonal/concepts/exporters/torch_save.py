@@ -31,7 +31,10 @@ def torch_save_bytes(word: str, rows: np.ndarray) -> bytes:
 
 
 def _pickle_bytes(word: str, shape: tuple[int, ...]) -> bytes:
-    """Protocol 2: {word: torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())}."""
+    """Pickle with protocol 2.
+
+    The value is {word: torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())}.
+    """
     count = int(np.prod(shape))
     strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
     storage = (

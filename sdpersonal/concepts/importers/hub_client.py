@@ -1,4 +1,4 @@
-"""The Hub's client as this program uses it: quiet, and with doubts about what a server answers.
+"""Use the Hub's client quietly, and check what a server answers.
 
 Names of files are names, never patterns; nothing larger than announced is fetched; and what a server calls a file's
 version, of which the client makes a path, must be a plain word.

@@ -1,4 +1,4 @@
-"""The fleet's HTTP server: who asks is checked before anything is read, and what is read is bounded.
+"""Serve a fleet over HTTP: who asks is checked before anything is read, and what is read is bounded.
 
 GET  /health                 without a key whether it works; with one the replicas, the queue and the model
 GET  /concepts/IDENTITY      whether the user has uploaded a concept

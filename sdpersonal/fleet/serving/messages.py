@@ -1,4 +1,4 @@
-"""What a replica is given, and what it answers while it generates."""
+"""Define what a replica is sent, and what it answers while it generates."""
 
 from __future__ import annotations
 

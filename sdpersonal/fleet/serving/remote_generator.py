@@ -1,4 +1,4 @@
-"""A generator whose images are made by a fleet: what the app has in place of one with a model."""
+"""Generate images on a fleet, with what the app has in place of a generator with a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replica: a worker that keeps a model loaded, whose images come as events. It knows nothing of Ray."""
+"""Run a replica: a worker that keeps a model loaded, whose images come as events. It knows nothing of Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serve a fleet: from settings to a server that listens."""
+"""Serve a fleet, from settings to a server that listens."""
 
 from __future__ import annotations
 

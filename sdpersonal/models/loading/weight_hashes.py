@@ -1,4 +1,4 @@
-"""The sha256 of a base's weights, by which recipes identify it, kept between runs: hashing 10 GB takes seconds.
+"""Store the sha256 of a base's weights, by which recipes identify it, between runs: hashing 10 GB takes seconds.
 
 A hash is kept by the path, size, times and inode of each file, so that a file that is changed or replaced is hashed
 anew. The hashes are in one small JSON file in the user's cache folder. It can be deleted at any time; where it cannot

@@ -1,4 +1,4 @@
-"""Checks with CLIP: two subjects in a set, and a class noun that is plainly wrong."""
+"""Check with CLIP whether a set has two subjects, and whether a class noun is plainly wrong."""
 
 from __future__ import annotations
 

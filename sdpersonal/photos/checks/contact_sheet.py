@@ -1,4 +1,4 @@
-"""Contact sheet of a set: every photo whole, with its training crop, and its findings below."""
+"""Draw the contact sheet of a set: every photo whole, with its training crop, and its findings below."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A photo as the checks see it, with what was measured of it, which other checks of the same photo need not repeat."""
+"""Hold a photo as the checks see it, with what was measured of it, which other checks need not repeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings: what can be wrong with a set of photos, and the advice for it."""
+"""Define the findings: what can be wrong with a set of photos, and the advice for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""X/Y/Z grids (sheets): one prompt, generated with one thing changed along each axis."""
+"""Generate X/Y/Z grids (sheets): one prompt, with one thing changed along each axis."""
 
 from .axes import Axis
 from .checkpoints import CheckpointConcepts

@@ -1,4 +1,4 @@
-"""An axis of a grid: what changes along it, and to which values. It is written in one line:
+"""Define an axis of a grid: what changes along it, and to which values. It is written in one line:
 
 seed: 1..4                                 guidance: 1, 3, ..., 9          (any number that a request has)
 words: samurai|cowboy|saint                in place of {} in the prompt

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run as concepts with their own tokens: `<me/duck-step-120>`."""
+"""Read checkpoints of a training run as concepts with their own tokens: `<me/duck-step-120>`."""
 
 from __future__ import annotations
 

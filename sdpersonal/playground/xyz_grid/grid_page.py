@@ -1,4 +1,4 @@
-"""A grid as one HTML page, with its images inside."""
+"""Write a grid as one HTML page, with its images inside."""
 
 from __future__ import annotations
 

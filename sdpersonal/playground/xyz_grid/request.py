@@ -1,4 +1,4 @@
-"""The request of an X/Y/Z grid: a request for one image, and what changes in it along each axis."""
+"""Define the request of an X/Y/Z grid: a request for one image, and what changes in it along each axis."""
 
 from __future__ import annotations
 

@@ -105,8 +105,11 @@ class DreamboothFull:
 
     @cached_property  # used twice at the end, and minutes of work for a large base on a CPU
     def _extraction(self) -> tuple[Lora, float]:
-        """The LoRA nearest to the change, and the share that it keeps. One layer at a time: all changes of SDXL at once
-        are 10 GB. Layers have kohya's names; norms and biases get no LoRA."""
+        """Return the LoRA nearest to the change, and the share that it keeps.
+
+        It is computed one layer at a time: all changes of SDXL at once are 10 GB. Layers have kohya's names; norms and
+        biases get no LoRA.
+        """
         adapted = {id(module.weight): layer for layer, module in self._base.adapters.layers().items()}
         layers: dict[str, LoraLayer] = {}
         total = 0.0

@@ -1,4 +1,4 @@
-"""The protocol of a training method, as the loop and the run use it."""
+"""Define the protocol of a training method, as the loop and the run use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token's embeddings: their start, their place in a caption, the limit of their norm."""
+"""Train the token's embeddings: their start, their place in a caption, the limit of their norm."""
 
 from __future__ import annotations
 

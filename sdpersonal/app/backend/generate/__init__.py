@@ -1,1 +1,1 @@
-"""Backend of the Generate tab."""
+"""Do the work of the Generate tab."""

@@ -1,4 +1,4 @@
-"""The gallery: a user's saved images, found by id, listed, searched, marked, deleted and restored."""
+"""Find a user's saved images by id; list, search, mark, delete and restore them."""
 
 from __future__ import annotations
 

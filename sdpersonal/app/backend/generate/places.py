@@ -1,4 +1,4 @@
-"""Places of the subjects in a prompt: what the page shows as boxes, and writes back."""
+"""Read the places of the subjects in a prompt, which the page shows as boxes, and write them back."""
 
 from __future__ import annotations
 

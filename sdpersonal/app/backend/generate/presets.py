@@ -1,4 +1,4 @@
-"""A user's own presets, in outputs/[USER/].presets.json: styles, negative prompts, and whole forms."""
+"""Save a user's own presets in outputs/[USER/].presets.json: styles, negative prompts, and whole forms."""
 
 from __future__ import annotations
 

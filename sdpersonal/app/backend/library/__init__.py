@@ -1,1 +1,1 @@
-"""Backend of the Library tab."""
+"""Do the work of the Library tab."""

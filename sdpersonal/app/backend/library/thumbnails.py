@@ -1,4 +1,4 @@
-"""Thumbnails of the library's concepts for the page, made when they are asked for.
+"""Make the thumbnails of the library's concepts when the page asks for them.
 
 All users share the library, and so the thumbnails. Their addresses change with the files, so that browsers can keep
 them.

@@ -1,1 +1,1 @@
-"""Backend of the Models tab."""
+"""Do the work of the Models tab."""

@@ -68,7 +68,7 @@ class ModelSize:
     exact_vae: bool = False  # SDXL's VAE runs in fp32
 
     def generation_memory(self, number: int) -> MemoryNeed:
-        """Memory needed to generate one image with weights of `number` bytes each."""
+        """Return the memory needed to generate one image with weights of `number` bytes each."""
         latents, pixels, exact = (self.side // 8) ** 2, self.side**2, 4 if self.exact_vae else number
         return MemoryNeed(
             text=int(self.text * 1e6 * number),
@@ -80,7 +80,7 @@ class ModelSize:
         )
 
     def training_memory(self, number: int, method: str, images: int, side: int | None = None) -> float:
-        """GB that a training step takes with frozen weights of `number` bytes, 4 on a CPU.
+        """Return the GB that a training step takes with frozen weights of `number` bytes, 4 on a CPU.
 
         method: "lora", "pivotal", "textual-inversion" or "full" (of the UNet); images: in a step, with those of prior
         preservation; side: of the images in pixels, None for the model's own.

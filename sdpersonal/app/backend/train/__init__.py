@@ -1,1 +1,1 @@
-"""Backend of the Train tab."""
+"""Do the work of the Train tab."""

@@ -1,4 +1,4 @@
-"""Drafts of trainings: a form and photos in a folder of the user's runs, which survive the end of the app."""
+"""Keep drafts of trainings: a form and photos in a folder of the user's runs, which survive the end of the app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can do with a training: sample now, keep a step, change the sample prompts, cancel, resume, dismiss."""
+"""Do what a user asks of a training: sample now, keep a step, change the sample prompts, cancel, resume, dismiss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of a training: its fields, the settings that it means, and what Start would do."""
+"""Read the form of a training: its fields, the settings that it means, and what Start would do."""
 
 from __future__ import annotations
 
