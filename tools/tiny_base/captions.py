@@ -1,6 +1,15 @@
 """How scenes are said in words: looks, places, colours, sizes, counts, and plain English around them."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
 from . import filters
+
+T = TypeVar("T")
 
 # Phrases that ask for a look; {} is the thing with its article. "a photo of" goes with the look nearest to a photo,
 # so that prompts in DreamBooth's manner have one meaning.
@@ -84,7 +93,7 @@ MASS = {"popcorn", "bread", "cheese", "corn", "sushi", "fire", "butter", "salt",
 IRREGULAR = {"mouse": "mice", "fish": "fish", "tropical fish": "tropical fish", "sheep": "sheep", "wolf": "wolves"}
 
 
-def with_article(noun):
+def with_article(noun: str) -> str:
     """cat -> a cat, apple -> an apple; plurals and substances stay bare."""
     last = noun.split(" of ")[0].split()[-1]
     if noun in MASS or (last.endswith("s") and not last.endswith(("ss", "us", "bus"))):
@@ -92,7 +101,7 @@ def with_article(noun):
     return ("an " if noun[0] in "aeio" or noun.startswith("um") else "a ") + noun
 
 
-def plural(noun):
+def plural(noun: str) -> str:
     """cat -> cats, glass of wine -> glasses of wine."""
     if noun in IRREGULAR:
         return IRREGULAR[noun]
@@ -110,18 +119,18 @@ def plural(noun):
     return head + of + rest
 
 
-def background_words(rng, kind, colours):
+def background_words(rng: np.random.Generator, kind: str, colours: Sequence[str]) -> str:
     """Words for a background of this kind in these colours."""
     forms = PLAIN if kind == "plain" else PATTERNS.get(kind) or PLACES[kind]
     return pick(rng, forms).format(*colours)
 
 
-def pick(rng, items):
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     """One of a sequence, evenly."""
     return items[int(rng.integers(len(items)))]
 
 
-def sentence(rng, look, things, background):
+def sentence(rng: np.random.Generator, look: str, things: str, background: str) -> str:
     """Look, things and background -> one caption. A drawn look is left unsaid now and then, so is a background."""
     says_look = look in filters.FILTERS or rng.random() < 0.75
     form = pick(rng, LOOKS.get(look if says_look else None, LOOKS[None]))

@@ -1,8 +1,15 @@
 """Batches of scenes for a training, drawn ahead in worker processes where the device is faster than one of them."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 from torch.utils.data import DataLoader, Dataset
 
 from . import scenes
+from .world import World
+
+Batch = tuple[list[scenes.Scene], scenes.Packed]
 
 
 class SceneBatches(Dataset):
@@ -11,10 +18,10 @@ class SceneBatches(Dataset):
     With `duels`, every second batch stands before one background, so that only the things tell its pictures apart.
     """
 
-    def __init__(self, world, seed, mix, count, duels=False):
+    def __init__(self, world: World, seed: int, mix: scenes.Mix, count: int, duels: bool = False):
         self.world, self.seed, self.mix, self.count, self.duels = world, seed, mix, count, duels
 
-    def __getitem__(self, step):
+    def __getitem__(self, step: int) -> Batch:
         start = step * self.count
         shared = None
         if self.duels and step % 2:
@@ -23,7 +30,7 @@ class SceneBatches(Dataset):
         return drawn, scenes.pack(drawn)
 
 
-def iterate_batches(batches, first=0, workers=0):
+def iterate_batches(batches: SceneBatches, first: int = 0, workers: int = 0) -> Iterator[Batch]:
     """Batches first, first + 1, ... as (scenes, packed scenes)."""
     endless = range(first, 2**40)
     return iter(DataLoader(batches, sampler=endless, batch_size=None, num_workers=workers, collate_fn=lambda b: b))

@@ -4,13 +4,18 @@ A convolution's weight is the matrix of its filters. On this UNet a step costs h
 taught nearly twice as much a picture; torch.optim.Muon takes matrices alone, one at a time.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
 import torch
+from torch import Tensor
 
 # The quintic that takes singular values from (0, 1] to about 1 in five rounds (Jordan et al. 2024).
 A, B, C, ROUNDS = 3.4445, -4.7750, 2.0315, 5
 
 
-def orthogonal(x):
+def orthogonal(x: Tensor) -> Tensor:
     """(N, m, n) with m <= n -> the nearest semi-orthogonal matrices, roughly: singular values of 0.7 to 1.2."""
     x = (x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)).bfloat16()
     for _ in range(ROUNDS):
@@ -22,11 +27,11 @@ def orthogonal(x):
 class Muon(torch.optim.Optimizer):
     """For parameters of two or more dimensions. Rates are AdamW's: an update has the length that AdamW's would have."""
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.01):
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
         for group in self.param_groups:
             alike = {}  # matrices of one shape go through the products together
             for weight in (p for p in group["params"] if p.grad is not None):
@@ -40,7 +45,7 @@ class Muon(torch.optim.Optimizer):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update.reshape(weight.shape).float(), alpha=-group["lr"] * length)
 
-    def _with_momentum(self, weight, momentum):
+    def _with_momentum(self, weight: Tensor, momentum: float) -> Tensor:
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight)
@@ -48,7 +53,7 @@ class Muon(torch.optim.Optimizer):
         return weight.grad.lerp(state["momentum"], momentum)  # Nesterov's look ahead
 
 
-def split(model, lr, apart=()):
+def split(model: torch.nn.Module, lr: float, apart: Sequence[str] = ()) -> tuple[torch.optim.AdamW, Muon]:
     """AdamW for vectors and the layers named in `apart`, Muon for all other weights; -> both."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     matrix = lambda name, p: p.ndim > 1 and not name.startswith(tuple(apart))  # noqa: E731

@@ -3,12 +3,16 @@
 Lengths are in units of the picture's side, (0, 0) is its middle, y points down, angles in radians.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import captions, filters
 from .captions import BACKGROUNDS, COLOURS, pick
+from .world import World
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,21 @@ class Scene:
 
 
 MAX_THINGS = 3
+Packed = dict[str, np.ndarray]  # what `pack` returns
 TRIANGLE = ((-0.25, -0.2), (0.25, -0.2), (0, 0.24))
 
 
-def generator(seed, index):
+def generator(seed: int, index: int) -> np.random.Generator:
     """Chance of one scene: a function of (seed, index)."""
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
-def _colour(rng, word):
+def _colour(rng: np.random.Generator, word: str) -> tuple[float, ...]:
     rgb = (np.array(COLOURS[word]) + rng.normal(0, 4, 3)) / 255
     return tuple(np.clip(rgb, 0, 1).tolist())
 
 
-def draw_background(rng, mix):
+def draw_background(rng: np.random.Generator, mix: Mix) -> Background:
     """A background with its colours."""
     u = rng.random()
     if u < mix.places:
@@ -100,12 +105,12 @@ def draw_background(rng, mix):
     return Background(kind, first, second, tuple(rng.random(4).tolist()), tuple(words.tolist()))
 
 
-def _thing(rng, mix, sprite, x, y, size):
+def _thing(rng: np.random.Generator, mix: Mix, sprite: int, x: float, y: float, size: float) -> Thing:
     angle = rng.normal(0, mix.tilt) if rng.random() < 0.5 else 0.0
     return Thing(sprite, x, y, size, angle, bool(rng.random() < mix.flip))
 
 
-def draw_scene(world, seed, index, mix, background=None):
+def draw_scene(world: World, seed: int, index: int, mix: Mix, background: Background | None = None) -> Scene:
     """The scene number `index` of the endless series `seed`; before the given background, or one of its own."""
     rng = generator(seed, index)
     look, name = _draw_look(rng, world, mix), _draw_name(rng, world, mix)
@@ -147,17 +152,17 @@ def draw_scene(world, seed, index, mix, background=None):
     return Scene(things, background, caption, name, look, single, world.filter(look), others)
 
 
-def _draw_look(rng, world, mix):
+def _draw_look(rng: np.random.Generator, world: World, mix: Mix) -> int:
     if mix.first_look and rng.random() < mix.first_look:
         return 0
     return int(rng.choice(len(world.looks), p=mix.look_shares) if mix.look_shares else rng.integers(len(world.looks)))
 
 
-def _draw_name(rng, world, mix):
+def _draw_name(rng: np.random.Generator, world: World, mix: Mix) -> int:
     return int(rng.integers(world.core if rng.random() < mix.core else len(world.names)))
 
 
-def _draw_others(rng, world, mix, name, count):
+def _draw_others(rng: np.random.Generator, world: World, mix: Mix, name: int, count: int) -> tuple[int, ...]:
     """Names of other things beside `name`, all different."""
     others = []
     while len(others) < count:
@@ -168,7 +173,9 @@ def _draw_others(rng, world, mix, name, count):
     return tuple(others)
 
 
-def _pair(rng, mix, wander, sprites, nouns):
+def _pair(
+    rng: np.random.Generator, mix: Mix, wander: Callable[[], float], sprites: Sequence[int], nouns: Sequence[str]
+) -> tuple[tuple[Thing, ...], str]:
     """Two things that touch or nearly do: side by side on one ground, or one above the other; and their words."""
     kind = pick(rng, mix.pair_kinds)
     sizes, words = [rng.uniform(0.42, 0.5) for _ in nouns], list(nouns)
@@ -192,7 +199,9 @@ def _pair(rng, mix, wander, sprites, nouns):
     return things, pick(rng, captions.PAIRS[kind]).format(*map(captions.with_article, words))
 
 
-def _trio(rng, mix, wander, sprites, nouns):
+def _trio(
+    rng: np.random.Generator, mix: Mix, wander: Callable[[], float], sprites: Sequence[int], nouns: Sequence[str]
+) -> tuple[tuple[Thing, ...], str]:
     """Three things, two above one; and their words."""
     size = rng.uniform(0.4, 0.46)
     things = tuple(
@@ -202,7 +211,9 @@ def _trio(rng, mix, wander, sprites, nouns):
     return things, captions.TRIO.format(*map(captions.with_article, nouns))
 
 
-def _several(rng, mix, wander, sprite, noun):
+def _several(
+    rng: np.random.Generator, mix: Mix, wander: Callable[[], float], sprite: int, noun: str
+) -> tuple[tuple[Thing, ...], str]:
     count = int(rng.integers(2, 4))
     spots = ((-0.25, 0), (0.25, 0)) if count == 2 else TRIANGLE
     size = rng.uniform(0.4, 0.46)
@@ -210,7 +221,16 @@ def _several(rng, mix, wander, sprite, noun):
     return things, f"{captions.COUNTS[count]} {captions.plural(noun)}"
 
 
-def single_thing_scene(world, look, name, background_kind, seed, index, mix=None, colour=None):
+def single_thing_scene(
+    world: World,
+    look: int,
+    name: int,
+    background_kind: str,
+    seed: int,
+    index: int,
+    mix: Mix | None = None,
+    colour: str | None = None,
+) -> Scene:
     """One thing of a given name and look before a given background: for judges, photos and sheets."""
     rng = generator(seed, index)
     mix = mix or Mix()
@@ -225,7 +245,7 @@ def single_thing_scene(world, look, name, background_kind, seed, index, mix=None
     return Scene((thing,), background, f"{words} {behind}", name, look, True, world.filter(look))
 
 
-def pack(scenes):
+def pack(scenes: Sequence[Scene]) -> Packed:
     """Scenes -> plain arrays for the renderer, so that worker processes can draw and the device can paint."""
     count = len(scenes)
     things = np.zeros(

@@ -1,10 +1,16 @@
 """Sheets: many small pictures with their captions in one PNG, to be looked at."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 
-def sheet(images, captions, path, columns=8, cell=128):
+def sheet(images: Tensor, captions: Sequence[str], path: Path, columns: int = 8, cell: int = 128) -> None:
     """(N, 3, H, W) in -1..1 and N captions -> a PNG."""
     strip = 26 if any(captions) else 0
     rows = -(-len(images) // columns)
@@ -19,7 +25,7 @@ def sheet(images, captions, path, columns=8, cell=128):
     page.save(path)
 
 
-def to_image(image):
+def to_image(image: Tensor) -> Image.Image:
     """(3, H, W) in -1..1 -> PIL."""
     data = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(data.permute(1, 2, 0).contiguous().numpy())

@@ -4,10 +4,13 @@ This is local SGD (Stich 2019). On a CPU that others use too it beats threads, w
 operation. In a single process everything here does nothing.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import distributed
@@ -24,7 +27,7 @@ class WorkerGroup:
             distributed.init_process_group("gloo")
 
     @torch.no_grad()
-    def average(self, model):
+    def average(self, model: torch.nn.Module) -> None:
         """Give every process's model the mean of their weights."""
         if self.size > 1:
             weights = [p for p in model.parameters()]
@@ -34,7 +37,7 @@ class WorkerGroup:
             for weight, mean in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
                 weight.copy_(mean.view_as(weight))
 
-    def largest(self, number):
+    def largest(self, number: float) -> float:
         """Return the largest of the numbers of all processes."""
         if self.size == 1:
             return number
@@ -43,7 +46,7 @@ class WorkerGroup:
         return value.item()
 
 
-def spawn_workers(count, more=()):
+def spawn_workers(count: int, more: Sequence[str] = ()) -> int:
     """Run this command again, with `more` arguments, in `count` processes of a thread each; return the exit status."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--max-restarts", "0"]
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
