@@ -9,9 +9,13 @@ With --picks only the section on early stopping is written anew; the rest of the
 needed.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from PIL import Image
 
@@ -121,52 +125,54 @@ def _pick_rows(results):
     yield "| --- " * (len(head) + 1) + "|"
     notes = []
     for method, runs in results.items():
-        shares, ends, classifier_shares, half_shares, unscored = [], [], [], [], 0
-        for subject, measured_run in runs.items():
-            figures = picks.apply_rules(method, measured_run)
-            picked, last, best, sure = (
-                figures["picked"],
-                figures["last"],
-                figures["best"],
-                figures["best by the second judge"],
-            )
-            if best["score"]:
-                shares.append(picked["score"] / best["score"])
-                half_shares.append(figures["best of the first half"]["score"] / best["score"])
-            else:
-                unscored += 1
-            ends.append(figures["ended"] / figures["steps"])
-            classifier_shares.append(picked["classifier"] / sure["classifier"])
-            cells = [
-                figures["steps"],
-                figures["ended"],
-                picked["step"],
-                f"{picked['score']:.3f}",
-                f"{last['score']:.3f}",
-            ]
-            share = f"{shares[-1]:.1%}" if best["score"] else "all 0"
-            cells += [f"{best['score']:.3f} at {best['step']}", share]
-            cells += [
-                f"{picked['classifier']:.3f}, {last['classifier']:.3f}, {sure['classifier']:.3f} at {sure['step']}"
-            ]
-            yield f"| {NAMES[method]}, {subject} | " + " | ".join(map(str, cells)) + " |"
-        mean = lambda values: sum(values) / len(values)  # noqa: E731
-        within, within_half = (sum(share >= 0.97 for share in values) for values in (shares, half_shares))
-        note = (
-            f"- {NAMES[method]}, {len(ends)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
-            f"{mean(classifier_shares):.1%} of the best likeness by the classifier"
-        )
-        if shares:
-            note += (
-                f" and {mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} "
-                f"within 3 %). The best checkpoint of the first half has {mean(half_shares):.1%} of it "
-                f"({within_half} of {len(shares)} within 3 %), the most that any rule can reach with half the steps"
-            )
-        if unscored:
-            note += f". In {unscored} of the runs no checkpoint scores more than 0, and the last one is kept"
-        notes.append(f"{note}.")
+        figures_of_runs = {subject: picks.apply_rules(method, measured_run) for subject, measured_run in runs.items()}
+        for subject, figures in figures_of_runs.items():
+            yield _pick_row(f"{NAMES[method]}, {subject}", figures)
+        notes.append(_pick_note(NAMES[method], list(figures_of_runs.values())))
     yield ""
     yield from notes
+
+
+def _pick_row(name: str, figures: dict[str, Any]) -> str:
+    picked, last, best = figures["picked"], figures["last"], figures["best"]
+    sure = figures["best by the second judge"]
+    cells = [
+        figures["steps"],
+        figures["ended"],
+        picked["step"],
+        f"{picked['score']:.3f}",
+        f"{last['score']:.3f}",
+        f"{best['score']:.3f} at {best['step']}",
+        f"{picked['score'] / best['score']:.1%}" if best["score"] else "all 0",
+        f"{picked['classifier']:.3f}, {last['classifier']:.3f}, {sure['classifier']:.3f} at {sure['step']}",
+    ]
+    return f"| {name} | " + " | ".join(map(str, cells)) + " |"
+
+
+def _pick_note(name: str, figures_of_runs: list[dict[str, Any]]) -> str:
+    """Sum up the runs of a method in one item of a list."""
+    scored = [figures for figures in figures_of_runs if figures["best"]["score"]]
+    shares = [figures["picked"]["score"] / figures["best"]["score"] for figures in scored]
+    half_shares = [figures["best of the first half"]["score"] / figures["best"]["score"] for figures in scored]
+    ends = [figures["ended"] / figures["steps"] for figures in figures_of_runs]
+    classifier_shares = [
+        figures["picked"]["classifier"] / figures["best by the second judge"]["classifier"]
+        for figures in figures_of_runs
+    ]
+    within, within_half = (sum(share >= 0.97 for share in values) for values in (shares, half_shares))
+    note = (
+        f"- {name}, {len(ends)} runs: {fmean(ends):.0%} of the schedule's steps; the kept checkpoint has "
+        f"{fmean(classifier_shares):.1%} of the best likeness by the classifier"
+    )
+    if shares:
+        note += (
+            f" and {fmean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} "
+            f"within 3 %). The best checkpoint of the first half has {fmean(half_shares):.1%} of it "
+            f"({within_half} of {len(shares)} within 3 %), the most that any rule can reach with half the steps"
+        )
+    if unscored := len(figures_of_runs) - len(scored):
+        note += f". In {unscored} of the runs no checkpoint scores more than 0, and the last one is kept"
+    return f"{note}."
 
 
 def _mix_tables(results):
