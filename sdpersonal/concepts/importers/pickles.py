@@ -275,6 +275,7 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], object]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_OBJECTS = ("GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "NEWOBJ", "BUILD")
 
 
 class _PickleMachine:
@@ -315,7 +316,15 @@ class _PickleMachine:
         elif code in ("SETITEM", "SETITEMS"):
             items = self._to_mark() if code == "SETITEMS" else [stack.pop() for _ in "kv"][::-1]
             _expect_type(stack[-1], dict).update(_to_dict(items))
-        elif code == "GLOBAL":
+        elif code in _OBJECTS:
+            self._step_object(code, argument)
+        elif code not in ("PROTO", "FRAME"):
+            raise _RefusedGlobal(f"the instruction {code}")
+
+    def _step_object(self, code: str, argument: object) -> None:
+        """Execute an instruction that names a class or a function, or makes an object of one."""
+        stack = self.stack
+        if code == "GLOBAL":
             stack.append(_allowed_global(_expect_type(argument, str)))
         elif code == "STACK_GLOBAL":
             name, module = _expect_type(stack.pop(), str), _expect_type(stack.pop(), str)
@@ -338,8 +347,6 @@ class _PickleMachine:
             parameters = _expect_type(_expect_type(state, dict).get("_parameters", {}), dict)
             self.budget.spend(items=len(parameters))
             stack[-1].update(parameters)
-        elif code not in ("PROTO", "FRAME"):
-            raise _RefusedGlobal(f"the instruction {code}")
 
     def _to_mark(self) -> list[object]:
         start = self.marks.pop()
