@@ -67,13 +67,13 @@ _STRENGTHS = (
 class _Prompt:
     """Texts of the positive or negative prompt, in order.
 
-    clip_skip: as A1111 counts; sure: false if a node that makes random or generated text is among their sources.
+    clip_skip: as A1111 counts; is_certain: false if a node that makes random or generated text is among their sources.
     """
 
     texts: list[str] = field(default_factory=list)
     clip_skip: int | None = None
     notes: list[str] = field(default_factory=list)
-    sure: bool = True
+    is_certain: bool = True
 
     @property
     def text(self) -> str:
@@ -90,7 +90,7 @@ class _Way:
 
 
 def comfyui(graph: Graph, text: str, image_size: _Size | None = None) -> tuple[Parameters, bool]:
-    """Return the graph's parameters and whether its prompt is sure. Raises Unreadable without a prompted sampler.
+    """Return the graph's parameters and whether its prompt is certain. Raises Unreadable without a prompted sampler.
 
     image_size: the size of the image that holds the graph, which tells several saved images apart.
     """
@@ -117,7 +117,7 @@ def comfyui(graph: Graph, text: str, image_size: _Size | None = None) -> tuple[P
     parameters.notes += positive.notes + negative.notes
     if last is not first and walk.prompt(last, "positive").text not in ("", positive.text):
         parameters.notes.append("Its second pass had other words, which are left out.")
-    return parameters, positive.sure and negative.sure
+    return parameters, positive.is_certain and negative.is_certain
 
 
 def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, parameters: Parameters) -> None:
@@ -434,7 +434,7 @@ class _Walk:
             return ""
         seen.add(node.id)
         if _WILD.search(node.type):
-            prompt_parts.sure = False
+            prompt_parts.is_certain = False
         if _JOINS.search(node.type):
             separator = node.inputs.get("delimiter", node.inputs.get("separator", ""))
             separator = separator.replace("\\n", "\n") if isinstance(separator, str) else ""

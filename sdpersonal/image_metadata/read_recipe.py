@@ -120,7 +120,7 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
         extra = extra or texts.get("extraMetadata")
         requested = json_object(extra) if isinstance(extra, str) else None
         try:
-            parameters, sure = comfyui(graph, text, _image_size(data))
+            parameters, is_certain = comfyui(graph, text, _image_size(data))
         except Unreadable as error:
             if requested:
                 return programs.civitai(requested, str(extra))
@@ -129,7 +129,7 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
         if requested and parameters.img2img:  # it began from the generator's own earlier image: the request says more
             return programs.civitai(requested, str(extra))
         parameters.program = _graph_program(texts, parameters.program)
-        if sure:
+        if is_certain:
             return parameters
         unsure = unsure or parameters
     fallback = _a1111_or_none(texts) or unsure

@@ -116,12 +116,12 @@ class ImageIndex:
             known = self._days.get(folder)
         if known and known.names is names and known.copies == copies:
             return known.images
-        there = set(names)
+        in_folder = set(names)
         images = tuple(
             SavedImage(day, name, folder, name, name in copies)
-            if name in there
+            if name in in_folder
             else SavedImage(day, name, favourites, f"{day}-{name}", True)
-            for name in sorted(there | copies, key=lambda name: sort_key(day, name), reverse=True)
+            for name in sorted(in_folder | copies, key=lambda name: sort_key(day, name), reverse=True)
         )
         self._remember(self._days, folder, _Day(names, copies, images))
         return images

@@ -111,11 +111,11 @@ def _compare_pixels(data: bytes, generated: Image.Image) -> str:
             before = np.asarray(original.convert("RGB"), np.int16)
     except Exception:  # Pillow raises many kinds for broken files; a readable recipe is enough
         return "generated; the pixels of the original cannot be read to compare"
-    apart = np.abs(before - np.asarray(generated.convert("RGB"), np.int16))
-    if not apart.any():
+    differences = np.abs(before - np.asarray(generated.convert("RGB"), np.int16))
+    if not differences.any():
         return "the same, pixel for pixel"
-    share = (apart.max(axis=2) > 0).mean()
-    most = f"{share:.1%} of its pixels, by at most {apart.max()}/255"
+    share = (differences.max(axis=2) > 0).mean()
+    most = f"{share:.1%} of its pixels, by at most {differences.max()}/255"
     return f"differs from the original in {most} (another device or version?)"
 
 

@@ -99,12 +99,12 @@ def two_subjects(photos: Sequence[ExaminedPhoto], clip: ClipFeatures) -> tuple[i
     )
     colours = np.sqrt(np.stack([photo.measure(_subject_histogram) for photo in photos]))
     behind = np.sqrt(np.stack([photo.measure(border_histogram) for photo in photos]))
-    apart = 1 - (features @ features.T + colours @ colours.T) / 2
-    second = _cluster(apart)
+    distances = 1 - (features @ features.T + colours @ colours.T) / 2
+    second = _cluster(distances)
     if second is None:
         return ()
     by_background = max(0.0, silhouette(1 - behind @ behind.T, second))
-    if silhouette(apart, second) - by_background / 2 < (
+    if silhouette(distances, second) - by_background / 2 < (
         MIN_SILHOUETTE_OF_FEW if len(photos) <= FEW_PHOTOS else MIN_SILHOUETTE
     ):
         return ()
@@ -112,29 +112,29 @@ def two_subjects(photos: Sequence[ExaminedPhoto], clip: ClipFeatures) -> tuple[i
     return tuple(np.nonzero(smaller)[0].tolist())
 
 
-def silhouette(apart: np.ndarray, second: np.ndarray) -> float:
-    """Return how much closer photos are to their own group than to the other, -1 to 1. apart: distances (n, n);
+def silhouette(distances: np.ndarray, second: np.ndarray) -> float:
+    """Return how much closer photos are to their own group than to the other, -1 to 1. distances: (n, n);
     second: which photos are in the second group, (n,)."""
     scores = []
     for i, label in enumerate(second):
         same_group = second == label
         same_group[i] = False
-        near, far = apart[i, same_group].mean(), apart[i, second != label].mean()
+        near, far = distances[i, same_group].mean(), distances[i, second != label].mean()
         scores.append((far - near) / max(near, far, 1e-6))
     return float(np.mean(scores))
 
 
-def _cluster(apart: np.ndarray) -> np.ndarray | None:
+def _cluster(distances: np.ndarray) -> np.ndarray | None:
     """Return the best split grown from a pair of photos, with at least two photos in each group."""
     best, best_split = -1.0, None
-    seeds = sorted({round(place) for place in np.linspace(0, len(apart) - 1, min(_SEEDS, len(apart)))})
+    seeds = sorted({round(place) for place in np.linspace(0, len(distances) - 1, min(_SEEDS, len(distances)))})
     for a, b in combinations(seeds, 2):
-        second = apart[:, b] < apart[:, a]
+        second = distances[:, b] < distances[:, a]
         for _ in range(_ROUNDS):
             if min(second.sum(), (~second).sum()) < 2:
                 break
-            second = apart[:, second].mean(1) < apart[:, ~second].mean(1)
-        if min(second.sum(), (~second).sum()) >= 2 and (score := silhouette(apart, second)) > best:
+            second = distances[:, second].mean(1) < distances[:, ~second].mean(1)
+        if min(second.sum(), (~second).sum()) >= 2 and (score := silhouette(distances, second)) > best:
             best, best_split = score, second
     return best_split
 
@@ -174,7 +174,7 @@ def wrong_class(photos: Sequence[ExaminedPhoto], class_noun: str, clip: ClipFeat
         return False
     probability = (exponentials[:, best] / exponentials.sum(1)).mean()
     margin = (logits[:, best] - logits[:, NOUNS.index(noun)]).mean()
-    return any(probability >= sure and margin >= far for sure, far in _WRONG)
+    return any(probability >= min_probability and margin >= min_margin for min_probability, min_margin in _WRONG)
 
 
 @functools.lru_cache(maxsize=1)

@@ -116,8 +116,8 @@ class Gallery:
         wanted = [parse_id(image_id) for image_id in dict.fromkeys(ids)]
         if len(wanted) == 1:
             return [self.find(user, ids[0])]
-        there = {(image.day, image.name): image for image in self.index.images(self.outputs(user))}
-        return [there[key] for key in wanted if key in there]
+        existing = {(image.day, image.name): image for image in self.index.images(self.outputs(user))}
+        return [existing[key] for key in wanted if key in existing]
 
 
 def image_entry(image: SavedImage, facts: Facts) -> dict[str, Any]:
