@@ -40,6 +40,8 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # Their files take minutes. The others, which take seconds, come after them, so that all workers end at the same time.
 _FIRST = ("tests/training/test_resume.py", "tests/training/", "tests/app/")
 
+_TRAINING_FOLDERS = ("api", "cli", "fleet", "training")
+
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((i for i, start in enumerate(_FIRST) if item.nodeid.startswith(start)), 9))
@@ -77,14 +79,14 @@ def base_dtype():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def shared_clip(request):
-    """Trainings in the tests' own process share the built-in CLIP."""
-    if request.path.parent.name not in ("training", "api", "cli"):
+def quick_trainings(request):
+    """Trainings in the tests' own process share the built-in CLIP, and plot no curves."""
+    if request.path.parent.name not in _TRAINING_FOLDERS:
         yield
         return
-    from support.shared_scorer import shared_scorer
+    from support import quick_trainings
 
-    with shared_scorer():
+    with quick_trainings.quick_trainings():
         yield
 
 

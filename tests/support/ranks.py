@@ -1,6 +1,6 @@
 """Real processes that train by the command line, as a launcher starts them: with RANK, WORLD_SIZE and a meeting port.
 
-They are forked from a server that has imported what they need, which saves each of them some seconds.
+They are forked from a server that has imported and loaded what they need, which saves each of them some seconds.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["sdpersonal.training.run", "sdpersonal.cli.main", "ranks"])
+_context.set_forkserver_preload(["sdpersonal.cli.main", "support.warm_server"])
+_TESTS = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -54,10 +58,11 @@ def start(
     environment: dict[str, str] | None = None,
     fault: Callable | None = None,
     files: tuple[Path, Path] | None = None,
+    cwd: Path | None = None,
 ) -> RankProcess:
     """`sdpersonal ARGV` in a process of its own; fault: called there first, to plant what will go wrong.
 
-    files: where its stdout and stderr are appended, instead of new files in the folder.
+    files: where its stdout and stderr are appended, instead of new files in the folder; cwd: instead of this process's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = (environment or {}).get("RANK", "0")
@@ -67,8 +72,9 @@ def start(
             path.unlink(missing_ok=True)
     child = RankProcess(None, *files)
     settings = dict(os.environ) | (environment or {})
+    _start_server()
     child.process = _context.Process(
-        target=_run, args=([*map(str, argv)], os.getcwd(), settings, child.out, child.err, fault)
+        target=_run, args=([*map(str, argv)], str(cwd or os.getcwd()), settings, child.out, child.err, fault)
     )
     child.process.start()
     return child
@@ -86,20 +92,39 @@ def start_two(argvs: Sequence[Sequence[object]], folder: Path, faults: Sequence[
     ]
 
 
+def lead_session() -> None:
+    """A fault: start as the app starts its trainings, in a session of its own; and draw rough images."""
+    from support.quick_trainings import draw_rough_images
+
+    os.setsid()
+    draw_rough_images()
+
+
+def _start_server() -> None:
+    """Start the server unless it runs. It imports by its environment alone, not by this process's `sys.path`."""
+    paths = os.pathsep.join(filter(None, [str(_TESTS), os.environ.get("PYTHONPATH")]))
+    with mock.patch.dict(os.environ, {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}):
+        forkserver.ensure_running()
+
+
 def _run(argv, folder, environment, out, err, fault):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    tempfile.tempdir = None  # by this environment, not by the server's
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with open(path, "ab", buffering=0) as file:
             os.dup2(file.fileno(), stream.fileno())
+        stream.reconfigure(line_buffering=True)
     import torch
 
     from sdpersonal.cli.main import main
     from support import no_fsync
+    from support.quick_trainings import quick_trainings
 
     no_fsync.install()
     torch.set_num_threads(1)
-    if fault:
-        fault()
-    sys.exit(main(argv))
+    with quick_trainings():
+        if fault:
+            fault()
+        sys.exit(main(argv))

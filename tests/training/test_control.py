@@ -12,6 +12,7 @@ from sdpersonal.training import sampling, train, validation
 from sdpersonal.training.control import NO_REQUEST, Command, StopRequest, poll, send
 from sdpersonal.training.run_dir import COMMAND_FILE, snapshot_file
 from support.narrow import save_narrow, save_photos
+from support.quick_trainings import draw_rough_images
 from support.ranks import start, start_two
 
 
@@ -69,15 +70,10 @@ def test_the_keep_command_accepts_only_steps_with_a_saved_state(tmp_path):
     assert poll(tmp_path) == NO_REQUEST
 
 
-def rough_images():
-    """How good the images are is not the question here."""
-    validation.DENOISING_STEPS, generation.DEFAULT_STEPS, sampling._SEEDS = 2, 2, 1
-
-
 @pytest.mark.slow
 def test_a_running_training_samples_and_stops_on_command(command, tmp_path):
     """On the built-in base, which has a judge: pictures come, are judged, and the concept is what was best."""
-    child = start(command(tmp_path, base="tiny", steps=400), tmp_path, fault=rough_images)
+    child = start(command(tmp_path, base="tiny", steps=400), tmp_path, fault=draw_rough_images)
     after_lines(child, tmp_path, 3)
     send(tmp_path / "run", Command.SAMPLE)
     validations_file = tmp_path / "run" / "trials.jsonl"
