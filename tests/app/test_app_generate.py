@@ -14,7 +14,7 @@ from sdpersonal.image_metadata import read_recipe
 from support import browser as browsers
 from support.axe import violations
 from support.samples import concept
-from support.serving import Server
+from support.serving import WarmServer
 from support.stock import small_library
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())]
@@ -31,14 +31,14 @@ def server(tmp_path_factory):
     library = small_library(place / "concepts")
     library.add(concept("<zz/quick>", vectors={}))  # as an LCM LoRA comes from another program
     library.add(concept("<zz/tree>"))
-    with Server(place) as running:
+    with WarmServer(place) as running:
         yield running
 
 
 class Page:
     """The page in a browser, used as a person does, and the files behind it."""
 
-    def __init__(self, window: browsers.Browser, server: Server):
+    def __init__(self, window: browsers.Browser, server: WarmServer):
         self.window, self.server = window, server
         self.run, self.wait = window.run, window.wait
 

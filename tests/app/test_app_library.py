@@ -17,7 +17,7 @@ from sdpersonal.prompts import Token
 from support import axe
 from support import browser as browsers
 from support.samples import card, concept, vectors
-from support.serving import Server
+from support.serving import WarmServer
 from support.stock import small_library
 
 T = Token.parse
@@ -43,7 +43,7 @@ def server(tmp_path_factory):
         library.add(concept(f"<many/thing-{number}>", seed=number % 7))
     (place / "canary.txt").write_text("CANARY")
     shutil.copytree(built_in_folder(), place / "bases" / "mine")
-    with Server(place, "--bases", str(place / "bases")) as running:
+    with WarmServer(place, "--bases", str(place / "bases")) as running:
         yield running
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conftest import ROOT
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings
 from support import browser as browsers
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.slow
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("make")
     try:
-        with Server(place) as running:
+        with Server(place, program=ROOT / "tests" / "support" / "rough_app.py") as running:
             yield running
     finally:
         for run in (place / "runs").glob("*/process.json"):

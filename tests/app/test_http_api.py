@@ -14,7 +14,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from conftest import ROOT
-from support.serving import Server
+from support.serving import WarmServer
 from support.stock import small_library
 
 GUIDE = (ROOT / "docs/http-api.md").read_text()
@@ -27,7 +27,7 @@ def server(tmp_path_factory):
     small_library(place / "concepts")
     (place / "passwords").write_text("ann:correct horse\nbob:battery staple\n")
     (place / "passwords").chmod(0o600)
-    with Server(place, "--password-file", str(place / "passwords")) as running:
+    with WarmServer(place, "--password-file", str(place / "passwords")) as running:
         yield running
 
 
@@ -188,7 +188,7 @@ def block(language):
 def open_server(tmp_path_factory):
     place = tmp_path_factory.mktemp("open")
     small_library(place / "concepts")
-    with Server(place) as running:
+    with WarmServer(place) as running:
         yield running
 
 

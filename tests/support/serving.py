@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import httpx
 
 from conftest import ROOT
 from support import browser as browsers
+from support.ranks import start
 
 HOSTILE = {
     "GRADIO_SERVER_NAME": "0.0.0.0",
@@ -37,20 +39,40 @@ FORM = {
 _ENDED = ("done", "stopped", "failed")
 
 
-class Server:
-    """`app.py` on a free port, in a folder of its own."""
+class _Forked:
+    """A process of `ranks`, with the methods of Popen that a server needs."""
 
-    def __init__(self, place: Path, *flags: str, **environment: str):
+    def __init__(self, process: ForkServerProcess):
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, seconds: float) -> int | None:
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+
+class Server:
+    """`app.py` on a free port, in a folder of its own; program: another, which does the same."""
+
+    def __init__(self, place: Path, *flags: str, program: Path = ROOT / "app.py", **environment: str):
         self.port = browsers.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.place = place
         self.log = place / "server.log"
         settings = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         settings |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(place), "PYTHONUNBUFFERED": "1"} | environment
-        command = [sys.executable, ROOT / "app.py", "--base", "tiny", "--port", str(self.port), *flags]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=place, env=settings, stdout=log, stderr=subprocess.STDOUT)
+        command = [sys.executable, program, "--base", "tiny", "--port", str(self.port), *flags]
+        self.process = self._start(command, settings)
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    def _start(self, command: list, environment: dict[str, str]) -> subprocess.Popen | _Forked:
+        with self.log.open("w") as log:
+            return subprocess.Popen(command, cwd=self.place, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self) -> None:
         until = time.monotonic() + 300  # on a machine with other work
@@ -126,3 +148,13 @@ class Server:
                 return [ended[job_id] for job_id in job_ids]
             time.sleep(0.1)
         raise RuntimeError(f"{[job_id for job_id in job_ids if job_id not in ended]} did not end in {seconds} s")
+
+
+class WarmServer(Server):
+    """The app in a process that is forked where all but Gradio is imported: most of a start's time."""
+
+    def _start(self, command: list, environment: dict[str, str]) -> _Forked:
+        self.log.touch()
+        environment |= {name: "" for name in os.environ if name.lower().endswith("_proxy")}
+        child = start(["app", *command[2:]], self.place, environment, None, (self.log, self.log), self.place)
+        return _Forked(child.process)
