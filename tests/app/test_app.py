@@ -367,9 +367,8 @@ def test_users_log_in_with_a_password_and_see_only_their_own_images(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--listen"], ["--listen", "--password-file", "nothing"], ["--port", "80"]])
-def test_unusable_server_flags_are_refused_with_a_message(tmp_path, flags):
-    command = [sys.executable, ROOT / "app.py", "--base", "tiny", *flags]
+def test_unusable_server_flags_are_refused_with_a_message(tmp_path):
+    command = [sys.executable, ROOT / "app.py", "--base", "tiny", "--listen"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3

@@ -232,6 +232,7 @@ def test_error_messages_of_the_page_use_its_labels():
         (["--out", "file"], "is a file, not a folder"),
         (["--runs", "file"], "is a file, not a folder"),
         (["--bases", "nowhere"], "--bases: there is no folder nowhere"),
+        (["--listen", "--password-file", "nothing"], "nothing"),
         (["--port", "80"], "--port must be a whole number from 1,024 to 65,535, got 80"),
         (["--host", "a b"], "--host"),
         (["--proxy", "127.0.0.1"], "Give --password-file FILE too"),
@@ -245,11 +246,20 @@ def test_the_app_refuses_invalid_flags_before_loading(flags, said, capsys):
 
 
 def test_arguments_that_are_not_utf8_are_refused(root, tmp_path):
-    for words in ([b"a \xff cat"], [b"a cat", b"--negative", b"caf\xe9"], [b"a", b"--library", b"\xe9"]):
-        argv = [sys.executable.encode(), b"-m", b"sdpersonal", b"generate", *words, b"--base", b"tiny"]
-        done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, cwd=tmp_path)
-        assert done.returncode == 2 and b"which is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 2
+    argv = [sys.executable.encode(), b"-m", b"sdpersonal", b"generate", b"a cat", b"--negative", b"caf\xe9"]
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 2 and b"which is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 2
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [[b"a \xff cat"], [b"a", b"--library", b"\xe9"]])
+def test_prompts_and_paths_that_are_not_utf8_are_refused(words, capsys):
+    from sdpersonal.cli.main import main
+
+    assert main(["generate", *map(os.fsdecode, words), "--base", "tiny"]) == 2
+    err = capsys.readouterr().err
+    assert "which is not UTF-8" in err and err.count("\n") == 2
+    assert os.listdir() == []
 
 
 def test_output_to_an_ascii_terminal_is_escaped(root, tmp_path):
