@@ -59,12 +59,18 @@ _UNETS = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-# For tests: the same blocks, a tenth as wide, on text that is as wide as CLIP's.
-_NARROW = {"block_out_channels": (32, 32, 64, 64), "sample_size": 16, "norm_num_groups": 8}
+# For tests: the same blocks, half as deep and a tenth as wide, on text that is as wide as CLIP's.
+_NARROW = {
+    "block_out_channels": (32, 32, 64, 64),
+    "layers_per_block": 1,
+    "sample_size": 16,
+    "norm_num_groups": 8,
+}
 _UNETS["narrow"] = _UNETS["sd15"] | _NARROW
 _UNETS["narrow-v"] = _UNETS["sd15"] | _NARROW | {"cross_attention_dim": 1024, "use_linear_projection": True}
 _UNETS["narrow-sdxl"] = _UNETS["sdxl"] | {
     "block_out_channels": (32, 32, 64),
+    "layers_per_block": 1,
     "sample_size": 16,
     "norm_num_groups": 8,
     "attention_head_dim": (2, 4, 8),

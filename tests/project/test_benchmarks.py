@@ -77,11 +77,14 @@ def test_a_failing_script_reports_its_error(root, tmp_path):
     ],
 )
 def test_flops_of_real_models_match_published_counts(kind, method, side, teraflops):
+    from benchmarks.card.training import STEP_FLOPS
     from benchmarks.steps.work import count_flops
 
     counted = count_flops(kind, method, side, batch=1, rank=16, vectors=4)
     for part, expected in teraflops.items():
         assert sum(counted[part].values()) / 1e12 == pytest.approx(expected, rel=0.02)
+    # What the check on a card divides by its seconds.
+    assert sum(counted["step"].values()) == pytest.approx(STEP_FLOPS[kind, method], rel=0.01)
 
 
 def test_flops_grow_with_the_batch_size_and_the_method():
