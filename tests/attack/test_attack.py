@@ -17,7 +17,7 @@ from tools.attack.kills import attack_kills
 from tools.attack.outcomes import Report
 from tools.attack.work import LibraryWork
 
-FUZZED = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "700"))
+FUZZED = int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", "300"))
 
 
 def passed(report):

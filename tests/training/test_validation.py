@@ -54,7 +54,7 @@ def quick(monkeypatch, tiny):
 @pytest.fixture
 def begin(photos, quick):
     def begin(folder, method="inversion", progress=None, **more):
-        common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 6, "batch": 2, "resolution": 64}
+        common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 4, "batch": 2, "resolution": 64}
         common |= {"library": folder / "concepts", "run": folder / "run"}
         if method == "inversion":
             settings = TextualInversionSettings(**(common | {"init": "bear", "vectors": 2} | more))
@@ -173,10 +173,10 @@ def test_out_of_domain_scores_neither_stop_a_run_nor_select_a_step(tmp_path):
 def test_the_concept_is_the_ema_of_the_selected_checkpoint(begin, tiny, tmp_path, monkeypatch, method):
     monkeypatch.setattr(validation, "best_validation", second)
     concept, _ = begin(tmp_path, method)
-    assert result(tmp_path)["best"] == concept.card.steps == 2 and result(tmp_path)["steps"] == 6
-    assert checkpoints(tmp_path) == ["step-000002", "step-000005", "step-000006"]
+    assert result(tmp_path)["best"] == concept.card.steps == 2 and result(tmp_path)["steps"] == 4
+    assert checkpoints(tmp_path) == ["step-000002", "step-000003", "step-000004"]
     best_values, last = (
-        load_file(tmp_path / "run" / name / "state.safetensors") for name in ("step-000002", "step-000006")
+        load_file(tmp_path / "run" / name / "state.safetensors") for name in ("step-000002", "step-000004")
     )
     table = load_file(built_in_folder() / "text_encoder" / "model.safetensors")
     table = next(value for key, value in table.items() if key.endswith("token_embedding.weight"))
