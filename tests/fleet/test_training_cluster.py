@@ -70,7 +70,7 @@ def test_the_local_train_command_leaves_no_files_or_processes(tmp_path):
     (photos / "ben").mkdir(parents=True)
     (photos / "ben" / "duck").symlink_to(fleet.PHOTOS / "fox", target_is_directory=True)
     command = [sys.executable, "-m", "sdpersonal", "fleet", "train", photos, "--method", "textual-inversion"]
-    command += ["--steps", "10", "--no-samples", "--base", "tiny"]
+    command += ["--steps", "2", "--no-samples", "--base", "tiny"]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580)
     assert ran.returncode == 0, ran.stderr

@@ -14,6 +14,7 @@ from sdpersonal.fleet.training_worker import TrainingOptions, TrainingWorker
 from support import fleet
 
 STEPS = 20
+QUICK = {"batch": 2, "save_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def worker(warm_worker, tmp_path, monkeypatch):
 
 @pytest.fixture
 def job(worker, tmp_path):
-    return submit(LocalStore(tmp_path / "fleet"), fleet.settings(0, STEPS))
+    return submit(LocalStore(tmp_path / "fleet"), fleet.settings(0, STEPS, **QUICK))
 
 
 def during(worker, job, act, once=lambda attempt: attempt.saved > 0):
@@ -66,14 +67,15 @@ def test_a_killed_training_resumes_to_the_same_concept(worker, job, tmp_path):
     assert job.view().state is JobState.WAITING and list(worker._folder.iterdir()) == []
     again = worker.run(job.id, job.claim("session").number)
     assert again.outcome is Outcome.TRAINED and again.first == ended.saved
-    [identity] = fleet.train_alone(1, tmp_path, STEPS).values()
+    [identity] = fleet.train_alone(1, tmp_path, STEPS, **QUICK).values()
     assert job.read_trained()[0].sha256 == identity
     assert job.store.names(f"{job.key}/run") == ["2"]
     assert job.store.read(f"{job.key}/run/2/report.html") and list(worker._folder.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_cancelled_replaced_and_stopped_trainings_end(worker, job):
+def test_cancelled_replaced_and_stopped_trainings_end(worker):
+    job = submit(worker._store, fleet.settings(0, 100, **QUICK))  # more steps than it takes
     assert during(worker, job, job.cancel).outcome is Outcome.CANCELLED
     job.retry()
     ended = during(worker, job, lambda: job.claim("another"), once=lambda attempt: attempt.step > 0)

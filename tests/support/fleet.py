@@ -39,7 +39,7 @@ def settings(number: int, steps: int = 20, **fields: object) -> TextualInversion
     )
 
 
-def train_alone(numbers: int, folder: Path, steps: int) -> dict[str, str]:
+def train_alone(numbers: int, folder: Path, steps: int, **fields: object) -> dict[str, str]:
     """Train the same without a fleet, on one core as a worker does; return identities by token."""
     import torch
 
@@ -50,7 +50,7 @@ def train_alone(numbers: int, folder: Path, steps: int) -> dict[str, str]:
     try:
         for number in range(numbers):
             places = {"library": folder / "alone", "run": folder / "runs" / str(number)}
-            train(settings(number, steps, **places), log=lambda line: None, on_progress=lambda progress: None)
+            train(settings(number, steps, **places, **fields), log=lambda line: None, on_progress=lambda progress: None)
     finally:
         torch.set_num_threads(threads)
     return identities(folder / "alone")
