@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEXTURE = 0.3  # share of the styled version's details; with more of them its shapes return
+MIN_CONTRAST = 0.5  # share of the image's variance that it keeps; predictions of a pale style are paler than its photos
 _DETAIL = 3  # latents, the side of the mean that details differ from
 # Coefficients of x, x^3 and x^5. The first bring singular values up to 1 between 0.6 and 1.3, by a factor of 3.4 each
 # time (Jordan et al. 2024, "Muon"); the others converge to 1 from there.
@@ -33,11 +34,15 @@ def apply_style(x0: Tensor, styled: Tensor, num_subjects: int = 1) -> Tensor:
 
 
 def match_statistics(x0: Tensor, styled: Tensor, num_subjects: int = 1) -> Tensor:
-    """Map the channels of x_0 linearly so that their means and covariances are those of `styled`."""
+    """Map the channels of x_0 linearly so that their means and covariances are those of `styled`.
+
+    The covariance is enlarged where the sum of its variances is below `MIN_CONTRAST` times that of x_0.
+    """
     by_picture, target = (x.unflatten(0, (num_subjects, -1)).permute(1, 2, 0, 3, 4) for x in (x0, styled))
     channels = by_picture.flatten(2).double()  # (B / K, C, K h w)
     mean, covariance = _statistics(channels)
     styled_mean, styled_covariance = _statistics(target.flatten(2).double())
+    styled_covariance = styled_covariance * (MIN_CONTRAST * _trace(covariance) / _trace(styled_covariance)).clamp(min=1)
     mapped = _transport(covariance, styled_covariance) @ (channels - mean) + styled_mean
     return mapped.view(by_picture.shape).permute(2, 0, 1, 3, 4).flatten(0, 1).to(x0.dtype)
 
@@ -48,6 +53,11 @@ def _statistics(channels: Tensor) -> tuple[Tensor, Tensor]:
     centred = channels - mean
     identity = torch.eye(channels.shape[1], dtype=channels.dtype, device=channels.device)
     return mean, centred @ centred.transpose(1, 2) / channels.shape[2] + _REGULARIZATION * identity
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    """Return the sums of the diagonals of (B, C, C), as (B, 1, 1)."""
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
 
 
 def _transport(source: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
 from sdpersonal.generation.style_guidance import split_styles
 from sdpersonal.generation.style_paths import STYLE_SCALE, StylePaths
-from sdpersonal.generation.style_transfer import TEXTURE, apply_style, match_statistics
+from sdpersonal.generation.style_transfer import MIN_CONTRAST, TEXTURE, apply_style, match_statistics
 from sdpersonal.models import load_base
 from sdpersonal.prompts import parse
 from support.mixing import DensePipeline, Shelf, resolved, shelf_of
@@ -225,6 +225,8 @@ def by_hand(image, target):
         return flat.mean(1), np.cov(flat, bias=True) + 1e-3 * np.eye(len(z))
 
     (mean, covariance), (target_mean, target_covariance) = statistics(image), statistics(target)
+    if np.trace(target_covariance) < MIN_CONTRAST * np.trace(covariance):
+        target_covariance *= MIN_CONTRAST * np.trace(covariance) / np.trace(target_covariance)
     root = power(target_covariance, 0.5)
     transport = root @ power(root @ covariance @ root, -0.5) @ root
     flat = transport @ (image.reshape(len(image), -1) - mean[:, None]) + target_mean[:, None]
@@ -241,6 +243,15 @@ def test_match_statistics_transfers_mean_and_covariance():
         np.testing.assert_allclose(mapped[i], by_hand(image[i].numpy(), target[i].numpy()), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(np.cov(mapped[i].flatten(1)), np.cov(target[i].flatten(1)), rtol=0.02, atol=0.02)
     torch.testing.assert_close(apply_style(image, image), image)
+
+
+def test_a_pale_style_leaves_an_image_half_of_its_variance():
+    rng = np.random.default_rng(1)
+    image, pale = (torch.from_numpy(rng.normal(size=(1, 4, 16, 16)) * scale) for scale in (1.0, 0.1))
+    mapped = match_statistics(image, pale + 2)[0].flatten(1)
+    torch.testing.assert_close(mapped.mean(1), (pale + 2)[0].flatten(1).mean(1))
+    variance = np.cov(image[0].flatten(1), bias=True).trace()
+    assert np.cov(mapped, bias=True).trace() == pytest.approx(variance / 2, rel=0.02)
 
 
 FOX, BOTH = ("a fox at sea", {"fox": 0.7}), {"fox": 0.7, "ink": 1.0}
