@@ -367,6 +367,27 @@ def test_a_continued_base_starts_with_the_weights_of_the_original(world, tmp_pat
         assert all(torch.allclose(shipped[name], made[name], atol=1e-3) for name in shipped)
 
 
+def test_a_deeper_unet_predicts_the_same_as_the_one_it_starts_from():
+    torch.manual_seed(0)
+    start, deeper = unet.build(blocks=(16, 32, 48), layers=1), unet.build(blocks=(16, 32, 48), layers=(2, 3, 1))
+    unet.load_shallower(deeper, start)
+    inputs = torch.randn(2, 8, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 192)
+    with torch.no_grad():
+        torch.testing.assert_close(deeper(*inputs).sample, start(*inputs).sample)
+    deeper(*inputs).sample.square().mean().backward()
+    new = [p for name, p in deeper.named_parameters() if "down_blocks.1.resnets.2.conv2" in name]
+    assert new and all(p.grad.abs().sum() > 0 for p in new)  # what was added learns
+
+
+def test_edges_and_eyes_count_more_than_surfaces_and_these_more_than_backgrounds():
+    pictures, cover = torch.zeros(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
+    cover[..., 64:] = 1
+    pictures[..., 90:94, 100:104] = -1  # an eye
+    weights = pool.loss_weights(pictures, cover)[0, 0]
+    assert weights[2, 2] == 0.5 and weights[2, 12] == 1.0
+    assert weights[11, 12] == weights.max() > 1.3
+
+
 def test_a_base_trained_from_scratch_copies_no_weights(tmp_path):
     stages.run("start", BuildContext(tmp_path, presets.TRIAL, "cpu"))
     assert not any(tmp_path.iterdir())

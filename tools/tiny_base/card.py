@@ -31,7 +31,8 @@ def write(context, out=Path("docs")):
         names=len(context.world.names), looks=len(drawn), guidance=f"{unet.GUIDANCE:g}", look_list=", ".join(drawn),
         name_list=", ".join(sorted(context.world.names)), width=clip.WIDTH, text_m=count(context.clip.text_model),
         vae_m=count(context.vae), channels=autoencoder.CHANNELS, unet_m=count(net),
-        blocks=" / ".join(map(str, net.config.block_out_channels)), judge_m=count(context.clip),
+        blocks=" / ".join(map(str, net.config.block_out_channels)),
+        layers=" / ".join(map(str, net.config.layers_per_block)), judge_m=count(context.clip),
         folder_mb=figures.get("speed", {}).get("folder_mb", "?"),
         art_rows="\n".join(_art_rows(context)),
         kept_count=len(names), kept_list=", ".join(names), kept_looks=" and ".join(looks),
@@ -75,15 +76,16 @@ def _recipe(context):
 
 
 def _table(figures):
-    """Nested figures -> Markdown rows."""
-    rows = ["| figure | value |", "| --- | --- |"]
+    """Nested figures -> Markdown rows, what real scenes score beside what generated images do."""
+    rows = {}
     for group, values in figures.items():
         for key, value in values.items():
-            if isinstance(value, dict):
-                rows += [f"| {group.replace('_', ' ')}, {key}: {inner} | {v} |" for inner, v in value.items()]
-            else:
-                rows.append(f"| {group.replace('_', ' ')}: {key.replace('_', ' ')} | {value} |")
-    return "\n".join(rows)
+            kind, _, rest = key.partition(", ") if key.split(",")[0] in ("real", "drawn") else ("drawn", "", key)
+            for inner, figure in (value if isinstance(value, dict) else {"": value}).items():
+                parts = [group.replace("_", " "), rest.replace("_", " "), inner.replace("_", " ")]
+                rows.setdefault(": ".join(filter(None, parts)), {})[kind] = figure
+    lines = ["| figure | real scenes | the model |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {row} | {r.get('real', '')} | {r.get('drawn', '')} |" for row, r in rows.items())])
 
 
 def main():

@@ -8,8 +8,13 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+
+from sdpersonal.config import GenerateRequest
+from sdpersonal.generation import Generator
+from sdpersonal.models.loading import load_base
 
 from . import captions, clip, eyes, judge, presets, render, scenes, sheets, tokenizer, unet
 from . import world as worlds
@@ -94,28 +99,53 @@ def pictures(context, pipe, guidance=unet.GUIDANCE):
     ]
     real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])
     drawn = generate(pipe, [scene.caption for scene in staged], guidance=guidance)
-    classifier = judge.load(context.work / "second-judge", world)
-    rows = {}
-    for label, some in (("real", real), ("drawn", drawn)):
-        name, look, place = classifier(some)
-        truth = [
-            torch.tensor(column)
-            for column in zip(*[(n, lk, captions.BACKGROUNDS.index(k)) for lk, n, k in subjects], strict=True)
-        ]
-        place_of = place[:, len(captions.BACKGROUNDS) - len(captions.PLACES) :].argmax(1) + 5
-        rows[label] = {
-            "name, CLIP": _accuracy(_clip_names(context, some, subjects), truth[0]),
-            "name, classifier": _accuracy(name.argmax(1), truth[0]),
-            "name in first five, classifier": round(
-                (name.topk(5).indices == truth[0][:, None]).any(1).float().mean().item(), 3
-            ),
-            "look, classifier": _accuracy(look.argmax(1), truth[1]),
-            "place, classifier": _accuracy(place_of, truth[2]),
-        }
+    rows = {label: _recognised(context, some, subjects) for label, some in (("real", real), ("drawn", drawn))}
     both = [p for pair in zip(real[:24], drawn[:24], strict=True) for p in pair]
     names = [c for s in staged[:24] for c in ("real", s.caption)]
     sheets.sheet(torch.stack(both), names, context.work / "look" / "real-and-drawn.png", columns=12)
     return {"pictures": rows}
+
+
+def _recognised(context, images, subjects):
+    """Shares of images (N, 3, 128, 128) in which the CLIP and the second judge find the (look, name, place) asked."""
+    classifier = judge.load(context.work / "second-judge", context.world)
+    name, look, place = classifier(images)
+    truth = [
+        torch.tensor(column)
+        for column in zip(*[(n, lk, captions.BACKGROUNDS.index(k)) for lk, n, k in subjects], strict=True)
+    ]
+    place_of = place[:, len(captions.BACKGROUNDS) - len(captions.PLACES) :].argmax(1) + 5
+    return {
+        "name, CLIP": _accuracy(_clip_names(context, images, subjects), truth[0]),
+        "name, classifier": _accuracy(name.argmax(1), truth[0]),
+        "name in first five, classifier": _share((name.topk(5).indices == truth[0][:, None]).any(1)),
+        "look, classifier": _accuracy(look.argmax(1), truth[1]),
+        "place, classifier": _accuracy(place_of, truth[2]),
+    }
+
+
+@torch.no_grad()
+def few_steps(context, pipe):
+    """The same prompts in few steps of DPM++ 2M: what is recognised, and seconds an image, one after the other."""
+    world, count, rows = context.world, context.preset.prompts, {}
+    subjects = _test_prompts(world, count, 902)
+    prompts = [
+        scenes.single_thing_scene(world, look, name, kind, 902, i).caption
+        for i, (look, name, kind) in enumerate(subjects)
+    ]
+    generator = Generator(load_base(str(context.weights_folder), device="cpu"))
+    for steps in (4, 6, 8):
+        requests = [
+            GenerateRequest(prompt=prompt, num_images=1, seed=i, steps=steps, scheduler="DPM++ 2M")
+            for i, prompt in enumerate(prompts)
+        ]
+        began = time.perf_counter()
+        images = [np.asarray(image.image) for request in requests for image in generator.generate(request)]
+        seconds = (time.perf_counter() - began) / count
+        drawn = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
+        rows[f"{steps} steps"] = _recognised(context, drawn, subjects) | {"picture_s": round(seconds, 2)}
+        sheets.sheet(drawn[:24], prompts[:24], context.work / "look" / f"few-steps-{steps}.png", columns=12)
+    return {"few_steps": rows}
 
 
 PAIR_FIGURES = {"side by side": ("beside",), "left and right": ("left", "right"), "one above": ("above", "below")}
@@ -271,7 +301,7 @@ def speed(context, pipe):
     }
 
 
-FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, pairs, looks, open_eyes, colours, speed)}
+FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, few_steps, pairs, looks, open_eyes, colours, speed)}
 
 
 def measure(context, only=None):

@@ -16,10 +16,13 @@ GUIDANCE = 3.0
 AVERAGE_EVERY = 4  # steps: an update of the moving average costs as much as one of AdamW
 
 
-def build(blocks=(48, 96, 224)):
-    """A UNet2DConditionModel for 16 x 16 latents, cross-attention at 8 x 8 and in the middle."""
+def build(blocks=(48, 96, 224), layers=(1, 2, 1)):
+    """A UNet2DConditionModel for 16 x 16 latents, cross-attention at 8 x 8 and in the middle.
+
+    It is deepest at 8 x 8, for at 4 x 4 a thing that shares the image with another is two positions wide.
+    """
     return UNet2DConditionModel(
-        sample_size=16, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=blocks, layers_per_block=1,
+        sample_size=16, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=blocks, layers_per_block=layers,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -60,7 +63,7 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, 
     torch.manual_seed(3)
     unet = build().to(device)
     if start is not None:
-        unet.load_state_dict(start.state_dict())
+        load_shallower(unet, start)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
     adam, matrices = muon.split(unet, stage.lr, apart=("conv_in", "conv_out"))
@@ -106,6 +109,47 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, 
     if snapshot and workers.rank == 0:
         snapshot(averaged_model(average))
     return averaged_model(average)
+
+
+@torch.no_grad()
+def load_shallower(unet, start):
+    """Give `unet` the weights of `start`, which may have fewer layers in a block; it then predicts the same.
+
+    Layers that only `unet` has are set to the identity. An up block's first layer reads the output of the down block's
+    last one, and its last layer that of the block above, so new layers go before the last one of an up block and after
+    the last one of a down block.
+    """
+    weights = unet.state_dict()
+    for name, value in start.state_dict().items():
+        weights[_moved(name, unet, start)] = value
+    unet.load_state_dict(weights)
+    for new, old, ends in ((unet.down_blocks, start.down_blocks, 0), (unet.up_blocks, start.up_blocks, 1)):
+        for block, shallower in zip(new, old, strict=True):
+            first, last = len(shallower.resnets) - ends, len(block.resnets) - ends
+            _set_to_identity(block.resnets[first:last], getattr(block, "attentions", [])[first:last])
+
+
+def _moved(name, unet, start):
+    """The name that a weight of `start` has in the deeper `unet`."""
+    parts = name.split(".")
+    if parts[0] == "up_blocks" and parts[2] in ("resnets", "attentions"):
+        last = len(start.up_blocks[int(parts[1])].resnets) - 1
+        if int(parts[3]) == last:
+            parts[3] = str(len(unet.up_blocks[int(parts[1])].resnets) - 1)
+    return ".".join(parts)
+
+
+def _set_to_identity(resnets, attentions):
+    """Make layers return their input; a layer that also reads a skip connection ignores it."""
+    for resnet in resnets:
+        torch.nn.init.zeros_(resnet.conv2.weight)
+        torch.nn.init.zeros_(resnet.conv2.bias)
+        if resnet.conv_shortcut is not None:
+            torch.nn.init.dirac_(resnet.conv_shortcut.weight)
+            torch.nn.init.zeros_(resnet.conv_shortcut.bias)
+    for attention in attentions:
+        torch.nn.init.zeros_(attention.proj_out.weight)
+        torch.nn.init.zeros_(attention.proj_out.bias)
 
 
 def averaged_model(average):

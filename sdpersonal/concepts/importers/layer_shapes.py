@@ -27,15 +27,15 @@ class UnetShape:
 
     block_out_channels: channels of each level; transformer_layers: transformer blocks in a row at each level, 0 without
     attention; mid_transformer_layers: the same in the middle; cross_attention_dim: width of the text; layers_per_block:
-    resnets a level on the way down, one more on the way up; use_linear_projection: `proj_in` and `proj_out` are linear
-    layers; added_embeds_dim: width of what SDXL's `add_embedding` reads.
+    resnets of each level on the way down, one more on the way up; use_linear_projection: `proj_in` and `proj_out` are
+    linear layers; added_embeds_dim: width of what SDXL's `add_embedding` reads.
     """
 
     block_out_channels: tuple[int, ...]
     transformer_layers: tuple[int, ...]
     mid_transformer_layers: int
     cross_attention_dim: int
-    layers_per_block: int = 2
+    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
     use_linear_projection: bool = True
     channels: int = 4
     added_embeds_dim: int = 0
@@ -53,7 +53,7 @@ UNETS: dict[BaseKind, UnetShape] = {
     "sd1": UnetShape((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, use_linear_projection=False),
     "sd2": UnetShape((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024),
     "sdxl": UnetShape((320, 640, 1280), (0, 2, 10), 10, 2048, added_embeds_dim=2816),
-    "tiny": UnetShape((48, 96, 224), (0, 1, 0), 1, 192, layers_per_block=1, channels=8),
+    "tiny": UnetShape((48, 96, 224), (0, 1, 0), 1, 192, layers_per_block=(1, 2, 1), channels=8),
 }
 TEXTS: dict[BaseKind, dict[str, TextEncoderShape]] = {
     "sd1": {"te": TextEncoderShape(768, 12)},
@@ -111,7 +111,7 @@ def _down(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
     before = unet.block_out_channels[0]
     for level, width in enumerate(unet.block_out_channels):
         block = f"down_blocks_{level}"
-        for number in range(unet.layers_per_block):
+        for number in range(unet.layers_per_block[level]):
             yield from _resnet(f"{block}_resnets_{number}", before, width, time)
             if unet.transformer_layers[level]:
                 yield from _transformer(f"{block}_attentions_{number}", width, unet.transformer_layers[level], unet)
@@ -123,11 +123,12 @@ def _down(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
 def _up(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
     """Yield the layers of the up blocks, whose resnets also read the skip connections of the down blocks."""
     widths, depths = unet.block_out_channels[::-1], unet.transformer_layers[::-1]
+    layers = unet.layers_per_block[len(widths) - 1 :: -1]
     before = widths[0]
     for level, width in enumerate(widths):
         block, above = f"up_blocks_{level}", widths[min(level + 1, len(widths) - 1)]
-        for number in range(unet.layers_per_block + 1):
-            skip = above if number == unet.layers_per_block else width
+        for number in range(layers[level] + 1):
+            skip = above if number == layers[level] else width
             yield from _resnet(f"{block}_resnets_{number}", before + skip, width, time)
             if depths[level]:
                 yield from _transformer(f"{block}_attentions_{number}", width, depths[level], unet)

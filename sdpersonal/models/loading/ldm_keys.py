@@ -97,10 +97,12 @@ def _unet_blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     The original numbers them consecutively, diffusers by level.
     """
     yield from _UNET.items()
-    layers, levels = config["layers_per_block"], len(config["block_out_channels"])
+    levels = len(config["block_out_channels"])
+    layers = config["layers_per_block"]
+    layers = [layers] * levels if isinstance(layers, int) else list(layers)
     number = 1  # 0 is conv_in
     for level in range(levels):
-        for layer in range(layers):
+        for layer in range(layers[level]):
             yield f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{number}.0"
             yield f"down_blocks.{level}.attentions.{layer}", f"input_blocks.{number}.1"
             number += 1
@@ -109,9 +111,10 @@ def _unet_blocks(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "mid_block.resnets.0", "middle_block.0"
     yield "mid_block.attentions.0", "middle_block.1"
     yield "mid_block.resnets.1", "middle_block.2"
+    number = -1
     for level in range(levels):
-        for layer in range(layers + 1):
-            number = level * (layers + 1) + layer
+        for layer in range(layers[levels - 1 - level] + 1):
+            number += 1
             yield f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{number}.0"
             yield f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{number}.1"
         place = 2 if "CrossAttn" in config["up_block_types"][level] else 1
