@@ -220,6 +220,7 @@ def test_the_report_of_a_real_run_contains_no_photos(root, tmp_path, monkeypatch
     monkeypatch.setattr(generation, "DEFAULT_STEPS", 4)
     monkeypatch.setattr(sampling, "_SEEDS", 1)
     monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
+    monkeypatch.setattr(run, "save_curves", save_curves)  # tests plot none otherwise
     photos = root / "examples" / "photos" / "teddy-bear"
     settings = TextualInversionSettings(
         photos=photos, token="<me/teddy>", base="tiny", init="<b>bear", steps=2, batch=1, resolution=64,

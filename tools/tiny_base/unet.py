@@ -59,13 +59,8 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, 
 
     With `start`, a trained UNet, its weights are the first ones.
     """
-    stage, device, workers = preset.unet, machine.device, WorkerGroup()
-    torch.manual_seed(3)
-    unet = build().to(device)
-    if start is not None:
-        load_shallower(unet, start)
-    if device == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
+    stage, workers = preset.unet, WorkerGroup()
+    unet = _first_weights(machine.device, start)
     adam, matrices = muon.split(unet, stage.lr, apart=("conv_in", "conv_out"))
     average = runs.Average(unet, 100)
     source = feed.SceneBatches(world, 300 + workers.rank, preset.mix, preset.refill)
@@ -74,8 +69,7 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, 
     run = runs.Run(folder, stage, parts, machine.save_minutes, workers)
     while len(scenes_pool) < min(preset.pool, preset.pool_start):
         scenes_pool.add()
-    alphas = scheduler().alphas_cumprod.to(device)
-    chances = timestep_chances(scheduler().alphas_cumprod)
+    noise_source = _NoiseSource(machine.device)
     losses, shown = [], run.minutes
     for step in run.steps():
         rate = stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4)
@@ -85,17 +79,11 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, 
             workers.average(unet)
         turn = step * workers.size + workers.rank
         latents, states, weights = scenes_pool.batch(turn, stage.batch)
-        g = torch.Generator().manual_seed(turn)
-        noise = torch.randn(latents.shape, generator=g).to(device)
-        t = torch.multinomial(chances, len(latents), replacement=True, generator=g).to(device)
+        noise, t = noise_source.draw(turn, latents.shape)
         with runs.autocast(machine):
-            loss = loss_of(unet, alphas, latents, noise, t, states, weights)
+            loss = loss_of(unet, noise_source.alphas, latents, noise, t, states, weights)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        for optimizer in (adam, matrices):
-            runs.set_lr(optimizer, rate)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        _update(unet, (adam, matrices), rate)
         if step % AVERAGE_EVERY == 0:
             average.update(unet)
         losses.append(loss.detach())
@@ -109,6 +97,39 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None, 
     if snapshot and workers.rank == 0:
         snapshot(averaged_model(average))
     return averaged_model(average)
+
+
+def _first_weights(device, start):
+    torch.manual_seed(3)
+    unet = build().to(device)
+    if start is not None:
+        load_shallower(unet, start)
+    if device == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
+    return unet
+
+
+class _NoiseSource:
+    """Noise and timesteps as functions of a batch's number, whichever process trains it."""
+
+    def __init__(self, device):
+        cumulative_products = scheduler().alphas_cumprod
+        self.alphas, self._chances = cumulative_products.to(device), timestep_chances(cumulative_products)
+
+    def draw(self, number, shape):
+        """Noise of that shape, (B, C, h, w), and timesteps (B,)."""
+        g = torch.Generator().manual_seed(number)
+        noise = torch.randn(shape, generator=g)
+        t = torch.multinomial(self._chances, shape[0], replacement=True, generator=g)
+        return noise.to(self.alphas.device), t.to(self.alphas.device)
+
+
+def _update(unet, optimizers, rate):
+    torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+    for optimizer in optimizers:
+        runs.set_lr(optimizer, rate)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
