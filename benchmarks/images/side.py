@@ -13,7 +13,9 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 STARTED_AT = time.perf_counter(), time.process_time()
 
@@ -21,6 +23,21 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.images.concepts import ConceptMix  # noqa: E402
+
+
+def set_strengths(pipe: Any, strengths: Mapping[str, float]) -> None:
+    """Do as `set_adapters`, which fails where a UNet's blocks have different numbers of layers (diffusers 0.42)."""
+    names = list(strengths)
+    if isinstance(pipe.unet.config.layers_per_block, int):
+        pipe.set_adapters(names, list(strengths.values()))
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for model in (pipe.unet, pipe.text_encoder):
+        for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+            layer.set_adapter(names)
+            for name in names:
+                layer.set_scale(name, strengths[name])
 
 
 class FirstStepReached(Exception):
@@ -123,7 +140,7 @@ class DiffusersSide:
             self._loaded.clear()
         for name in {*mix.loras, *filter(None, [mix.word])} - self._loaded:
             self._load(name)
-        self._pipe.set_adapters(list(mix.loras), [0.7, 0.4][: len(mix.loras)])
+        set_strengths(self._pipe, dict(zip(mix.loras, (0.7, 0.4), strict=False)))
 
     def _load(self, name: str) -> None:
         folder, token = self._concepts / name, f"<bench/{name}>"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.images.side import set_strengths
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept
 from sdpersonal.concepts.concept_file import concept_to_bytes
@@ -149,7 +150,7 @@ def test_an_embedding_matches_diffusers(base, stock, shelf, ours, tmp_path):
 
 def test_a_lora_at_a_strength_matches_diffusers(base, stock, shelf, ours, tmp_path):
     put(stock, shelf, tmp_path, "red")
-    stock.set_adapters(["red"], [0.7])
+    set_strengths(stock, {"red": 0.7})
     made = ours("a duck<me/red:0.7>")
     close(made, theirs(stock, base, "a duck"))
     assert (made - ours("a duck")).abs().max() > 0.01
@@ -157,7 +158,7 @@ def test_a_lora_at_a_strength_matches_diffusers(base, stock, shelf, ours, tmp_pa
 
 def test_two_embeddings_with_two_loras_match_diffusers(base, stock, shelf, ours, tmp_path):
     put(stock, shelf, tmp_path, "one", "two", "red", "blue")
-    stock.set_adapters(["red", "blue"], [0.7, 0.4])
+    set_strengths(stock, {"red": 0.7, "blue": 0.4})
     made = ours("<me/one> and a <me/two> <me/red:0.7><me/blue:0.4>", compose=False)
     close(made, theirs(stock, base, "<one> and a <two>"))
 

@@ -59,7 +59,7 @@ def by_hand(concept, weights):
         ("in=0", {"unet_down": 0.0}),
         ("in=0.5:out=2:mid=-1:base=0.25", {"unet_down": 0.5, "unet_up": 2.0, "unet_mid": -1.0, "te_": 0.25}),
         ("lbw=OUTALL", {"unet_down": 0.0, "unet_mid": 0.0}),
-        ("lbw=0,0,0,0.5,0,0,0,0,0,0,0,0,0,0,0,0,0", {"unet_down_blocks_1": 0.5, "": 0.0}),  # IN04
+        ("lbw=0,0,0,0.5,0,0,0,0,0,0,0,0,0,0,0,0,0", {"unet_down_blocks_1_attentions_0": 0.5, "": 0.0}),  # IN04
     ],
 )
 def test_block_weights_scale_the_layers_of_their_blocks(tiny, duck, options, weights):

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Launches of a step of a LoRA before samples were made ahead and passes were captured (commit ac3a830), counted in the
-# same way; each had 4 copies from pageable memory too, SDXL's 10. The built-in model's 1960 are scaled by the kernels of
-# its UNet, 2180 with the layers that it has got since and 1691 without them.
+# same way; each had 4 copies from pageable memory too, SDXL's 10. The built-in model's 1960 are scaled by the kernels
+# of its UNet, 2180 with the layers that it has got since and 1691 without them.
 BEFORE = {("tiny", 4, 128): 2527, ("sd15", 4, 512): 3829, ("sdxl", 2, 1024): 12_326}
 
 
