@@ -163,18 +163,20 @@ def scored(validations: Sequence[Validation]) -> list[tuple[int, ConceptScores]]
 
 
 def best_validation(validations: Sequence[Validation]) -> Validation | None:
-    """Return the last of those within SCORE_TOLERANCE of the highest score; None if there are none. Scores that are
-    out of domain are all equally high."""
+    """Return the last of those that are as good as the one of the highest score, within SCORE_TOLERANCE; None if there
+    are none. Later ones are more like the photos, as long as they follow prompts as well: their fidelity counts too.
+    Scores that are out of domain are all equally high."""
     if out_of_domain(validations):
         return next(validation for validation in reversed(validations) if validation.scores)
-    highest = max((scores.score for _, scores in scored(validations)), default=0.0)
+    top = max((scores for _, scores in scored(validations)), key=lambda scores: scores.score, default=None)
+    if top is None:
+        return None
     return next(
-        (
-            validation
-            for validation in reversed(validations)
-            if validation.scores and validation.scores.score >= highest - SCORE_TOLERANCE
-        ),
-        None,
+        validation
+        for validation in reversed(validations)
+        if validation.scores
+        and validation.scores.score >= top.score - SCORE_TOLERANCE
+        and validation.scores.fidelity >= top.fidelity - SCORE_TOLERANCE
     )
 
 

@@ -86,21 +86,23 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "run").glob("step-*"))
 
 
-def scored(score, likeness=0.5):
-    """Scores whose score is this: its square is shared out between likeness and fidelity."""
-    return ConceptScores(score**2 / likeness, likeness, 0.0, 0.1, 0.3)
+def scored(score, fidelity=0.5):
+    """Scores whose score is this, if it is below the root of the fidelity."""
+    return ConceptScores(score**2 / fidelity, fidelity, 0.0, 0.1, 0.3)
 
 
 # --- which is the best ---
 
 
 def best_by_brute_force(validations):
-    """Of all that no other beats by more than the judge's noise, the one with the most steps."""
+    """Of all that the one of the highest score beats by no more than the noise, the one with the most steps."""
     scored_validations = [validation for validation in validations if validation.scores]
+    top = max(scored_validations, key=lambda validation: validation.scores.score, default=None)
     good = [
         a
         for a in scored_validations
-        if all(b.scores.score - a.scores.score <= SCORE_TOLERANCE for b in scored_validations)
+        if top.scores.score - a.scores.score <= SCORE_TOLERANCE
+        and top.scores.fidelity - a.scores.fidelity <= SCORE_TOLERANCE
     ]
     return max(good, key=lambda validation: validation.step, default=None)
 
@@ -110,10 +112,22 @@ def test_the_best_validation_is_the_last_within_the_score_tolerance(seed):
     rng = random.Random(seed)
     spread = rng.choice([0.01, 0.05, 0.5])
     validations = [
-        Validation(10 * i, None if rng.random() < 0.1 else scored(0.4 + spread * rng.random()))
+        Validation(
+            10 * i, None if rng.random() < 0.1 else scored(0.2 + spread * rng.random(), rng.choice([0.6, 0.63, 0.9]))
+        )
         for i in range(rng.randint(0, 12))
     ]
     assert best_validation(validations) is best_by_brute_force(validations)
+
+
+def test_a_later_validation_that_follows_prompts_less_is_not_the_best():
+    """Of a teapot whose later images were more like it and all on dark backgrounds."""
+    scores = ((160, 0.913, 0.841), (192, 1.138, 0.468), (224, 0.996, 0.744))
+    validations = [
+        Validation(step, ConceptScores(likeness, fidelity, 0, 0.1, 0.3)) for step, likeness, fidelity in scores
+    ]
+    assert validations[2].scores.score > validations[0].scores.score - SCORE_TOLERANCE
+    assert best_validation(validations).step == 160
 
 
 def test_zero_scores_are_ranked_and_missing_scores_are_not():
@@ -130,7 +144,7 @@ def test_only_the_newest_validation_can_replace_the_best(seed):
     """So its checkpoint, kept from save to save, is always there."""
     rng, validations, previous = random.Random(seed), [], None
     for step in range(1, 30):
-        validations.append(Validation(step, scored(rng.random() * 0.9)))
+        validations.append(Validation(step, scored(rng.random() * 0.7, rng.choice([0.6, 0.63, 0.9]))))
         best = best_validation(validations)
         assert best in (previous, validations[-1])
         previous = best
