@@ -51,7 +51,11 @@ def measure_run(context, subject, method, clip):
         summary = reach.train_and_time(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
         run = folder / method
         entries = [
-            {"step": validation.step, "score": round(validation.scores.score, 3)}
+            {
+                "step": validation.step,
+                "score": round(validation.scores.score, 3),
+                "fidelity": round(validation.scores.fidelity, 3),
+            }
             | clip.likeness(validation_images(run, validation.step), unseen)
             for validation in read_validations(run)
         ]
@@ -62,7 +66,10 @@ def measure_run(context, subject, method, clip):
 def apply_rules(method, measured_run):
     """Apply the stopping rule to a run; return where it ends, and the picked, last and best of its validations, and the
     best of those in the first half of the schedule."""
-    validations = [Validation(entry["step"], _TrialScore(entry["score"])) for entry in measured_run["trials"]]
+    validations = [
+        Validation(entry["step"], _TrialScore(entry["score"], entry.get("fidelity", 1.0)))  # some runs recorded none
+        for entry in measured_run["trials"]
+    ]
     name = method if method == "textual-inversion" else f"dreambooth-{method}"
     end = _end_step(validations, measured_run["measured"], preset(name, "tiny").pivot_steps)
     by_step = {entry["step"]: entry for entry in measured_run["trials"]}
@@ -85,6 +92,7 @@ class _TrialScore:
     """The part of a validation's scores that the rules read."""
 
     score: float
+    fidelity: float
     out_of_domain: bool = False
 
 
