@@ -86,7 +86,9 @@ def remove(path: Path) -> None:
             doomed = temporary_path(path)
             os.rename(path, doomed)
             sync_folder(path.parent)
-            shutil.rmtree(doomed)
+            while os.path.lexists(doomed):
+                with suppress(FileNotFoundError):  # something in it was just deleted by another thread or process
+                    shutil.rmtree(doomed)
         else:
             os.unlink(path)
         sync_folder(path.parent)

@@ -229,6 +229,25 @@ def test_remove_deletes_a_link_and_keeps_its_target(tmp_path):
         storage.remove(tmp_path / "real")
 
 
+def test_remove_deletes_a_folder_of_which_another_deletes_a_part_meanwhile(tmp_path, monkeypatch):
+    """As when a training is discarded while its photos are being deleted."""
+    folder, real = tmp_path / "run", os.unlink
+    (folder / "photos").mkdir(parents=True)
+    for name in ("1.jpg", "2.jpg"):
+        (folder / "photos" / name).write_bytes(b"x")
+    both = []
+
+    def unlink(path, **options):
+        if not both:
+            both.append(path)
+            real(path, **options)  # the other comes first
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    storage.remove(folder)
+    assert both and content(tmp_path) == {}
+
+
 def test_rename_refuses_to_overwrite(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
