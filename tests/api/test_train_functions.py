@@ -45,7 +45,10 @@ def test_progress_is_reported_after_every_step(trained):
 
 
 def test_a_notebook_shows_the_loss_if_there_are_no_samples(trained):
-    assert trained[0]._repr_png_() == (trained[0].run / "loss.png").read_bytes()
+    picture = trained[0]._repr_png_()
+    assert picture == (trained[0].run / "loss.png").read_bytes()
+    with Image.open(io.BytesIO(picture)) as image:
+        assert image.format == "PNG"
 
 
 def test_a_notebook_shows_the_sample_sheet(trained, tmp_path):

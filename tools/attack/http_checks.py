@@ -34,7 +34,7 @@ FORM = "Content-Type: application/x-www-form-urlencoded"
 JSON = {"Content-Type": "application/json"}
 MULTIPART = "Content-Type: multipart/form-data; boundary=B"
 TRIED, GUESSES = 5, 300
-PATIENCE = 5.0  # seconds that others may wait; a blocked server takes 20 and more, and a busy machine half a second
+PATIENCE = 5.0  # seconds that others may wait, on a machine that is busy with other tests too
 
 
 _APP_GETS = "state events jobs gallery concepts models trainings drafts images/2026-01-01/1.png x ../app/state"

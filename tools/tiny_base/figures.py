@@ -75,6 +75,15 @@ def _test_prompts(world, count, seed):
     return [(int(rng.integers(len(world.looks))), name, kinds[int(rng.integers(len(kinds)))]) for name in names]
 
 
+def _test_scenes(context, seed=902):
+    """The (look, name, place) of the test prompts, and a scene of one thing for each."""
+    subjects = _test_prompts(context.world, context.preset.prompts, seed)
+    return subjects, [
+        scenes.single_thing_scene(context.world, look, name, kind, seed, i)
+        for i, (look, name, kind) in enumerate(subjects)
+    ]
+
+
 @torch.no_grad()
 def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
     """Prompts -> (N, 3, 128, 128) in -1..1; picture i from seed + i."""
@@ -92,14 +101,11 @@ def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
 @torch.no_grad()
 def pictures(context, pipe, guidance=unet.GUIDANCE):
     """ "a LOOK of a NAME on PLACE": named right by the CLIP and by the second judge, beside real pictures' scores."""
-    world, count = context.world, context.preset.prompts
-    subjects = _test_prompts(world, count, 902)
-    staged = [
-        scenes.single_thing_scene(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(subjects)
-    ]
-    real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])
+    subjects, staged = _test_scenes(context)
+    renderer = render.Renderer(context.world.sprites)
+    real = torch.cat([render.render(renderer, staged[i : i + 40]) for i in range(0, len(staged), 40)])
     drawn = generate(pipe, [scene.caption for scene in staged], guidance=guidance)
-    rows = {label: _recognised(context, some, subjects) for label, some in (("real", real), ("drawn", drawn))}
+    rows = {label: _recognised(context, images, subjects) for label, images in (("real", real), ("drawn", drawn))}
     both = [p for pair in zip(real[:24], drawn[:24], strict=True) for p in pair]
     names = [c for s in staged[:24] for c in ("real", s.caption)]
     sheets.sheet(torch.stack(both), names, context.work / "look" / "real-and-drawn.png", columns=12)
@@ -127,12 +133,8 @@ def _recognised(context, images, subjects):
 @torch.no_grad()
 def few_steps(context, pipe):
     """The same prompts in few steps of DPM++ 2M: what is recognised, and seconds an image, one after the other."""
-    world, count, rows = context.world, context.preset.prompts, {}
-    subjects = _test_prompts(world, count, 902)
-    prompts = [
-        scenes.single_thing_scene(world, look, name, kind, 902, i).caption
-        for i, (look, name, kind) in enumerate(subjects)
-    ]
+    (subjects, staged), rows = _test_scenes(context), {}
+    prompts = [scene.caption for scene in staged]
     generator = Generator(load_base(str(context.weights_folder), device="cpu"))
     for steps in (4, 6, 8):
         requests = [
@@ -141,7 +143,7 @@ def few_steps(context, pipe):
         ]
         began = time.perf_counter()
         images = [np.asarray(image.image) for request in requests for image in generator.generate(request)]
-        seconds = (time.perf_counter() - began) / count
+        seconds = (time.perf_counter() - began) / len(prompts)
         drawn = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
         rows[f"{steps} steps"] = _recognised(context, drawn, subjects) | {"picture_s": round(seconds, 2)}
         sheets.sheet(drawn[:24], prompts[:24], context.work / "look" / f"few-steps-{steps}.png", columns=12)

@@ -13,7 +13,7 @@ DETAIL = 0.2  # the deviation from a blurred image at edges and eyes, of values 
 
 
 def loss_weights(pictures, cover):
-    """How much an error at each position of the latents counts: (B, 1, 16, 16), from 0.5 to 3.
+    """Return how much an error at each position of the latents counts: (B, 1, 16, 16), from 0.5 to 3.
 
     Pictures are (B, 3, 128, 128) in -1..1, cover (B, 1, 128, 128) is 1 where a thing is. Things count more than what is
     behind them, and their edges, eyes and mouths more than their surfaces.

@@ -21,7 +21,7 @@ ROWS = (  # the concept whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
     (SUBJECT, f"{SUBJECT} in space"),
     (OTHER, f"{OTHER} in the snow"),
-    (STYLE, f"a duck in the style of {STYLE.replace('>', ':guidance=2>')}"),
+    (STYLE, "a duck in the style of <demo/cyanotype:guidance=2>"),
     (STYLE, f"{SUBJECT} in the snow in the style of {STYLE}"),
     (OTHER, f"{SUBJECT} next to {OTHER} on the beach"),
 )

@@ -123,7 +123,7 @@ def _down(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
 def _up(unet: UnetShape, time: int) -> Iterator[tuple[str, Shape]]:
     """Yield the layers of the up blocks, whose resnets also read the skip connections of the down blocks."""
     widths, depths = unet.block_out_channels[::-1], unet.transformer_layers[::-1]
-    layers = unet.layers_per_block[len(widths) - 1 :: -1]
+    layers = unet.layers_per_block[: len(widths)][::-1]
     before = widths[0]
     for level, width in enumerate(widths):
         block, above = f"up_blocks_{level}", widths[min(level + 1, len(widths) - 1)]
